@@ -1,0 +1,157 @@
+"""What can go wrong, drawn as a tree.
+
+    LoratlasError                 catch this one to catch them all
+    ├── RequestError              exit 2: what was asked for cannot be done as written
+    │   ├── ModelError            an unknown model, a directory without a config, no network
+    │   ├── PlacementError        a placement that does not parse, matches nothing or contradicts itself
+    │   ├── BudgetError           a budget that does not parse or is smaller than one rank
+    │   ├── AttachError           PEFT would adapt other sites than the plan names
+    │   ├── DataError             rows that are missing, broken, unlabelled or too long
+    │   ├── SpecError             a study file with an unknown key or a value out of range
+    │   ├── SettingsError         a learning rate, a count or a combination that makes no sense
+    │   └── OutputError           a folder that holds something else, or cannot be written
+    ├── RunError                  exit 3: a run that began could not go on
+    │   ├── StorageError          the disk is full or no longer writable; what was finished stays
+    │   └── DivergedError         the loss became NaN or infinite; the last good state is kept
+    └── Interrupted               exit 130: Ctrl-C; everything finished is saved
+
+Every error says what was given, what was found and what to write instead:
+
+>>> error = BudgetError(given="--budget params=3", found="one rank at one site costs 512 parameters",
+...                     instead="a budget of at least params=512")
+>>> print(error)
+Given: --budget params=3. Found: one rank at one site costs 512 parameters. Instead: a budget of at least params=512.
+>>> error.exit_code, error.code
+(2, 'budget')
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LoratlasError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        given: what the user wrote or passed.
+        found: what loratlas saw when it looked.
+        instead: what to write or do instead.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, *, given: str, found: str, instead: str) -> None:
+        self.given = given
+        self.found = found
+        self.instead = instead
+        super().__init__(given, found, instead)
+
+    def __str__(self) -> str:
+        parts = (("Given", self.given), ("Found", self.found), ("Instead", self.instead))
+        return " ".join(f"{label}: {text.rstrip('. ')}." for label, text in parts)
+
+    def __reduce__(self):
+        # Keyword-only arguments do not survive the default protocol; worker processes hand errors over.
+        return _rebuild, (type(self), self.given, self.found, self.instead, self.__dict__)
+
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """The object printed under ``--json``: ``{"error": {"code", "given", "found", "instead"}}``."""
+        return {"error": {"code": self.code, "given": self.given, "found": self.found, "instead": self.instead}}
+
+
+def _rebuild(kind: type[LoratlasError], given: str, found: str, instead: str, state: dict) -> LoratlasError:
+    error = kind.__new__(kind)
+    LoratlasError.__init__(error, given=given, found=found, instead=instead)
+    error.__dict__.update(state)
+    return error
+
+
+class RequestError(LoratlasError):
+    """What was asked for cannot be done as written."""
+
+    code = "request"
+    exit_code = 2
+
+
+class ModelError(RequestError):
+    """The model cannot be found, read or built."""
+
+    code = "model"
+
+
+class PlacementError(RequestError):
+    """A placement text that does not parse, matches nothing or contradicts itself.
+
+    Args:
+        position: index of the character in the text where the trouble begins, if there is one.
+    """
+
+    code = "placement"
+
+    def __init__(self, *, given: str, found: str, instead: str, position: int | None = None) -> None:
+        super().__init__(given=given, found=found, instead=instead)
+        self.position = position
+
+
+class BudgetError(RequestError):
+    """A budget that does not parse, or that cannot pay for one rank."""
+
+    code = "budget"
+
+
+class AttachError(RequestError):
+    """PEFT would adapt other sites than the plan names."""
+
+    code = "attach"
+
+
+class DataError(RequestError):
+    """Rows that are missing, broken, unlabelled or too long."""
+
+    code = "data"
+
+
+class SpecError(RequestError):
+    """A study file with an unknown key or a value out of range."""
+
+    code = "spec"
+
+
+class SettingsError(RequestError):
+    """A training setting that makes no sense."""
+
+    code = "settings"
+
+
+class OutputError(RequestError):
+    """A folder that holds something else, or that cannot be written."""
+
+    code = "output"
+
+
+class RunError(LoratlasError):
+    """A run that began could not go on."""
+
+    code = "run"
+    exit_code = 3
+
+
+class StorageError(RunError):
+    """The disk is full or no longer writable; what was finished stays readable."""
+
+    code = "storage"
+
+
+class DivergedError(RunError):
+    """The loss became NaN or infinite; the last good state is kept."""
+
+    code = "diverged"
+
+
+class Interrupted(LoratlasError):
+    """Ctrl-C: everything finished is saved, and ``instead`` says how to resume."""
+
+    code = "interrupted"
+    exit_code = 130

@@ -1,0 +1,27 @@
+"""What all tests share: no network, one thread, and where the real data lies, if it does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("LORATLAS_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture
+def shared():
+    """``shared("data/x.jsonl.gz")``: a real file outside the project, or a skip that says which one is missing."""
+
+    def find(relative: str) -> Path:
+        path = SHARED / relative
+        if not path.exists():
+            pytest.skip(f"needs the real file {relative}, which is not beside this checkout (LORATLAS_SHARED)")
+        return path
+
+    return find
