@@ -1,0 +1,291 @@
+"""From a name, a directory or a file to a config, a model without weights, or a model with them.
+
+Code that a repository brings along is never run: ``trust_remote_code`` is off throughout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratlas.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_DTYPES = ("float32", "bfloat16")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and remarks while a model is built.
+
+    Its remarks are about generation settings or weights a later step loads; errors still raise.
+    """
+    from transformers.utils import logging as hf_logging
+
+    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
+    """Find a model's config; no weights are read.
+
+    Args:
+        source: a Hub id, a directory with a ``config.json``, such a file itself, or a config.
+
+    Returns:
+        The config, of the class that transformers has for its ``model_type``.
+
+    Raises:
+        ModelError: nothing there, no network, broken JSON, or an architecture that transformers does not know.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    if isinstance(source, PretrainedConfig):
+        return source
+    path = Path(source)
+    if path.is_file():
+        return _config_from_file(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                given=str(source),
+                found="a directory without a config.json",
+                instead="a directory that save_pretrained wrote, or a Hub id",
+            )
+        return _config_from_file(path / "config.json")
+    if _looks_like_a_path(str(source)):
+        raise ModelError(
+            given=str(source), found="no such file or directory", instead="an existing path, or a Hub id"
+        )
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _hub_error(str(source), error) from error
+
+
+def _config_from_file(path: Path) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(
+            given=str(path), found=f"not readable as JSON ({error})", instead="a model's config.json"
+        ) from error
+    if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
+        raise ModelError(
+            given=str(path),
+            found="JSON without a model_type",
+            instead="the config.json of a transformers model",
+        )
+    model_type = data.pop("model_type")
+    try:
+        with quiet():
+            return AutoConfig.for_model(model_type, **data)
+    except Exception as error:
+        # Config classes validate their fields with exceptions of several libraries.
+        raise ModelError(
+            given=str(path),
+            found=f"a config of type {model_type!r} that transformers {_version()} refuses: {_first_line(error)}",
+            instead="a config that this version of transformers can build",
+        ) from error
+
+
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """Build the model on the meta device: all names and shapes, no memory.
+
+    Args:
+        config: of a causal language model; of one with several towers, the text part is built.
+
+    Returns:
+        The model in eval mode, parameters on the meta device, tied ones tied.
+
+    Raises:
+        ModelError: transformers has no causal language model for this config, or cannot build it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    text = config.get_text_config(decoder=True)
+    known = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
+    chosen = text if type(text) in known else config
+    if type(chosen) not in known:
+        raise ModelError(
+            given=f"a config of type {config.model_type!r}",
+            found="transformers has no causal language model of that type",
+            instead="a decoder such as gpt2, llama, mistral, qwen3, gemma3 or phi3",
+        )
+    try:
+        with quiet(), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(chosen, trust_remote_code=False).eval()
+    except Exception as error:
+        # Whatever a model class raises on sizes that do not fit together is the config's fault here.
+        raise ModelError(
+            given=f"a config of type {config.model_type!r}",
+            found=f"transformers {_version()} cannot build it: {_first_line(error)}",
+            instead="sizes that fit together",
+        ) from error
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    attn: str = "sdpa",
+    base_dropout: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model, frozen and ready to carry adapters.
+
+    Args:
+        source: a Hub id or a directory with weights.
+        dtype: ``"float32"``, ``"bfloat16"``, or None for the type the weights are stored in.
+        quantize: ``"4bit"`` through bitsandbytes, or None.
+        attn: name of transformers' attention implementation; one the model lacks falls back to its own.
+        base_dropout: keep the config's dropout probabilities. Off by default: they break pairing and packing.
+
+    Returns:
+        The model in eval mode, no parameter requiring a gradient, ``config.use_cache`` off.
+
+    Raises:
+        ModelError: see :func:`load_config`; weights missing or broken; bitsandbytes not installed.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if dtype is not None and dtype not in _DTYPES:
+        raise ModelError(
+            given=f"dtype {dtype!r}", found="not a type to train in", instead=" or ".join(_DTYPES)
+        )
+    config = load_config(source)
+    if not base_dropout:
+        zero_dropout(config)
+    config.use_cache = False
+    text = config.get_text_config(decoder=True)
+    known = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
+    if type(text) in known:
+        config = text
+    options: dict[str, Any] = {"config": config, "trust_remote_code": False}
+    options["dtype"] = getattr(torch, dtype) if dtype else "auto"
+    if quantize is not None:
+        options |= _quantization(quantize, dtype)
+    path = Path(source).parent if Path(source).is_file() else source
+    try:
+        with quiet():
+            model = _from_pretrained(str(path), attn, options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if not Path(path).is_dir():
+            raise _hub_error(str(source), error) from error
+        raise ModelError(
+            given=str(source),
+            found=f"a config but no weights that load: {_first_line(error)}",
+            instead="a directory with model.safetensors as save_pretrained writes it",
+        ) from error
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _from_pretrained(path: str, attn: str, options: dict[str, Any]) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, attn_implementation=attn, **options)
+    except ValueError as error:
+        if "attention" not in str(error).lower() and "attn" not in str(error).lower():
+            raise
+        # gptj, gpt_neo, bloom and mpt have attention code of their own only.
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+
+
+def zero_dropout(config: PretrainedConfig) -> None:
+    """Set every dropout probability of a config (and of configs inside it) to 0, in place.
+
+    A probability is told by its name: ``…dropout…``, ``…_pdrop``, ``…_drop``, ``layerdrop``.
+    """
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "to_diff_dict"):
+            zero_dropout(value)
+        elif isinstance(value, float) and ("drop" in name.lower()):
+            setattr(config, name, 0.0)
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if isinstance(inner, float) and "drop" in str(key).lower():
+                    value[key] = 0.0
+
+
+def _quantization(quantize: str, dtype: str | None) -> dict[str, Any]:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantize != "4bit":
+        raise ModelError(
+            given=f"--quantize {quantize}", found="an unknown quantisation", instead="--quantize 4bit"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            given="--quantize 4bit",
+            found="bitsandbytes is not installed",
+            instead='pip install "loratlas[quantize]", or no --quantize',
+        )
+    compute = getattr(torch, dtype or "bfloat16")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    return {"quantization_config": config, "dtype": compute}
+
+
+def _looks_like_a_path(text: str) -> bool:
+    # A Hub id is "name" or "owner/name": anything deeper, or written like a path, can only be a path.
+    return (
+        text.startswith((".", "/", "~"))
+        or text.count("/") > 1
+        or text.endswith((".json", "/"))
+        or not text.strip()
+    )
+
+
+def _hub_error(source: str, error: Exception) -> ModelError:
+    if isinstance(error, (ValueError, KeyError)) and "model type" in str(error).lower():
+        return ModelError(
+            given=source,
+            found=f"an architecture that transformers {_version()} does not know, or that brings its own code",
+            instead="a model whose code is part of transformers",
+        )
+    text = str(error).lower()
+    if "not a valid model identifier" in text or "404" in text or "repository not found" in text:
+        found = "neither a local directory nor a model on the Hub that can be read without logging in"
+    else:
+        found = "no local directory of that name, no copy in the cache, and the Hub could not be reached"
+    return ModelError(
+        given=source, found=found, instead="a local directory with a config.json, or a Hub id while online"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _version() -> str:
+    import transformers
+
+    return transformers.__version__

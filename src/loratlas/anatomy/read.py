@@ -1,0 +1,106 @@
+"""From a model, or its config alone, to its anatomy.
+
+>>> from transformers import LlamaConfig
+>>> config = LlamaConfig(num_hidden_layers=2, hidden_size=48, num_attention_heads=6, num_key_value_heads=2,
+...                      intermediate_size=80, vocab_size=96)
+>>> anatomy = read(config)
+>>> [(site.role, site.shape) for site in anatomy if site.layer == 0]  # doctest: +NORMALIZE_WHITESPACE
+[('attn.q', (48, 48)), ('attn.k', (16, 48)), ('attn.v', (16, 48)), ('attn.o', (48, 48)),
+ ('ffn.gate', (80, 48)), ('ffn.up', (80, 48)), ('ffn.down', (48, 80))]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratlas.anatomy.load import load_config, meta_model
+from loratlas.anatomy.sites import Anatomy, Site, Unresolved
+from loratlas.anatomy.sizes import config_digest, sizes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def read(source: str | Path | PretrainedConfig | PreTrainedModel | Any) -> Anatomy:
+    """Map every matrix of a causal language model.
+
+    No weights are read and no memory is taken for them: the model is built on the meta device from its config,
+    also where a live model is given, whose matrices are then checked to be those of the config.
+
+    Args:
+        source: a Hub id, a directory, a ``config.json``, a config, a model, or a PEFT model around one.
+
+    Returns:
+        Every parameter of two or more dimensions once: as a site, or as unresolved.
+
+    Raises:
+        ModelError: the model cannot be found or built, or a live model is not the one its config describes.
+    """
+    from loratlas.anatomy.roles import decide
+    from loratlas.anatomy.structure import matrices
+
+    live = source if hasattr(source, "named_parameters") else None
+    config = load_config(live.config if live is not None else source)
+    model = meta_model(config)
+    numbers = sizes(model.config)
+    found = matrices(model)
+    first: dict[int, str] = {}
+    sites: list[Site] = []
+    unresolved: list[Unresolved] = []
+    decisions = decide(model, found, numbers)
+    for matrix in found:
+        tied_to = first.get(id(matrix.parameter))
+        first.setdefault(id(matrix.parameter), matrix.path)
+        decision = decisions[matrix.path]
+        if decision.role is None:
+            unresolved.append(
+                Unresolved(
+                    path=matrix.path,
+                    module=matrix.module,
+                    shape=matrix.shape,
+                    reason=decision.reason,
+                    opinions=decision.opinions,
+                )
+            )
+            continue
+        flags = set(decision.flags)
+        if matrix.kind == "conv1d":
+            flags.add("transposed")
+        if tied_to is not None:
+            flags.add("tied")
+        sites.append(
+            Site(
+                path=matrix.path,
+                module=matrix.module,
+                layer=matrix.layer,
+                scope="decoder",
+                role=decision.role,
+                shape=matrix.linear_shape,
+                kind=matrix.kind,
+                flags=frozenset(flags),
+                layout=decision.layout,
+                input_group=decision.input_group,
+                tied_to=tied_to,
+            )
+        )
+    embedding = next((site for site in sites if site.role == "embed"), None)
+    return Anatomy(
+        model=_name(source, config),
+        model_type=config.model_type,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=numbers.layers,
+        sites=tuple(sites),
+        unresolved=tuple(unresolved),
+        config_digest=config_digest(model.config),
+        hidden=numbers.hidden,
+        vocabulary=embedding.shape[0] if embedding else int(getattr(config, "vocab_size", 0) or 0),
+        heads=numbers.heads,
+        context=numbers.context,
+    )
+
+
+def _name(source: Any, config: PretrainedConfig) -> str:
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return config.name_or_path or config.model_type
