@@ -1,0 +1,269 @@
+"""Rows become token ids, with a mark on every token that the loss counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loratlas.data.rows import Rows
+from loratlas.data.template import render, template_name
+from loratlas.errors import DataError, ModelError
+
+CHUNK = 4096
+"""Texts tokenised in one call; large enough for the tokenizer's own threads, small enough for the memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One row as tokens.
+
+    Args:
+        input_ids: int32 [n].
+        labelled: bool [n]; ``labelled[t]`` says that token t is predicted (from the tokens before it) and counted.
+            Never at t = 0, for nothing comes before it.
+        row: place of the row in its `Rows`, from 0.
+    """
+
+    input_ids: np.ndarray
+    labelled: np.ndarray
+    row: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeReport:
+    """What became of the rows: ``rows = kept + dropped + empty``.
+
+    Args:
+        rows: rows given.
+        kept: rows that became examples.
+        cut: kept rows that lost tokens (from the prompt's left; raw text from its right end).
+        dropped: rows whose answer alone is longer than the limit.
+        empty: rows without an answer.
+        tokens: tokens of the kept rows.
+        answer_tokens: tokens that the loss counts.
+    """
+
+    rows: int
+    kept: int
+    cut: int
+    dropped: int
+    empty: int
+    tokens: int
+    answer_tokens: int
+
+    def sentence(self) -> str:
+        """One line for people.
+
+        >>> EncodeReport(rows=9, kept=7, cut=1, dropped=2, empty=0, tokens=70, answer_tokens=30).sentence()
+        '7 of 9 rows, 70 tokens, 30 counted by the loss; 1 cut to the length limit; 2 dropped as too long'
+        """
+        parts = [
+            f"{self.kept:,} of {self.rows:,} rows, {self.tokens:,} tokens, {self.answer_tokens:,} counted by the loss"
+        ]
+        if self.cut:
+            parts.append(f"{self.cut:,} cut to the length limit")
+        if self.dropped:
+            parts.append(f"{self.dropped:,} dropped as too long")
+        if self.empty:
+            parts.append(f"{self.empty:,} left out, having no answer")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Examples of one source, ready for batches.
+
+    Args:
+        examples: in the order of the rows.
+        report: what became of the rows.
+        digest: first 16 hex digits of the SHA-256 over ids and marks.
+        template: the template that was used, in words.
+        pad_id: id to fill padded places with; it is never attended to and never counted.
+        source: where the rows came from.
+    """
+
+    examples: tuple[Example, ...]
+    report: EncodeReport
+    digest: str
+    template: str
+    pad_id: int
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a local directory or a Hub id. One without a pad token is fine: no row is added for it.
+
+    Raises:
+        ModelError: there is none, or it cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except Exception as error:  # transformers raises a dozen kinds here
+        words = " ".join(str(error).split())[:300]
+        raise ModelError(
+            given=str(source),
+            found=f"no tokenizer could be read there ({words})",
+            instead="a directory with tokenizer.json or a Hub id of a model with a tokenizer",
+        ) from error
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id for padded places: pad, else eos, else sep, else 0. Padded places are masked and never counted."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def opening_ids(tokenizer: Any) -> list[int]:
+    """The special tokens that this tokenizer puts before a text (a begin token or none)."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    opening = []
+    for token, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+        if not special:
+            break
+        opening.append(token)
+    return opening
+
+
+def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer") -> Encoded:
+    """Tokenise rows.
+
+    A row longer than ``max_length`` loses tokens from the left of its prompt; a begin token stays. In a conversation,
+    whole early exchanges go when its first prompt is not enough. The row is dropped when its last answer does not fit
+    with one token before it. Raw text (form ``text``) has no prompt and keeps its first ``max_length`` tokens.
+    All of it is counted.
+
+    Args:
+        rows: what `load_rows` returned.
+        tokenizer: a tokenizer of transformers.
+        max_length: longest example, in tokens, at least 2.
+        loss: ``answer``: only answers are counted, each with the token that ends it. ``all``: every token but the first.
+
+    Raises:
+        DataError: all rows too long, no answer token anywhere, or a template that does not fit.
+    """
+    if max_length < 2:
+        raise DataError(
+            given=f"--max-length {max_length}", found="no token left to predict", instead="2 or more"
+        )
+    if loss not in ("answer", "all"):
+        raise DataError(given=f"--loss {loss}", found="an unknown loss", instead="answer or all")
+    plain = not tokenizer.chat_template or rows.form == "text"
+    opening = opening_ids(tokenizer) if plain else []  # a chat template writes its own begin token
+    examples: list[Example] = []
+    cut = dropped = empty = 0
+    for index, (ids, labelled) in enumerate(_tokens(rows, tokenizer, opening)):
+        answered = any(t.content.strip() for t in rows.rows[index].turns if t.role in ("assistant", "text"))
+        if loss == "answer" and not (answered and labelled[1:].any()):
+            empty += 1
+            continue
+        if len(ids) > max_length:
+            kept = _shortened(labelled, max_length, len(opening), keeps_head=rows.form == "text")
+            if kept is None:
+                dropped += 1
+                continue
+            ids, labelled = ids[kept], labelled[kept]
+            cut += 1
+        counted = np.ones(len(ids), dtype=bool) if loss == "all" else labelled
+        counted[0] = False
+        if not counted.any():
+            empty += 1
+            continue
+        examples.append(Example(input_ids=ids, labelled=counted, row=index))
+    report = EncodeReport(
+        rows=len(rows),
+        kept=len(examples),
+        cut=cut,
+        dropped=dropped,
+        empty=empty,
+        tokens=sum(len(example) for example in examples),
+        answer_tokens=sum(int(example.labelled.sum()) for example in examples),
+    )
+    if not examples:
+        raise _nothing_left(rows, report, max_length)
+    return Encoded(
+        examples=tuple(examples),
+        report=report,
+        digest=_digest(examples),
+        template=template_name(tokenizer, rows.form),
+        pad_id=pad_id(tokenizer),
+        source=rows.source,
+    )
+
+
+def _tokens(rows: Rows, tokenizer: Any, opening: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and answer marks of each row. All pieces of a chunk of rows are tokenised in one call."""
+    begin = np.asarray(opening, dtype=np.int32)
+    for start in range(0, len(rows), CHUNK):
+        rendered = [render(row, tokenizer) for row in rows.rows[start : start + CHUNK]]
+        texts = [text for pieces in rendered for text, _ in pieces]
+        # Long texts are meant to be long here: `verbose` would warn about the model's limit, which `encode` obeys.
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        found = iter(encoded["input_ids"] if texts else [])
+        for pieces in rendered:
+            parts, marks = [begin], [np.zeros(len(begin), dtype=bool)]
+            for _, labelled in pieces:
+                ids = next(found)
+                parts.append(np.asarray(ids, dtype=np.int32))
+                marks.append(np.full(len(ids), labelled))
+            yield np.concatenate(parts), np.concatenate(marks)
+
+
+def _shortened(labelled: np.ndarray, limit: int, opening: int, *, keeps_head: bool) -> np.ndarray | None:
+    """Indices of the tokens that stay, or None when the last answer does not fit.
+
+    The cut may fall anywhere in a prompt, and never inside an answer: half an answer is another answer.
+    """
+    n = len(labelled)
+    if keeps_head:
+        return np.arange(limit)
+    starts = np.flatnonzero(labelled & ~np.concatenate([[False], labelled[:-1]]))
+    if not len(starts):  # only under loss "all": no answer to protect
+        first = n - (limit - opening)
+    else:
+        context = 0 if opening else 1  # one token before the last answer, to predict its first token from
+        first = n - (limit - opening)
+        if first > starts[-1] - context:
+            return None
+        while labelled[first] and first not in starts:  # inside an answer: go on to the end of it
+            first += 1
+        if labelled[first] and context:
+            first = first + int(np.argmin(labelled[first:]))
+    return np.concatenate([np.arange(opening), np.arange(first, n)])
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(len(example).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(example.input_ids, dtype="<i4").tobytes())
+        digest.update(np.packbits(example.labelled).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _nothing_left(rows: Rows, report: EncodeReport, max_length: int) -> DataError:
+    if report.dropped:
+        return DataError(
+            given=f"{rows.source} with --max-length {max_length}",
+            found=f"all rows too long: {report.dropped} of {report.rows} have an answer that does not fit",
+            instead="a larger --max-length",
+        )
+    return DataError(
+        given=rows.source,
+        found=f"zero answer tokens: none of the {report.rows} rows has an answer",
+        instead="rows with answers, or --loss all",
+    )
