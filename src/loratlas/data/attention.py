@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional as F
 
 NAME = "loratlas_packed"
 SLACK = 0.8
 """A segment joins a block when it is at least this share of the block's longest."""
-
-_ACTIVE = threading.local()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +75,63 @@ class Layout:
         )
 
 
+class _Active(threading.local):
+    """What the attention function reads: the layout of the batch under way, and the windows it has met."""
+
+    windows: set[int] | None = None
+    state: tuple[Layout, Sequence[Any]] | None = None
+
+
+_ACTIVE = _Active()
+
+
 @contextmanager
 def use_layout(layout: Layout, configs: Sequence[Any]) -> Iterator[None]:
     """Switch the given configs to packed attention over this layout, and back afterwards."""
-    before = getattr(_ACTIVE, "layout", None)
-    names = [config._attn_implementation_internal for config in configs]
-    _ACTIVE.layout = layout
+    before, names = _ACTIVE.state, [config._attn_implementation_internal for config in configs]
+    _ACTIVE.state = (layout, configs)
     for config in configs:
         config._attn_implementation_internal = NAME
     try:
         yield
     finally:
-        _ACTIVE.layout = before
+        _ACTIVE.state = before
         for config, name in zip(configs, names, strict=True):
             config._attn_implementation_internal = name
+
+
+@contextmanager
+def windows_seen() -> Iterator[set[int]]:
+    """Collects the sliding windows that models hand to the attention function."""
+    _ACTIVE.windows = windows = set()
+    try:
+        yield windows
+    finally:
+        _ACTIVE.windows = None
+
+
+def carrying(checkpoint: Any) -> Any:
+    """A checkpoint function whose recomputed layers see the layout that they saw the first time.
+
+    Layers under gradient checkpointing run again in the backward pass, when the batch's context has been left and
+    another batch may even have passed; on a GPU they do so in another thread.
+    """
+    if getattr(checkpoint, "carries_layout", False):
+        return checkpoint
+
+    def run(function: Any, *arguments: Any) -> Any:
+        state = _ACTIVE.state
+        if state is None:
+            return checkpoint(function, *arguments)
+
+        def inside(*inner: Any) -> Any:
+            with use_layout(*state):
+                return function(*inner)
+
+        return checkpoint(inside, *arguments)
+
+    run.carries_layout = True  # type: ignore[attr-defined]
+    return run
 
 
 def register() -> None:
@@ -110,12 +151,19 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_kwargs: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of the pack: query [1, H, T, D], key and value [1, H_kv, T, D]; returns [1, T, H, D_v]."""
-    layout: Layout | None = getattr(_ACTIVE, "layout", None)
+    layout = _ACTIVE.state[0] if _ACTIVE.state else None
     if layout is None or query.shape[2] != layout.tokens or key.shape[2] != layout.tokens:
         raise RuntimeError("packed attention was called outside of its batch")
+    for name in ("s_aux", "position_bias", "cache"):
+        if kwargs.get(name) is not None:
+            raise RuntimeError(f"packed attention does not know {name}")
+    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise RuntimeError("packed attention is causal")
+    if _ACTIVE.windows is not None and sliding_window is not None:
+        _ACTIVE.windows.add(sliding_window)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     outs = []
     for block in layout.blocks:
