@@ -1,7 +1,8 @@
 """Causal attention inside each example of a packed batch.
 
-Registered with transformers as ``loratlas_packed``. Segments of similar length are gathered into a few padded blocks;
-padding stands right of the tokens, so that the causal mask alone keeps tokens from seeing it. No T × T mask is made.
+Registered with transformers as ``loratlas_packed``. Segments of similar length are gathered into a few padded
+blocks; padding stands right of the tokens, so that the causal mask alone keeps tokens from seeing it. No T × T mask
+is made, and everything else in the model works on the pack without padding.
 """
 
 from __future__ import annotations
@@ -14,72 +15,93 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+
+from loratlas.data.blocks import attend, attend_short, is_short
 
 NAME = "loratlas_packed"
-SLACK = 0.8
+
+SLACK = 0.75
 """A segment joins a block when it is at least this share of the block's longest."""
+
+BLOCK_PAIRS = 2**16
+"""Pairs of tokens (segments × length²) per block; more would leave the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Segments side by side: ``b`` segments of at most ``length`` tokens."""
+    """Segments side by side.
+
+    Args:
+        segments: how many.
+        length: tokens of the longest.
+        gather: int64 [segments * length]; place of each token in the pack. Padding repeats the segment's last token.
+        padding: bool [segments, length], True on padding; None when there is none.
+    """
 
     segments: int
     length: int
-    gather: torch.Tensor  # int64 [b * length]: place of each token in the pack; padding repeats a token
+    gather: torch.Tensor
+    padding: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where the segments of a pack lie, and the way back."""
+    """Where the segments of a pack lie, and the way back.
+
+    Args:
+        blocks: the segments, longest first.
+        scatter: int64 [T]; place of each token of the pack among all blocks laid end to end.
+    """
 
     blocks: tuple[Block, ...]
-    scatter: torch.Tensor  # int64 [T]: place of each token among all blocks laid end to end
-    longest: int
-    tokens: int
+    scatter: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the pack."""
+        return len(self.scatter)
 
     @staticmethod
-    def of(lengths: Sequence[int], device: torch.device) -> Layout:
-        """Group segments into blocks, longest first."""
+    def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Layout:
+        """Group segments of the given lengths (in pack order) into blocks.
+
+        >>> [(block.segments, block.length) for block in Layout.of([3, 10, 9, 1]).blocks]
+        [(2, 10), (1, 3), (1, 1)]
+        """
         lens = np.asarray(lengths)
-        starts = np.concatenate([[0], np.cumsum(lens)[:-1]])
+        starts = np.cumsum(lens) - lens
         order = np.argsort(-lens, kind="stable")
         scatter = np.empty(int(lens.sum()), dtype=np.int64)
-        blocks, first, base = [], 0, 0
+        blocks: list[Block] = []
+        first = base = 0
         while first < len(order):
             longest = int(lens[order[first]])
+            most = first + max(1, BLOCK_PAIRS // longest**2)
             last = first
-            while last < len(order) and lens[order[last]] >= SLACK * longest:
+            while last < min(len(order), most) and lens[order[last]] >= SLACK * longest:
                 last += 1
-            members = order[first:last]
-            column = np.arange(longest)
-            inside = np.minimum(column[None, :], lens[members][:, None] - 1)
-            gather = starts[members][:, None] + inside
-            real = column[None, :] < lens[members][:, None]
-            scatter[gather[real]] = base + np.flatnonzero(real.reshape(-1))
+            members, column = order[first:last], np.arange(longest)
+            padding = column >= lens[members][:, None]
+            gather = starts[members][:, None] + np.minimum(column, lens[members][:, None] - 1)
+            scatter[gather[~padding]] = base + np.flatnonzero(~padding)
             blocks.append(
                 Block(
                     segments=len(members),
                     length=longest,
                     gather=torch.from_numpy(gather.reshape(-1)).to(device),
+                    padding=torch.from_numpy(padding).to(device) if padding.any() else None,
                 )
             )
             base += gather.size
             first = last
-        return Layout(
-            blocks=tuple(blocks),
-            scatter=torch.from_numpy(scatter).to(device),
-            longest=int(lens.max()),
-            tokens=len(scatter),
-        )
+        return Layout(blocks=tuple(blocks), scatter=torch.from_numpy(scatter).to(device))
 
 
 class _Active(threading.local):
-    """What the attention function reads: the layout of the batch under way, and the windows it has met."""
+    """What the attention function reads: the batch under way, and the windows it has met."""
 
-    windows: set[int] | None = None
     state: tuple[Layout, Sequence[Any]] | None = None
+    windows: set[int] | None = None
 
 
 _ACTIVE = _Active()
@@ -153,7 +175,25 @@ def packed_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of the pack: query [1, H, T, D], key and value [1, H_kv, T, D]; returns [1, T, H, D_v]."""
+    """Attention of the pack, with the signature that transformers calls.
+
+    Args:
+        module: the attention layer; it must be causal.
+        query: [1, H, T, D].
+        key: [1, H_kv, T, D]; H is a multiple of H_kv.
+        value: [1, H_kv, T, D_v].
+        attention_mask: none is made for this function.
+        dropout: share of weights set to 0.
+        scaling: factor of the scores; 1/√D when None.
+        sliding_window: tokens that a token sees, itself included.
+        softcap: c in c·tanh(score / c).
+
+    Returns:
+        [1, T, H, D_v] and no weights.
+
+    Raises:
+        RuntimeError: called outside of `use_layout`, or with something that it cannot honour.
+    """
     layout = _ACTIVE.state[0] if _ACTIVE.state else None
     if layout is None or query.shape[2] != layout.tokens or key.shape[2] != layout.tokens:
         raise RuntimeError("packed attention was called outside of its batch")
@@ -165,42 +205,16 @@ def packed_attention(
     if _ACTIVE.windows is not None and sliding_window is not None:
         _ACTIVE.windows.add(sliding_window)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    outs = []
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    outputs: list[torch.Tensor] = []
     for block in layout.blocks:
         qb, kb, vb = (
-            x.index_select(0, block.gather).unflatten(0, (block.segments, block.length)).transpose(1, 2)
-            for x in (q, k, v)
+            x.index_select(0, block.gather).unflatten(0, (block.segments, block.length)) for x in (q, k, v)
         )
-        out = _block_attention(qb, kb, vb, scaling, sliding_window, softcap, dropout)
-        outs.append(out.transpose(1, 2).flatten(0, 1))
-    joined = torch.cat(outs) if len(outs) > 1 else outs[0]
+        if softcap is None and not dropout and is_short(qb):
+            out = attend_short(qb, kb, vb, scale, sliding_window)
+        else:
+            out = attend(qb, kb, vb, scale, sliding_window, softcap, dropout)
+        outputs.append(out.flatten(0, 1))
+    joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return joined.index_select(0, layout.scatter).unsqueeze(0), None
-
-
-def _block_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    """Causal attention, q [b, H, L, D] over k, v [b, H_kv, L, D]; a window counts the token itself."""
-    groups, length = q.shape[1] // k.shape[1], q.shape[2]
-    windowed = window is not None and window < length
-    if softcap is None and not windowed:
-        return F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=groups > 1
-        )
-    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    place = torch.arange(length, device=q.device)
-    seen = place[None, :] <= place[:, None]
-    if windowed:
-        seen &= place[None, :] > place[:, None] - window
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling)
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
-    return F.dropout(weights, dropout) @ v
