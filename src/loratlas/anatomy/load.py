@@ -6,9 +6,11 @@ Code that a repository brings along is never run: ``trust_remote_code`` is off t
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +25,10 @@ _DTYPES = ("float32", "bfloat16")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and remarks while a model is built.
+    """Silence transformers' progress bars, remarks and warnings while a model is built or loaded.
 
-    Its remarks are about generation settings or weights a later step loads; errors still raise.
+    They are about generation settings, missing kernels and weights that a later step loads; errors still
+    raise.
     """
     from transformers.utils import logging as hf_logging
 
@@ -33,7 +36,9 @@ def quiet() -> Iterator[None]:
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         hf_logging.set_verbosity(level)
         if bars:
@@ -50,7 +55,8 @@ def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
         The config, of the class that transformers has for its ``model_type``.
 
     Raises:
-        ModelError: nothing there, no network, broken JSON, or an architecture that transformers does not know.
+        ModelError: nothing there, no network, broken JSON, or an architecture unknown to
+            transformers.
     """
     from transformers import AutoConfig, PretrainedConfig
 
@@ -101,7 +107,8 @@ def _config_from_file(path: Path) -> PretrainedConfig:
         # Config classes validate their fields with exceptions of several libraries.
         raise ModelError(
             given=str(path),
-            found=f"a config of type {model_type!r} that transformers {_version()} refuses: {_first_line(error)}",
+            found=f"a config of type {model_type!r} that transformers {_version()} refuses: "
+            f"{_first_line(error)}",
             instead="a config that this version of transformers can build",
         ) from error
 
@@ -110,29 +117,82 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
     """Build the model on the meta device: all names and shapes, no memory.
 
     Args:
-        config: of a causal language model; of one with several towers, the text part is built.
+        config: of a causal language model; of one with several towers, the text part is built. Of another
+            kind of model, the sequence-to-sequence, masked or bare model is built.
 
     Returns:
         The model in eval mode, parameters on the meta device, tied ones tied.
 
     Raises:
-        ModelError: transformers has no causal language model for this config, or cannot build it.
+        ModelError: transformers has no such model for this config, or cannot build it.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     text = config.get_text_config(decoder=True)
-    known = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
-    chosen = text if type(text) in known else config
-    if type(chosen) not in known:
+    for kind in ("CausalLM", "Seq2SeqLM", "MaskedLM", ""):
+        auto = getattr(transformers, f"AutoModelFor{kind}" if kind else "AutoModel")
+        for chosen in (text, config):
+            if type(chosen) in auto._model_mapping:
+                return _build_on_meta(auto._model_mapping[type(chosen)], chosen)
+    raise ModelError(
+        given=f"a config of type {config.model_type!r}",
+        found="transformers has no model for text of that type",
+        instead="a decoder such as gpt2, llama, mistral, qwen3, gemma3 or phi3",
+    )
+
+
+def copy_on_meta(model: Any) -> PreTrainedModel:
+    """The same architecture as a live model's, without adapters and without memory.
+
+    Args:
+        model: a transformers model, or a PEFT model around one, quantised or not.
+
+    Returns:
+        A model on the meta device, built by the live model's class from its config.
+
+    Raises:
+        ModelError: not a transformers model, or one whose parameters are not those that its config describes.
+    """
+    from transformers import PreTrainedModel
+
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(bare, PreTrainedModel):
         raise ModelError(
-            given=f"a config of type {config.model_type!r}",
-            found="transformers has no causal language model of that type",
-            instead="a decoder such as gpt2, llama, mistral, qwen3, gemma3 or phi3",
+            given=f"an object of class {type(model).__name__}",
+            found="neither a transformers model nor a PEFT model around one",
+            instead="what AutoModelForCausalLM.from_pretrained returns",
         )
+    twin = _build_on_meta(type(bare), bare.config)
+    live = {bare_name(name) for name, _ in bare.named_parameters(remove_duplicate=False)}
+    missing = [name for name, _ in twin.named_parameters(remove_duplicate=False) if name not in live]
+    if missing:
+        raise ModelError(
+            given=f"a model of class {type(bare).__name__}",
+            found=f"its config describes {missing[0]}, which the model does not have ({len(missing)} in all)",
+            instead="the model as its config describes it, without parts removed by hand",
+        )
+    return twin
+
+
+def bare_name(name: str) -> str:
+    """A parameter's name without what PEFT wraps around it.
+
+    >>> bare_name("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight")
+    'model.layers.0.mlp.up_proj.weight'
+    """
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _build_on_meta(model_class: Any, config: PretrainedConfig) -> PreTrainedModel:
+    import torch
+
+    config = copy.deepcopy(config)
+    # A quantised base has the matrices of the one it was made from.
+    if getattr(config, "quantization_config", None) is not None:
+        delattr(config, "quantization_config")
     try:
         with quiet(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(chosen, trust_remote_code=False).eval()
+            return model_class._from_config(config).eval()
     except Exception as error:
         # Whatever a model class raises on sizes that do not fit together is the config's fault here.
         raise ModelError(
@@ -267,7 +327,7 @@ def _hub_error(source: str, error: Exception) -> ModelError:
     if isinstance(error, (ValueError, KeyError)) and "model type" in str(error).lower():
         return ModelError(
             given=source,
-            found=f"an architecture that transformers {_version()} does not know, or that brings its own code",
+            found=f"an architecture that transformers {_version()} does not know (or with its own code)",
             instead="a model whose code is part of transformers",
         )
     text = str(error).lower()

@@ -14,19 +14,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.anatomy.load import load_config, meta_model
+from loratlas.anatomy.load import copy_on_meta, load_config, meta_model
 from loratlas.anatomy.sites import Anatomy, Site, Unresolved
 from loratlas.anatomy.sizes import config_digest, sizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from loratlas.anatomy.structure import Matrix
 
-def read(source: str | Path | PretrainedConfig | PreTrainedModel | Any) -> Anatomy:
+
+def read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
     """Map every matrix of a causal language model.
 
-    No weights are read and no memory is taken for them: the model is built on the meta device from its config,
-    also where a live model is given, whose matrices are then checked to be those of the config.
+    No weights are read and no memory is taken for them: the model is built on the meta device from its
+    config, also where a live model is given, whose parameters are then checked to be those of the config.
 
     Args:
         source: a Hub id, a directory, a ``config.json``, a config, a model, or a PEFT model around one.
@@ -40,9 +42,11 @@ def read(source: str | Path | PretrainedConfig | PreTrainedModel | Any) -> Anato
     from loratlas.anatomy.roles import decide
     from loratlas.anatomy.structure import matrices
 
-    live = source if hasattr(source, "named_parameters") else None
-    config = load_config(live.config if live is not None else source)
-    model = meta_model(config)
+    if isinstance(source, (str, Path)) or not hasattr(source, "named_parameters"):
+        config = load_config(source)
+        model = meta_model(config)
+    else:
+        config, model = source.config, copy_on_meta(source)
     numbers = sizes(model.config)
     found = matrices(model)
     first: dict[int, str] = {}
@@ -64,21 +68,16 @@ def read(source: str | Path | PretrainedConfig | PreTrainedModel | Any) -> Anato
                 )
             )
             continue
-        flags = set(decision.flags)
-        if matrix.kind == "conv1d":
-            flags.add("transposed")
-        if tied_to is not None:
-            flags.add("tied")
         sites.append(
             Site(
                 path=matrix.path,
                 module=matrix.module,
                 layer=matrix.layer,
-                scope="decoder",
+                scope=_scope(model, matrix.path),
                 role=decision.role,
                 shape=matrix.linear_shape,
                 kind=matrix.kind,
-                flags=frozenset(flags),
+                flags=_flags(matrix, tied_to),
                 layout=decision.layout,
                 input_group=decision.input_group,
                 tied_to=tied_to,
@@ -98,6 +97,31 @@ def read(source: str | Path | PretrainedConfig | PreTrainedModel | Any) -> Anato
         heads=numbers.heads,
         context=numbers.context,
     )
+
+
+def _scope(model: PreTrainedModel, path: str) -> str:
+    if model.config.is_encoder_decoder:
+        return "encoder" if "encoder" in path.split(".") else "decoder"
+    return "encoder" if type(model).__name__.endswith("ForMaskedLM") else "decoder"
+
+
+def _flags(matrix: Matrix, tied_to: str | None) -> frozenset[str]:
+    held = {
+        "transposed": matrix.kind == "conv1d",
+        "tied": tied_to is not None,
+        "inert": matrix.kind == "embedding" and not _looks_up(matrix.holder),
+    }
+    return frozenset(flag for flag, true in held.items() if true)
+
+
+def _looks_up(holder: Any) -> bool:
+    """Whether an embedding's forward is a plain look-up of its argument, scaled or not.
+
+    OPT's learned positions take an attention mask and add an offset: an adapter would look up other rows.
+    """
+    from torch import nn
+
+    return type(holder).forward is nn.Embedding.forward or hasattr(holder, "embed_scale")
 
 
 def _name(source: Any, config: PretrainedConfig) -> str:

@@ -1,20 +1,26 @@
-"""What each matrix does: its owner, its part in it, and the shape that must agree."""
+"""What each matrix does. Three witnesses must agree: behaviour, shape, and whatever the names say.
+
+* **Behaviour** (:mod:`loratlas.anatomy.trace`) proposes a role; names do where a model cannot be run.
+* **Shape** must be the one that this role has in a model of these sizes.
+* **Ownership**: the modules around the matrix hold nothing that this role leaves unexplained, and neither
+  their names nor the leaf's speak for another role (:mod:`loratlas.anatomy.names`).
+
+Where one of them objects, the matrix stays unresolved, with the objection as its reason.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from loratlas.anatomy import names
 from loratlas.anatomy.flow import Flow, observe
 from loratlas.anatomy.sizes import Sizes
-from loratlas.anatomy.structure import Matrix, class_words, model_prefix, words
+from loratlas.anatomy.structure import Matrix, model_prefix
+from loratlas.anatomy.trace import Opinion, opinions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_ATTENTION = frozenset({"attention", "attn"})
-_FEEDFORWARD = frozenset({"mlp", "ffn", "feedforward"})
-_Q, _K, _V = frozenset({"q", "query"}), frozenset({"k", "key"}), frozenset({"v", "value"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,101 +29,153 @@ class Decision:
 
     role: str | None = None
     layout: str | None = None
-    flags: frozenset[str] = frozenset()
     input_group: str | None = None
     reason: str = ""
     opinions: tuple[str, ...] = ()
 
 
 def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[str, Decision]:
-    """Give every matrix a role or a reason for having none."""
-    prefix = model_prefix(model)
-    flow = observe(model, {matrix.module for matrix in found})
-    owners: dict[str, list[Matrix]] = {}
-    for matrix in found:
-        owners.setdefault(matrix.owner, []).append(matrix)
+    """Give every matrix a role, or a reason for having none.
+
+    Args:
+        model: on the meta device.
+        found: its matrices.
+        sizes: of its config.
+
+    Returns:
+        Decisions by parameter name.
+    """
+    flow = observe(model, {m.module for m in found}, {m.block for m in found if m.block is not None})
+    if flow.complete:
+        seen = opinions(flow, kv_heads=sizes.kv_heads, heads=sizes.heads)
+    else:
+        seen = names.propose(found, model, model_prefix(model), sizes)
+    reader = _Reader(model, found, sizes, flow, seen)
     groups = _groups(found, flow)
-    result: dict[str, Decision] = {}
-    for owner, members in owners.items():
-        if members[0].block is None:
-            roles = {m.path: _outside(m, model, sizes) for m in members}
-        else:
-            roles = _inside(model, owner, members, prefix, sizes, flow)
-        for matrix in members:
-            decision = roles.get(matrix.path) or Decision(reason="no reader has an opinion")
-            result[matrix.path] = Decision(
-                role=decision.role,
-                layout=decision.layout,
-                flags=decision.flags,
-                input_group=groups.get(matrix.module),
-                reason=decision.reason,
-            )
-    return result
+    decisions = {}
+    for matrix in found:
+        decision = reader.outside(matrix) if matrix.block is None else reader.inside(matrix)
+        decisions[matrix.path] = replace(decision, input_group=groups.get(matrix.module))
+    return decisions
+
+
+class _Reader:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        found: list[Matrix],
+        sizes: Sizes,
+        flow: Flow,
+        proposed: dict[str, Opinion],
+    ) -> None:
+        self.model, self.found, self.sizes, self.flow, self.proposed = model, found, sizes, flow, proposed
+        self.prefix = model_prefix(model)
+        self.by_module = {matrix.module: matrix for matrix in found}
+        base = getattr(model, "base_model", model)
+        self.base = next((name for name, module in model.named_modules() if module is base), "")
+        self.token_width = int(getattr(model.get_input_embeddings(), "weight").shape[1])  # noqa: B009
+        self.head = model.get_output_embeddings()
+
+    def outside(self, matrix: Matrix) -> Decision:
+        """Embeddings, the output head, and projections between the embedding's width and the model's."""
+        if matrix.holder is self.head:
+            return Decision(role="head.lm")
+        width = self.token_width
+        if matrix.kind == "embedding":
+            if matrix.shape[1] in (width, self.sizes.hidden):
+                return Decision(role="embed")
+            return Decision(reason="an embedding, but of neither the model's nor the tokens' width")
+        inner = bool(self.base) and matrix.module.startswith(self.base + ".")
+        between = {(width, self.sizes.hidden), (self.sizes.hidden, width)}
+        if (
+            inner
+            and matrix.kind == "linear"
+            and width != self.sizes.hidden
+            and matrix.linear_shape in between
+        ):
+            return Decision(role="proj")
+        return Decision(
+            reason="stands outside the blocks and is no embedding, output head or known projection"
+        )
+
+    def inside(self, matrix: Matrix) -> Decision:
+        """Attention and feed-forward matrices of a block."""
+        said = [f"names: {one}" for one in sorted(names.family(matrix, self.model, self.prefix))]
+        opinion = self.proposed.get(matrix.module)
+        if opinion is None:
+            return Decision(reason=self._silence(matrix), opinions=tuple(said))
+        if self.flow.complete:
+            said.append(f"trace: {opinion.role}")
+        objection = next(
+            (text for module in sorted(opinion.together) if (text := self._objection(module, opinion))), None
+        )
+        if objection is not None:
+            return Decision(reason=objection, opinions=tuple(said))
+        return Decision(role=opinion.role, layout=opinion.layout)
+
+    def _silence(self, matrix: Matrix) -> str:
+        if not self.flow.complete:
+            return f"the model did not run on token ids alone ({self.flow.reason})"
+        if matrix.kind in ("parameter", "conv"):
+            return f"a {'convolution' if matrix.kind == 'conv' else 'raw or stacked parameter'} in a block"
+        if matrix.module not in self.flow.order:
+            return "its module was not called in the forward pass"
+        return "what was observed fits neither softmax attention nor a feed-forward"
+
+    def _objection(self, module: str, opinion: Opinion) -> str | None:
+        """Why this module of an attention or feed-forward cannot have the role that the trace gives it."""
+        matrix, role = self.by_module[module], self.proposed[module].role
+        kind, _, part = role.partition(".")
+        if matrix.block is None or matrix.kind not in ("linear", "conv1d"):
+            return f"{module} is not a linear map in a block"
+        if not self._shape_fits(matrix, role, opinion.together):
+            return f"{module} has shape {matrix.linear_shape}, which {role} has not in this model"
+        voted = names.family(matrix, self.model, self.prefix)
+        if voted and voted != {kind}:
+            return f"{module} behaves as {role} but is named after {', '.join(sorted(voted))}"
+        named = names.part(matrix)
+        if named is not None and named != part:
+            return f"{module} behaves as {role} but is named after {named}"
+        return self._unexplained(matrix.block, opinion)
+
+    def _unexplained(self, block: str, opinion: Opinion) -> str | None:
+        """A matrix beside these that the trace does not explain: an expert, a router, a compressed key."""
+        modules = sorted(opinion.together)
+        first, last = (name.split(".") for name in (modules[0], modules[-1]))
+        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        ancestor = ".".join(first[:same])
+        if opinion.role.startswith("ffn") and ancestor != block:
+            # An expert is a feed-forward too: look at all that stands in the same part of the block.
+            ancestor = ".".join(ancestor.split(".")[: block.count(".") + 2])
+        for other in self.found:
+            if other.module.startswith(ancestor + ".") and other.module not in self.proposed:
+                return f"{other.path} beside it is not explained"
+        return None
+
+    def _shape_fits(self, matrix: Matrix, role: str, together: frozenset[str]) -> bool:
+        sizes = self.sizes
+        inner = next(
+            (self.by_module[m].linear_shape[1] for m in together if self.proposed[m].role == "ffn.down"), 0
+        )
+        wanted = {
+            "attn.q": (sizes.q_width, sizes.hidden),
+            "attn.k": (sizes.kv_width, sizes.hidden),
+            "attn.v": (sizes.kv_width, sizes.hidden),
+            "attn.qkv": (sizes.q_width + 2 * sizes.kv_width, sizes.hidden),
+            "attn.o": (sizes.hidden, sizes.q_width),
+            "ffn.up": (inner, sizes.hidden),
+            "ffn.gate": (inner, sizes.hidden),
+            "ffn.gate_up": (2 * inner, sizes.hidden),
+            "ffn.down": (sizes.hidden, inner),
+        }
+        return matrix.linear_shape == wanted.get(role)
 
 
 def _groups(found: list[Matrix], flow: Flow) -> dict[str, str]:
-    first: dict[int, str] = {}
-    groups: dict[str, str] = {}
-    for matrix in found:
-        if matrix.module in flow.reads and matrix.kind != "embedding":
-            groups[matrix.module] = first.setdefault(flow.reads[matrix.module], matrix.module)
-    return groups
-
-
-def _outside(matrix: Matrix, model: PreTrainedModel, sizes: Sizes) -> Decision:
-    if matrix.kind == "embedding":
-        return Decision(role="embed")
-    if matrix.holder is model.get_output_embeddings():
-        return Decision(role="head.lm")
-    if matrix.kind == "linear" and sizes.hidden in matrix.shape:
-        return Decision(role="proj")
-    return Decision(reason="stands outside the blocks and is neither an embedding nor the output head")
-
-
-def _inside(
-    model, owner: str, members: list[Matrix], prefix: str, sizes: Sizes, flow: Flow
-) -> dict[str, Decision]:
-    if not flow.complete:
-        return {}
-    said = set(class_words(model.get_submodule(owner), prefix)) | set(words(owner.rpartition(".")[2]))
-    members = sorted((m for m in members if m.module in flow.order), key=lambda m: flow.order[m.module])
-    if said & _ATTENTION:
-        return _attention(members, sizes)
-    if said & _FEEDFORWARD or owner == members[0].block:
-        return _feedforward(members, sizes)
-    return {}
-
-
-def _attention(members: list[Matrix], sizes: Sizes) -> dict[str, Decision]:
-    shapes = [m.linear_shape for m in members]
-    q, kv, hidden = sizes.q_width, sizes.kv_width, sizes.hidden
-    if shapes == [(q + 2 * kv, hidden), (hidden, q)]:
-        return {members[0].path: Decision(role="attn.qkv"), members[1].path: Decision(role="attn.o")}
-    if len(members) != 4 or shapes[3] != (hidden, q):
-        return {}
-    roles = {members[3].path: Decision(role="attn.o")}
-    for part, names, width in (("q", _Q, q), ("k", _K, kv), ("v", _V, kv)):
-        named = [m for m in members[:3] if set(words(m.leaf)) & names and m.linear_shape == (width, hidden)]
-        if len(named) != 1:
-            return {}
-        roles[named[0].path] = Decision(role=f"attn.{part}")
-    return roles
-
-
-def _feedforward(members: list[Matrix], sizes: Sizes) -> dict[str, Decision]:
-    hidden = sizes.hidden
-    shapes = [m.linear_shape for m in members]
-    inner = shapes[-1][1]
-    if shapes == [(inner, hidden), (hidden, inner)]:
-        return {members[0].path: Decision(role="ffn.up"), members[1].path: Decision(role="ffn.down")}
-    if shapes == [(2 * inner, hidden), (hidden, inner)]:
-        return {members[0].path: Decision(role="ffn.gate_up"), members[1].path: Decision(role="ffn.down")}
-    if shapes == [(inner, hidden), (inner, hidden), (hidden, inner)]:
-        roles = {members[2].path: Decision(role="ffn.down")}
-        for part in ("gate", "up"):
-            named = [m for m in members[:2] if part in words(m.leaf)]
-            if len(named) != 1:
-                return {}
-            roles[named[0].path] = Decision(role=f"ffn.{part}")
-        return roles
-    return {}
+    """Module → name of the first module that reads the same tensor."""
+    first: dict[tuple[int, ...], str] = {}
+    return {
+        matrix.module: first.setdefault(flow.reads[matrix.module], matrix.module)
+        for matrix in found
+        if matrix.module in flow.reads and matrix.kind != "embedding"
+    }

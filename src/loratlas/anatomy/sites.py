@@ -29,11 +29,11 @@ class Site:
         layer: index of the block it stands in, counted within its scope; None outside the blocks.
         scope: the tower: ``decoder``, ``encoder``, ``vision``, ``audio`` or ``connector``.
         role: what the matrix does, ``family.part`` or a single word.
-        shape: ``(d_out, d_in)`` of the linear map, whatever the orientation in memory; an embedding's as stored
-            (rows, width).
+        shape: ``(d_out, d_in)`` of the linear map, whatever the orientation in memory; an embedding's
+            as stored (rows, width).
         kind: ``linear``, ``conv1d``, ``conv``, ``experts``, ``embedding`` or ``parameter``.
-        flags: of ``transposed`` (stored as (d_in, d_out)), ``interleaved``, ``tied``, ``shared`` and ``inert``
-            (an adapter put there by name would not act, or not as a linear map).
+        flags: of ``transposed`` (stored as (d_in, d_out)), ``interleaved``, ``tied``, ``shared`` and
+            ``inert`` (an adapter put there by name would not act, or not as a linear map).
         layout: how the rows of a fused role are ordered, e.g. ``"per_head:q,k,v"``.
         experts: number of stacked experts, where there are any.
         input_group: equal for the sites that read the same tensor; None where that was not observed.

@@ -105,13 +105,14 @@ def model_prefix(model: nn.Module) -> str:
 
     The longest beginning that the model's class shares with its base model's class.
     """
-    from os.path import commonprefix
-
     base = getattr(model, "base_model", model)
     names = [type(model).__name__, type(base).__name__]
     if names[0] == names[1]:
         return re.split(r"For[A-Z]|LMHead|Model$", names[0])[0]
-    return commonprefix(names)
+    same = 0
+    while same < min(map(len, names)) and names[0][same] == names[1][same]:
+        same += 1
+    return names[0][:same]
 
 
 def _parent(name: str) -> tuple[str, str]:
