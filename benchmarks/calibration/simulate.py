@@ -1,10 +1,11 @@
 """Calibration (a): false-positive rate of the study estimator on simulated studies without a difference.
 
 Every simulated study draws answer lengths, a seed effect, an example effect and seed × example noise of the
-difference between two arms whose true difference is 0, and counts raw p ≤ 0.05. For comparison, the percentile
-bootstrap over seeds is counted on the same studies.
+difference between two arms whose true difference is 0, and counts raw p ≤ 0.05. For comparison, the
+percentile bootstrap over seeds is counted on the same studies.
 
-    python benchmarks/calibration/simulate.py --studies 10000 --out benchmarks/results/calibration-simulated.json
+    python benchmarks/calibration/simulate.py --studies 10000 --out
+    benchmarks/results/calibration-simulated.json
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def studies(rng: np.random.Generator, count: int, S: int, N: int, seed: float, e
 
 def bootstrap_p(rng: np.random.Generator, value_by_seed: np.ndarray, draws: int = 400) -> np.ndarray:
     """Two-sided percentile-bootstrap p over seeds of [count, S] per-seed differences."""
-    count, S = value_by_seed.shape
+    S = value_by_seed.shape[1]
     picks = rng.integers(0, S, (draws, S))
     means = value_by_seed[:, picks].mean(axis=-1)  # [count, draws]
     below = (means <= 0).mean(axis=1)

@@ -1,0 +1,99 @@
+"""MODEL and DATA as people write them: ``demo:…`` names the embedded ones, ``${NAME}`` an environment
+variable.
+
+Relative paths are looked up in the folder of the file that holds them first, then in the current folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratlas.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from loratlas.data.rows import Rows
+
+DEMO = "demo:"
+_VARIABLE = re.compile(r"\$\{(\w*)\}")
+
+
+def expand(text: str, *, error: type[RequestError] = DataError) -> str:
+    """Put the value of environment variables in place of ``${NAME}``.
+
+    Raises:
+        RequestError: a variable is not set (as the class given by ``error``).
+
+    >>> import os
+    >>> os.environ["LORATLAS_EXAMPLE"] = "/tmp/rows"
+    >>> expand("${LORATLAS_EXAMPLE}/train.jsonl")
+    '/tmp/rows/train.jsonl'
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not os.environ.get(name):
+            raise error(
+                given=text,
+                found=f"the environment variable {name or '(without a name)'} is not set",
+                instead=f"export {name or 'NAME'}=…, or the path written out",
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, text)
+
+
+def locate(text: str, *, folder: Path | None = None) -> str:
+    """A path that exists, seen from ``folder`` or the current folder; any other text (a Hub id) as it is.
+
+    >>> locate("owner/name")
+    'owner/name'
+    """
+    text = expand(text)
+    if text.startswith("~"):
+        text = str(Path(text).expanduser())
+    if folder is not None and not Path(text).is_absolute() and (folder / text).exists():
+        return str(folder / text)
+    return text
+
+
+def model_source(text: str, *, folder: Path | None = None) -> str:
+    """What ``load_config``, ``load_model`` and ``load_tokenizer`` take: a path or a Hub id."""
+    if text.startswith(DEMO):
+        from loratlas.demo import base_path
+
+        return str(base_path(text))
+    return locate(text, folder=folder)
+
+
+def open_model(text: str, *, folder: Path | None = None, **options: Any) -> PreTrainedModel:
+    """Load a base by its name; options are those of :func:`loratlas.anatomy.load.load_model`."""
+    from loratlas.anatomy.load import load_model
+
+    return load_model(model_source(text, folder=folder), **options)
+
+
+def open_rows(
+    text: str,
+    *,
+    split: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    folder: Path | None = None,
+) -> Rows:
+    """Read rows by the name of their source; arguments are those of :func:`loratlas.data.rows.load_rows`.
+
+    An embedded task (``demo:facts-300``) has the splits ``train``, the default, and ``eval``.
+    """
+    if text.startswith(DEMO):
+        from loratlas.demo import generate
+
+        return generate(text, split=split or "train", rows=limit)
+    from loratlas.data.rows import load_rows
+
+    return load_rows(locate(text, folder=folder), split=split, mapping=mapping, limit=limit)

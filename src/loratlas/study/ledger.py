@@ -1,0 +1,234 @@
+"""The ledger: every run of a study, in optuna's own SQLite storage, so that optuna's dashboard opens it.
+
+One trial is one run. Its parameters are arm, learning rate, seed and phase; its value is the token mean
+on the rows it was judged on; the attribute ``record`` holds the rest. Only the coordinator writes. That
+there is one
+coordinator is secured by a lock on a file that the operating system takes back from a dead process:
+optuna's own claim of trials hands some out twice when several processes ask SQLite at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from loratlas.errors import OutputError, StorageError
+
+NAME = "ledger.db"
+CLAIM = "claim.lock"
+STUDY = "loratlas"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Key:
+    """Which run.
+
+    Args:
+        phase: "base" (the bare model, once), "tuning" or "evaluation".
+        arm: name of the arm; "" for the base.
+        lr: learning rate; 0 for the base.
+        seed: what draws order, subset, initialisation and dropout; 0 for the base.
+    """
+
+    phase: str
+    arm: str = ""
+    lr: float = 0.0
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"phase": self.phase, "arm": self.arm, "lr": self.lr, "seed": self.seed}
+
+
+@contextmanager
+def claim(out: Path) -> Iterator[None]:
+    """Hold the folder for one coordinator.
+
+    Raises:
+        OutputError: another live process holds it; the error says which.
+    """
+    import fcntl
+
+    path = out / CLAIM
+    try:
+        handle = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise OutputError(
+                given=str(out),
+                found=f"this study is being run by {holder}",
+                instead="waiting for it, or another --out",
+            ) from None
+        except OSError as error:  # a file system without locks
+            raise OutputError(
+                given=str(out),
+                found=f"a file system that cannot lock files ({error})",
+                instead="--out on a local disk",
+            ) from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {platform.node()}")
+        handle.flush()
+        yield
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """The error for a folder in which nothing can be written."""
+    return OutputError(
+        given=str(path), found=error.strerror or str(error), instead="a folder that you may write to"
+    )
+
+
+class Ledger:
+    """The runs of one study folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ledger = Ledger.open(Path(folder))
+    ...     number = ledger.begin(Key(phase="tuning", arm="full", lr=1e-3, seed=7), {"plan": "ab"})
+    ...     ledger.finish(number, value=2.5, record={"nll": 2.5})
+    ...     ledger.finished()[Key(phase="tuning", arm="full", lr=1e-3, seed=7)]["nll"]
+    2.5
+    """
+
+    def __init__(self, study: Any) -> None:
+        self._study = study
+        self._storage = study._storage
+
+    @classmethod
+    def open(cls, out: Path, *, create: bool = True) -> Self:
+        """Open the ledger of a folder.
+
+        Raises:
+            OutputError: there is none and none is to be created, or the file is no ledger.
+        """
+        import optuna
+        from sqlalchemy.exc import DatabaseError
+
+        path = out / NAME
+        if not create and not path.exists():
+            raise OutputError(
+                given=str(out),
+                found=f"no {NAME} in it",
+                instead="the folder that `loratlas study --out` wrote",
+            )
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+            study = optuna.create_study(
+                study_name=STUDY, storage=storage, direction="minimize", load_if_exists=True
+            )
+        except DatabaseError as error:
+            raise OutputError(
+                given=str(path), found=f"no ledger that can be opened ({error.orig})", instead="another --out"
+            ) from error
+        return cls(study)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What holds for the whole study: spec, base, data, plans, machine, versions."""
+        return dict(self._study.user_attrs)
+
+    def note(self, **facts: Any) -> None:
+        """Write facts about the whole study."""
+        with _stored():
+            for name, value in facts.items():
+                self._study.set_user_attr(name, value)
+
+    def begin(self, key: Key, identity: Mapping[str, Any]) -> int:
+        """Enter a run that starts now; returns its trial number."""
+        import optuna
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        trial = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params=key.to_json(),
+            distributions={
+                # One domain for all trials: optuna refuses a parameter whose categories change.
+                "phase": CategoricalDistribution(["base", "tuning", "evaluation"]),
+                "arm": CategoricalDistribution(["", *self._study.user_attrs.get("arms", [key.arm])]),
+                "lr": FloatDistribution(0.0, 1e6),
+                "seed": IntDistribution(0, 2**53),
+            },
+            user_attrs={"key": key.to_json(), "identity": dict(identity)},
+        )
+        with _stored():
+            return self._storage.create_new_trial(self._study._study_id, template_trial=trial)
+
+    def finish(self, trial: int, *, value: float, record: Mapping[str, Any]) -> None:
+        """Close a run with its result; a diverged one has the value infinity."""
+        import optuna
+
+        with _stored():
+            self._storage.set_trial_user_attr(trial, "record", _plain(record))
+            self._storage.set_trial_state_values(
+                trial, optuna.trial.TrialState.COMPLETE, [value if math.isfinite(value) else math.inf]
+            )
+
+    def requeue(self) -> int:
+        """Close the runs that a dead coordinator left open; they will be done again. Returns how many."""
+        import optuna
+
+        left = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        with _stored():
+            for trial in left:
+                self._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+        return len(left)
+
+    def abandon(self, trial: int) -> None:
+        """Close a run that was stopped before its end."""
+        import optuna
+
+        with _stored():
+            self._storage.set_trial_state_values(trial, optuna.trial.TrialState.FAIL)
+
+    def finished(self) -> dict[Key, dict[str, Any]]:
+        """Key → record of every finished run, in the order of keys; of two for one key the first counts."""
+        import optuna
+
+        found: dict[Key, dict[str, Any]] = {}
+        for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+            found.setdefault(Key(**trial.user_attrs["key"]), trial.user_attrs["record"])
+        return dict(sorted(found.items()))
+
+
+@contextmanager
+def _stored() -> Iterator[None]:
+    """SQLite's complaints about the disk as ours."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        yield
+    except (OperationalError, StorageInternalError) as error:
+        raise StorageError(
+            given="the study's ledger",
+            found=f"it could not be written ({error.__cause__ or error})",
+            instead="room and write permission on that disk, then the same command: finished runs are kept",
+        ) from error
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    # What cannot be JSON must fail here and not in the reader; NaN and infinity become null.
+    return json.loads(json.dumps(_finite(record), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value

@@ -1,0 +1,138 @@
+"""What one run leaves on disk: ``runs/<digest>/`` with record.json, examples.parquet and curve.parquet.
+
+A folder appears whole or not at all: it is written under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RECORD, EXAMPLES, CURVE = "record.json", "examples.parquet", "curve.parquet"
+CURVE_COLUMNS = ("step", "nll", "lr", "tokens", "seconds")
+
+
+def digest(value: Any) -> str:
+    """16 hex digits over plain data.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_run(
+    folder: Path,
+    record: Mapping[str, Any],
+    *,
+    examples: Mapping[str, np.ndarray] | None,
+    curve: Sequence[Mapping[str, float]],
+) -> None:
+    """Write a run's folder, whole or not at all.
+
+    Args:
+        folder: ``runs/<digest>``; one that is there already is replaced.
+        record: plain data.
+        examples: columns ``example`` (index), ``n`` (answer tokens), ``nll`` (summed, nats); None if diverged.
+        curve: points of the training curve.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        if examples is not None:
+            parquet.write_table(pa.table(dict(examples)), draft / EXAMPLES)
+        points = {name: [point[name] for point in curve] for name in CURVE_COLUMNS}
+        parquet.write_table(pa.table(points), draft / CURVE)
+        (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished run, or None where there is none."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_examples(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(example, n, nll) of a run: int64 [N], int64 [N], float64 [N], in the order of ``example``."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(folder / EXAMPLES)
+    example = table["example"].to_numpy().astype(np.int64)
+    order = np.argsort(example, kind="stable")
+    return (
+        example[order],
+        table["n"].to_numpy().astype(np.int64)[order],
+        table["nll"].to_numpy().astype(np.float64)[order],
+    )
+
+
+def read_curve(folder: Path) -> dict[str, np.ndarray]:
+    """Columns of a run's training curve."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(folder / CURVE)
+    return {name: table[name].to_numpy() for name in CURVE_COLUMNS}
+
+
+def save_encoded(path: Path, encoded: Any) -> None:
+    """Keep encoded rows for the workers: flat arrays and a little JSON in one .npz, no pickle."""
+    lengths = np.array([len(example.input_ids) for example in encoded.examples], dtype=np.int64)
+    report = encoded.report
+    about = {
+        "digest": encoded.digest,
+        "template": encoded.template,
+        "pad_id": encoded.pad_id,
+        "source": encoded.source,
+        "report": {name: getattr(report, name) for name in report.__dataclass_fields__},
+    }
+    draft = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez(
+        draft,
+        lengths=lengths,
+        rows=np.array([example.row for example in encoded.examples], dtype=np.int64),
+        ids=np.concatenate([example.input_ids for example in encoded.examples]),
+        labelled=np.concatenate([example.labelled for example in encoded.examples]),
+        about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+    )
+    draft.replace(path)
+
+
+def load_encoded(path: Path) -> Any:
+    """Read what :func:`save_encoded` kept."""
+    from loratlas.data.encode import Encoded, EncodeReport, Example
+
+    with np.load(path, allow_pickle=False) as stored:
+        ends = np.cumsum(stored["lengths"])[:-1]
+        ids, labelled = np.split(stored["ids"], ends), np.split(stored["labelled"], ends)
+        about = json.loads(stored["about"].tobytes())
+        rows = stored["rows"]
+    return Encoded(
+        examples=tuple(
+            Example(input_ids=i, labelled=m, row=int(r)) for i, m, r in zip(ids, labelled, rows, strict=True)
+        ),
+        report=EncodeReport(**about["report"]),
+        digest=about["digest"],
+        template=about["template"],
+        pad_id=about["pad_id"],
+        source=about["source"],
+    )

@@ -1,0 +1,256 @@
+"""A worker process: loads the base and the encoded rows once, then trains one run after another.
+
+Started as ``python -m loratlas.study.worker SETUP``; SETUP is a JSON file. Jobs come in as JSON lines, messages go
+out as JSON lines on what was standard output; whatever libraries print goes to the worker's log instead. A plain
+process needs no ``if __name__ == "__main__"`` in the caller's script, and nothing is pickled.
+
+Between two runs the base is given back as it was: the adapter is taken off and a checksum over all weights is
+compared. Initialisations that change the base (PiSSA and its like) are the reason that it can fail; then the base
+is loaded again. A worker whose coordinator died stops at its next step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from loratlas.errors import LoratlasError, RunError, StorageError
+from loratlas.study.records import load_encoded, write_run
+
+SECONDS_BETWEEN_STEPS = 0.5
+"""Steps are reported at most this often."""
+
+
+class Orphaned(Exception):
+    """The coordinator is gone; nobody waits for this run."""
+
+
+class Worker:
+    """One base, many runs.
+
+    Args:
+        setup: what the coordinator wrote: ``model`` (path or Hub id), ``dtype``, ``base_dropout``, ``packing``,
+            ``data`` (name → .npz), ``training`` (settings that all runs share), ``device``, ``max_length``.
+        send: hands a message to the coordinator.
+    """
+
+    def __init__(self, setup: Mapping[str, Any], send: Any) -> None:
+        import torch
+
+        self._setup, self._send = setup, send
+        self._parent = os.getppid()
+        if setup["device"] == "cpu":
+            torch.set_num_threads(1)
+        self._data = {name: load_encoded(Path(path)) for name, path in setup["data"].items()}
+        self._load()
+        self._packed, self._packing = self._decide_packing()
+
+    def _load(self) -> None:
+        from loratlas.anatomy.load import load_model
+
+        model = load_model(
+            self._setup["model"], dtype=self._setup["dtype"], base_dropout=self._setup["base_dropout"]
+        )
+        self._model = model.to(self._setup["device"])
+        self._checksum = checksum(self._model)
+
+    def _decide_packing(self) -> tuple[bool, str]:
+        wanted = self._setup["packing"]
+        if wanted == "off":
+            return False, "padded, as asked"
+        if self._setup["base_dropout"]:
+            return False, "padded: dropout in the base draws other numbers for other layouts"
+        from loratlas.data.packing import prove_packing
+
+        proof = prove_packing(self._model, max_length=self._setup["max_length"])
+        if proof.exact:
+            return True, f"packed; proven on this model (largest difference {proof.worst:.1e})"
+        return False, f"padded: {proof.reason}"
+
+    def run(self, job: Mapping[str, Any]) -> None:
+        """Train and judge one run (or judge the bare base) and write its folder."""
+        begun = time.perf_counter()
+        key = job["key"]
+        record: dict[str, Any] = {"key": key, "identity": job["identity"], "digest": job["digest"]}
+        record |= {"packing": self._packing, "diverged": False, "curve_points": 0}
+        curve: list[dict[str, float]] = []
+        rows = self._data["tuning" if key["phase"] == "tuning" else "evaluation"]
+        if key["phase"] == "base":
+            scores = self._score(self._model, rows)
+        else:
+            scores, found, curve = self._train(job, rows)
+            record |= found
+        examples = None
+        if scores is not None:
+            examples = {"example": scores.example, "n": scores.n, "nll": scores.nll}
+            record["nll"] = float(scores.nll.sum() / scores.n.sum())
+        else:
+            record["nll"] = None
+        record |= {"seconds": time.perf_counter() - begun, "curve_points": len(curve)}
+        record |= {"revision": self._setup["revision"], "versions": self._setup["versions"]}
+        write_run(Path(job["folder"]), record, examples=examples, curve=curve)
+
+    def _score(self, model: Any, rows: Any) -> Any:
+        from loratlas.evaluation.tokens import score
+
+        return score(model, rows, packed=self._packed)
+
+    def _train(self, job: Mapping[str, Any], rows: Any) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
+        from loratlas.placement.plan import Plan
+        from loratlas.training.loop import fit
+        from loratlas.training.settings import Settings
+
+        arm, key = job["arm"], job["key"]
+        plan = Plan.from_json(job["plan"])
+        settings = Settings(
+            **self._setup["training"],
+            lr=key["lr"],
+            seed=key["seed"],
+            dropout=arm["dropout"],
+            init=arm["init"],
+            loraplus=arm["loraplus"],
+        )
+        model = plan.attach(self._model, seed=key["seed"], dropout=arm["dropout"], init=arm["init"])
+        try:
+            result = fit(
+                model,
+                self._data["train"],
+                settings,
+                evaluate=None,
+                out=None,
+                on_step=self._reporter(settings.steps),
+                packed=self._packed,
+            )
+            curve = [
+                {name: float(getattr(point, name)) for name in ("step", "nll", "lr", "tokens", "seconds")}
+                for point in result.curve
+            ]
+            # The last step counts; a diverged run has no last step worth judging.
+            scores = None if result.diverged else self._score(model, rows)
+        finally:
+            self._restore(model)
+        found = {
+            "diverged": bool(result.diverged or not bool(_finite(scores))),
+            "diverged_at": result.diverged_at,
+            "train_nll": result.train_nll,
+            "steps": result.steps,
+            "tokens": result.tokens,
+            "labelled_tokens": result.labelled_tokens,
+            "step_seconds": result.step_seconds,
+            "setup_seconds": result.setup_seconds,
+            "tokens_per_second": result.tokens_per_second,
+            "peak_bytes": result.peak_bytes,
+            "trainable": plan.trainable,
+        }
+        return (None if found["diverged"] else scores), found, curve
+
+    def _reporter(self, steps: int | None) -> Any:
+        last = 0.0
+
+        def report(event: Any) -> None:
+            nonlocal last
+            if os.getppid() != self._parent:
+                raise Orphaned
+            now = time.monotonic()
+            if now - last >= SECONDS_BETWEEN_STEPS:
+                last = now
+                self._send({"event": "step", "step": int(event.step), "steps": steps})
+
+        return report
+
+    def _restore(self, model: Any) -> None:
+        """Take the adapter off; load the base again if that did not give it back bit for bit."""
+        base = model.unload()
+        base.requires_grad_(False)
+        # What PEFT leaves on a base it has left: a config that would make the next attachment warn.
+        if hasattr(base, "peft_config"):
+            del base.peft_config
+        base.eval()
+        self._model = base
+        if checksum(base) != self._checksum:
+            self._load()
+
+
+def checksum(model: Any) -> int:
+    """A number that changes with any bit of any weight or buffer, whatever its type.
+
+    Words are summed as integers, each tensor weighted by its place, which is exact in any order of summation.
+    """
+    import torch
+
+    total = 0
+    for place, (_, tensor) in enumerate(sorted(model.state_dict().items())):
+        flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+        whole = flat[: flat.numel() // 4 * 4].view(torch.int32)
+        rest = flat[flat.numel() // 4 * 4 :]
+        words = int(whole.sum(dtype=torch.int64)) + int(rest.sum(dtype=torch.int64))
+        total = (total * 1_000_003 + words + place) % (1 << 61)
+    return total
+
+
+def _finite(scores: Any) -> bool:
+    import numpy as np
+
+    return scores is not None and bool(np.isfinite(scores.nll).all())
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """Any failure of a run as what the coordinator raises: class name and three texts."""
+    if isinstance(error, LoratlasError):
+        return {
+            "class": type(error).__name__,
+            "given": error.given,
+            "found": error.found,
+            "instead": error.instead,
+        }
+    if isinstance(error, OSError):
+        return {
+            "class": StorageError.__name__,
+            "given": "a run's folder",
+            "found": f"it could not be written ({error.strerror or error})",
+            "instead": "room and write permission on that disk, then the same command: finished runs are kept",
+        }
+    return {
+        "class": RunError.__name__,
+        "given": "a run of the study",
+        "found": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        "instead": "see the worker's log beside the study's cache; the same command goes on where it stopped",
+    }
+
+
+def main(setup_file: str) -> int:
+    """The process: read jobs until the coordinator closes the pipe."""
+    import traceback
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's; it stops the workers
+    channel: IO[str] = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(message: Mapping[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    try:
+        worker = Worker(json.loads(Path(setup_file).read_text(encoding="utf-8")), send)
+        send({"event": "ready"})
+        for line in sys.stdin:
+            job = json.loads(line)
+            worker.run(job)
+            send({"event": "finished"})
+    except (Orphaned, BrokenPipeError):
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        send({"event": "failed", "error": describe(error)})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
