@@ -108,18 +108,28 @@ _ACTIVE = _Active()
 
 
 @contextmanager
-def use_layout(layout: Layout, configs: Sequence[Any]) -> Iterator[None]:
-    """Switch the given configs to packed attention over this layout, and back afterwards."""
-    before, names = _ACTIVE.state, [config._attn_implementation_internal for config in configs]
-    _ACTIVE.state = (layout, configs)
+def switched(configs: Sequence[Any], name: str) -> Iterator[None]:
+    """Let the live models of these configs use another attention implementation, and put their own back."""
+    names = [config._attn_implementation_internal for config in configs]
     for config in configs:
-        config._attn_implementation_internal = NAME
+        config._attn_implementation_internal = name
     try:
         yield
     finally:
+        for config, own in zip(configs, names, strict=True):
+            config._attn_implementation_internal = own
+
+
+@contextmanager
+def use_layout(layout: Layout, configs: Sequence[Any]) -> Iterator[None]:
+    """Switch the given configs to packed attention over this layout, and back afterwards."""
+    before = _ACTIVE.state
+    _ACTIVE.state = (layout, configs)
+    try:
+        with switched(configs, NAME):
+            yield
+    finally:
         _ACTIVE.state = before
-        for config, name in zip(configs, names, strict=True):
-            config._attn_implementation_internal = name
 
 
 @contextmanager

@@ -100,7 +100,11 @@ class _Short(torch.autograd.Function):
         q, k, v = _stacked(q, groups), _stacked(k, 1), _stacked(v, 1)
         scores = torch.bmm(q.float(), k.float().transpose(1, 2)).view(-1, groups, length, length)
         bias = _bias(length, window if window is not None and window < length else None)
-        p = torch.softmax(torch.add(bias, scores, alpha=scale), -1).to(q.dtype).view(-1, groups * length, length)
+        p = (
+            torch.softmax(torch.add(bias, scores, alpha=scale), -1)
+            .to(q.dtype)
+            .view(-1, groups * length, length)
+        )
         ctx.save_for_backward(q, k, v, p)
         ctx.scale, ctx.shape = scale, (b, length, groups)
         return _unstacked(torch.bmm(p, v), b, length, groups)
