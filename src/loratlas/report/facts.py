@@ -1,0 +1,274 @@
+"""What a study found, in words. No drawing here, and no number that is not quoted from the study.
+
+Every function takes a :class:`~loratlas.report.ledger.Ledger` and returns phrases, so that the page, the
+terminal and the tests read the same facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loratlas.errors import RequestError
+from loratlas.report.ledger import Ledger, Phrase
+
+SCHEMA = "loratlas.study"
+VERSION = 1
+
+# Below this many parameters the page says that the base is small. Findings on adapters change with the size
+# of the base; where exactly nobody knows, so the bound errs on the side of saying it.
+SMALL = 1_000_000_000
+
+VERDICTS = ("better", "equivalent", "worse", "undetermined")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Numbers of one comparison, nats per token; None where the study has none.
+
+    Args:
+        low, value, high: difference from the reference with its interval; below 0 is better.
+        delta: margin of equivalence.
+        detectable: difference that would have been found with 80 % power.
+    """
+
+    low: float | None
+    value: float | None
+    high: float | None
+    delta: float | None
+    detectable: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingFact:
+    """One finding: what was said, how sure, and the numbers behind it.
+
+    Args:
+        arm: index of the arm in the study's list of arms, None where the study lists no such arm.
+        name: the arm's name.
+        verdict: one of :data:`VERDICTS`.
+        headline: the finding in one sentence.
+        detail: interval, p value, what could have been found.
+        reason: why the verdict is what it is.
+        interval: the numbers to draw.
+    """
+
+    arm: int | None
+    name: str
+    verdict: str
+    headline: Phrase
+    detail: Phrase
+    reason: Phrase
+    interval: Interval
+
+
+def read(study: Any) -> Ledger:
+    """A study that can be quoted from.
+
+    Raises:
+        RequestError: the object is no study, or one of another version.
+
+    >>> read({"schema": "loratlas.map", "version": 1})
+    Traceback (most recent call last):
+    ...
+    loratlas.errors.RequestError: Given: schema 'loratlas.map', version 1. Found: a report is made from ...
+    """
+    schema, version = (study.get("schema"), study.get("version")) if isinstance(study, dict) else (None, None)
+    if schema != SCHEMA or version != VERSION:
+        raise RequestError(
+            given=f"schema {schema!r}, version {version!r}",
+            found=f"a report is made from schema {SCHEMA!r}, version {VERSION}",
+            instead="the findings.json of a study, or what `loratlas study SPEC --json` prints",
+        )
+    return Ledger(study)
+
+
+def title(ledger: Ledger) -> Phrase:
+    """The question of the study."""
+    return (
+        "Where should LoRA go in ",
+        ledger.quote("name", "/base/model"),
+        " for ",
+        ledger.quote("name", "/data/train/source"),
+        "?",
+    )
+
+
+def answer(ledger: Ledger) -> Phrase:
+    """The whole study in one sentence: every arm with its verdict, or how many are still open."""
+    found = findings(ledger)
+    reference = ledger.word("/findings/0/versus") if found else ledger.word("/spec/reference")
+    opening = "" if ledger.at("/complete") else "So far, "
+    if not found:
+        return ("Nothing has been compared with ", reference, " yet.")
+    clauses: list[Phrase] = []
+    for verdict in VERDICTS:
+        members = sorted(
+            (i for i, fact in enumerate(found) if fact.verdict == verdict),
+            key=lambda i: found[i].interval.value or 0.0,
+        )
+        if verdict in ("better", "worse"):
+            for i in members:
+                clauses.append(_better_or_worse(ledger, i, verdict, reference, first=not clauses))
+        elif members:
+            names = _listed(tuple(ledger.word(f"/findings/{i}/arm") for i in members))
+            verb = " is" if len(members) == 1 else " are"
+            if verdict == "equivalent":
+                clauses.append(
+                    (*names, verb, " equivalent to ", reference, " within ±", ledger.quote("rate", "/spec/delta"))
+                )
+            elif len(members) == len(found):
+                clauses.append(("this study" if opening else "This study", " cannot tell ", *names, " from ", reference))
+            else:
+                clauses.append((*names, verb, " undetermined"))
+    return (opening, *_joined(clauses), ".")
+
+
+def _better_or_worse(ledger: Ledger, i: int, verdict: str, reference: Any, *, first: bool) -> Phrase:
+    amount = ledger.quote("loss", f"/findings/{i}/difference", how="abs")
+    unit = " nats per token" if first else ""
+    return (ledger.word(f"/findings/{i}/arm"), f" is {verdict} than ", reference, " by ", amount, unit)
+
+
+def _listed(names: Sequence[Any]) -> Phrase:
+    """``a``, ``a and b``, ``a, b and c``."""
+    parts: list[Any] = []
+    for i, name in enumerate(names):
+        if i:
+            parts.append(" and " if i == len(names) - 1 else ", ")
+        parts.append(name)
+    return tuple(parts)
+
+
+def _joined(clauses: Sequence[Phrase]) -> Phrase:
+    parts: list[Any] = []
+    for i, clause in enumerate(clauses):
+        if i:
+            parts.append("; " if len(clauses) > 2 or i < len(clauses) - 1 else ", and ")
+        parts.extend(clause)
+    return tuple(parts)
+
+
+def findings(ledger: Ledger) -> tuple[FindingFact, ...]:
+    """Every finding of the study, in the study's order."""
+    names = [arm.get("name") for arm in ledger.at("/arms") or []]
+    return tuple(_finding(ledger, i, names) for i in ledger.items("/findings"))
+
+
+def _finding(ledger: Ledger, i: int, names: list[Any]) -> FindingFact:
+    at = f"/findings/{i}"
+    name = ledger.at(f"{at}/arm")
+    verdict = ledger.at(f"{at}/verdict")
+    verdict = verdict if verdict in VERDICTS else "undetermined"
+    arm, versus = ledger.word(f"{at}/arm"), ledger.word(f"{at}/versus")
+    size = ledger.quote("loss", f"{at}/difference", how="abs")
+    if verdict in ("better", "worse"):
+        headline: Phrase = (arm, f" is {verdict} than ", versus, " by ", size, " nats per token.")
+    elif verdict == "equivalent":
+        margin = ledger.quote("rate", "/spec/delta")
+        headline = (arm, " and ", versus, " are equivalent within ±", margin, " nats per token.")
+    else:
+        headline = ("Whether ", arm, " is better than ", versus, " is undetermined.")
+    return FindingFact(
+        arm=names.index(name) if name in names else None,
+        name=str(name),
+        verdict=verdict,
+        headline=headline,
+        detail=_detail(ledger, at),
+        reason=(ledger.word(f"{at}/reason"),) if ledger.at(f"{at}/reason") else (),
+        interval=Interval(
+            low=ledger.number(f"{at}/ci/0"),
+            value=ledger.number(f"{at}/difference"),
+            high=ledger.number(f"{at}/ci/1"),
+            delta=ledger.number("/spec/delta"),
+            detectable=ledger.number(f"{at}/detectable"),
+        ),
+    )
+
+
+def _detail(ledger: Ledger, at: str) -> Phrase:
+    """Difference, interval, p, what could have been found; () where there is no difference."""
+    if ledger.number(f"{at}/difference") is None:
+        return ()
+    parts: list[Any] = ["Difference ", ledger.quote("signed", f"{at}/difference"), " nats per token"]
+    if ledger.number(f"{at}/ci/0") is not None:
+        level = ledger.quote("percent", f"{at}/level")
+        if level.value is not None:
+            parts += [", ", level, " interval "]
+        else:
+            parts += [", interval "]
+        parts += [ledger.quote("signed", f"{at}/ci/0"), " to ", ledger.quote("signed", f"{at}/ci/1")]
+    if ledger.number(f"{at}/p_holm") is not None:
+        parts += ["; p = ", ledger.quote("probability", f"{at}/p_holm"), " after Holm"]
+    parts.append(". ")
+    if ledger.number(f"{at}/detectable") is not None:
+        parts += [
+            "A true difference of ",
+            ledger.quote("loss", f"{at}/detectable"),
+            " would have been found four times out of five. ",
+        ]
+    seeds, examples = ledger.quote("count", f"{at}/seeds"), ledger.quote("count", f"{at}/examples")
+    parts += ["Counted on ", seeds, " fresh seeds × ", examples, " examples."]
+    return tuple(parts)
+
+
+def banners(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
+    """Warnings that stand above everything: a kind and a sentence each."""
+    found: list[tuple[str, Phrase]] = []
+    if not ledger.at("/complete"):
+        sentence: Phrase = (
+            "This study is not complete. Numbers on this page will change; run the same command again to go on.",
+        )
+        found.append(("incomplete", sentence))
+    if ledger.at("/demonstration"):
+        sentence = (
+            "A demonstration: fewer learning rates, tuning seeds and steps than a study needs, so that it ends"
+            " within minutes. It shows what loratlas does; do not choose a placement by it.",
+        )
+        found.append(("demonstration", sentence))
+    return tuple(found)
+
+
+def reach(ledger: Ledger) -> tuple[Phrase, ...]:
+    """What the findings are about, what they are not, and what the study itself notes."""
+    base, size = ledger.quote("name", "/base/model"), ledger.quote("millions", "/base/parameters")
+    task, steps = ledger.quote("name", "/data/train/source"), ledger.quote("count", "/spec/steps")
+    rows = ledger.quote("count", "/spec/batch_size")
+    phrases: list[Phrase] = [
+        ("The findings hold for this base (", base, ", ", size, " parameters), this task (", task)
+        + ("), and this budget (", steps, " steps of ", rows, " rows). They are about new seeds and new")
+        + (" examples of the same task, not about other tasks, other bases or longer training.",),
+    ]
+    parameters = ledger.number("/base/parameters")
+    if parameters is not None and parameters < SMALL:
+        phrases.append(
+            ("A base of ", ledger.quote("count", "/base/parameters"), " parameters is small. ")
+            + ("What pays in it need not pay in a large one, and this page does not claim that it does.",)
+        )
+    for i in ledger.items("/arms"):
+        phrases += _arm_limits(ledger, i)
+    phrases += [(ledger.word(f"/notes/{i}"),) for i in ledger.items("/notes")]
+    return tuple(phrases)
+
+
+def _arm_limits(ledger: Ledger, i: int) -> list[Phrase]:
+    at, name = f"/arms/{i}", ledger.word(f"/arms/{i}/name")
+    found: list[Phrase] = []
+    if ledger.at(f"{at}/lr_at_edge"):
+        rate = ledger.quote("rate", f"{at}/lr")
+        found.append(("The best learning rate of ", name, ", ", rate, ", lies at the edge of those tried."))
+    if ledger.number(f"{at}/diverged"):
+        runs = ledger.quote("count", f"{at}/diverged")
+        found.append(("Runs of ", name, " that diverged: ", runs, "."))
+    return found
+
+
+def gap(ledger: Ledger) -> Phrase:
+    """The loss of the bare base, which every arm starts from; () where the study has none."""
+    if ledger.number("/base_nll") is None:
+        return ()
+    loss = ledger.quote("loss", "/base_nll")
+    perplexity = ledger.quote("perplexity", "/base_nll", how="exp")
+    return ("Without any adapter the base has a loss of ", loss, " (perplexity ", perplexity, ").")
+

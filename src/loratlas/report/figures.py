@@ -1,0 +1,378 @@
+"""The plotly figures of the report. They draw numbers that the study holds and nothing else.
+
+plotly reads a small HTML in every text it draws, so names are escaped by :func:`label` before they come near
+it, and templates never hold a name. Every figure is made for a light and a dark page.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from loratlas.report.ledger import Ledger, clean
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
+
+AXES: dict[str, tuple[str, str, str]] = {
+    # name of the choice: field of the arm, title of the axis, word on the button
+    "params": ("trainable", "Trainable parameters", "Trainable parameters"),
+    "time": ("step_seconds", "Seconds per step", "Step time"),
+    "memory": ("peak_bytes", "Peak memory, MiB", "Peak memory"),
+}
+
+_MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Theme:
+    """Colours of a page: the arms' in order, then text, lines, background, and the scale of ranks."""
+
+    arms: tuple[str, ...]
+    text: str
+    faint: str
+    grid: str
+    paper: str
+    ranks: tuple[tuple[float, str], ...]
+
+
+# The arms' colours follow M. Okabe and K. Ito's palette, darkened on light and lightened on dark so that each
+# stands at 3:1 or more against the background; marker shapes and dashes tell arms apart as well.
+LIGHT = Theme(
+    arms=("#0069a8", "#c14a00", "#007a5a", "#a8437f", "#8a6100", "#3c5bc4", "#56603a", "#5a5a66"),
+    text="#1d2430",
+    faint="#5b6472",
+    grid="#e6e5e0",
+    paper="#ffffff",
+    ranks=((0.0, "#dcebf3"), (0.35, "#8fbfd9"), (0.7, "#2f7fb0"), (1.0, "#0b3f66")),
+)
+DARK = Theme(
+    arms=("#62b5ec", "#f4935a", "#45c79c", "#e59ac6", "#e3bb4f", "#9db2ff", "#b9c78c", "#b4b8c4"),
+    text="#e7e9ee",
+    faint="#a3abb8",
+    grid="#2c333f",
+    paper="#171b22",
+    ranks=((0.0, "#1f3446"), (0.35, "#2f6a91"), (0.7, "#5aaede"), (1.0, "#c9ecff")),
+)
+THEMES = {"light": LIGHT, "dark": DARK}
+
+
+def label(text: Any, *, width: int = 40) -> str:
+    """A name that plotly draws as it is written: its tags and entities escaped, long ones shortened.
+
+    >>> label("<b>all</b> & more")
+    '&lt;b&gt;all&lt;/b&gt; &amp; more'
+    """
+    shown = clean(str(text))
+    if len(shown) > width:
+        shown = shown[: width - 1] + "…"
+    return html.escape(shown, quote=False)
+
+
+def colour(theme: Theme, i: int) -> str:
+    """The colour of the i-th arm, the same in every figure."""
+    return theme.arms[i % len(theme.arms)]
+
+
+def figures(ledger: Ledger) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every figure for both themes: ``{figure: {theme: plotly JSON}}``.
+
+    Figures are named ``pareto.params``, ``pareto.time``, ``pareto.memory``, ``curves``, ``tuning`` and
+    ``map.0`` for the first arm. A figure that the study has no numbers for is left out.
+    """
+    import plotly.graph_objects as go
+
+    drawn: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def keep(name: str, theme: str, figure: go.Figure | None) -> None:
+        if figure is not None:
+            drawn.setdefault(name, {})[theme] = {
+                key: value for key, value in figure.to_plotly_json().items() if key in ("data", "layout")
+            }
+
+    for name, theme in THEMES.items():
+        for axis in AXES:
+            keep(f"pareto.{axis}", name, pareto(ledger, axis, theme))
+        keep("curves", name, curves(ledger, theme))
+        keep("tuning", name, tuning(ledger, theme))
+        for i in ledger.items("/arms"):
+            keep(f"map.{i}", name, model_map(ledger, i, theme))
+    return drawn
+
+
+def _figure(theme: Theme, *, x: dict[str, Any], y: dict[str, Any], **layout: Any) -> Any:
+    import plotly.graph_objects as go
+
+    line = {"gridcolor": theme.grid, "linecolor": theme.faint, "zeroline": False, "automargin": True}
+    title = {"font": {"size": 13, "color": theme.faint}}
+    figure = go.Figure()
+    settings: dict[str, Any] = {
+        "template": "none",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": 13, "color": theme.text},
+        "margin": {"l": 58, "r": 16, "t": 12, "b": 48},
+        "height": 400,
+        "hoverlabel": {
+            "bgcolor": theme.paper,
+            "bordercolor": theme.faint,
+            "font": {"family": FONT, "size": 13, "color": theme.text},
+            "align": "left",
+        },
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 13}},
+        "hovermode": "closest",
+    }
+    figure.update_layout(**{**settings, **layout})
+    figure.update_xaxes(**{**line, **x, "title": {**title, "text": x.get("title", "")}})
+    figure.update_yaxes(**{**line, **y, "title": {**title, "text": y.get("title", "")}})
+    return figure
+
+
+def pareto(ledger: Ledger, axis: str, theme: Theme) -> Any:
+    """Loss against one cost, with the frontier of arms that no other arm beats in both; None without points."""
+    field, title, _ = AXES[axis]
+    points: list[tuple[int, float, float]] = []
+    for i in ledger.items("/arms"):
+        x, y = ledger.number(f"/arms/{i}/{field}"), ledger.number(f"/arms/{i}/nll")
+        if x is not None and y is not None:
+            points.append((i, x / 2**20 if axis == "memory" else x, y))
+    if not points:
+        return None
+    costs = [x for _, x, _ in points]
+    low, high = min(costs), max(costs)
+    wide = low > 0 and high / low > 8
+    figure = _figure(
+        theme,
+        x={"title": title, "type": "log" if wide else "linear", "range": _range(low, high, log=wide)}
+        | ({"dtick": 1} if wide else {}),
+        y={"title": "Loss, nats per token", "tickformat": ".3~f"},
+        showlegend=False,
+    )
+    named = {ledger.at(f"/arms/{i}/name"): (x, y) for i, x, y in points}
+    front = sorted(named[name] for name in ledger.at(f"/pareto/{axis}") or [] if name in named)
+    if len(front) > 1:
+        figure.add_scatter(
+            x=[x for x, _ in front],
+            y=[y for _, y in front],
+            mode="lines",
+            line={"color": theme.faint, "width": 1.5, "dash": "dot", "shape": "hv"},
+            hoverinfo="skip",
+            name="frontier",
+        )
+    middle = (math.sqrt(low * high) if wide else (low + high) / 2) if len(points) > 1 else math.inf
+    for order, (i, x, y) in enumerate(sorted(points, key=lambda point: point[2])):
+        crowded = high <= low * 1.02
+        right = order % 2 == 0 if crowded else x <= middle
+        figure.add_scatter(**_point(ledger, i, x, y, theme, right=right))
+    return figure
+
+
+def _range(low: float, high: float, *, log: bool) -> list[float]:
+    """Room for the names beside the points; points that hardly differ are not torn apart."""
+    if log:
+        left, right = math.log10(low), math.log10(high)
+        room = 0.22 * (right - left)
+        return [left - room, right + room]
+    room = max(0.28 * (high - low), 0.1 * high, 1e-9)
+    return [max(0.0, low - room), high + room]
+
+
+def _point(ledger: Ledger, i: int, x: float, y: float, theme: Theme, *, right: bool) -> dict[str, Any]:
+    low, high = ledger.number(f"/arms/{i}/ci/0"), ledger.number(f"/arms/{i}/ci/1")
+    bars = {}
+    if low is not None and high is not None:
+        bars = {
+            "error_y": {
+                "array": [high - y],
+                "arrayminus": [y - low],
+                "symmetric": False,
+                "thickness": 1.6,
+                "width": 5,
+            }
+        }
+    name = label(ledger.at(f"/arms/{i}/name"), width=22)
+    gap = "\u2002"
+    return {
+        "x": [x],
+        "y": [y],
+        "mode": "markers+text",
+        "name": name,
+        "text": [gap + name if right else name + gap],
+        "textposition": "middle right" if right else "middle left",
+        "textfont": {"color": theme.text, "size": 13},
+        "marker": {"color": colour(theme, i), "size": 12, "symbol": _MARKERS[i % len(_MARKERS)]},
+        "hovertemplate": "%{x:,.4~g}<br>loss %{y:.4f}<extra></extra>",
+        **bars,
+    }
+
+
+def curves(ledger: Ledger, theme: Theme) -> Any:
+    """Training loss over steps, mean and spread over the evaluation seeds; None without any."""
+    figure = _figure(
+        theme,
+        x={"title": "Step"},
+        y={"title": "Training loss, nats per token"},
+        hovermode="x unified",
+    )
+    for i in ledger.items("/arms"):
+        at = f"/arms/{i}/curve"
+        steps, mean = ledger.at(f"{at}/steps"), ledger.at(f"{at}/mean")
+        if not steps or not mean:
+            continue
+        low, high = ledger.at(f"{at}/low"), ledger.at(f"{at}/high")
+        shade = colour(theme, i)
+        name = label(ledger.at(f"/arms/{i}/name"))
+        group = {"legendgroup": f"arm{i}", "x": steps}
+        if low and high:
+            edge = {**group, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+            figure.add_scatter(**edge, y=low, name=name)
+            figure.add_scatter(**edge, y=high, name=name, fill="tonexty", fillcolor=_see_through(shade, 0.16))
+        figure.add_scatter(
+            **group,
+            y=mean,
+            mode="lines",
+            name=name,
+            line={"color": shade, "width": 2, "dash": _DASHES[i % len(_DASHES)]},
+            hovertemplate="%{y:.3f}",
+        )
+    return figure if figure.data else None
+
+
+def _see_through(colour_: str, alpha: float) -> str:
+    red, green, blue = (int(colour_[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def tuning(ledger: Ledger, theme: Theme) -> Any:
+    """Loss on the tuning rows over the learning rate: every run a mark, the mean a line, the chosen rate a ring."""
+    figure = _figure(
+        theme,
+        x={"title": "Learning rate", "type": "log", "exponentformat": "power", "minor": {"ticks": ""}},
+        y={"title": "Loss on the tuning rows"},
+    )
+    rates: set[float] = set()
+    for i in ledger.items("/arms"):
+        runs: dict[float, list[float]] = {}
+        for j in ledger.items(f"/arms/{i}/tuning"):
+            at = f"/arms/{i}/tuning/{j}"
+            rate, value = ledger.number(f"{at}/lr"), ledger.number(f"{at}/nll")
+            if rate is not None and value is not None and not ledger.at(f"{at}/diverged"):
+                runs.setdefault(rate, []).append(value)
+        if not runs:
+            continue
+        rates.update(runs)
+        _tuned(figure, ledger, i, theme, runs)
+    if rates:
+        ticks = sorted(rates)
+        figure.update_xaxes(tickvals=ticks, ticktext=[f"{rate:g}" for rate in ticks])
+    return figure if figure.data else None
+
+
+def _tuned(figure: Any, ledger: Ledger, i: int, theme: Theme, runs: dict[float, list[float]]) -> None:
+    shade, symbol = colour(theme, i), _MARKERS[i % len(_MARKERS)]
+    name = label(ledger.at(f"/arms/{i}/name"))
+    rates = sorted(runs)
+    means = {rate: sum(runs[rate]) / len(runs[rate]) for rate in rates}
+    figure.add_scatter(
+        x=rates,
+        y=[means[rate] for rate in rates],
+        mode="lines",
+        name=name,
+        legendgroup=f"arm{i}",
+        line={"color": shade, "width": 2, "dash": _DASHES[i % len(_DASHES)]},
+        hovertemplate="%{x:g}: mean %{y:.4f}",
+    )
+    figure.add_scatter(
+        x=[rate for rate in rates for _ in runs[rate]],
+        y=[value for rate in rates for value in runs[rate]],
+        mode="markers",
+        name=name,
+        legendgroup=f"arm{i}",
+        showlegend=False,
+        marker={"color": shade, "size": 6, "symbol": symbol, "opacity": 0.75},
+        hovertemplate="%{x:g}: %{y:.4f}",
+    )
+    chosen = ledger.number(f"/arms/{i}/lr")
+    if chosen in means:
+        figure.add_scatter(
+            x=[chosen],
+            y=[means[chosen]],
+            mode="markers",
+            name=name,
+            legendgroup=f"arm{i}",
+            showlegend=False,
+            marker={"color": shade, "size": 15, "symbol": "circle-open", "line": {"width": 2.5}},
+            hovertemplate="chosen: %{x:g}",
+        )
+
+
+def cells(ledger: Ledger, i: int) -> dict[tuple[int | None, str], int]:
+    """Ranks of an arm's plan by (layer, role); the largest where a role has several sites in a layer."""
+    places = {}
+    for j in ledger.items("/anatomy/sites"):
+        site = ledger.at(f"/anatomy/sites/{j}")
+        places[site.get("path")] = (site.get("layer"), site.get("role"))
+    found: dict[tuple[int | None, str], int] = {}
+    for key in ("rows", "sites"):
+        for j in ledger.items(f"/arms/{i}/plan/{key}"):
+            row = ledger.at(f"/arms/{i}/plan/{key}/{j}")
+            site = row.get("site") if isinstance(row.get("site"), dict) else row
+            place = (site.get("layer"), site.get("role")) if site.get("role") else places.get(site.get("path"))
+            if place is not None and isinstance(row.get("rank"), int):
+                found[place] = max(row["rank"], found.get(place, 0))
+    return found
+
+
+def model_map(ledger: Ledger, i: int, theme: Theme) -> Any:
+    """Layers upwards, roles sideways, colour for the rank; the same scale for every arm. None without a plan."""
+    ranks = cells(ledger, i)
+    if not ranks:
+        return None
+    everything = [cells(ledger, j) for j in ledger.items("/arms")]
+    highest = max(max(each.values()) for each in everything if each)
+    used = {role for each in everything for _, role in each}
+    roles = [role for role in ledger.at("/anatomy/roles") or [] if isinstance(role, str)]
+    roles += sorted(used - set(roles))
+    layers = list(range(int(ledger.number("/anatomy/layers") or 0)))
+    layers = sorted({*layers, *(layer for each in everything for layer, _ in each if layer is not None)})
+    outside = any(layer is None for each in everything for layer, _ in each)
+    rows: list[int | None] = [*layers, *([None] if outside else [])]
+    names = ["outside" if layer is None else str(layer) for layer in rows]
+    values = [[ranks.get((layer, role)) for role in roles] for layer in rows]
+    shown = len(rows) <= 40
+    figure = _figure(
+        theme,
+        x={"title": "", "tickangle": -90 if len(roles) > 4 else 0, "showgrid": False, "type": "category"},
+        y={"title": "Layer", "showgrid": False, "type": "category", "nticks": 16},
+        height=max(240, min(640, 90 + 24 * len(rows))),
+        margin={"l": 46, "r": 8, "t": 8, "b": 74},
+    )
+    figure.add_heatmap(
+        x=[label(role) for role in roles],
+        y=names,
+        z=[[0.0 for _ in roles] for _ in rows],
+        colorscale=[(0, theme.grid), (1, theme.grid)],
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        opacity=0.45,
+        hovertemplate="layer %{y}, %{x}: no adapter<extra></extra>",
+    )
+    figure.add_heatmap(
+        x=[label(role) for role in roles],
+        y=names,
+        z=values,
+        zmin=0,
+        zmax=highest,
+        colorscale=[list(stop) for stop in theme.ranks],
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        texttemplate="%{z}" if shown else None,
+        textfont={"size": 11},
+        hovertemplate="layer %{y}, %{x}: rank %{z}<extra></extra>",
+        hoverongaps=False,
+    )
+    return figure

@@ -1,0 +1,139 @@
+"""The page: one HTML file that opens offline, asks for nothing and runs nothing but its own two scripts.
+
+Every quote becomes an element that names its place in the study (``data-from``), and the study itself lies in
+the file, so that whoever reads the page can check it. A content security policy with the hashes of the two
+scripts keeps anything else from running, even if a name in the study were to slip through the escaping.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loratlas.errors import OutputError
+from loratlas.report import facts, sections
+from loratlas.report.figures import figures
+from loratlas.report.ledger import Ledger, plain
+from loratlas.report.script import SCRIPT
+from loratlas.report.style import css
+
+
+def build(study: Mapping[str, Any], out: str | Path) -> Path:
+    """Write the page of a study.
+
+    Args:
+        study: the JSON object of schema ``loratlas.study``.
+        out: the file to write, or a folder, which then gets ``report.html``. An older page is replaced; the
+            file appears whole or not at all.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        RequestError: the object is no study.
+        OutputError: the file cannot be written.
+    """
+    text = render(facts.read(study))
+    path = Path(out)
+    if path.is_dir():
+        path /= "report.html"
+    try:
+        _write(path, text)
+    except OSError as error:
+        raise OutputError(
+            given=str(path),
+            found=f"the page could not be written: {error.strerror or error}",
+            instead="a folder that exists, may be written to and has 6 MB of room",
+        ) from error
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def render(ledger: Ledger) -> str:
+    """The page's whole text."""
+    from plotly.offline import get_plotlyjs
+
+    drawn = figures(ledger)
+    scripts = [_script(get_plotlyjs()), _script(SCRIPT)]
+    policy = (
+        f"default-src 'none'; script-src {' '.join(_hash(text) for text in scripts)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    title = html.escape(plain(facts.title(ledger)))
+    return "\n".join(
+        (
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">',
+            f"<title>{title}</title><style>{css()}</style></head><body>",
+            sections.body(ledger, drawn),
+            f'<script type="application/json" id="figures">{_json(drawn)}</script>',
+            f'<script type="application/json" id="study">{_json(ledger.study)}</script>',
+            *(f"<script>{text}</script>" for text in scripts),
+            "</body></html>\n",
+        )
+    )
+
+
+def _script(text: str) -> str:
+    """A script as the browser will hash it: line ends are normalised when HTML is read."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub(r"</(script)", r"<\\/\1", text, flags=re.IGNORECASE).replace("<!--", "\\x3c!--")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _json(value: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """JSON data: what JSON does not know (NaN, infinity) becomes null."""
+    if isinstance(value, str):
+        return _whole(value)
+    if isinstance(value, bool) or value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_whole(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _whole(text: str) -> str:
+    """Text without half surrogate pairs, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()

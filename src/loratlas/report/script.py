@@ -1,0 +1,48 @@
+"""The page's own script: draws the figures, follows the theme, changes the cost axis, copies, saves."""
+
+SCRIPT = """
+(() => {
+"use strict";
+const read = id => JSON.parse(document.getElementById(id).textContent);
+const figures = read("figures");
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const coarse = matchMedia("(pointer: coarse)").matches;
+const plots = [...document.querySelectorAll("[data-figure]")];
+const draw = (plot, scheme) => {
+  const figure = structuredClone(figures[plot.dataset.figure][scheme || (dark.matches ? "dark" : "light")]);
+  figure.layout.dragmode = coarse ? false : "zoom";
+  return Plotly.react(plot, figure.data, figure.layout, {displayModeBar: false, responsive: true});
+};
+const drawAll = scheme => plots.forEach(plot => draw(plot, scheme));
+drawAll();
+dark.addEventListener("change", () => drawAll());
+addEventListener("beforeprint", () => drawAll("light"));
+addEventListener("afterprint", () => drawAll());
+document.querySelectorAll("input[name=cost]").forEach(input => input.addEventListener("change", () => {
+  const plot = document.getElementById("pareto");
+  plot.dataset.figure = "pareto." + input.value;
+  plot.setAttribute("aria-label", input.dataset.alternative);
+  draw(plot);
+}));
+document.querySelectorAll("button[data-copy]").forEach(button => button.addEventListener("click", async () => {
+  const block = document.getElementById(button.dataset.copy);
+  try {
+    await navigator.clipboard.writeText(block.textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(block);
+    button.textContent = "Selected: copy it with the keyboard";
+  }
+  setTimeout(() => { button.textContent = "Copy"; }, 2500);
+}));
+document.querySelectorAll("button[data-save]").forEach(button => button.addEventListener("click", () => {
+  const text = JSON.stringify(read("study"), null, 1);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  link.download = button.dataset.save;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}));
+document.documentElement.dataset.drawn = "yes";
+})();
+"""

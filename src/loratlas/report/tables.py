@@ -1,0 +1,212 @@
+"""The rows of every table of the report: arms, tuning, data, settings. No drawing, only quotes.
+
+A table is a header and rows of phrases, so that the page and the terminal show the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loratlas.report.facts import findings
+from loratlas.report.ledger import MISSING, Ledger, Phrase, Quote, clean, pointer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A header and its rows.
+
+    Args:
+        columns: one heading for each column.
+        rows: phrases, as many in each row as there are columns.
+        keys: for each row the index of the arm it is about, None where it is about none.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Phrase, ...], ...]
+    keys: tuple[int | None, ...]
+
+
+def arms(ledger: Ledger) -> Table:
+    """What every arm is, what it cost and what it reached."""
+    indices = tuple(ledger.items("/arms"))
+    return Table(
+        columns=(
+            "Arm",
+            "Placement",
+            "Learning rate",
+            "Loss, nats per token",
+            "Perplexity",
+            "Trainable",
+            "Step time",
+            "Peak memory",
+            "Match",
+        ),
+        rows=tuple(_arm(ledger, i) for i in indices),
+        keys=indices,
+    )
+
+
+def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
+    at = f"/arms/{i}"
+    reference = ledger.at(f"{at}/name") == ledger.at("/spec/reference")
+    name: Phrase = (ledger.word(f"{at}/name"), " (reference)") if reference else (ledger.word(f"{at}/name"),)
+    trainable: Phrase = (ledger.quote("count", f"{at}/trainable"),)
+    if ledger.number("/base/parameters"):
+        share = ledger.quote("percent", f"{at}/trainable", "/base/parameters", how="share")
+        trainable = (*trainable, " (", share, " of the base)")
+    time: Phrase = (ledger.quote("times", f"{at}/step_time_ratio"),)
+    if ledger.number(f"{at}/step_seconds") is not None:
+        time = (*time, " (", ledger.quote("seconds", f"{at}/step_seconds"), ")")
+    return (
+        name,
+        (ledger.word(f"{at}/placement"),),
+        (ledger.quote("rate", f"{at}/lr"), " (edge)" if ledger.at(f"{at}/lr_at_edge") else ""),
+        loss(ledger, i),
+        (ledger.quote("perplexity", f"{at}/nll", how="exp"),),
+        trainable,
+        time,
+        (ledger.quote("bytes", f"{at}/peak_bytes"),),
+        match(ledger, i),
+    )
+
+
+def loss(ledger: Ledger, i: int) -> Phrase:
+    """Loss of an arm with its interval, ``3.512 [3.498, 3.526]``."""
+    at = f"/arms/{i}"
+    value: Phrase = (ledger.quote("loss", f"{at}/nll"),)
+    if ledger.number(f"{at}/ci/0") is None or ledger.number(f"{at}/ci/1") is None:
+        return value
+    low, high = ledger.quote("loss", f"{at}/ci/0"), ledger.quote("loss", f"{at}/ci/1")
+    return (*value, " [", low, ", ", high, "]")
+
+
+def match(ledger: Ledger, i: int) -> Phrase:
+    """How near an arm came to spending what the reference spends."""
+    at = f"/arms/{i}/match"
+    if not ledger.at(at):
+        return ("not matched",) if ledger.at("/spec/match") not in (None, "none") else (MISSING,)
+    form = {"memory": "bytes", "time": "rate"}.get(str(ledger.at(f"{at}/quantity")), "count")
+    got, wanted = ledger.quote(form, f"{at}/got"), ledger.quote(form, f"{at}/wanted")
+    share = ledger.quote("percent", f"{at}/got", f"{at}/wanted", how="share")
+    return (ledger.word(f"{at}/quantity"), " ", got, " of ", wanted, " (", share, ")")
+
+
+def tuning(ledger: Ledger) -> Table:
+    """Every tuning run: arm, learning rate, seed, loss. Equal rows for all arms are equal tuning."""
+    rows: list[tuple[Phrase, ...]] = []
+    keys: list[int | None] = []
+    for i in ledger.items("/arms"):
+        for j in ledger.items(f"/arms/{i}/tuning"):
+            at = f"/arms/{i}/tuning/{j}"
+            result: Phrase = ("diverged",) if ledger.at(f"{at}/diverged") else (ledger.quote("loss", f"{at}/nll"),)
+            name, rate = (ledger.word(f"/arms/{i}/name"),), (ledger.quote("rate", f"{at}/lr"),)
+            rows.append((name, rate, (ledger.word(f"{at}/seed"),), result))
+            keys.append(i)
+    return Table(
+        columns=("Arm", "Learning rate", "Seed", "Loss on the tuning rows"), rows=tuple(rows), keys=tuple(keys)
+    )
+
+
+def runs(ledger: Ledger) -> Table:
+    """Every evaluation run: arm, seed, losses, cost and the digest that names its record."""
+    rows: list[tuple[Phrase, ...]] = []
+    keys: list[int | None] = []
+    for i in ledger.items("/arms"):
+        for j in ledger.items(f"/arms/{i}/runs"):
+            at = f"/arms/{i}/runs/{j}"
+            rows.append(
+                (
+                    (ledger.word(f"/arms/{i}/name"),),
+                    (ledger.word(f"{at}/seed"),),
+                    (ledger.quote("loss", f"{at}/nll"),),
+                    (ledger.quote("loss", f"{at}/train_nll"),),
+                    (ledger.quote("seconds", f"{at}/step_seconds"),),
+                    (ledger.quote("bytes", f"{at}/peak_bytes"),),
+                    (ledger.word(f"{at}/digest"),),
+                )
+            )
+            keys.append(i)
+    columns = ("Arm", "Seed", "Loss", "Training loss", "Step", "Peak memory", "Run")
+    return Table(columns=columns, rows=tuple(rows), keys=tuple(keys))
+
+
+def data(ledger: Ledger) -> Table:
+    """The rows that were trained on, tuned on and judged on."""
+    rows: list[tuple[Phrase, ...]] = []
+    for part in ("train", "tuning", "evaluation"):
+        at = f"/data/{part}"
+        if not ledger.at(at):
+            continue
+        counts = tuple((ledger.quote("count", f"{at}/{key}"),) for key in ("rows", "answer_tokens", "cut", "dropped"))
+        source = (ledger.quote("name", f"{at}/source"),)
+        rows.append(((part.capitalize(),), source, *counts, (ledger.word(f"{at}/digest"),)))
+    columns = ("Part", "Source", "Rows", "Answer tokens", "Cut", "Dropped", "Digest")
+    return Table(columns=columns, rows=tuple(rows), keys=(None,) * len(rows))
+
+
+def settings(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
+    """What names this study exactly: digests, revision, versions, machine, seeds. Label and value each."""
+    pairs: list[tuple[str, Phrase]] = [
+        ("Base", (ledger.word("/base/model"),)),
+        ("Architecture", (ledger.word("/base/model_type"),)),
+        ("Parameters of the base", (ledger.quote("count", "/base/parameters"),)),
+        ("Digest of the config", (ledger.word("/base/config_digest"),)),
+        ("Digest of the spec", (ledger.word("/spec_digest"),)),
+        ("Master seed", (ledger.word("/spec/seed"),)),
+        ("Evaluation seeds", _seeds(ledger)),
+        ("Loss counted on", (ledger.word("/data/loss"),)),
+        ("Template", (ledger.word("/data/template"),)),
+        ("Packing", (ledger.quote("yes", "/data/packing"),)),
+        ("Revision", (ledger.word("/revision"),)),
+    ]
+    for group in ("versions", "machine"):
+        values = ledger.at(f"/{group}")
+        for key in values if isinstance(values, dict) else ():
+            pairs.append((clean(str(key)).replace("_", " "), _any(ledger, pointer(group, key))))
+    return tuple((label, phrase) for label, phrase in pairs if phrase and phrase != (MISSING,) and _known(phrase))
+
+
+def _known(phrase: Phrase) -> bool:
+    return any(not isinstance(part, Quote) or part.text != MISSING for part in phrase)
+
+
+def _any(ledger: Ledger, path: str) -> Phrase:
+    form = "bytes" if path.endswith("_bytes") else "yes"
+    return (ledger.quote(form, path),)
+
+
+def _seeds(ledger: Ledger) -> Phrase:
+    """Evaluation seeds of the first arm that has runs; all arms share them."""
+    for i in ledger.items("/arms"):
+        parts: list[Any] = []
+        for j in ledger.items(f"/arms/{i}/runs"):
+            parts += [", "] if parts else []
+            parts.append(ledger.word(f"/arms/{i}/runs/{j}/seed"))
+        if parts:
+            return tuple(parts)
+    return ()
+
+
+def summary(ledger: Ledger) -> Table:
+    """One row for each arm, short enough for a terminal of 80 columns.
+
+    Columns: arm, placement, learning rate, loss with its interval, difference from the reference, verdict.
+    """
+    by_arm = {fact.arm: (j, fact) for j, fact in enumerate(findings(ledger))}
+    rows: list[tuple[Phrase, ...]] = []
+    indices = tuple(ledger.items("/arms"))
+    for i in indices:
+        at = f"/arms/{i}"
+        difference: Phrase = (MISSING,)
+        verdict: Phrase = ("reference" if ledger.at(f"{at}/name") == ledger.at("/spec/reference") else MISSING,)
+        if i in by_arm:
+            j, fact = by_arm[i]
+            difference = (ledger.quote("signed", f"/findings/{j}/difference"),)
+            verdict = (fact.verdict,)
+        name, placement = (ledger.word(f"{at}/name"),), (ledger.word(f"{at}/placement"),)
+        rate = (ledger.quote("rate", f"{at}/lr"),)
+        rows.append((name, placement, rate, loss(ledger, i), difference, verdict))
+    reference = clean(str(ledger.at("/spec/reference") or "reference"))
+    columns = ("Arm", "Placement", "LR", "Loss [interval]", f"vs {reference}", "Verdict")
+    return Table(columns=columns, rows=tuple(rows), keys=indices)
