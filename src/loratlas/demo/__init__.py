@@ -1,1 +1,18 @@
-"""See the modules of this room."""
+"""The embedded base and its tasks: everything a study needs, without a download.
+
+``demo:llama-mini`` names the base wherever a MODEL is asked for, ``demo:facts-300`` a task wherever DATA is.
+
+>>> from loratlas import demo
+>>> sorted(demo.TASKS)
+['facts-1000', 'facts-300', 'facts-3000', 'format', 'retrieval', 'rules']
+>>> (demo.base_path() / "config.json").exists()
+True
+"""
+
+from loratlas.demo.base_files import BASES, base_path
+from loratlas.demo.demonstration import study
+from loratlas.demo.tasks import TASKS, generate
+
+PREFIX = "demo:"
+
+__all__ = ["BASES", "PREFIX", "TASKS", "base_path", "generate", "study"]
