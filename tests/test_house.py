@@ -1,0 +1,179 @@
+"""The house stands as drawn: imports go down, nothing goes in circles, the public list is true.
+
+The code is read, never run, except for the public list at the end.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import loratlas
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "loratlas"
+
+FLOORS: dict[str, int] = {
+    "errors": 0,
+    "anatomy": 1,
+    "adapters": 2,
+    "data": 2,
+    "placement": 3,
+    "demo": 3,
+    "evaluation": 4,
+    "training": 5,
+    "study": 6,
+    "report": 7,
+    "cli": 8,
+}
+"""Room → floor. A room may import from floors below its own, and from itself."""
+
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str | None:
+    """The room of a dotted name; None for the front door, ``loratlas`` itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, int]]:
+    """Every loratlas module this file names in an import, wherever in the file, with its line."""
+    known = {name_of(module) for module in MODULES}
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide where they go"
+            base = node.module or ""
+            # `from loratlas.study import run` imports a module; `from loratlas.errors import X` a name in one.
+            names = [f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names]
+        elif (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module"
+        ):
+            names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        else:
+            continue
+        yield from ((name, node.lineno) for name in names if name.split(".")[0] == "loratlas")
+
+
+def test_every_room_has_a_floor():
+    rooms = {p.stem for p in SOURCE.iterdir() if (p.is_dir() or p.suffix == ".py") and "__" not in p.name}
+    assert rooms == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down(path: Path):
+    room = room_of(name_of(path))
+    if room is None:
+        return  # The front door names all rooms, lazily.
+    for target, line in imports_of(path):
+        other = room_of(target)
+        if other is None or other == room:
+            continue  # `from loratlas import __version__`, or the same room
+        assert FLOORS[other] < FLOORS[room], (
+            f"{path.relative_to(ROOT)}:{line}: {room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]}); "
+            "imports go down only"
+        )
+
+
+def test_nothing_goes_in_circles():
+    graph = {name_of(p): {t for t, _ in imports_of(p)} - {"loratlas"} for p in MODULES}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, "a circle: " + " → ".join((*way[way.index(module) :], module))
+        if module in done:
+            return
+        for target in graph.get(module, ()):
+            if target != module:
+                visit(target, (*way, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_files_stay_small(path: Path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 500, f"{path.relative_to(ROOT)} has {lines} lines; split it where its ideas part"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_runs_foreign_code(path: Path):
+    """No pickles, no code from a model's repository, no shell."""
+    for node in ast.walk(tree_of(path)):
+        where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & {"pickle", "dill", "cloudpickle"}, where
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in {"pickle", "dill", "cloudpickle"}, where
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in {"torch.load", "torch.save", "eval", "exec", "os.system"}, where
+        for keyword in node.keywords:
+            if keyword.arg in {"trust_remote_code", "shell"}:
+                assert isinstance(keyword.value, ast.Constant), where
+                assert keyword.value.value is False, where
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_machine_in_the_code(path: Path):
+    """No path of a single machine, no address of a package registry."""
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r"/(?:home|root|Users|work|mnt)/\w+|(?:pypi|npmjs|pythonhosted|download\.pytorch)\.\w+", text)
+    assert not found, f"{path.relative_to(ROOT)}: {found}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_file_says_what_it_is_for(path: Path):
+    assert ast.get_docstring(tree_of(path)), f"{path.relative_to(ROOT)} begins without a docstring"
+
+
+def test_public_list_is_true():
+    assert loratlas.__all__ == sorted(loratlas.__all__)
+    assert set(dir(loratlas)) >= set(loratlas.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing_of_that_name'"):
+        _ = loratlas.nothing_of_that_name  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", [name for name in loratlas.__all__ if name != "__version__"])
+def test_public_names_are_explained(name: str):
+    thing = getattr(loratlas, name)
+    assert thing.__doc__, f"loratlas.{name} has no docstring"
+    home = importlib.import_module(thing.__module__)
+    assert ">>>" in thing.__doc__ or ">>>" in (home.__doc__ or ""), f"loratlas.{name} has no example"
+
+
+def test_version_is_the_package_version():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{loratlas.__version__}"' in project
+
+
+def test_house_test_can_fail(tmp_path: Path):
+    """The reader of imports sees what it must see: nested, lazy and by name."""
+    sample = tmp_path / "sample.py"
+    sample.write_text(
+        "from importlib import import_module\nimport loratlas.cli\n"
+        "def f():\n    from loratlas.anatomy.sites import Site\n    import_module('loratlas.study')\n"
+    )
+    assert {name for name, _ in imports_of(sample)} == {"loratlas.cli", "loratlas.anatomy.sites", "loratlas.study"}
