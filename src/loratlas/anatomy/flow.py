@@ -30,14 +30,6 @@ if TYPE_CHECKING:
 _ATEN = torch.ops.aten
 _PRODUCTS = {_ATEN.bmm, _ATEN.baddbmm, _ATEN.mm, _ATEN.matmul}
 _SOFTMAX = {_ATEN._softmax, _ATEN.softmax, _ATEN._safe_softmax}
-_ATTENTION = {
-    _ATEN._scaled_dot_product_attention_math,
-    _ATEN._scaled_dot_product_efficient_attention,
-    _ATEN._scaled_dot_product_flash_attention,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu,
-    _ATEN._scaled_dot_product_fused_attention_overrideable,
-    _ATEN.scaled_dot_product_attention,
-}
 _NONLINEAR = {
     _ATEN.silu,
     _ATEN.gelu,
@@ -188,13 +180,10 @@ class Watch(TorchDispatchMode):
         keys = [self._key(value) for value in inputs]
         labels = [self.of(value) for value in inputs]
         out = self._key(outputs[0])
-        if packet in _ATTENTION:
-            self._attention(out, labels[0], labels[1], labels[2])
-            return
         if packet in _PRODUCTS and len(inputs) >= 2:
             weights = self.weights.get(keys[-2]) or self.weights.get(keys[-1])
             if weights is not None:
-                self._attention(out, *weights, labels[-1] if keys[-2] in self.weights else labels[-2])
+                self.attend(out, *weights, labels[-1] if keys[-2] in self.weights else labels[-2])
                 return
             if labels[-2] and labels[-1]:
                 self.products[out] = (labels[-2], labels[-1])
@@ -226,7 +215,9 @@ class Watch(TorchDispatchMode):
                     for value in outputs:
                         marks[self._key(value)] = marks[key]
 
-    def _attention(self, out: int, q: Labels, k: Labels, v: Labels) -> None:
+    def attend(self, output: torch.Tensor | int, q: Labels, k: Labels, v: Labels) -> None:
+        """Note one attention operation; ``output`` (or its key) is what came out."""
+        out = output if isinstance(output, int) else self._key(output)
         self.labels[out] = frozenset({Label(Mixed(len(self.flow.attentions)), False)})
         self.flow.attentions.append(Attention(q, k, v))
 
@@ -238,17 +229,31 @@ class Watch(TorchDispatchMode):
             self.flow.gates.append(Gate(left, right) if first else Gate(right, left))
 
 
-class Slices(TorchFunctionMode):
-    """Read ``x[..., [-1], :]`` as ``x[..., -1:, :]``.
+class Shortcuts(TorchFunctionMode):
+    """Two calls that are seen better from Python than from the dispatcher.
 
-    The two are equal, but the first reaches the dispatcher as an index tensor whose value the meta device has
-    lost.
+    ``scaled_dot_product_attention`` is noted as a whole: on the meta device it would fall apart into a dozen
+    operations. ``x[..., [-1], :]`` is read as ``x[..., -1:, :]``: the two are equal, but the first reaches the
+    dispatcher as an index tensor whose value the meta device has lost.
     """
 
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            q, k, v = (_argument(args, kwargs, i, name) for i, name in enumerate(("query", "key", "value")))
+            output = q.new_empty((*q.shape[:-1], v.shape[-1]))
+            self.watch.attend(output, *(self.watch.of(tensor) for tensor in (q, k, v)))
+            return output
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
             args = (args[0], tuple(_slice(item) for item in args[1]))
         return func(*args, **(kwargs or {}))
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any] | None, position: int, name: str) -> torch.Tensor:
+    return args[position] if position < len(args) else (kwargs or {})[name]
 
 
 def _slice(item: Any) -> Any:
@@ -304,7 +309,7 @@ def observe(model: nn.Module, matrices: set[str], blocks: set[str]) -> Flow:
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(after(name)))
     try:
-        with quiet(), torch.no_grad(), watch, Slices():
+        with quiet(), torch.no_grad(), watch, Shortcuts(watch):
             model(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"), use_cache=False)
         flow.complete = True
     except Exception as error:

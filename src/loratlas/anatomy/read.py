@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.anatomy.load import copy_on_meta, load_config, meta_model
+from loratlas.anatomy.load import collector_paused, copy_on_meta, load_config, meta_model
 from loratlas.anatomy.sites import Anatomy, Site, Unresolved
 from loratlas.anatomy.sizes import config_digest, sizes
 
@@ -39,6 +39,11 @@ def read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
     Raises:
         ModelError: the model cannot be found or built, or a live model is not the one its config describes.
     """
+    with collector_paused():
+        return _read(source)
+
+
+def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
     from loratlas.anatomy.roles import decide
     from loratlas.anatomy.structure import matrices
 
