@@ -1,8 +1,8 @@
 """Causal attention inside each example of a packed batch.
 
 Registered with transformers as ``loratlas_packed``. Segments of similar length are gathered into a few padded
-blocks; padding stands right of the tokens, so that the causal mask alone keeps tokens from seeing it. No T × T mask
-is made, and everything else in the model works on the pack without padding.
+blocks; padding stands right of the tokens, so that the causal mask alone keeps tokens from seeing it. No T ×
+T mask is made, and everything else in the model works on the pack without padding.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Block:
     Args:
         segments: how many.
         length: tokens of the longest.
-        gather: int64 [segments * length]; place of each token in the pack. Padding repeats the segment's last token.
+        gather: int64 [segments * length]; place of each token in the pack. Padding repeats the segment's
+            last token.
         padding: bool [segments, length], True on padding; None when there is none.
     """
 
@@ -145,8 +146,8 @@ def windows_seen() -> Iterator[set[int]]:
 def carrying(checkpoint: Any) -> Any:
     """A checkpoint function whose recomputed layers see the layout that they saw the first time.
 
-    Layers under gradient checkpointing run again in the backward pass, when the batch's context has been left and
-    another batch may even have passed; on a GPU they do so in another thread.
+    Layers under gradient checkpointing run again in the backward pass, when the batch's context has been
+    left and another batch may even have passed; on a GPU they do so in another thread.
     """
     if getattr(checkpoint, "carries_layout", False):
         return checkpoint

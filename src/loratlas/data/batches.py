@@ -1,4 +1,4 @@
-"""Examples become batches: laid end to end (packed), or side by side (padded); and the order in which they come."""
+"""Examples become batches: laid end to end (packed), or side by side (padded); and their order."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ ORDER_STREAM = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Some examples as tensors. Packed: shape [1, T], T the sum of lengths. Padded: [B, L], L the longest, filled right.
+    """Some examples as tensors. Packed: shape [1, T], T the sum of lengths. Padded: [B, L], L the longest,
+    filled right.
 
     Args:
         input_ids: int64.
         position_ids: int64; from 0 in every example.
-        targets: int64; ``targets[t]`` is the token after t where that token is counted, else -100. Already shifted.
+        targets: int64; ``targets[t]`` is the token after t where that token is counted, else -100. Already
+            shifted.
         example: int64; index within the batch of the example that a token belongs to, -1 on padding.
         where: int64 [labelled]; flat indices of the counted places, row by row.
         lengths: tokens of each example.
@@ -175,10 +177,11 @@ def training_order(
 
 
 def evaluation_batches(encoded: Encoded, *, max_tokens: int, packed: bool) -> Iterator[Batch]:
-    """Every example exactly once, longest first, in batches of at most ``max_tokens`` places (padding included).
+    """Every example exactly once, longest first, in batches of at most ``max_tokens`` places (padding
+    included).
 
-    Longest first keeps padding small and lets memory run out at the first batch, if at all. An example longer than
-    ``max_tokens`` is a batch of its own.
+    Longest first keeps padding small and lets memory run out at the first batch, if at all. An example
+    longer than ``max_tokens`` is a batch of its own.
 
     Args:
         encoded: the examples; ``Batch.rows`` holds their indices in it.

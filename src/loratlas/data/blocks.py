@@ -19,8 +19,9 @@ SHORT = 512
 def is_short(q: torch.Tensor) -> bool:
     """Whether `attend_short` is the faster way: 16-bit numbers on a CPU, at most `SHORT` tokens.
 
-    Measured forward + backward on one core with bfloat16 instructions, 16 Alpaca rows (1,644 tokens, 4 heads of 64
-    over 2): 11 ms against 27 ms of torch's fused kernel, whose backward pass dominates; in float32 they are equal.
+    Measured forward + backward on one core with bfloat16 instructions, 16 Alpaca rows (1,644 tokens, 4 heads
+    of 64 over 2): 11 ms against 27 ms of torch's fused kernel, whose backward pass dominates; in float32
+    they are equal.
     """
     return q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and q.shape[1] <= SHORT
 
@@ -44,7 +45,8 @@ def attend(
     softcap: float | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Softmax(c·tanh(scale·q·k / c))·v over the tokens that each token may see, without c when there is no softcap.
+    """Softmax(c·tanh(scale·q·k / c))·v over the tokens that each token may see, without c when there is no
+    softcap.
 
     Args:
         q: [b, L, H, D].
@@ -111,13 +113,14 @@ class _Short(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (d_out,) = grad_outputs
         q, k, v, p = ctx.saved_tensors
         b, length, groups = ctx.shape
         d_out = _stacked(d_out, groups)
         d_v = torch.bmm(p.transpose(1, 2), d_out)
         d_p = torch.bmm(d_out, v.transpose(1, 2))
-        d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype).mul_(ctx.scale)
+        d_s = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype).mul_(ctx.scale)
         d_q, d_k = torch.bmm(d_s, k), torch.bmm(d_s.transpose(1, 2), q)
         return (
             _unstacked(d_q, b, length, groups),

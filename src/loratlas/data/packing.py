@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 PROOF_LENGTHS = (1, 13, 2, 40, 7, 33, 1, 64, 21, 5)
-"""Tokens of the segments that the proof lays end to end: single tokens, near and far lengths, out of order."""
+"""Tokens of the segments that the proof lays end to end: single tokens, near and far lengths, unordered."""
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
-"""Largest relative difference that rounding explains; for 16-bit numbers it is measured (see `prove_packing`)."""
+"""Largest relative difference that rounding explains; in 16-bit numbers it is measured (`prove_packing`)."""
 
 FLOOR = 2.0**-5
 """What 16-bit rounding explains at least: a few units in the last of 8 places, layer after layer."""
@@ -86,8 +86,8 @@ def _facts(inner: Any) -> _Facts:
 def packed(model: Any, batch: Batch) -> Iterator[None]:
     """Within this context the model's attention stays inside the examples of a packed batch.
 
-    The attention implementation of the live model is switched and put back. Layers under gradient checkpointing
-    run again during the backward pass, outside of this context: they carry it with them.
+    The attention implementation of the live model is switched and put back. Layers under gradient
+    checkpointing run again during the backward pass, outside of this context: they carry it with them.
     """
     from loratlas.data.attention import Layout, carrying, register, use_layout
 
@@ -103,8 +103,9 @@ def packed(model: Any, batch: Batch) -> Iterator[None]:
 def forward(model: Any, batch: Batch) -> torch.Tensor:
     """Logits at the counted places.
 
-    The output embedding, the largest matrix of most models, is applied to the counted rows only: a hook selects
-    them before it. What follows it (softcap, scale) is elementwise, so that the numbers are those of the whole pass.
+    The output embedding, the largest matrix of most models, is applied to the counted rows only: a hook
+    selects them before it. What follows it (softcap, scale) is elementwise, so that the numbers are those of
+    the whole pass.
 
     Args:
         model: a causal language model of transformers, bare or as a `PeftModel`.
@@ -147,11 +148,12 @@ def _logits(model: Any, inner: Any, batch: Batch, extra: dict[str, Any]) -> torc
 def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -> PackingProof:
     """Show on this model that a packed batch gives what each example gives alone, or say why not.
 
-    Random tokens in segments of `PROOF_LENGTHS` go through the model end to end, and one by one through the model's
-    own attention. Logits and gradients at the input embeddings must agree, and other tokens in one segment must
-    leave the logits of all other segments as they were. Differences are ‖packed − alone‖ / ‖alone‖. In float32 up
-    to 1e-4 is rounding. In 16-bit numbers it is measured: packed must equal a pack of one to what padding changes,
-    and a pack of one the model's own attention to twice what the model's two own implementations differ by.
+    Random tokens in segments of `PROOF_LENGTHS` go through the model end to end, and one by one through the
+    model's own attention. Logits and gradients at the input embeddings must agree, and other tokens in one
+    segment must leave the logits of all other segments as they were. Differences are ‖packed − alone‖ /
+    ‖alone‖. In float32 up to 1e-4 is rounding. In 16-bit numbers it is measured: packed must equal a pack of
+    one to what padding changes, and a pack of one the model's own attention to twice what the model's two
+    own implementations differ by.
 
     Args:
         model: bare or as a `PeftModel`; left as it was found (mode, gradients, random state).
@@ -242,7 +244,7 @@ def _compare(model: Any, facts: _Facts, seed: int, max_length: int | None) -> Pa
     return PackingProof(
         exact=True,
         worst=worst,
-        reason=f"packed batches: packed = alone on {len(lengths)} random examples, worst difference {worst:.1e}",
+        reason=f"packed batches: packed = alone on {len(lengths)} random examples, difference {worst:.1e}",
     )
 
 

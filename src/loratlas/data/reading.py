@@ -1,7 +1,8 @@
 """From a file or a Hub id to plain records, through `datasets`.
 
-`datasets` reads the rows; what it cannot say is *where* a JSON file is broken, so that JSON is looked over first.
-Its Arrow copy of a local file goes to a temporary folder, for the file is read once and the user's disk is not ours.
+`datasets` reads the rows; what it cannot say is *where* a JSON file is broken, so that JSON is looked over
+first. Its Arrow copy of a local file goes to a temporary folder, for the file is read once and the user's
+disk is not ours.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parque
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Columns in order, records as dicts, and the number of classes when the source declares it for ``label``."""
+    """Columns in order, records as dicts, and how many classes the source declares for ``label``."""
 
     columns: tuple[str, ...]
     records: list[dict[str, Any]]
@@ -206,7 +207,7 @@ def _load(source: str, path: str, split: str | None, **options: Any) -> Table:
 
     try:
         with _quiet():
-            loaded = datasets.load_dataset(path, **options, **({"split": split} if split else {}))
+            loaded: Any = datasets.load_dataset(path, split=split, **options)
             if isinstance(loaded, dict):
                 if "train" not in loaded and len(loaded) > 1:
                     raise DataError(
@@ -217,7 +218,7 @@ def _load(source: str, path: str, split: str | None, **options: Any) -> Table:
                 loaded = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
             features = loaded.features or {}
             label = features.get("label")
-            classes = label.num_classes if isinstance(label, datasets.ClassLabel) else None
+            classes = getattr(label, "num_classes", None)  # a ClassLabel names its classes
             return Table(columns=tuple(loaded.column_names or ()), records=loaded.to_list(), classes=classes)
     except DataError:
         raise
@@ -226,7 +227,7 @@ def _load(source: str, path: str, split: str | None, **options: Any) -> Table:
 
 
 def _explained(error: Exception, source: str, path: str, split: str | None) -> DataError:
-    import datasets
+    from datasets.exceptions import DatasetNotFoundError
 
     words = " ".join(str(error).split())
     if len(words) > 300:
@@ -240,10 +241,7 @@ def _explained(error: Exception, source: str, path: str, split: str | None) -> D
             given=f"--split {split}", found=words, instead="a split that the data set has, as train"
         )
     local = path in READERS.values()
-    network = (
-        isinstance(error, (ConnectionError, datasets.exceptions.DatasetNotFoundError))
-        or "offline" in words.lower()
-    )
+    network = isinstance(error, (ConnectionError, DatasetNotFoundError)) or "offline" in words.lower()
     if network and not local:
         return DataError(
             given=source,

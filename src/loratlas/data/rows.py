@@ -71,7 +71,8 @@ class Rows:
         rows: the rows in the order of the source.
         form: one of ``FORMS``.
         source: what the user wrote, with the split if one was named.
-        digest: first 16 hex digits of the SHA-256 of the contents (`rows_digest`), independent of the source's name.
+        digest: first 16 hex digits of the SHA-256 of the contents (`rows_digest`), independent of the
+            source's name.
     """
 
     rows: tuple[Row, ...]
@@ -109,15 +110,16 @@ def load_rows(
     """Read rows from a local file or the Hub.
 
     Args:
-        source: a JSON, JSONL, CSV or Parquet file (also ``.gz``), a folder of them, or a Hub id (``owner/name`` or
-            ``owner/name:config``).
-        split: as `datasets` writes it: ``train``, ``test``, ``train[:1000]``. Without it: ``train``, or the only one.
+        source: a JSON, JSONL, CSV or Parquet file (also ``.gz``), a folder of them, or a Hub id
+            (``owner/name`` or ``owner/name:config``).
+        split: as `datasets` writes it: ``train``, ``test``, ``train[:1000]``. Without it: ``train``, or the
+            only one.
         mapping: field of a form → column of the source, ``{"prompt": "question"}``.
         limit: keep only the first so many rows.
 
     Raises:
-        DataError: no such file or data set, broken JSON (with its line), a missing field (with its row), a label that
-            is no class number, an empty file, or a form that is none of ``FORMS``.
+        DataError: no such file or data set, broken JSON (with its line), a missing field (with its row), a
+            label that is no class number, an empty file, or a form that is none of ``FORMS``.
     """
     if limit is not None and limit < 1:
         raise DataError(

@@ -14,8 +14,10 @@ boundary: what the model sees in training is what it will see when it is asked t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from functools import lru_cache
+from typing import Any, TypeAlias, cast
 
 from loratlas.data.rows import Row, Turn
 from loratlas.errors import DataError
@@ -28,7 +30,7 @@ Piece: TypeAlias = tuple[str, bool]
 
 
 def template_name(tokenizer: Any, form: str) -> str:
-    """What reports say about the template: the tokenizer's own, the plain one in words, or none for raw text."""
+    """What reports say about the template: the tokenizer's own, the plain one, or none for raw text."""
     if form == "text":
         return "none: the text and the end token"
     return "the tokenizer's chat template" if tokenizer.chat_template else f"plain: {PLAIN_TEMPLATE!r}"
@@ -84,9 +86,8 @@ def _chat(row: Row, tokenizer: Any) -> list[Piece]:
 
 
 def _marks_generation(tokenizer: Any) -> bool:
-    # `{% generation %}` is transformers' own extension of Jinja: the template itself says what the assistant writes.
-    template = tokenizer.get_chat_template()
-    return ("{%" in template and "generation %}" in template) or "generation -%}" in template
+    # `{% generation %}` is transformers' own extension of Jinja: the template says what the assistant writes.
+    return re.search(r"\{%-?\s*generation\b", tokenizer.get_chat_template()) is not None
 
 
 def _by_marks(messages: list[dict[str, str]], tokenizer: Any, source_row: int) -> list[Piece]:
@@ -101,15 +102,22 @@ def _by_marks(messages: list[dict[str, str]], tokenizer: Any, source_row: int) -
         )
     except Exception as error:  # templates raise what they like
         raise _refused(error, source_row) from error
-    text, pieces, at = texts[0], [], 0
-    for start, end in spans[0]:
+    text: str = texts[0]
+    pieces: list[Piece] = []
+    at = 0
+    for start, end in cast(list[tuple[int, int]], spans[0]):
         pieces += [(text[at:start], False), (text[start:end], True)]
         at = end
     return [*pieces, (text[at:], False)]
 
 
 def _by_prefixes(messages: list[dict[str, str]], tokenizer: Any, source_row: int) -> list[Piece]:
-    """Find the answers by rendering the conversation up to each of them: each such text must begin the whole."""
+    """Find the answers by writing the conversation up to each of them: that text must begin the whole.
+
+    An answer begins where the prompt that asks for it ends (or, where a template asks with more than it
+    keeps, at the answer's own text), and ends behind the first special token after it: there a model stops.
+    A line break that the template writes after that token is not the model's to write.
+    """
 
     def write(upto: int, *, ask: bool) -> str:
         try:
@@ -117,41 +125,48 @@ def _by_prefixes(messages: list[dict[str, str]], tokenizer: Any, source_row: int
         except Exception as error:  # templates raise what they like
             raise _refused(error, source_row) from error
 
+    def unclear(index: int) -> DataError:
+        return DataError(
+            given=f"the chat template of the tokenizer, row {source_row + 1}",
+            found=f"message {index + 1} cannot be found exactly in the text that the template writes",
+            instead="a template that marks answers with {% generation %}, or a tokenizer without a template",
+        )
+
     whole = write(len(messages), ask=False)
+    specials = _special_tokens(tokenizer)
     pieces: list[Piece] = []
     at = 0
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        answer = message["content"].strip()
         asked = write(index, ask=True) if index else ""
+        if asked and whole.startswith(asked):
+            start = len(asked)
+        else:
+            before = write(index, ask=False) if index else ""
+            start = whole.find(answer, len(before)) if answer and whole.startswith(before) else -1
+        if start < at:
+            raise unclear(index)
+        found = whole.find(answer, start)
+        if found < 0:
+            raise unclear(index)
+        behind = found + len(answer)
+        stops = [place + len(token) for token in specials if (place := whole.find(token, behind)) >= 0]
         upto = whole if index + 1 == len(messages) else write(index + 1, ask=False)
-        if not (upto and whole.startswith(upto) and upto.startswith(asked) and len(asked) >= at):
-            raise DataError(
-                given=f"the chat template of the tokenizer, row {source_row + 1}",
-                found=f"the text up to message {index + 1} does not begin the text of the whole conversation, "
-                "so that the answers cannot be told from the rest",
-                instead="a template that marks answers with {% generation %}, or a tokenizer without a template",
-            )
-        end = _end_of_answer(upto, len(asked), message["content"], tokenizer)
-        pieces += [(whole[at : len(asked)], False), (whole[len(asked) : end], True)]
-        at = end
+        if whole.startswith(upto):
+            stops.append(len(upto))
+        if not stops:
+            raise unclear(index)
+        pieces += [(whole[at:start], False), (whole[start : min(stops)], True)]
+        at = min(stops)
     return [*pieces, (whole[at:], False)]
 
 
-def _end_of_answer(text: str, start: int, content: str, tokenizer: Any) -> int:
-    """Where the answer ends: after the first special token behind its content, for that is where a model stops.
-
-    A line break that the template writes after it is not the model's to write. Without a special token the whole
-    turn is the answer.
-    """
-    found = text.find(content.strip(), start)
-    after = found + len(content.strip()) if found >= 0 else start
-    ends = [
-        position + len(token)
-        for token in tokenizer.all_special_tokens
-        if token and (position := text.find(token, after)) >= 0
-    ]
-    return min(ends) if ends else len(text)
+@lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
 def _refused(error: Exception, source_row: int) -> DataError:
@@ -159,5 +174,5 @@ def _refused(error: Exception, source_row: int) -> DataError:
     return DataError(
         given=f"the chat template of the tokenizer, row {source_row + 1}",
         found=f"the template refuses these turns ({words})",
-        instead="turns in the order that the template takes (often: no system turn, user and assistant in turn)",
+        instead="turns as the template takes them (often: no system turn, user and assistant in turn)",
     )
