@@ -47,7 +47,9 @@ def main() -> None:
         page.goto(page_path.resolve().as_uri())
         page.wait_for_selector("html[data-drawn]")
         if options.at:
-            page.evaluate("id => document.getElementById(id).scrollIntoView({behavior: 'instant'})", options.at)
+            page.evaluate(
+                "id => document.getElementById(id).scrollIntoView({behavior: 'instant'})", options.at
+            )
         page.wait_for_timeout(400)
         page.screenshot(path=options.out, full_page=options.full)
         browser.close()

@@ -55,7 +55,15 @@ def plan(placement: str, ranks: dict[str, int]) -> dict[str, Any]:
 
 
 def arm(
-    name: str, placement: str, ranks: dict[str, int], *, level: float, lr: float, ratio: float, mib: float, wanted: int
+    name: str,
+    placement: str,
+    ranks: dict[str, int],
+    *,
+    level: float,
+    lr: float,
+    ratio: float,
+    mib: float,
+    wanted: int,
 ) -> dict[str, Any]:
     draw = random.Random(name)
     table = plan(placement, ranks)
@@ -74,9 +82,7 @@ def arm(
     ]
     nll = sum(run["nll"] for run in runs) / len(runs)
     steps = list(range(0, 251, 5))
-    mean = [
-        round(nll - 0.11 + 0.62 * math.exp(-step / 42) + draw.gauss(0, 0.012), 5) for step in steps
-    ]
+    mean = [round(nll - 0.11 + 0.62 * math.exp(-step / 42) + draw.gauss(0, 0.012), 5) for step in steps]
     best = RATES.index(lr)
     return {
         "name": name,
@@ -117,7 +123,9 @@ def arm(
     }
 
 
-def finding(each: dict[str, Any], reference: dict[str, Any], *, half: float, verdict: str, p: float) -> dict[str, Any]:
+def finding(
+    each: dict[str, Any], reference: dict[str, Any], *, half: float, verdict: str, p: float
+) -> dict[str, Any]:
     difference = round(each["nll"] - reference["nll"], 6)
     ci = [round(difference - half, 6), round(difference + half, 6)]
     return {
@@ -168,7 +176,14 @@ def study() -> dict[str, Any]:
         mib=290.7,
         wanted=wanted,
     )
-    part = {"source": "demo:facts-300", "rows": 300, "tokens": 6212, "answer_tokens": 2107, "cut": 0, "dropped": 0}
+    part = {
+        "source": "demo:facts-300",
+        "rows": 300,
+        "tokens": 6212,
+        "answer_tokens": 2107,
+        "cut": 0,
+        "dropped": 0,
+    }
     return {
         "schema": "loratlas.study",
         "version": 1,
@@ -207,8 +222,20 @@ def study() -> dict[str, Any]:
         },
         "data": {
             "train": {**part, "digest": "41ce90aa17d0b6f2"},
-            "tuning": {**part, "rows": 500, "tokens": 10344, "answer_tokens": 3498, "digest": "c05f6b1b8e2a9d77"},
-            "evaluation": {**part, "rows": 1000, "tokens": 20719, "answer_tokens": 7022, "digest": "e7719be1b4c3f508"},
+            "tuning": {
+                **part,
+                "rows": 500,
+                "tokens": 10344,
+                "answer_tokens": 3498,
+                "digest": "c05f6b1b8e2a9d77",
+            },
+            "evaluation": {
+                **part,
+                "rows": 1000,
+                "tokens": 20719,
+                "answer_tokens": 7022,
+                "digest": "e7719be1b4c3f508",
+            },
             "template": "plain",
             "loss": "answer",
             "packing": True,
@@ -219,7 +246,11 @@ def study() -> dict[str, Any]:
             finding(attention, full, half=0.0121, verdict="worse", p=0.0000213),
             finding(feedforward, full, half=0.0114, verdict="better", p=0.00041),
         ],
-        "pareto": {"params": ["feedforward"], "time": ["attention", "feedforward"], "memory": ["attention", "feedforward"]},
+        "pareto": {
+            "params": ["feedforward"],
+            "time": ["attention", "feedforward"],
+            "memory": ["attention", "feedforward"],
+        },
         "anatomy": {"layers": LAYERS, "roles": [*ATTENTION, *FEEDFORWARD]},
         "notes": ["2 of 3 arms were solved to the reference's parameters; their ranks are whole numbers."],
         "machine": {"processor": "2 cores, x86_64", "device": "cpu", "memory_bytes": 8589934592},
@@ -233,7 +264,12 @@ def undetermined() -> dict[str, Any]:
     """Both comparisons hold 0 and reach beyond the margin."""
     made = study()
     for each, difference in zip(made["findings"], (-0.004, 0.009), strict=True):
-        each |= {"difference": difference, "ci": [difference - 0.014, difference + 0.014], "p": 0.4, "p_holm": 0.8}
+        each |= {
+            "difference": difference,
+            "ci": [difference - 0.014, difference + 0.014],
+            "p": 0.4,
+            "p_holm": 0.8,
+        }
         each |= {"verdict": "undetermined", "detectable": 0.0176}
         each["reason"] = "the 97.5 % interval holds 0 and reaches beyond ±0.01 nats per token"
     return made
@@ -242,11 +278,21 @@ def undetermined() -> dict[str, Any]:
 def diverged() -> dict[str, Any]:
     """A run became NaN: its arm has no loss, its finding no numbers, its rate stands at the edge."""
     made = study()
-    made["arms"][1] |= {"nll": float("nan"), "ci": [None, None], "diverged": 1, "lr": 0.0405, "lr_at_edge": True}
+    made["arms"][1] |= {
+        "nll": float("nan"),
+        "ci": [None, None],
+        "diverged": 1,
+        "lr": 0.0405,
+        "lr_at_edge": True,
+    }
     made["arms"][1]["runs"][2] |= {"nll": None, "train_nll": None}
     made["arms"][1]["tuning"][9] |= {"nll": None, "diverged": True}
     made["findings"][0] |= dict.fromkeys(("difference", "p", "p_holm", "detectable", "df"))
-    made["findings"][0] |= {"ci": [None, None], "verdict": "undetermined", "reason": "a run of attention diverged"}
+    made["findings"][0] |= {
+        "ci": [None, None],
+        "verdict": "undetermined",
+        "reason": "a run of attention diverged",
+    }
     made["findings"][0] |= {"seeds": 4, "sentence": "attention against full is undetermined: a run diverged."}
     made["pareto"] = {"params": ["feedforward"], "time": ["feedforward"], "memory": ["feedforward"]}
     made["findings"][1] |= {"difference": -0.002, "ci": [-0.008, 0.004], "verdict": "equivalent"}
@@ -302,4 +348,6 @@ def load() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    (HERE / "study_example.json").write_text(json.dumps(study(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (HERE / "study_example.json").write_text(
+        json.dumps(study(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

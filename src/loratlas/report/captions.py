@@ -47,7 +47,13 @@ def tuning(ledger: Ledger) -> Phrase:
     """The learning rate that was chosen for every arm."""
     parts: list[Any] = ["Loss on the tuning rows over the learning rate. "]
     for i in ledger.items("/arms"):
-        parts += ["Chosen for ", ledger.word(f"/arms/{i}/name"), ": ", ledger.quote("rate", f"/arms/{i}/lr"), ". "]
+        parts += [
+            "Chosen for ",
+            ledger.word(f"/arms/{i}/name"),
+            ": ",
+            ledger.quote("rate", f"/arms/{i}/lr"),
+            ". ",
+        ]
     return tuple(parts)
 
 

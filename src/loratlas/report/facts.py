@@ -49,7 +49,7 @@ class FindingFact:
         name: the arm's name.
         verdict: one of :data:`VERDICTS`.
         headline: the finding in one sentence.
-        detail: interval, p value, what could have been found.
+        numbers: difference, interval, p value, what could have been found: label and value each.
         reason: why the verdict is what it is.
         interval: the numbers to draw.
     """
@@ -58,7 +58,7 @@ class FindingFact:
     name: str
     verdict: str
     headline: Phrase
-    detail: Phrase
+    numbers: tuple[tuple[str, Phrase], ...]
     reason: Phrase
     interval: Interval
 
@@ -116,10 +116,19 @@ def answer(ledger: Ledger) -> Phrase:
             verb = " is" if len(members) == 1 else " are"
             if verdict == "equivalent":
                 clauses.append(
-                    (*names, verb, " equivalent to ", reference, " within ±", ledger.quote("rate", "/spec/delta"))
+                    (
+                        *names,
+                        verb,
+                        " equivalent to ",
+                        reference,
+                        " within ±",
+                        ledger.quote("rate", "/spec/delta"),
+                    )
                 )
             elif len(members) == len(found):
-                clauses.append(("this study" if opening else "This study", " cannot tell ", *names, " from ", reference))
+                clauses.append(
+                    ("this study" if opening else "This study", " cannot tell ", *names, " from ", reference)
+                )
             else:
                 clauses.append((*names, verb, " undetermined"))
     return (opening, *_joined(clauses), ".")
@@ -175,7 +184,7 @@ def _finding(ledger: Ledger, i: int, names: list[Any]) -> FindingFact:
         name=str(name),
         verdict=verdict,
         headline=headline,
-        detail=_detail(ledger, at),
+        numbers=_numbers(ledger, at),
         reason=(ledger.word(f"{at}/reason"),) if ledger.at(f"{at}/reason") else (),
         interval=Interval(
             low=ledger.number(f"{at}/ci/0"),
@@ -187,30 +196,21 @@ def _finding(ledger: Ledger, i: int, names: list[Any]) -> FindingFact:
     )
 
 
-def _detail(ledger: Ledger, at: str) -> Phrase:
-    """Difference, interval, p, what could have been found; () where there is no difference."""
-    if ledger.number(f"{at}/difference") is None:
-        return ()
-    parts: list[Any] = ["Difference ", ledger.quote("signed", f"{at}/difference"), " nats per token"]
-    if ledger.number(f"{at}/ci/0") is not None:
-        level = ledger.quote("percent", f"{at}/level")
-        if level.value is not None:
-            parts += [", ", level, " interval "]
-        else:
-            parts += [", interval "]
-        parts += [ledger.quote("signed", f"{at}/ci/0"), " to ", ledger.quote("signed", f"{at}/ci/1")]
-    if ledger.number(f"{at}/p_holm") is not None:
-        parts += ["; p = ", ledger.quote("probability", f"{at}/p_holm"), " after Holm"]
-    parts.append(". ")
-    if ledger.number(f"{at}/detectable") is not None:
-        parts += [
-            "A true difference of ",
-            ledger.quote("loss", f"{at}/detectable"),
-            " would have been found four times out of five. ",
-        ]
+def _numbers(ledger: Ledger, at: str) -> tuple[tuple[str, Phrase], ...]:
+    """Difference, interval, p, what could have been found; those that the study has."""
+    low, high = ledger.quote("signed", f"{at}/ci/0"), ledger.quote("signed", f"{at}/ci/1")
+    level, p = ledger.quote("percent", f"{at}/level"), ledger.quote("probability", f"{at}/p_holm")
+    detectable = ledger.quote("loss", f"{at}/detectable")
     seeds, examples = ledger.quote("count", f"{at}/seeds"), ledger.quote("count", f"{at}/examples")
-    parts += ["Counted on ", seeds, " fresh seeds × ", examples, " examples."]
-    return tuple(parts)
+    interval: Phrase = (low, " to ", high) if level.value is None else (low, " to ", high, " (", level, ")")
+    pairs: list[tuple[str, Phrase, Any]] = [
+        ("Difference", (ledger.quote("signed", f"{at}/difference"),), ledger.number(f"{at}/difference")),
+        ("Interval", interval, low.value if high.value is not None else None),
+        ("p after Holm", (p,), p.value),
+        ("Detectable", (detectable,), detectable.value),
+        ("Seeds × examples", (seeds, " × ", examples), seeds.value or None),
+    ]
+    return tuple((label, phrase) for label, phrase, known in pairs if known is not None)
 
 
 def banners(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
@@ -218,13 +218,14 @@ def banners(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
     found: list[tuple[str, Phrase]] = []
     if not ledger.at("/complete"):
         sentence: Phrase = (
-            "This study is not complete. Numbers on this page will change; run the same command again to go on.",
+            "This study is not complete. Numbers on this page will change;"
+            " run the same command again to go on.",
         )
         found.append(("incomplete", sentence))
     if ledger.at("/demonstration"):
         sentence = (
-            "A demonstration: fewer learning rates, tuning seeds and steps than a study needs, so that it ends"
-            " within minutes. It shows what loratlas does; do not choose a placement by it.",
+            "A demonstration: fewer learning rates, tuning seeds and steps than a study needs, so that it"
+            " ends within minutes. It shows what loratlas does; do not choose a placement by it.",
         )
         found.append(("demonstration", sentence))
     return tuple(found)
@@ -236,15 +237,19 @@ def reach(ledger: Ledger) -> tuple[Phrase, ...]:
     task, steps = ledger.quote("name", "/data/train/source"), ledger.quote("count", "/spec/steps")
     rows = ledger.quote("count", "/spec/batch_size")
     phrases: list[Phrase] = [
-        ("The findings hold for this base (", base, ", ", size, " parameters), this task (", task)
-        + ("), and this budget (", steps, " steps of ", rows, " rows). They are about new seeds and new")
-        + (" examples of the same task, not about other tasks, other bases or longer training.",),
+        (
+            *("The findings hold for this base (", base, ", ", size, " parameters), this task (", task),
+            *("), and this budget (", steps, " steps of ", rows, " rows). They are about new seeds and new"),
+            " examples of the same task, not about other tasks, other bases or longer training.",
+        ),
     ]
     parameters = ledger.number("/base/parameters")
     if parameters is not None and parameters < SMALL:
         phrases.append(
-            ("A base of ", ledger.quote("count", "/base/parameters"), " parameters is small. ")
-            + ("What pays in it need not pay in a large one, and this page does not claim that it does.",)
+            (
+                *("A base of ", ledger.quote("count", "/base/parameters"), " parameters is small. What pays"),
+                " in it need not pay in a large one, and this page does not claim that it does.",
+            )
         )
     for i in ledger.items("/arms"):
         phrases += _arm_limits(ledger, i)
@@ -271,4 +276,3 @@ def gap(ledger: Ledger) -> Phrase:
     loss = ledger.quote("loss", "/base_nll")
     perplexity = ledger.quote("perplexity", "/base_nll", how="exp")
     return ("Without any adapter the base has a loss of ", loss, " (perplexity ", perplexity, ").")
-

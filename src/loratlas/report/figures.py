@@ -17,7 +17,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberat
 
 AXES: dict[str, tuple[str, str, str]] = {
     # name of the choice: field of the arm, title of the axis, word on the button
-    "params": ("trainable", "Trainable parameters", "Trainable parameters"),
+    "params": ("trainable", "Trainable parameters", "Parameters"),
     "time": ("step_seconds", "Seconds per step", "Step time"),
     "memory": ("peak_bytes", "Peak memory, MiB", "Peak memory"),
 }
@@ -113,7 +113,7 @@ def _figure(theme: Theme, *, x: dict[str, Any], y: dict[str, Any], **layout: Any
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 13, "color": theme.text},
-        "margin": {"l": 58, "r": 16, "t": 12, "b": 48},
+        "margin": {"l": 62, "r": 16, "t": 12, "b": 48},
         "height": 400,
         "hoverlabel": {
             "bgcolor": theme.paper,
@@ -131,7 +131,7 @@ def _figure(theme: Theme, *, x: dict[str, Any], y: dict[str, Any], **layout: Any
 
 
 def pareto(ledger: Ledger, axis: str, theme: Theme) -> Any:
-    """Loss against one cost, with the frontier of arms that no other arm beats in both; None without points."""
+    """Loss against one cost, and the frontier of arms that none beats in both; None without points."""
     field, title, _ = AXES[axis]
     points: list[tuple[int, float, float]] = []
     for i in ledger.items("/arms"):
@@ -147,7 +147,7 @@ def pareto(ledger: Ledger, axis: str, theme: Theme) -> Any:
         theme,
         x={"title": title, "type": "log" if wide else "linear", "range": _range(low, high, log=wide)}
         | ({"dtick": 1} if wide else {}),
-        y={"title": "Loss, nats per token", "tickformat": ".3~f"},
+        y={"title": "Loss, nats per token", "tickformat": ".2f" if _spread(ledger) > 0.05 else ".3f"},
         showlegend=False,
     )
     named = {ledger.at(f"/arms/{i}/name"): (x, y) for i, x, y in points}
@@ -177,6 +177,15 @@ def _range(low: float, high: float, *, log: bool) -> list[float]:
         return [left - room, right + room]
     room = max(0.28 * (high - low), 0.1 * high, 1e-9)
     return [max(0.0, low - room), high + room]
+
+
+def _spread(ledger: Ledger) -> float:
+    """How far apart the ends of the arms' intervals lie, nats per token."""
+    ends = [
+        ledger.number(f"/arms/{i}/{key}") for i in ledger.items("/arms") for key in ("nll", "ci/0", "ci/1")
+    ]
+    known = [end for end in ends if end is not None]
+    return max(known) - min(known)
 
 
 def _point(ledger: Ledger, i: int, x: float, y: float, theme: Theme, *, right: bool) -> dict[str, Any]:
@@ -216,28 +225,25 @@ def curves(ledger: Ledger, theme: Theme) -> Any:
         y={"title": "Training loss, nats per token"},
         hovermode="x unified",
     )
+    bands: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for i in ledger.items("/arms"):
-        at = f"/arms/{i}/curve"
-        steps, mean = ledger.at(f"{at}/steps"), ledger.at(f"{at}/mean")
-        if not steps or not mean:
+        curve = {key: ledger.at(f"/arms/{i}/curve/{key}") for key in ("steps", "mean", "low", "high")}
+        if not curve["steps"] or not curve["mean"]:
             continue
-        low, high = ledger.at(f"{at}/low"), ledger.at(f"{at}/high")
-        shade = colour(theme, i)
-        name = label(ledger.at(f"/arms/{i}/name"))
-        group = {"legendgroup": f"arm{i}", "x": steps}
-        if low and high:
-            edge = {**group, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-            figure.add_scatter(**edge, y=low, name=name)
-            figure.add_scatter(**edge, y=high, name=name, fill="tonexty", fillcolor=_see_through(shade, 0.16))
-        figure.add_scatter(
-            **group,
-            y=mean,
-            mode="lines",
-            name=name,
-            line={"color": shade, "width": 2, "dash": _DASHES[i % len(_DASHES)]},
-            hovertemplate="%{y:.3f}",
-        )
-    return figure if figure.data else None
+        shade, name = colour(theme, i), label(ledger.at(f"/arms/{i}/name"))
+        line = {"color": shade, "width": 2, "dash": _DASHES[i % len(_DASHES)]}
+        both = {"legendgroup": f"arm{i}", "x": curve["steps"], "mode": "lines", "name": name}
+        if curve["low"] and curve["high"]:
+            edge = {**both, "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+            bands.append({**edge, "y": curve["low"]})
+            bands.append(
+                {**edge, "y": curve["high"], "fill": "tonexty", "fillcolor": _see_through(shade, 0.13)}
+            )
+        lines.append({**both, "y": curve["mean"], "line": line, "hovertemplate": "%{y:.3f}"})
+    for trace in bands + lines:  # every line above every band
+        figure.add_scatter(**trace)
+    return figure if lines else None
 
 
 def _see_through(colour_: str, alpha: float) -> str:
@@ -246,7 +252,7 @@ def _see_through(colour_: str, alpha: float) -> str:
 
 
 def tuning(ledger: Ledger, theme: Theme) -> Any:
-    """Loss on the tuning rows over the learning rate: every run a mark, the mean a line, the chosen rate a ring."""
+    """Loss on the tuning rows over the learning rate: marks are runs, lines means, the ring was chosen."""
     figure = _figure(
         theme,
         x={"title": "Learning rate", "type": "log", "exponentformat": "power", "minor": {"ticks": ""}},
@@ -319,14 +325,16 @@ def cells(ledger: Ledger, i: int) -> dict[tuple[int | None, str], int]:
         for j in ledger.items(f"/arms/{i}/plan/{key}"):
             row = ledger.at(f"/arms/{i}/plan/{key}/{j}")
             site = row.get("site") if isinstance(row.get("site"), dict) else row
-            place = (site.get("layer"), site.get("role")) if site.get("role") else places.get(site.get("path"))
+            place = (
+                (site.get("layer"), site.get("role")) if site.get("role") else places.get(site.get("path"))
+            )
             if place is not None and isinstance(row.get("rank"), int):
                 found[place] = max(row["rank"], found.get(place, 0))
     return found
 
 
 def model_map(ledger: Ledger, i: int, theme: Theme) -> Any:
-    """Layers upwards, roles sideways, colour for the rank; the same scale for every arm. None without a plan."""
+    """Layers upwards, roles sideways, colour for the rank, one scale for all arms. None without a plan."""
     ranks = cells(ledger, i)
     if not ranks:
         return None

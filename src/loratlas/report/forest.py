@@ -55,14 +55,12 @@ def draw(interval: Interval, *, half: float, verdict: str, label: str) -> str:
         return f"{_MARGIN + inner * (value / half + 1) / 2:.1f}"
 
     middle, bottom = HEIGHT / 2, HEIGHT
-    parts = [
-        f'<svg class="forest {verdict}" viewBox="0 0 {WIDTH} {HEIGHT + AXIS}" role="img" aria-label="{label}">'
-    ]
+    box = f"0 0 {WIDTH} {HEIGHT + AXIS}"
+    parts = [f'<svg class="forest {verdict}" viewBox="{box}" role="img" aria-label="{label}">']
     if interval.delta is not None:
         left, right = x(-interval.delta), x(interval.delta)
-        parts.append(
-            f'<rect class="band" x="{left}" width="{float(right) - float(left):.1f}" y="0" height="{bottom}"/>'
-        )
+        width = float(right) - float(left)
+        parts.append(f'<rect class="band" x="{left}" width="{width:.1f}" y="0" height="{bottom}"/>')
     parts.append(f'<line class="axis" x1="{x(-half)}" x2="{x(half)}" y1="{bottom}" y2="{bottom}"/>')
     every = step(half)
     for n in range(-math.floor(half / every), math.floor(half / every) + 1):
@@ -76,7 +74,9 @@ def draw(interval: Interval, *, half: float, verdict: str, label: str) -> str:
             parts.append(f'<path class="detectable" d="M{x(side)} {bottom - 12}v12"/>')
     if interval.low is not None and interval.high is not None:
         low, high = x(interval.low), x(interval.high)
-        parts.append(f'<path class="ci" d="M{low} {middle}H{high}M{low} {middle - 5}v10M{high} {middle - 5}v10"/>')
+        parts.append(
+            f'<path class="ci" d="M{low} {middle}H{high}M{low} {middle - 5}v10M{high} {middle - 5}v10"/>'
+        )
     if interval.value is not None:
         parts.append(f'<circle class="point" cx="{x(interval.value)}" cy="{middle}" r="5.5"/>')
     parts.append("</svg>")

@@ -1,13 +1,13 @@
 """Quoting: every number and name that the report prints says where in the study it stands.
 
 A :class:`Quote` is text together with the JSON pointers (RFC 6901) it was made from, the way it was computed
-and the form it is printed in. Sentences and table cells are phrases: tuples of plain words and quotes. That is
-how "the report says nothing that is not in the ledger" can be tested: whoever has the study can print every
-quote again, and the words between quotes hold no digits.
+and the form it is printed in. Sentences and table cells are phrases: tuples of plain words and quotes. That
+is how "the report says nothing that is not in the ledger" can be tested: whoever has the study can print
+every quote again, and the words between quotes hold no numbers.
 
 >>> ledger = Ledger({"arms": [{"name": "all", "nll": 3.57912}]})
->>> phrase = ("The loss of ", ledger.quote("word", "/arms/0/name"), " is ", ledger.quote("loss", "/arms/0/nll"))
->>> plain(phrase), phrase[3].paths
+>>> name, loss = ledger.word("/arms/0/name"), ledger.quote("loss", "/arms/0/nll")
+>>> plain(("The loss of ", name, " is ", loss)), loss.paths
 ('The loss of all is 3.579', ('/arms/0/nll',))
 >>> ledger.quote("loss", "/arms/0/nll", how="exp").text, ledger.quote("loss", "/arms/7/nll").text
 ('35.842', '–')
@@ -169,7 +169,7 @@ def _percent(value: float) -> str:
 
 
 def _probability(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}".replace("-", "−")
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.4f}" if value >= 0.0001 else "under 0.0001"
 
 
 def _millions(value: float) -> str:
@@ -180,8 +180,8 @@ def _millions(value: float) -> str:
 
 
 def _name(value: Any) -> str:
-    """The last part of a path; a Hub id and a plain name stay whole."""
-    text = clean(str(value))
+    """The last part of a path; a Hub id and a plain name stay whole, the embedded ones lose their "demo:"."""
+    text = clean(str(value)).removeprefix("demo:")
     inside = text.rstrip("/\\")
     local = inside.startswith(("/", ".", "~")) or inside.count("/") > 1 or "\\" in inside
     return re.split(r"[/\\]", inside)[-1] if local and inside else text

@@ -78,8 +78,8 @@ def render(ledger: Ledger) -> str:
     drawn = figures(ledger)
     scripts = [_script(get_plotlyjs()), _script(SCRIPT)]
     policy = (
-        f"default-src 'none'; script-src {' '.join(_hash(text) for text in scripts)}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {' '.join(_hash(text) for text in scripts)}; "
+        "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     title = html.escape(plain(facts.title(ledger)))
     return "\n".join(

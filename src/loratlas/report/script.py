@@ -24,7 +24,9 @@ document.querySelectorAll("input[name=cost]").forEach(input => input.addEventLis
   plot.setAttribute("aria-label", input.dataset.alternative);
   draw(plot);
 }));
-document.querySelectorAll("button[data-copy]").forEach(button => button.addEventListener("click", async () => {
+const buttons = (kind, act) => document.querySelectorAll(`button[data-${kind}]`).forEach(
+  button => button.addEventListener("click", () => act(button)));
+buttons("copy", async button => {
   const block = document.getElementById(button.dataset.copy);
   try {
     await navigator.clipboard.writeText(block.textContent);
@@ -34,15 +36,15 @@ document.querySelectorAll("button[data-copy]").forEach(button => button.addEvent
     button.textContent = "Selected: copy it with the keyboard";
   }
   setTimeout(() => { button.textContent = "Copy"; }, 2500);
-}));
-document.querySelectorAll("button[data-save]").forEach(button => button.addEventListener("click", () => {
+});
+buttons("save", button => {
   const text = JSON.stringify(read("study"), null, 1);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
   link.download = button.dataset.save;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}));
+});
 document.documentElement.dataset.drawn = "yes";
 })();
 """

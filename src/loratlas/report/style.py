@@ -39,7 +39,7 @@ html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
 @media (prefers-reduced-motion:reduce){html{scroll-behavior:auto}}
 body{margin:0;background:var(--page);color:var(--text);overflow-wrap:anywhere;
 font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Liberation Sans",Arial,sans-serif}
-main,header.top,footer{max-width:1120px;margin:0 auto;padding:0 28px}
+main,header.top,footer{max-width:1160px;margin:0 auto;padding:0 28px}
 a{color:var(--link)}
 :focus-visible{outline:2px solid var(--link);outline-offset:2px;border-radius:4px}
 .skip{position:absolute;left:-9999px}.skip:focus{left:12px;top:12px;background:var(--card);padding:8px 12px}
@@ -48,10 +48,12 @@ header.top{padding-top:56px;padding-bottom:12px}
 .eyebrow b{color:var(--text);font-weight:600}
 h1,h2,h3{line-height:1.25;font-weight:650;letter-spacing:-.012em;text-wrap:balance}
 h1{margin:0 0 18px;font-size:clamp(1.55rem,3.6vw,2.3rem)}
-.answer{margin:0 0 8px;font-size:clamp(1.12rem,2vw,1.36rem);line-height:1.5;max-width:58ch;text-wrap:pretty}
+.answer em{font-style:normal;font-weight:600;color:var(--v)}
+.answer{margin:0 0 8px;font-size:clamp(1.12rem,2vw,1.36rem);line-height:1.5;max-width:58ch;
+text-wrap:pretty}
 .name{font-weight:650}
-nav{display:flex;flex-wrap:wrap;gap:4px 20px;margin:26px 0 0;padding:12px 0;border-block:1px solid var(--line);
-font-size:.92rem}
+nav{display:flex;flex-wrap:wrap;gap:4px 20px;margin:26px 0 0;padding:12px 0;
+border-block:1px solid var(--line);font-size:.92rem}
 nav a{text-decoration:none}nav a:hover{text-decoration:underline}
 .banner{margin:22px 0 0;padding:12px 16px;border-left:4px solid var(--undetermined);border-radius:4px;
 background:var(--undetermined-bg);max-width:80ch}
@@ -60,11 +62,14 @@ section{margin:52px 0}
 h2{margin:0 0 6px;font-size:1.42rem}
 .lead{margin:0 0 20px;color:var(--soft);max-width:72ch;text-wrap:pretty}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px 22px}
-.finding{display:grid;grid-template-columns:minmax(0,1fr) minmax(260px,400px);gap:10px 36px;align-items:center;
-margin:0 0 14px}
-.finding h3{margin:8px 0 6px;font-size:1.14rem}
-.finding p{margin:0;color:var(--soft);font-size:.95rem}
-.finding p.reason{margin-top:6px}
+.finding{display:grid;grid-template-columns:minmax(0,1fr) minmax(260px,400px);gap:10px 36px;
+align-items:center;margin:0 0 14px}
+.finding h3{margin:9px 0 4px;font-size:1.16rem;text-wrap:pretty}
+.numbers{display:flex;flex-wrap:wrap;gap:8px 26px;margin:0}
+.numbers dt{color:var(--soft);font-size:.8rem}
+.numbers dd{margin:0;font-size:.95rem;font-variant-numeric:tabular-nums}
+.finding .says p{margin:0;color:var(--soft);font-size:.95rem}
+.finding .says p.reason{margin:0 0 10px}
 .badge{display:inline-flex;align-items:center;gap:.45em;padding:2px 11px 2px 9px;border-radius:99px;
 font-size:.84rem;font-weight:600;color:var(--v);background:var(--v-bg)}
 .better{--v:var(--better);--v-bg:var(--better-bg)}.worse{--v:var(--worse);--v-bg:var(--worse-bg)}
@@ -82,19 +87,22 @@ svg.forest{display:block;width:100%;height:auto;overflow:visible}
 .sides{display:flex;justify-content:space-between;color:var(--soft);font-size:.8rem;margin:2px 0 0}
 .key{display:flex;flex-wrap:wrap;gap:6px 22px;margin:4px 0 0;padding:0;list-style:none;color:var(--soft);
 font-size:.86rem}
-.key svg{width:26px;height:14px;margin-right:7px;vertical-align:-2px}
+.key svg.forest{display:inline-block;width:26px;height:14px;margin-right:7px;vertical-align:-2px}
 details{margin-top:10px;font-size:.95rem}
 summary{cursor:pointer;color:var(--link);width:fit-content}
 details>p,details>.scroll{margin-top:8px}
-table{border-collapse:collapse;width:100%;font-size:.93rem;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;width:100%;overflow-wrap:normal;font-size:.93rem;font-variant-numeric:tabular-nums}
 th,td{padding:9px 12px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{font-weight:600}
 thead th{color:var(--soft);font-size:.83rem;vertical-align:bottom}
 tbody tr:last-child>*{border-bottom:0}
-td small{display:block;color:var(--soft);font-size:.86em}
-th[scope=row]{white-space:normal;min-width:7.5em}
+small{display:block;color:var(--soft);font-size:.88em;font-weight:400}
+td small,td data{white-space:nowrap}
+th[scope=row]{overflow-wrap:break-word}
+th[scope=row] small{padding-left:1.42em}
+td code{overflow-wrap:anywhere;display:inline-block;min-width:9ch;max-width:24ch}
 .scroll{overflow-x:auto}
-code,pre,.mono{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.9em}
+code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.9em}
 pre{margin:0;padding:16px 18px;background:var(--shade);border:1px solid var(--line);border-radius:8px;
 overflow:auto;line-height:1.5;max-height:32em;font-size:.86rem;overflow-wrap:normal}
 figure{margin:0}
@@ -115,8 +123,8 @@ border:1px solid var(--line)}
 .scale i{flex:0 1 180px;height:11px;border-radius:3px}.scale i.dark{display:none}
 @media (prefers-color-scheme:dark){.scale i.dark{display:block}.scale i.light{display:none}}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:0 36px;margin:0}
-.pairs div{display:flex;justify-content:space-between;gap:20px;padding:7px 0;border-bottom:1px solid var(--line);
-font-size:.93rem}
+.pairs div{display:flex;justify-content:space-between;gap:20px;padding:7px 0;
+border-bottom:1px solid var(--line);font-size:.93rem}
 .pairs dt{color:var(--soft)}.pairs dd{margin:0;text-align:right}
 .block{margin:22px 0 0}.block h3{margin:0 0 8px;font-size:1.05rem}
 .head{display:flex;justify-content:space-between;align-items:baseline;gap:14px;flex-wrap:wrap}
@@ -138,6 +146,9 @@ section{margin:40px 0}
 .arms th,.arms td{padding:3px 0;border:0}
 .arms th[scope=row]{font-size:1.05rem}
 .arms td{display:flex;justify-content:space-between;gap:18px;text-align:right}
+.arms td code{max-width:none}
+.arms td small{display:inline;margin-left:.6em}
+.arms th small{display:inline;padding:0!important;margin-left:.5em}
 .arms td::before{content:attr(data-label);color:var(--soft);text-align:left;flex:none}
 .plot{margin-inline:-8px}
 }

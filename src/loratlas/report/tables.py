@@ -18,7 +18,7 @@ class Table:
 
     Args:
         columns: one heading for each column.
-        rows: phrases, as many in each row as there are columns.
+        rows: phrases, as many in each row as there are columns; what follows a "\\n" is of lesser weight.
         keys: for each row the index of the arm it is about, None where it is about none.
     """
 
@@ -50,19 +50,21 @@ def arms(ledger: Ledger) -> Table:
 def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
     at = f"/arms/{i}"
     reference = ledger.at(f"{at}/name") == ledger.at("/spec/reference")
-    name: Phrase = (ledger.word(f"{at}/name"), " (reference)") if reference else (ledger.word(f"{at}/name"),)
+    name: Phrase = (
+        (ledger.word(f"{at}/name"), "\n", "reference") if reference else (ledger.word(f"{at}/name"),)
+    )
     trainable: Phrase = (ledger.quote("count", f"{at}/trainable"),)
     if ledger.number("/base/parameters"):
         share = ledger.quote("percent", f"{at}/trainable", "/base/parameters", how="share")
-        trainable = (*trainable, " (", share, " of the base)")
+        trainable = (*trainable, "\n", share, " of the base")
     time: Phrase = (ledger.quote("times", f"{at}/step_time_ratio"),)
     if ledger.number(f"{at}/step_seconds") is not None:
-        time = (*time, " (", ledger.quote("seconds", f"{at}/step_seconds"), ")")
+        time = (*time, "\n", ledger.quote("seconds", f"{at}/step_seconds"))
     return (
         name,
         (ledger.word(f"{at}/placement"),),
-        (ledger.quote("rate", f"{at}/lr"), " (edge)" if ledger.at(f"{at}/lr_at_edge") else ""),
-        loss(ledger, i),
+        (ledger.quote("rate", f"{at}/lr"), *(("\n", "edge") if ledger.at(f"{at}/lr_at_edge") else ())),
+        loss(ledger, i, between="\n"),
         (ledger.quote("perplexity", f"{at}/nll", how="exp"),),
         trainable,
         time,
@@ -71,14 +73,14 @@ def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
     )
 
 
-def loss(ledger: Ledger, i: int) -> Phrase:
+def loss(ledger: Ledger, i: int, *, between: str = " ") -> Phrase:
     """Loss of an arm with its interval, ``3.512 [3.498, 3.526]``."""
     at = f"/arms/{i}"
     value: Phrase = (ledger.quote("loss", f"{at}/nll"),)
     if ledger.number(f"{at}/ci/0") is None or ledger.number(f"{at}/ci/1") is None:
         return value
     low, high = ledger.quote("loss", f"{at}/ci/0"), ledger.quote("loss", f"{at}/ci/1")
-    return (*value, " [", low, ", ", high, "]")
+    return (*value, between, "[", low, ", ", high, "]")
 
 
 def match(ledger: Ledger, i: int) -> Phrase:
@@ -89,7 +91,7 @@ def match(ledger: Ledger, i: int) -> Phrase:
     form = {"memory": "bytes", "time": "rate"}.get(str(ledger.at(f"{at}/quantity")), "count")
     got, wanted = ledger.quote(form, f"{at}/got"), ledger.quote(form, f"{at}/wanted")
     share = ledger.quote("percent", f"{at}/got", f"{at}/wanted", how="share")
-    return (ledger.word(f"{at}/quantity"), " ", got, " of ", wanted, " (", share, ")")
+    return (share, "\n", got, " of ", wanted, *((" s",) if form == "rate" else ()))
 
 
 def tuning(ledger: Ledger) -> Table:
@@ -99,12 +101,16 @@ def tuning(ledger: Ledger) -> Table:
     for i in ledger.items("/arms"):
         for j in ledger.items(f"/arms/{i}/tuning"):
             at = f"/arms/{i}/tuning/{j}"
-            result: Phrase = ("diverged",) if ledger.at(f"{at}/diverged") else (ledger.quote("loss", f"{at}/nll"),)
+            result: Phrase = (
+                ("diverged",) if ledger.at(f"{at}/diverged") else (ledger.quote("loss", f"{at}/nll"),)
+            )
             name, rate = (ledger.word(f"/arms/{i}/name"),), (ledger.quote("rate", f"{at}/lr"),)
             rows.append((name, rate, (ledger.word(f"{at}/seed"),), result))
             keys.append(i)
     return Table(
-        columns=("Arm", "Learning rate", "Seed", "Loss on the tuning rows"), rows=tuple(rows), keys=tuple(keys)
+        columns=("Arm", "Learning rate", "Seed", "Loss on the tuning rows"),
+        rows=tuple(rows),
+        keys=tuple(keys),
     )
 
 
@@ -138,7 +144,9 @@ def data(ledger: Ledger) -> Table:
         at = f"/data/{part}"
         if not ledger.at(at):
             continue
-        counts = tuple((ledger.quote("count", f"{at}/{key}"),) for key in ("rows", "answer_tokens", "cut", "dropped"))
+        counts = tuple(
+            (ledger.quote("count", f"{at}/{key}"),) for key in ("rows", "answer_tokens", "cut", "dropped")
+        )
         source = (ledger.quote("name", f"{at}/source"),)
         rows.append(((part.capitalize(),), source, *counts, (ledger.word(f"{at}/digest"),)))
     columns = ("Part", "Source", "Rows", "Answer tokens", "Cut", "Dropped", "Digest")
@@ -164,7 +172,9 @@ def settings(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
         values = ledger.at(f"/{group}")
         for key in values if isinstance(values, dict) else ():
             pairs.append((clean(str(key)).replace("_", " "), _any(ledger, pointer(group, key))))
-    return tuple((label, phrase) for label, phrase in pairs if phrase and phrase != (MISSING,) and _known(phrase))
+    return tuple(
+        (label, phrase) for label, phrase in pairs if phrase and phrase != (MISSING,) and _known(phrase)
+    )
 
 
 def _known(phrase: Phrase) -> bool:
@@ -199,7 +209,9 @@ def summary(ledger: Ledger) -> Table:
     for i in indices:
         at = f"/arms/{i}"
         difference: Phrase = (MISSING,)
-        verdict: Phrase = ("reference" if ledger.at(f"{at}/name") == ledger.at("/spec/reference") else MISSING,)
+        verdict: Phrase = (
+            "reference" if ledger.at(f"{at}/name") == ledger.at("/spec/reference") else MISSING,
+        )
         if i in by_arm:
             j, fact = by_arm[i]
             difference = (ledger.quote("signed", f"/findings/{j}/difference"),)
