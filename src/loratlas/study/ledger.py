@@ -90,6 +90,15 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     )
 
 
+def unstorable(what: str, error: BaseException) -> StorageError:
+    """The error for a disk that became full or read-only on the way."""
+    return StorageError(
+        given=what,
+        found=f"it could not be written ({getattr(error, 'strerror', None) or error})",
+        instead="room and write permission on that disk, then the same command: finished runs are kept",
+    )
+
+
 class Ledger:
     """The runs of one study folder.
 
@@ -212,11 +221,7 @@ def _stored() -> Iterator[None]:
     try:
         yield
     except (OperationalError, StorageInternalError) as error:
-        raise StorageError(
-            given="the study's ledger",
-            found=f"it could not be written ({error.__cause__ or error})",
-            instead="room and write permission on that disk, then the same command: finished runs are kept",
-        ) from error
+        raise unstorable("the study's ledger", error.__cause__ or error) from error
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

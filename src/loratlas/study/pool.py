@@ -8,6 +8,7 @@ import selectors
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,11 +45,9 @@ class Process:
         """Hand over a job; a process that died meanwhile is noticed when it is read."""
         self.job = job
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
 
     def read(self) -> tuple[list[dict[str, Any]], bool]:
         """Whole messages that have arrived, and whether the process has closed its end."""
@@ -64,10 +63,8 @@ class Process:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
 
 
 class Pool:
@@ -78,7 +75,7 @@ class Pool:
 
     def __init__(self, setup: Path, logs: Path, *, workers: int, threads: int | None) -> None:
         self._setup, self._logs, self._threads = setup, logs, threads
-        self._wanted = workers
+        self._wanted, self._started = workers, 0
         self._selector = selectors.DefaultSelector()
         self.processes: list[Process] = []
 
@@ -93,7 +90,8 @@ class Pool:
             process.stop()
 
     def _start(self) -> None:
-        log = self._logs / f"worker-{len(self.processes)}.log"
+        self._started += 1
+        log = self._logs / f"worker-{self._started}.log"
         process = Process(self._setup, log, self._threads)
         self.processes.append(process)
         self._selector.register(process.process.stdout, selectors.EVENT_READ, process)  # type: ignore[arg-type]

@@ -41,7 +41,8 @@ def write_run(
     Args:
         folder: ``runs/<digest>``; one that is there already is replaced.
         record: plain data.
-        examples: columns ``example`` (index), ``n`` (answer tokens), ``nll`` (summed, nats); None if diverged.
+        examples: columns ``example`` (index), ``n`` (answer tokens), ``nll`` (summed, nats); None if
+            diverged.
         curve: points of the training curve.
     """
     import pyarrow as pa

@@ -1,8 +1,9 @@
 """What is to be done next, told from what is done: a pure function of the spec and the finished runs.
 
-First the bare base, once. Then tuning: the same candidates for every arm, every candidate with every tuning seed.
-An arm whose best rate lies at the edge of the grid extends the grid of *all* arms, by the same factor. When no
-edge is left (or no extension), every arm is trained again at its own rate with the fresh evaluation seeds.
+First the bare base, once. Then tuning: the same candidates for every arm, every candidate with every
+tuning seed. An arm whose best rate lies at the edge of the grid extends the grid of *all* arms, by the
+same factor. When no edge is left (or no extension), every arm is trained again at its own rate with the
+fresh evaluation seeds.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ def schedule(spec: StudySpec, finished: Mapping[Key, Mapping[str, Any]]) -> Sche
         wanted = [BASE]
         # Seeds outside, arms inside: an interrupted study has compared as many arms as possible.
         wanted += [
-            Key(phase="tuning", arm=arm, lr=lr, seed=seed) for seed in tuning for lr in rates for arm in spec.arms
+            Key(phase="tuning", arm=arm, lr=lr, seed=seed)
+            for seed in tuning
+            for lr in rates
+            for arm in spec.arms
         ]
         left = tuple(key for key in wanted if key not in finished)
         if left:
@@ -88,7 +92,9 @@ def schedule(spec: StudySpec, finished: Mapping[Key, Mapping[str, Any]]) -> Sche
         below, above = below + more_below, above + more_above
     chosen = {arm: rates[place] for arm, place in best.items()}
     wanted += [
-        Key(phase="evaluation", arm=arm, lr=chosen[arm], seed=seed) for seed in evaluation for arm in spec.arms
+        Key(phase="evaluation", arm=arm, lr=chosen[arm], seed=seed)
+        for seed in evaluation
+        for arm in spec.arms
     ]
     return Schedule(
         pending=tuple(key for key in wanted if key not in finished),

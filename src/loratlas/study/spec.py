@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -300,17 +300,13 @@ def _instead(problem: Any) -> str:
 
 
 def _keys(parents: list[str]) -> list[str]:
-    """Valid keys at a path: walk the schema, a name in ``arms`` standing for any arm."""
+    """Valid keys at a path of the schema; the second part of ``arms.NAME`` may be any name."""
+    if parents and parents[0] == "arms":
+        return list(ArmSpec.model_fields)
     model: Any = StudySpec
     for part in parents:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[part].annotation if part in model.model_fields else StudySpec
-        if get_origin(model) is dict:
-            inner = get_args(model)[1]
-            model = get_args(inner)[0] if get_origin(inner) is Annotated else inner
-            if part != "arms":
-                continue
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
 
 
 def _short(value: Any) -> str:

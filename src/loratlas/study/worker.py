@@ -1,12 +1,13 @@
 """A worker process: loads the base and the encoded rows once, then trains one run after another.
 
-Started as ``python -m loratlas.study.worker SETUP``; SETUP is a JSON file. Jobs come in as JSON lines, messages go
-out as JSON lines on what was standard output; whatever libraries print goes to the worker's log instead. A plain
-process needs no ``if __name__ == "__main__"`` in the caller's script, and nothing is pickled.
+Started as ``python -m loratlas.study.worker SETUP``; SETUP is a JSON file. Jobs come in as JSON lines,
+messages go out as JSON lines on what was standard output; whatever libraries print goes to the worker's
+log instead. A plain process needs no ``if __name__ == "__main__"`` in the caller's script, and nothing is
+pickled.
 
 Between two runs the base is given back as it was: the adapter is taken off and a checksum over all weights is
-compared. Initialisations that change the base (PiSSA and its like) are the reason that it can fail; then the base
-is loaded again. A worker whose coordinator died stops at its next step.
+compared. Initialisations that change the base (PiSSA and its like) are the reason that it can fail; then
+the base is loaded again. A worker whose coordinator died stops at its next step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from loratlas.errors import LoratlasError, RunError, StorageError
+from loratlas.errors import LoratlasError, RunError
+from loratlas.study.ledger import unstorable
 from loratlas.study.records import load_encoded, write_run
 
 SECONDS_BETWEEN_STEPS = 0.5
@@ -35,8 +37,9 @@ class Worker:
     """One base, many runs.
 
     Args:
-        setup: what the coordinator wrote: ``model`` (path or Hub id), ``dtype``, ``base_dropout``, ``packing``,
-            ``data`` (name → .npz), ``training`` (settings that all runs share), ``device``, ``max_length``.
+        setup: what the coordinator wrote: ``model`` (path or Hub id), ``dtype``, ``base_dropout``,
+            ``packing``, ``data`` (name → .npz), ``training`` (settings that all runs share), ``device``,
+            ``max_length``.
         send: hands a message to the coordinator.
     """
 
@@ -210,12 +213,7 @@ def describe(error: BaseException) -> dict[str, str]:
             "instead": error.instead,
         }
     if isinstance(error, OSError):
-        return {
-            "class": StorageError.__name__,
-            "given": "a run's folder",
-            "found": f"it could not be written ({error.strerror or error})",
-            "instead": "room and write permission on that disk, then the same command: finished runs are kept",
-        }
+        return describe(unstorable("a run's folder", error))
     return {
         "class": RunError.__name__,
         "given": "a run of the study",

@@ -1,0 +1,260 @@
+"""From a spec to everything that runs need: plans, encoded rows, and what is to be said about them.
+
+All that can be wrong with a request is found here, before a folder is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loratlas.errors import DataError
+from loratlas.study.inputs import DEMO, model_source, open_rows
+from loratlas.study.match import Match, plans
+from loratlas.study.spec import StudySpec
+
+if TYPE_CHECKING:
+    from loratlas.anatomy.sites import Anatomy
+    from loratlas.data.encode import Encoded
+    from loratlas.placement.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A study ready to run.
+
+    Args:
+        source: what loads the base: a path or a Hub id.
+        anatomy: of the base.
+        plans: arm → plan. matches: arm → how its spending compares with the reference's, None for the
+            reference.
+        train, tuning, evaluation: encoded rows; tuning rows were held out from the training rows.
+        notes: sentences for the reader.
+    """
+
+    source: str
+    anatomy: Anatomy
+    plans: dict[str, Plan]
+    matches: dict[str, Match | None]
+    train: Encoded
+    tuning: Encoded
+    evaluation: Encoded
+    notes: tuple[str, ...]
+
+    def facts(self, spec: StudySpec) -> dict[str, Any]:
+        """What the ledger keeps about the whole study, as plain data."""
+        return {
+            "spec": spec.to_json(),
+            "spec_digest": spec.digest,
+            "arms": list(spec.arms),
+            "base": {
+                "model": spec.model,
+                "model_type": self.anatomy.model_type,
+                "parameters": self.anatomy.parameters,
+                "config_digest": self.anatomy.config_digest,
+            },
+            "data": {
+                "train": _data(self.train, spec.data.train),
+                "tuning": _data(self.tuning, f"{spec.data.train}, held out"),
+                "evaluation": _data(self.evaluation, evaluation_source(spec)),
+                "template": self.train.template,
+                "loss": spec.data.loss,
+            },
+            "trainable": {name: plan.trainable for name, plan in self.plans.items()},
+            "plans": {name: plan.to_json() for name, plan in self.plans.items()},
+            "matches": {name: match and match.to_json() for name, match in self.matches.items()},
+            "anatomy": {
+                "layers": self.anatomy.layers,
+                "roles": sorted({site.role for site in self.anatomy.sites}),
+                "sites": [
+                    {
+                        "path": s.path,
+                        "layer": s.layer,
+                        "scope": s.scope,
+                        "role": s.role,
+                        "shape": list(s.shape),
+                    }
+                    for s in self.anatomy.sites
+                ],
+            },
+            "notes": list(self.notes),
+        }
+
+
+def prepare(spec: StudySpec) -> Prepared:
+    """Read the base's anatomy, resolve the arms and encode the rows.
+
+    Raises:
+        ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
+    """
+    from loratlas.anatomy.read import read
+    from loratlas.data.encode import encode, load_tokenizer
+
+    source = model_source(spec.model, folder=spec.folder)
+    anatomy = replace(read(source), model=spec.model)
+    resolved, matches = plans(spec, anatomy)
+    tokenizer = load_tokenizer(source)
+    data, notes = spec.data, list[str]()
+    train_rows = open_rows(
+        data.train, split=data.split, mapping=data.map or None, limit=data.limit, folder=spec.folder
+    )
+    judged_rows = open_rows(
+        data.eval or data.train,
+        split=data.eval_split or ("eval" if (data.eval or data.train).startswith(DEMO) else None),
+        mapping=data.map or None,
+        folder=spec.folder,
+    )
+    whole = encode(train_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
+    judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
+    held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
+    train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
+    if len(judged) > spec.evaluation.rows:
+        evaluation = subset(judged, np.sort(_draw(len(judged), chosen)[: spec.evaluation.rows]))
+    else:
+        evaluation = judged
+    if len(evaluation) < spec.evaluation.rows:
+        notes.append(
+            f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
+        )
+    if len(evaluation) < 2:
+        raise DataError(
+            given=evaluation_source(spec),
+            found="fewer than two rows to evaluate on",
+            instead="2 rows or more",
+        )
+    seen = {example.input_ids.tobytes() for example in whole.examples}
+    known = sum(example.input_ids.tobytes() in seen for example in evaluation.examples)
+    if known:
+        notes.append(
+            f"{known:,} of the {len(evaluation):,} evaluation rows stand in the training rows as well."
+        )
+    if spec.subset is not None and spec.subset > len(train):
+        from loratlas.errors import SpecError
+
+        raise SpecError(
+            given=f"subset: {spec.subset}",
+            found=f"{len(train)} rows to train on",
+            instead=f"{len(train)} or less",
+        )
+    return Prepared(
+        source=source,
+        anatomy=anatomy,
+        plans=resolved,
+        matches=matches,
+        train=train,
+        tuning=tuning,
+        evaluation=evaluation,
+        notes=tuple(notes),
+    )
+
+
+def evaluation_source(spec: StudySpec) -> str:
+    """The evaluation rows' source, as written in the spec."""
+    return spec.data.eval or f"{spec.data.train} [{spec.data.eval_split or 'eval'}]"
+
+
+def _split(
+    whole: Encoded, rows: int, stream: np.random.SeedSequence, spec: StudySpec
+) -> tuple[Encoded, Encoded]:
+    """Training rows and held-out tuning rows; the same for every arm and seed."""
+    if len(whole) < 2 * rows:
+        raise DataError(
+            given=f"{spec.data.train} with tuning.rows: {rows}",
+            found=f"{len(whole)} rows in all, so that more would be held out than trained on",
+            instead=f"at least {2 * rows} training rows"
+            + (f", or tuning.rows of at most {len(whole) // 2}" if spec.demonstration else ""),
+        )
+    order = _draw(len(whole), stream)
+    return subset(whole, np.sort(order[rows:])), subset(whole, np.sort(order[:rows]))
+
+
+def _draw(count: int, stream: np.random.SeedSequence) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(stream)).permutation(count)
+
+
+def subset(encoded: Encoded, indices: Sequence[int] | np.ndarray) -> Encoded:
+    """The encoded rows at these places, with their own counts and digest."""
+    examples = tuple(encoded.examples[int(index)] for index in indices)
+    hashed = hashlib.sha256(encoded.digest.encode())
+    hashed.update(np.asarray(indices, dtype="<i8").tobytes())
+    return replace(
+        encoded,
+        examples=examples,
+        report=replace(
+            encoded.report,
+            kept=len(examples),
+            tokens=sum(len(example) for example in examples),
+            answer_tokens=sum(int(example.labelled.sum()) for example in examples),
+        ),
+        digest=hashed.hexdigest()[:16],
+    )
+
+
+def _data(encoded: Encoded, source: str) -> dict[str, Any]:
+    report = encoded.report
+    return {
+        "source": source,
+        "digest": encoded.digest,
+        "rows": len(encoded),
+        "tokens": report.tokens,
+        "answer_tokens": report.answer_tokens,
+        "cut": report.cut,
+        "dropped": report.dropped,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the study runs on, without names."""
+    import torch
+
+    found: dict[str, Any] = {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+    }
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    from loratlas import __version__
+
+    names = ("torch", "transformers", "peft", "datasets", "numpy", "scipy", "optuna")
+    return {"loratlas": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+def revision() -> str | None:
+    """The code's git revision, marked ``-changed`` where files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head, changed = (
+            subprocess.run(
+                ["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "src"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{head}-changed" if changed else head
