@@ -123,7 +123,11 @@ def test_nothing_runs_foreign_code(path: Path):
     for node in ast.walk(tree_of(path)):
         where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import):
-            assert not {alias.name.split(".")[0] for alias in node.names} & {"pickle", "dill", "cloudpickle"}, where
+            assert not {alias.name.split(".")[0] for alias in node.names} & {
+                "pickle",
+                "dill",
+                "cloudpickle",
+            }, where
         if isinstance(node, ast.ImportFrom):
             assert (node.module or "").split(".")[0] not in {"pickle", "dill", "cloudpickle"}, where
         if not isinstance(node, ast.Call):
@@ -140,7 +144,9 @@ def test_nothing_runs_foreign_code(path: Path):
 def test_no_machine_in_the_code(path: Path):
     """No path of a single machine, no address of a package registry."""
     text = path.read_text(encoding="utf-8")
-    found = re.findall(r"/(?:home|root|Users|work|mnt)/\w+|(?:pypi|npmjs|pythonhosted|download\.pytorch)\.\w+", text)
+    found = re.findall(
+        r"/(?:home|root|Users|work|mnt)/\w+|(?:pypi|npmjs|pythonhosted|download\.pytorch)\.\w+", text
+    )
     assert not found, f"{path.relative_to(ROOT)}: {found}"
 
 
@@ -176,4 +182,8 @@ def test_house_test_can_fail(tmp_path: Path):
         "from importlib import import_module\nimport loratlas.cli\n"
         "def f():\n    from loratlas.anatomy.sites import Site\n    import_module('loratlas.study')\n"
     )
-    assert {name for name, _ in imports_of(sample)} == {"loratlas.cli", "loratlas.anatomy.sites", "loratlas.study"}
+    assert {name for name, _ in imports_of(sample)} == {
+        "loratlas.cli",
+        "loratlas.anatomy.sites",
+        "loratlas.study",
+    }

@@ -1,1 +1,117 @@
-"""See the modules of this room."""
+"""The command line: from words to the rooms below, and from what they say to people, programs and exit codes.
+
+0 done · 1 a finding or check failed · 2 the request was wrong · 3 the run failed · 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loratlas.errors import LoratlasError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code.
+
+    Args:
+        arguments: the words after ``loratlas``; by default those of the process.
+
+    Set ``LORATLAS_DEBUG=1`` to see where an error came from.
+    """
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code; see :func:`main`."""
+    from loratlas.cli import output
+    from loratlas.cli.app import build
+    from loratlas.errors import Interrupted
+
+    words = list(arguments)
+    # The Hub's client announces each of its retries; what came of them is said once, by the error.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × and ■ gets ? instead of a crash
+    try:
+        code = build().main(args=words, prog_name="loratlas", standalone_mode=False)
+        sys.stdout.flush()
+        error = None
+    except BrokenPipeError:
+        output.silence(sys.stdout)
+        return 0
+    except Exception as problem:
+        if os.environ.get("LORATLAS_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        code, error = None, translate(problem, words)
+    # A Ctrl-C that no room turned into an Interrupted comes back from typer as this number.
+    if code == 130:
+        error = Interrupted(
+            given="Ctrl-C",
+            found="the command was stopped before it had anything to save",
+            instead="the same command again",
+        )
+    if error is not None:
+        return output.fail(error, as_json="--json" in words)
+    return code if isinstance(code, int) else 0
+
+
+def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
+    """Say in the house's words what any exception means to the person who typed the command.
+
+    Args:
+        problem: what was raised.
+        words: the words after ``loratlas``.
+
+    >>> import errno
+import io
+    >>> translate(OSError(errno.ENOSPC, "No space left on device", "out/x.parquet"), ["study"]).code
+    'storage'
+    """
+    from loratlas.errors import LoratlasError, OutputError, RequestError, RunError, StorageError
+
+    if isinstance(problem, LoratlasError):
+        return problem
+    given = " ".join(["loratlas", *words])
+    if hasattr(problem, "format_message"):  # typer's own errors about options and arguments
+        context = getattr(problem, "ctx", None)
+        command = context.command_path if context is not None else "loratlas"
+        message = problem.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        return RequestError(
+            given=given, found=" ".join(str(message).split()), instead=f"what {command} --help lists"
+        )
+    if isinstance(problem, OSError) and problem.errno in _FULL:
+        return StorageError(
+            given=str(problem.filename or given),
+            found=f"{problem.strerror}; what was finished stays readable",
+            instead="make room, then the same command again (with --resume, for train)",
+        )
+    if isinstance(problem, OSError) and problem.errno in _FORBIDDEN and problem.filename:
+        return OutputError(
+            given=str(problem.filename),
+            found=str(problem.strerror),
+            instead="a place that you may read and write",
+        )
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return RunError(
+            given=given,
+            found="the memory is not enough",
+            instead="a smaller --micro-batch or --max-length, --checkpointing, or --quantize 4bit",
+        )
+    lines = str(problem).strip().splitlines()
+    return RunError(
+        given=given,
+        found=f"{type(problem).__name__}: {lines[0] if lines else 'no message'}",
+        instead="LORATLAS_DEBUG=1 before the command shows where it happened",
+    )

@@ -1,0 +1,72 @@
+"""The list of commands. Nothing here, nor in the commands' files, imports torch before a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from loratlas.cli import evaluate, export, mapping, study, train
+
+ABOUT = "\n\n".join(
+    (
+        "Where in this transformer should LoRA go, for this data, under this budget?",
+        "map shows what can be adapted, plan counts what a placement costs, train and eval do one run, study "
+        "compares placements and says how sure the answer is, export hands the adapter on.",
+        "Every command takes --json and then prints one JSON object. Exit codes: 0 done, 1 a check failed, "
+        "2 the request was wrong, 3 the run failed, 130 stopped by Ctrl-C.",
+    )
+)
+
+
+def build() -> Any:
+    """The whole command line as one typer command."""
+    app = typer.Typer(
+        name="loratlas",
+        help=ABOUT,
+        epilog="Example: loratlas plan gpt2-medium --placement attention:16",
+        rich_markup_mode="rich",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(_front)
+    for name, function, example in (
+        ("map", mapping.map_model, "loratlas map gpt2-medium"),
+        (
+            "plan",
+            mapping.plan_model,
+            'loratlas plan gpt2-medium --placement "feedforward.down" --budget params=1M',
+        ),
+        (
+            "train",
+            train.train,
+            "loratlas train demo:llama-mini demo:facts-300 --placement all:8 --steps 100 --out run",
+        ),
+        ("eval", evaluate.evaluate, "loratlas eval demo:llama-mini demo:facts-300 --adapter run"),
+        ("study", study.study, "loratlas study recipes/alpaca.yaml --out alpaca-study"),
+        ("report", study.report, "loratlas report alpaca-study"),
+        ("demo", study.demo, "loratlas demo"),
+        ("export", export.export, "loratlas export run --for merged --out model"),
+    ):
+        app.command(name, epilog=f"Example: {example}")(function)
+    return typer.main.get_command(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from loratlas import __version__
+
+        typer.echo(f"loratlas {__version__}")
+        raise typer.Exit
+
+
+def _front(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and leave.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,70 @@
+"""`export`: hand an adapter on, and prove that what was written computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loratlas.cli import options, output
+from loratlas.cli.folders import adapter_folder, check_out
+
+TOLERANCE = 1e-3
+"""Largest difference of logits after reloading that still counts as the same (float32)."""
+
+
+def export(
+    adapter: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ADAPTER",
+            help="A PEFT adapter's directory, or the --out folder of `loratlas train`.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        options.Target,
+        typer.Option(
+            "--for",
+            help="peft: the adapter in PEFT's own format; merged: the whole model with the adapter added in.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ],
+    out: options.Out,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            help="The base, where it lies elsewhere than the adapter says.",
+            rich_help_panel=options.PLACE,
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write an adapter for other tools, load it again, and compare the logits.
+
+    check is the largest difference of logits on fixed tokens between what was trained and what was written.
+    """
+    from loratlas.adapters.export import export as write
+
+    folder = adapter_folder(adapter)
+    check_out(out, what="export")
+    result = write(folder, out, target=target.value, base=base)
+    if as_json:
+        output.emit({"schema": "loratlas.export", "version": 1, "for": target.value, **result})
+    else:
+        output.say(f"{result['path']}: logits differ by at most {result['check']:.2g} after loading it again")
+        output.say(SNIPPETS[target].format(path=result["path"]))
+    if result["check"] > TOLERANCE:
+        output.note("That is more than rounding explains: do not use it.")
+        raise typer.Exit(1)
+
+
+SNIPPETS = {
+    options.Target.peft: 'Load it with: PeftModel.from_pretrained(base, "{path}")',
+    options.Target.merged: 'Load it with: AutoModelForCausalLM.from_pretrained("{path}")',
+}
+"""How to load what was written, in Python."""

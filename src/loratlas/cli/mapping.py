@@ -1,0 +1,210 @@
+"""`map` and `plan`: what a model is made of, and what a placement on it costs. Neither loads weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loratlas.cli import options, output
+
+if TYPE_CHECKING:
+    from loratlas.anatomy.cost import Cost
+    from loratlas.anatomy.sites import Anatomy, Site
+    from loratlas.placement.plan import Plan
+
+STRIP = 16
+"""Characters a strip of layers may take; deeper models put several layers into one character."""
+
+
+def map_model(model: options.ModelOrConfig, as_json: options.Json = False) -> None:
+    """Show every matrix of a model: its role, its shape, and in which layers it stands.
+
+    No weights are read. What could not be told is listed as unresolved, never guessed.
+    """
+    anatomy = read_named(model)
+    if as_json:
+        output.emit(anatomy.to_json())
+        return
+    output.say(
+        f"{anatomy.model} ({anatomy.model_type}): {output.count(anatomy.parameters)} parameters, "
+        f"{anatomy.layers} layers, width {anatomy.hidden}"
+    )
+    tied = [site for site in anatomy.sites if site.tied_to is not None]
+    drawn = output.table("role", "layers", ("sites", "right"), "shape", "kind", ("one rank costs", "right"))
+    for (role, shape, kind), sites in _by_role(anatomy.sites).items():
+        cost = sum(site.lora_parameters(1) for site in sites if site.adaptable)
+        drawn.add_row(
+            role,
+            _strip([site.layer for site in sites], anatomy.layers),
+            str(len(sites)),
+            f"{shape[0]} × {shape[1]}",
+            kind,
+            output.count(cost) if cost else "–",
+        )
+    output.show(drawn)
+    if any(site.layer is not None for site in anatomy.sites):
+        output.say("layers: ■ in every layer of the strip, ▪ in some, · in none. shape: out × in.")
+    for site in tied:
+        output.say(f"{site.module} is the same matrix as {site.tied_to} and is counted there.")
+    if anatomy.unresolved:
+        output.say(f"\nUnresolved, and left alone ({len(anatomy.unresolved)}):")
+        for item in anatomy.unresolved:
+            output.say(f"  {item.path} {'×'.join(map(str, item.shape))}: {item.reason}")
+    else:
+        output.say("Unresolved: none.")
+
+
+def plan_model(
+    model: options.ModelOrConfig,
+    placement: options.Placement,
+    budget: options.Budget = None,
+    alpha: options.Alpha = None,
+    rslora: options.RsLora = False,
+    peft: Annotated[
+        bool,
+        typer.Option(
+            "--peft",
+            help="Print the LoraConfig alone, as JSON, proven to adapt these sites and no other.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Turn a placement into a table of exact sites and ranks, and say what it costs.
+
+    No weights are read. Parts without a rank get 16, or whatever the budget leaves them.
+    """
+    from loratlas.anatomy.cost import cost
+    from loratlas.anatomy.load import load_config
+    from loratlas.placement.plan import place
+    from loratlas.study.inputs import model_source
+
+    anatomy = read_named(model)
+    plan = place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora)
+    config = output.plain(plan.to_peft(load_config(model_source(model))).to_dict())
+    if peft and not as_json:
+        output.emit(config)
+        return
+    spent = cost(anatomy, {row.site.path: row.rank for row in plan.rows})
+    full = _full_lora(anatomy, plan)
+    if as_json:
+        output.emit(
+            {
+                **plan.to_json(),
+                "trainable": plan.trainable,
+                "of_model": plan.trainable / anatomy.parameters,
+                "of_full_lora": plan.trainable / full.trainable if full else None,
+                "full_lora": {"placement": full.placement, "trainable": full.trainable} if full else None,
+                "parameters": anatomy.parameters,
+                "sites": [
+                    {"path": row.site.path, "module": row.site.module, "rank": row.rank, "alpha": row.alpha}
+                    for row in plan.rows
+                ],
+                "cost": asdict(spent),
+                "peft": config,
+            }
+        )
+        return
+    _show_plan(anatomy, plan, full)
+    _show_cost(spent)
+    output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
+    output.say(
+        "PEFT adapts exactly these sites: proven on a copy without weights. --peft prints its LoraConfig."
+    )
+
+
+def read_named(model: str) -> Anatomy:
+    """The anatomy of a model under the name that the user wrote."""
+    from loratlas.anatomy.read import read
+    from loratlas.study.inputs import model_source
+
+    return replace(read(model_source(model)), model=model)
+
+
+def _full_lora(anatomy: Anatomy, plan: Plan) -> Plan | None:
+    """All linear maps at the plan's largest rank; None where some matrix is too small for that rank."""
+    from loratlas.errors import RequestError
+    from loratlas.placement.plan import place
+
+    try:
+        return place(anatomy, f"all:{max(row.rank for row in plan.rows)}")
+    except RequestError:
+        return None
+
+
+def _show_plan(anatomy: Anatomy, plan: Plan, full: Plan | None) -> None:
+    output.say(f"{plan.placement} on {anatomy.model} ({anatomy.model_type}): {len(plan.rows)} sites")
+    shares = output.table("", ("", "right"), "")
+    shares.show_header = False
+    shares.add_row("trainable", output.count(plan.trainable), "parameters")
+    share = plan.trainable / anatomy.parameters
+    shares.add_row(
+        "of the model",
+        f"{share:.2%}",
+        f"{1 - share:.2%} less than full fine-tuning of {output.count(anatomy.parameters)}",
+    )
+    if full is not None:
+        part = plan.trainable / full.trainable
+        less = f"{abs(1 - part):.2%} {'less' if part < 1 else 'more'} than" if part != 1 else "the same as"
+        shares.add_row(
+            "of full LoRA", f"{part:.2%}", f"{less} {full.placement} with {output.count(full.trainable)}"
+        )
+    output.show(shares)
+    drawn = output.table("role", "layers", ("sites", "right"), "rank", "α", ("trainable", "right"))
+    ranks = {row.site.path: row for row in plan.rows}
+    for (role, _, _), sites in _by_role(row.site for row in plan.rows).items():
+        rows = [ranks[site.path] for site in sites]
+        drawn.add_row(
+            role,
+            _strip([site.layer for site in sites], anatomy.layers),
+            str(len(sites)),
+            _range([row.rank for row in rows]),
+            _range([row.alpha for row in rows]),
+            output.count(sum(row.site.lora_parameters(row.rank) for row in rows)),
+        )
+    output.show(drawn)
+
+
+def _show_cost(spent: Cost) -> None:
+    drawn = output.table("cost of one training step, estimated", ("", "right"))
+    drawn.add_row("arithmetic per token", f"{spent.flops_per_token / 1e9:,.3f} GFLOP")
+    drawn.add_row("adapters", output.size(spent.adapter_bytes))
+    drawn.add_row("optimizer (AdamW)", output.size(spent.optimizer_bytes))
+    drawn.add_row("activations kept, 2,048 tokens", output.size(spent.saved_activation_bytes))
+    drawn.add_row("memory at the peak", output.size(spent.peak_bytes))
+    output.show(drawn)
+
+
+def _by_role(sites: Iterable[Site]) -> dict[tuple[str, tuple[int, int], str], list[Site]]:
+    groups: dict[tuple[str, tuple[int, int], str], list[Site]] = defaultdict(list)
+    for site in sites:
+        role = site.role if site.scope == "decoder" else f"{site.scope}.{site.role}"
+        groups[role, site.shape, site.kind].append(site)
+    return groups
+
+
+def _strip(layers: Sequence[int | None], total: int) -> str:
+    """``■`` where every layer of a stretch is among these, ``▪`` where some are, ``·`` where none is.
+
+    >>> _strip([0, 1, 3], 4), _strip([None], 4)
+    ('■■·■', '–')
+    """
+    present = {layer for layer in layers if layer is not None}
+    if not present or not total:
+        return "–"
+    width = -(-total // STRIP)
+    stretches = [range(start, min(start + width, total)) for start in range(0, total, width)]
+    marks = []
+    for stretch in stretches:
+        inside = sum(layer in present for layer in stretch)
+        marks.append("■" if inside == len(stretch) else "▪" if inside else "·")
+    return "".join(marks)
+
+
+def _range(numbers: Sequence[float]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

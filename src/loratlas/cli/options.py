@@ -1,0 +1,238 @@
+"""Every option's name, type and help, once; commands only pick.
+
+An option that means the same thing has the same name in every command.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Loss(StrEnum):
+    """Which tokens the loss counts."""
+
+    answer = "answer"
+    all = "all"
+
+
+class Dtype(StrEnum):
+    """The type the base computes in; adapters are kept in float32 either way."""
+
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes on after the warm-up."""
+
+    cosine = "cosine"
+    constant = "constant"
+
+
+class Quantize(StrEnum):
+    """How the base's weights are stored."""
+
+    four = "4bit"
+
+
+class Target(StrEnum):
+    """What `export` writes."""
+
+    peft = "peft"
+    merged = "merged"
+
+
+PLACE, DATA, TRAIN, OUTPUT = "Placement", "Data", "Training", "Output"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hub id, a local directory, or demo:llama-mini.",
+        show_default=False,
+    ),
+]
+ModelOrConfig = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A Hub id, a local directory, a config.json (no weights are needed), or demo:llama-mini.",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A JSON, JSONL(.gz), CSV or Parquet file, a Hub id, or an embedded task such as demo:facts-300.",
+        show_default=False,
+    ),
+]
+
+Placement = Annotated[
+    str,
+    typer.Option(
+        "--placement",
+        metavar="TEXT",
+        help='Where the adapters go: "attention:16", "all@top/2", "q,v:8 + feedforward.down:4".',
+        show_default=False,
+        rich_help_panel=PLACE,
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="TEXT",
+        help="What the placement may spend: params=2M, params=0.5%, or like=attention:16.",
+        rich_help_panel=PLACE,
+    ),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        "--alpha",
+        metavar="NUMBER",
+        help="LoRA's α at every site; twice the rank unless given.",
+        rich_help_panel=PLACE,
+    ),
+]
+RsLora = Annotated[
+    bool,
+    typer.Option("--rslora", help="Scale by α/√r instead of α/r.", rich_help_panel=PLACE),
+]
+
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="NAME",
+        help="Which split of DATA, e.g. test or train[:1000].",
+        rich_help_panel=DATA,
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="FIELD=COLUMN",
+        help="Read a field from another column, e.g. --map prompt=question; may be repeated.",
+        rich_help_panel=DATA,
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="ROWS", min=1, help="Read only the first so many rows.", rich_help_panel=DATA
+    ),
+]
+LossOver = Annotated[
+    Loss,
+    typer.Option("--loss", help="Count the answer's tokens only, or all of them.", rich_help_panel=DATA),
+]
+MaxLength = Annotated[
+    int,
+    typer.Option(
+        "--max-length",
+        metavar="TOKENS",
+        min=2,
+        help="Longer rows lose the left end of their prompt.",
+        rich_help_panel=DATA,
+    ),
+]
+
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", help="Optimizer steps; or give --epochs.", rich_help_panel=TRAIN),
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option("--epochs", metavar="N", help="Passes over DATA; or give --steps.", rich_help_panel=TRAIN),
+]
+LearningRate = Annotated[
+    float,
+    typer.Option("--lr", metavar="RATE", help="Highest learning rate.", rich_help_panel=TRAIN),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Decides the initialisation, the order of the rows and dropout.",
+        rich_help_panel=TRAIN,
+    ),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", metavar="N", help="Examples per step.", rich_help_panel=TRAIN),
+]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option("--dtype", help="The type the base computes in.", rich_help_panel=TRAIN),
+]
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option(
+        "--quantize",
+        help="Store the base in 4 bits (needs bitsandbytes).",
+        show_default=False,
+        rich_help_panel=TRAIN,
+    ),
+]
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder to write to.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on where an interrupted run in --out stopped.", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object on standard output and nothing else there.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def columns_of(pairs: list[str] | None) -> dict[str, str]:
+    """``["prompt=question"]`` → ``{"prompt": "question"}``.
+
+    Raises:
+        DataError: a pair without ``=`` or with an empty side, or a field named twice.
+
+    >>> columns_of(["prompt=question", "completion=answer"])
+    {'prompt': 'question', 'completion': 'answer'}
+    """
+    from loratlas.errors import DataError
+
+    found: dict[str, str] = {}
+    for pair in pairs or ():
+        field, _, column = (part.strip() for part in pair.partition("="))
+        if not field or not column:
+            raise DataError(
+                given=f"--map {pair}",
+                found="no FIELD=COLUMN pair",
+                instead="for example --map prompt=question --map completion=answer",
+            )
+        if field in found:
+            raise DataError(
+                given=f"--map {pair}",
+                found=f"the field {field!r} already comes from the column {found[field]!r}",
+                instead="one --map per field",
+            )
+        found[field] = column
+    return found

@@ -1,0 +1,258 @@
+"""What people and programs see: tables or one JSON object on standard output, all else on standard error.
+
+Colours and moving bars appear on terminals only; a pipe or a file gets plain lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+from loratlas.errors import LoratlasError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PLAIN_EVERY = 5.0
+"""Seconds between two progress lines where no bar can move."""
+
+
+def console(*, error: bool = False) -> Console:
+    """A rich console on standard output (or error) as it is at this moment; without colour when not a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=error, highlight=False, soft_wrap=False, emoji=False)
+
+
+def say(text: str = "", *, markup: bool = False) -> None:
+    """Print a line for people on standard output."""
+    with _Pipe(sys.stdout):
+        console().print(text, markup=markup, soft_wrap=not sys.stdout.isatty())
+
+
+def note(text: str) -> None:
+    """Print a line beside the result, on standard error."""
+    with _Pipe(sys.stderr):
+        console(error=True).print(text, markup=False, soft_wrap=not sys.stderr.isatty())
+
+
+def show(thing: Table | Any) -> None:
+    """Print a table (or anything rich can draw) on standard output."""
+    with _Pipe(sys.stdout):
+        console().print(thing)
+
+
+def emit(value: dict[str, Any]) -> None:
+    """Print the one JSON object of a command. Numbers that JSON has no word for become null."""
+    with _Pipe(sys.stdout):
+        sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """Data that `json` can write: tuples become lists, NaN and infinities None, paths text.
+
+    >>> plain({"a": (1, float("nan"))})
+    {'a': [1, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        return plain(value.item())
+    return str(value)
+
+
+def fail(error: LoratlasError, *, as_json: bool) -> int:
+    """Say what went wrong, in the form that was asked for, and give the exit code."""
+    if as_json:
+        emit(error.to_json())
+    else:
+        with _Pipe(sys.stderr):
+            _print_error(error)
+    return error.exit_code
+
+
+def _print_error(error: LoratlasError) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    err = console(error=True)
+    stopped = error.exit_code == 130
+    err.print(Text(f"{'Stopped' if stopped else 'Error'} ({error.code})", "bold yellow" if stopped else "bold red"))
+    grid = Table.grid(padding=(0, 1))
+    for label, text in (("given", error.given), ("found", error.found), ("instead", error.instead)):
+        # The caret below a text must stay below its character: such texts begin on a line of their own.
+        grid.add_row(f"  {label}:", Text(text, overflow="fold"), style=None)
+    err.print(grid)
+
+
+def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
+    """An empty table of the house's looks. A column is a heading, or (heading, ``"right"``).
+
+    Numbers keep their width; where 80 columns are too few, the text columns give way.
+    """
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        heading, side = (column, "left") if isinstance(column, str) else column
+        drawn.add_column(
+            heading,
+            justify="right" if side == "right" else "left",
+            no_wrap=side == "right",
+            overflow="fold",
+        )
+    return drawn
+
+
+def count(number: float) -> str:
+    """1234567 → ``1,234,567``."""
+    return f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes for people.
+
+    >>> size(512), size(3 * 1024**2)
+    ('512 B', '3.0 MiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def span(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> span(9), span(75), span(3700)
+    ('9 s', '1 min 15 s', '1 h 02 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """A bar on a terminal, a line every few seconds elsewhere; always on standard error.
+
+    Args:
+        title: what is going on, in a word or two.
+        total: number of units.
+        unit: their name, in the plural.
+
+    >>> with Progress("training", total=3, unit="steps") as bar:  # prints on standard error
+    ...     bar.to(1, "loss 2.31")
+    """
+
+    def __init__(self, title: str, *, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self._bar: Any = None
+        self._task: Any = None
+        self._said = 0.0
+        self._began = time.monotonic()
+        self._first = 0
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Rich
+
+            self._bar = Rich(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[remark]}"),
+                console=console(error=True),
+                expand=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, remark="", left="")
+        return self
+
+    def start_at(self, done: int) -> None:
+        """Units that were done before this process began; they do not count for the time left."""
+        self._first = done
+        self.to(done, "")
+
+    def to(self, done: float, remark: str, *, title: str | None = None, left: float | None = None) -> None:
+        """Set how much is done.
+
+        Args:
+            done: units finished, of ``total``.
+            remark: what to print behind the bar.
+            title: a new word before it.
+            left: seconds left, where the caller knows better than the pace so far.
+        """
+        self.title = title or self.title
+        now = time.monotonic()
+        if left is None and done > self._first:
+            left = (now - self._began) / (done - self._first) * max(self.total - done, 0)
+        remaining = f"{span(left)} left" if left is not None and done < self.total else ""
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=done,
+                total=self.total,
+                description=self.title,
+                remark=remark,
+                left=remaining,
+            )
+        elif done >= self.total or now - self._said >= PLAIN_EVERY:
+            self._said = now
+            parts = [f"{self.title}: {int(done)}/{self.total} {self.unit}", remark, remaining]
+            note(", ".join(part for part in parts if part))
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class _Pipe:
+    """Let the reader of a pipe leave: what is printed afterwards goes nowhere, and the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, BrokenPipeError):
+            return False
+        silence(self._stream)
+        return True
+
+
+def silence(stream: TextIO) -> None:
+    """Send the rest of a stream nowhere, so that flushing it at exit does not complain."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def join(names: Sequence[str]) -> str:
+    """``["a", "b", "c"]`` → ``a, b and c``."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

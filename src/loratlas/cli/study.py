@@ -1,0 +1,216 @@
+"""`study`, `demo` and `report`: compare placements, and write down what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loratlas.cli import options, output
+from loratlas.errors import SpecError
+
+if TYPE_CHECKING:
+    from loratlas.study.run import StudyEvent
+    from loratlas.study.spec import StudySpec
+
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Runs trained at the same time; one per CPU core unless given. It changes no number.",
+        show_default=False,
+        rich_help_panel=options.TRAIN,
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="The study's folder; loratlas-NAME unless given. The same study there is continued.",
+        show_default=False,
+        rich_help_panel=options.OUTPUT,
+    ),
+]
+
+
+def study(
+    spec: Annotated[
+        Path,
+        typer.Argument(metavar="SPEC", help="The study's YAML file; see recipes/.", show_default=False),
+    ],
+    out: Folder = None,
+    workers: Workers = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare placements: tune each at equal cost, train on fresh seeds, say which is better and how sure that is.
+
+    Run it again on the same file and only what is missing is done. The exit code is 1 where every judged run of
+    every arm diverged, so that nothing was found; any other finding, undetermined ones included, is 0.
+    """
+    from loratlas.study.spec import load_spec
+
+    _run(load_spec(spec), out, workers, as_json)
+
+
+def demo(out: Folder = None, workers: Workers = None, as_json: options.Json = False) -> None:
+    """Run the study full / attention / feedforward on the embedded base and an embedded task.
+
+    A demonstration of a few minutes, and it says so. Run again, it continues or shows what was found.
+    """
+    from loratlas.demo import study as demonstration
+    from loratlas.study.spec import parse_spec
+
+    _run(parse_spec(demonstration(), where="the demonstration"), out, workers, as_json)
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY",
+            help="A study's folder, or the JSON that `loratlas study --json` printed.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The page to write; report.html in the study's folder unless given.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write the page of a study again, from its records alone."""
+    from loratlas.report import build
+
+    data = _read(folder)
+    page = build(data, out or (folder if folder.is_dir() else folder.parent) / "report.html")
+    if as_json:
+        output.emit(
+            {"schema": "loratlas.report", "version": 1, "page": str(page), "complete": data.get("complete")}
+        )
+    else:
+        output.say(f"Page: {page}")
+
+
+def _run(spec: StudySpec, out: Path | None, workers: int | None, as_json: bool) -> None:
+    from loratlas.report import build
+    from loratlas.study.run import run_study
+
+    folder = out or Path(f"loratlas-{spec.name}")
+    if spec.demonstration:
+        output.note("This is a demonstration: short runs, few candidates. It shows the way, not the truth.")
+    with output.Progress("preparing", total=1, unit="runs") as bar:
+        result = run_study(spec, folder, workers=workers, on_event=_watch(bar))
+    page = build(result.to_json(), folder / "report.html")
+    data = {**result.to_json(), "page": str(page)}
+    if as_json:
+        output.emit(data)
+    else:
+        _show(data)
+        output.say(f"Page: {page}")
+    if all(arm.get("nll") is None for arm in data["arms"]):
+        output.note("Every judged run diverged: nothing was found. Try lower learning rates.")
+        raise typer.Exit(1)
+
+
+def _watch(bar: output.Progress) -> Callable[[StudyEvent], None]:
+    running: dict[tuple[Any, ...], float] = {}
+
+    def on_event(event: StudyEvent) -> None:
+        key = (event.phase, event.arm, event.lr, event.seed)
+        if event.kind in ("started", "step"):
+            running[key] = event.step / event.steps if event.steps else 0.0
+        elif event.kind == "finished":
+            running.pop(key, None)
+        bar.total = max(event.planned, 1)
+        if event.kind == "prepared":
+            bar.start_at(event.done)
+            return
+        bar.to(
+            event.done + min(sum(running.values()), 0.99 * len(running)),
+            event.message if event.kind != "complete" else "",
+            title=event.phase or bar.title,
+            left=event.seconds_left,
+        )
+
+    return on_event
+
+
+def _read(folder: Path) -> Mapping[str, Any]:
+    import json
+
+    from loratlas.study.result import load_study
+
+    if not folder.is_file():
+        return load_study(folder).to_json()
+    try:
+        return json.loads(folder.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise SpecError(
+            given=str(folder), found=f"no JSON ({error})", instead="what `loratlas study --json` printed"
+        ) from error
+
+
+def _show(data: Mapping[str, Any]) -> None:
+    arms = output.table(
+        "arm", "placement", ("trainable", "right"), ("rate", "right"), ("loss", "right"), "95 % interval"
+    )
+    for arm in data["arms"]:
+        arms.add_row(
+            arm["name"],
+            arm["placement"],
+            output.count(arm["trainable"]),
+            f"{arm['lr']:g}" if arm.get("lr") else "–",
+            _number(arm.get("nll")),
+            _interval(arm.get("ci")),
+        )
+    output.show(arms)
+    found = output.table(
+        "against " + str(data.get("reference") or data["spec"]["reference"]),
+        "verdict",
+        ("difference", "right"),
+        "interval",
+        ("p (Holm)", "right"),
+        ("detectable", "right"),
+    )
+    for finding in data["findings"]:
+        found.add_row(
+            finding["arm"],
+            finding["verdict"],
+            _number(finding["difference"], sign=True),
+            _interval(finding["ci"], sign=True),
+            _p(finding["p_holm"]),
+            _number(finding["detectable"]),
+        )
+    output.show(found)
+    for finding in data["findings"]:
+        output.say(finding["sentence"])
+    output.say(
+        "Losses and differences in nats per answer token; detectable: what this study finds in 80 % of cases."
+    )
+    for remark in data.get("notes", ()):
+        output.note(remark)
+
+
+def _number(value: float | None, *, sign: bool = False) -> str:
+    return "–" if value is None else f"{value:+.4f}" if sign else f"{value:.4f}"
+
+
+def _interval(ends: Any, *, sign: bool = False) -> str:
+    if not ends or ends[0] is None or ends[1] is None:
+        return "–"
+    return " to ".join(_number(end, sign=sign) for end in ends)
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -1,0 +1,224 @@
+"""`train`: its options. What it does is in `training.py` beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loratlas.cli import options
+
+
+def train(
+    model: options.Model,
+    data: options.Data,
+    *,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            "--placement",
+            metavar="TEXT",
+            help='Where the adapters go: "attention:16", "all@top/2", "q,v:8 + feedforward.down:4".',
+            show_default=False,
+            rich_help_panel=options.PLACE,
+        ),
+    ] = None,
+    budget: options.Budget = None,
+    alpha: options.Alpha = None,
+    rslora: options.RsLora = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="ADAPTER",
+            help="Start from this adapter instead of a new one; it brings its placement along.",
+            rich_help_panel=options.PLACE,
+        ),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="NAME",
+            help="One of PEFT's initialisations, e.g. gaussian, pissa, olora; its default unless given.",
+            rich_help_panel=options.PLACE,
+        ),
+    ] = None,
+    split: options.Split = None,
+    columns: options.Columns = None,
+    limit: options.Limit = None,
+    loss: options.LossOver = options.Loss.answer,
+    max_length: options.MaxLength = 512,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="DATA",
+            help="Rows to measure the loss on at the end (and for --early-stop).",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    eval_split: Annotated[
+        str | None,
+        typer.Option(
+            "--eval-split",
+            metavar="NAME",
+            help="Which split of --eval (or of DATA without it).",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            metavar="N",
+            min=0,
+            help="Write answers to the first N evaluation rows and count exact matches.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = 0,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    lr: options.LearningRate = 1e-3,
+    schedule: Annotated[
+        options.Schedule,
+        typer.Option("--schedule", help="What follows the warm-up.", rich_help_panel=options.TRAIN),
+    ] = options.Schedule.cosine,
+    warmup: Annotated[
+        float,
+        typer.Option(
+            "--warmup",
+            metavar="SHARE",
+            help="Share of the steps to warm up in.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = 0.03,
+    batch_size: options.BatchSize = 16,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batch",
+            metavar="N",
+            help="Examples that are computed at a time; the step's result stays the same.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = None,
+    clip: Annotated[
+        float,
+        typer.Option(
+            "--clip",
+            metavar="NORM",
+            help="Largest norm of the gradient; 0 for no limit.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = 1.0,
+    weight_decay: Annotated[
+        float,
+        typer.Option(
+            "--weight-decay", metavar="RATE", help="AdamW's weight decay.", rich_help_panel=options.TRAIN
+        ),
+    ] = 0.0,
+    dropout: Annotated[
+        float,
+        typer.Option(
+            "--dropout", metavar="P", help="Dropout in front of the adapters.", rich_help_panel=options.TRAIN
+        ),
+    ] = 0.0,
+    base_dropout: Annotated[
+        bool,
+        typer.Option("--base-dropout", help="Keep the base's own dropout.", rich_help_panel=options.TRAIN),
+    ] = False,
+    loraplus: Annotated[
+        float | None,
+        typer.Option(
+            "--loraplus",
+            metavar="RATIO",
+            help="LoRA+: the B matrices learn this many times faster.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = None,
+    early_stop: Annotated[
+        int | None,
+        typer.Option(
+            "--early-stop",
+            metavar="N",
+            help="Stop after N measurements on --eval without a better one.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    dtype: options.DtypeOption = options.Dtype.bfloat16,
+    quantize: options.QuantizeOption = None,
+    checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--checkpointing",
+            help="Keep fewer activations and compute them twice.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = False,
+    out: options.Out,
+    resume: options.Resume = False,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--report-to",
+            metavar="NAME",
+            help="tensorboard or wandb; may be repeated.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train adapters at the sites of a placement, and write them as an ordinary PEFT adapter.
+
+    The base stays frozen. Ctrl-C saves the state; the same command with --resume then ends with the same numbers.
+    """
+    from loratlas.cli.training import Job, go
+    from loratlas.training.settings import Settings
+
+    settings = Settings(
+        steps=steps,
+        epochs=epochs,
+        lr=lr,
+        schedule=schedule.value,
+        warmup=warmup,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        clip=clip or None,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        loraplus=loraplus,
+        early_stop=early_stop,
+        seed=seed,
+        dtype=dtype.value,
+        checkpointing=checkpointing,
+        init=True if init is None else init,
+        report_to=tuple(report_to or ()),
+    )
+    go(
+        Job(
+            model=model,
+            data=data,
+            out=out,
+            placement=placement,
+            budget=budget,
+            alpha=alpha,
+            rslora=rslora,
+            adapter=adapter,
+            split=split,
+            columns=options.columns_of(columns),
+            limit=limit,
+            loss=loss.value,
+            max_length=max_length,
+            evaluate=evaluate,
+            eval_split=eval_split,
+            samples=samples,
+            settings=settings,
+            quantize=quantize.value if quantize else None,
+            base_dropout=base_dropout,
+            resume=resume,
+        ),
+        as_json=as_json,
+    )
