@@ -196,7 +196,7 @@ class _Pass:
         }
 
     def _norms(self, members: list[Site]) -> int:
-        # One norm before each distinct tensor that attention or feed-forward reads; its input is kept in float32.
+        # One norm before each distinct tensor that attention or feed-forward reads: its input, in float32.
         groups = {
             site.input_group or site.path
             for site in members

@@ -45,6 +45,7 @@ _NONLINEAR = {
     _ATEN.softplus,
 }
 _TIMES = {_ATEN.mul}
+_CASTS = {_ATEN._to_copy, _ATEN.clone}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class Flow:
         inputs: module → labels of what it reads.
         attentions: all attention operations.
         gates: all gating products.
+        uses: raw parameter → names of the operations that read it; views and casts are seen through.
         complete: whether the pass came to its end.
         reason: why it did not.
     """
@@ -122,6 +124,7 @@ class Flow:
     inputs: dict[str, Labels] = field(default_factory=dict)
     attentions: list[Attention] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
+    uses: dict[str, set[str]] = field(default_factory=dict)
     complete: bool = False
     reason: str = ""
 
@@ -129,9 +132,10 @@ class Flow:
 class Watch(TorchDispatchMode):
     """Carry labels from tensor to tensor, by storage."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, raw: dict[str, torch.Tensor]) -> None:
         super().__init__()
         self.flow = flow
+        self.raw = raw
         self.stage = 0
         self.forget()
 
@@ -143,6 +147,7 @@ class Watch(TorchDispatchMode):
         self.labels: dict[int, Labels] = {}
         self.products: dict[int, tuple[Labels, Labels]] = {}
         self.weights: dict[int, tuple[Labels, Labels]] = {}
+        self.parameters = {self._key(tensor): path for path, tensor in self.raw.items()}
 
     def root(self, module: str, output: torch.Tensor) -> None:
         """The output of a matrix: from here on its own columns are the origin."""
@@ -180,6 +185,7 @@ class Watch(TorchDispatchMode):
         keys = [self._key(value) for value in inputs]
         labels = [self.of(value) for value in inputs]
         out = self._key(outputs[0])
+        self._use(packet, keys, out)
         if packet in _PRODUCTS and len(inputs) >= 2:
             weights = self.weights.get(keys[-2]) or self.weights.get(keys[-1])
             if weights is not None:
@@ -207,6 +213,16 @@ class Watch(TorchDispatchMode):
                 self.roots.pop(key, None)
                 self.labels[key] = union
 
+    def _use(self, packet: Any, keys: list[int], out: int) -> None:
+        for key in keys:
+            path = self.parameters.get(key)
+            if path is None or out == key:
+                continue
+            if packet in _CASTS:
+                self.parameters[out] = path
+            else:
+                self.flow.uses.setdefault(path, set()).add(str(packet))
+
     def _inherit(self, keys: list[int], outputs: list[torch.Tensor]) -> None:
         # Scaling, masking, biasing, casting and dropout lie between a product and its softmax, and after it.
         for marks in (self.products, self.weights):
@@ -232,8 +248,8 @@ class Watch(TorchDispatchMode):
 class Shortcuts(TorchFunctionMode):
     """Two calls that are seen better from Python than from the dispatcher.
 
-    ``scaled_dot_product_attention`` is noted as a whole: on the meta device it would fall apart into a dozen
-    operations. ``x[..., [-1], :]`` is read as ``x[..., -1:, :]``: the two are equal, but the first reaches the
+    ``scaled_dot_product_attention`` is noted as a whole: on the meta device it would fall apart into a
+    dozen operations. ``x[..., [-1], :]`` is read as ``x[..., -1:, :]``: the two are equal, but the first reaches the
     dispatcher as an index tensor whose value the meta device has lost.
     """
 
@@ -262,19 +278,22 @@ def _slice(item: Any) -> Any:
     return item
 
 
-def observe(model: nn.Module, matrices: set[str], blocks: set[str]) -> Flow:
+def observe(
+    model: nn.Module, matrices: set[str], blocks: set[str], raw: dict[str, torch.Tensor] | None = None
+) -> Flow:
     """Watch one forward pass of four tokens.
 
     Args:
         model: on the meta device, in eval mode.
         matrices: names of the modules that hold matrices.
         blocks: names of the repeated blocks.
+        raw: parameters that no linear map or embedding holds, by name.
 
     Returns:
         What was seen; ``complete`` is false where the model does not run on token ids alone.
     """
     flow = Flow()
-    watch = Watch(flow)
+    watch = Watch(flow, raw or {})
 
     def before(name: str):
         def note(_module, args, kwargs) -> None:

@@ -22,6 +22,8 @@ from loratlas.anatomy.trace import Opinion, opinions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_ELEMENTWISE = frozenset({"aten.mul", "aten.add"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -45,7 +47,12 @@ def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[st
     Returns:
         Decisions by parameter name.
     """
-    flow = observe(model, {m.module for m in found}, {m.block for m in found if m.block is not None})
+    flow = observe(
+        model,
+        {m.module for m in found if m.kind != "parameter"},
+        {m.block for m in found if m.block is not None},
+        {m.path: m.parameter for m in found if m.kind == "parameter"},
+    )
     if flow.complete:
         seen = opinions(flow, kv_heads=sizes.kv_heads, heads=sizes.heads)
     else:
@@ -101,6 +108,8 @@ class _Reader:
     def inside(self, matrix: Matrix) -> Decision:
         """Attention and feed-forward matrices of a block."""
         said = [f"names: {one}" for one in sorted(names.family(matrix, self.model, self.prefix))]
+        if self._scales(matrix):
+            return Decision(role="vector")
         opinion = self.proposed.get(matrix.module)
         if opinion is None:
             return Decision(reason=self._silence(matrix), opinions=tuple(said))
@@ -112,6 +121,11 @@ class _Reader:
         if objection is not None:
             return Decision(reason=objection, opinions=tuple(said))
         return Decision(role=opinion.role, layout=opinion.layout)
+
+    def _scales(self, matrix: Matrix) -> bool:
+        """Whether a parameter only ever scales or shifts, element by element: weights of a norm per head."""
+        uses = self.flow.uses.get(matrix.path, set())
+        return self.flow.complete and len(matrix.shape) == 2 and bool(uses) and uses <= _ELEMENTWISE
 
     def _silence(self, matrix: Matrix) -> str:
         if not self.flow.complete:
@@ -148,7 +162,8 @@ class _Reader:
             # An expert is a feed-forward too: look at all that stands in the same part of the block.
             ancestor = ".".join(ancestor.split(".")[: block.count(".") + 2])
         for other in self.found:
-            if other.module.startswith(ancestor + ".") and other.module not in self.proposed:
+            inside = other.module.startswith(ancestor + ".")
+            if inside and other.module not in self.proposed and not self._scales(other):
                 return f"{other.path} beside it is not explained"
         return None
 

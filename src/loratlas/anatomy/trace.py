@@ -115,8 +115,8 @@ def _layout(parts: dict[str, Labels], *, kv_heads: int, heads: int) -> str | Non
     """How the columns of one output are dealt out to its parts; None unless each has exactly one owner.
 
     ``contiguous:q,k,v`` is all of q, then all of k, then all of v. ``per_head:q,k,v`` repeats q, k, v of one
-    head for each head; ``per_group:q,k,v`` repeats the queries of one group, then its key, then its value; any
-    other number n of repeats is written ``per_chunk_n``.
+    head for each head; ``per_group:q,k,v`` repeats the queries of one group, then its key, then its value;
+    any other number n of repeats is written ``per_chunk_n``.
     """
     columns = {part: _columns(labels) for part, labels in parts.items()}
     width = {
