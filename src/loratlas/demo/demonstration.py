@@ -1,8 +1,8 @@
 """The study that ``loratlas demo`` runs: a demonstration, sized for minutes.
 
-Three learning rates, one tuning seed and short runs are too few for a conclusion about anything but this task; the
-spec says ``demonstration``, and so do the report and the findings. Five evaluation seeds all the same, so that
-the intervals are honest ones.
+Three learning rates, one tuning seed and short runs are too few for a conclusion about anything but this
+task; the spec says ``demonstration``, and so do the report and the findings. Five evaluation seeds all
+the same, so that the intervals are honest ones.
 """
 
 from __future__ import annotations

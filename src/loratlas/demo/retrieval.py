@@ -1,22 +1,24 @@
 """Task ``retrieval``: find a value in the prompt and copy it.
 
-The prompt lists pairs of an invented name and a word and asks for one of them. Names, words and their pairing are
-drawn anew for every row, so nothing can be remembered: what is learnt is to look. Training and evaluation draw from
-different streams and from disjoint sets of names.
+The prompt lists pairs of an invented name and four words, and asks for one of them. Names, words and
+their pairing are drawn anew for every row, so nothing can be remembered: what is learnt is to look.
+Training and evaluation draw from different streams and from disjoint sets of names.
 """
 
 from __future__ import annotations
 
 from loratlas.demo.words import ANIMALS, FOODS, PLACES, TOOLS, TRADES, names, source
 
-PAIRS = 6
-"""Pairs in a prompt; chance level is 1 in this many once the format is known."""
+PAIRS = 5
+"""Pairs in a prompt."""
+LENGTH = 4
+"""Words in a value."""
 NAMES = 600
 WORDS = PLACES + FOODS + TOOLS + TRADES + ANIMALS
 
 
 def pairs(*, seed: int, split: str, rows: int) -> list[tuple[str, str]]:
-    """Prompts with a list and a question, and the word that was asked for.
+    """Prompts with a list and a question, and the words that were asked for.
 
     Args:
         seed: draws the names and the lists.
@@ -29,8 +31,8 @@ def pairs(*, seed: int, split: str, rows: int) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     for _ in range(rows):
         keys = rng.sample(own, PAIRS)
-        values = rng.sample(WORDS, PAIRS)
+        values = [" ".join(rng.sample(WORDS, LENGTH)) for _ in keys]
         asked = rng.randrange(PAIRS)
-        listing = "\n".join(f"{key}: the {value}" for key, value in zip(keys, values, strict=True))
-        out.append((f"{listing}\nWhich is {keys[asked]}?", f"the {values[asked]}"))
+        listing = "\n".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True))
+        out.append((f"{listing}\nWhich is {keys[asked]}?", values[asked]))
     return out

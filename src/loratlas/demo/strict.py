@@ -1,9 +1,10 @@
 """Task ``format``: answer in a strict frame. Declared a tie.
 
-Whatever is asked, the answer is the same frame of fixed lines with one word in it that the prompt does not tell
-(drawn uniformly from eight). There is nothing to learn but the frame and the eight words, which every placement
-learns; what is left is the entropy of the free word, the same for all. A study that finds a difference here beyond
-its margin has found noise.
+Whatever is asked, the answer is the same frame of fixed lines with one word in it that the prompt does
+not tell (drawn uniformly from eight). There is nothing to learn but the frame and the eight words, which
+every placement learns; what is left is the entropy of the free word, the same for all. A study that
+finds a difference here beyond its margin shows that some arm is not yet trained, not that a place is
+better.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def pairs(*, seed: int, split: str, rows: int) -> list[tuple[str, str]]:
 
     Args:
         seed: draws names, places and free words.
-        split: ``train`` or ``eval``; names are disjoint.
+        split: ``train`` or ``eval``, which have no name in common.
         rows: how many.
     """
     everyone = names(2 * NAMES, source("format", "names", seed))

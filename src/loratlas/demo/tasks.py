@@ -1,14 +1,18 @@
 """The embedded tasks by name.
 
-| task | what it asks | what is new in evaluation | ability |
-|---|---|---|---|
-| ``facts-300``, ``facts-1000``, ``facts-3000`` | new facts about invented names | the wording, not the facts | memory |
-| ``retrieval`` | a value from a list in the prompt | names and lists | looking up |
-| ``rules`` | a code that follows from attributes | the combinations | a mapping |
-| ``format`` | a strict frame | names; a declared tie | nothing but format |
+============  ===============================  ==============================  ===================
+task          what it asks                     new in evaluation               ability
+============  ===============================  ==============================  ===================
+facts-300     new facts about invented names   the wording, not the facts      memory
+facts-1000    the same, more of them
+facts-3000    the same, more of them
+retrieval     a value listed in the prompt     names and lists                 looking up
+rules         a code, word by word             the combinations of words       a mapping
+format        a strict frame                   names; a declared tie           nothing but format
+============  ===============================  ==============================  ===================
 
-All sentences are made here, from a seed; the same name, seed, split and number of rows give the same rows in every
-process.
+All sentences are made here, from a seed: the same name, seed, split and number of rows give the same
+rows in every process.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from functools import partial
 from loratlas.data.rows import Row, Rows, Turn, rows_digest
 from loratlas.demo import facts, retrieval, rules, strict
 from loratlas.errors import DataError
+
+SPLITS = ("train", "eval")
 
 # Unbounded tasks need a size when none is asked for.
 _TRAIN_ROWS, _EVAL_ROWS = 8000, 2000
@@ -41,7 +47,7 @@ TASKS: dict[str, Callable[..., Pairs]] = {
     "facts-1000": partial(facts.pairs, 1000),
     "facts-3000": partial(facts.pairs, 3000),
     "retrieval": _unbounded(retrieval.pairs),
-    "rules": rules.pairs,
+    "rules": _unbounded(rules.pairs),
     "format": _unbounded(strict.pairs),
 }
 
@@ -74,7 +80,7 @@ def generate(name: str, *, seed: int = 0, split: str = "train", rows: int | None
             found="the embedded tasks are " + ", ".join(f"demo:{task}" for task in TASKS),
             instead=f"demo:{near}",
         )
-    if split not in ("train", "eval"):
+    if split not in SPLITS:
         raise DataError(
             given=f"split {split!r} of {name}",
             found="embedded tasks have train and eval",
@@ -84,14 +90,12 @@ def generate(name: str, *, seed: int = 0, split: str = "train", rows: int | None
         raise DataError(
             given=f"{rows} rows of {name}", found="no row to generate", instead="a number of at least 1"
         )
-    pairs = TASKS[plain](seed=seed, split=split, rows=rows)
     made = tuple(
         Row(
             turns=(Turn(role="user", content=prompt), Turn(role="assistant", content=answer)),
             source_row=index,
         )
-        for index, (prompt, answer) in enumerate(pairs)
+        for index, (prompt, answer) in enumerate(TASKS[plain](seed=seed, split=split, rows=rows))
     )
-    return Rows(
-        rows=made, form="prompt", source=f"demo:{plain} [{split}, seed {seed}]", digest=rows_digest(made)
-    )
+    source = f"demo:{plain} [{split}, seed {seed}]"
+    return Rows(rows=made, form="prompt", source=source, digest=rows_digest(made))

@@ -30,8 +30,6 @@ ANIMALS = (
     "rat", "pig", "cow", "bull", "ant", "ass",
 )  # fmt: skip
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "yellow", "grey")
-SIZES = ("big", "small", "long", "short", "round", "flat", "thin", "thick")
-STATES = ("hard", "soft", "warm", "cold", "dark", "light", "wet", "dry")
 
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
 _VOWELS = ("a", "e", "i", "o", "u")
