@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Per-token losses, and every definition of loss computed from them."""

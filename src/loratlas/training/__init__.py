@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""Training a run: see `loop.fit`."""

@@ -1,0 +1,326 @@
+"""One run: order, micro-batches, loss, clipping, update, checkpoint, and an honest end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loratlas.data.batches import training_order
+from loratlas.errors import DataError, Interrupted, SettingsError
+from loratlas.training.checkpoint import Checkpoints
+from loratlas.training.conditions import dropout_stream, interruptible, training_mode
+from loratlas.training.masters import Masters
+from loratlas.training.microbatches import microbatches
+from loratlas.training.optimizer import Optimizer
+from loratlas.training.patience import Patience
+from loratlas.training.records import FitResult, StepEvent
+from loratlas.training.reporting import reporters
+from loratlas.training.settings import Settings
+from loratlas.training.step import step_loss
+from loratlas.training.tally import Tally
+
+if TYPE_CHECKING:
+    from loratlas.data.encode import Encoded
+
+
+def fit(
+    model: Any,
+    data: Encoded,
+    settings: Settings,
+    *,
+    evaluate: Encoded | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[StepEvent], None] | None = None,
+    packed: bool | None = None,
+) -> FitResult:
+    """Train whatever of a model requires a gradient.
+
+    A step's loss is the summed loss of all its counted tokens over their number, however it is cut into
+    micro-batches (law 0). A run that is killed anywhere and resumed equals the run that was not (law 5).
+
+    Args:
+        model: a `PeftModel` on its device; its adapter is float32 when this returns, and holds the last state, the
+            best one under ``early_stop``, or the last good one if the run diverged.
+        data: encoded rows.
+        settings: of the run.
+        evaluate: rows to measure the loss on within the run, as ``settings.evaluate_every`` says.
+        out: folder for checkpoints (``checkpoint/``) and logs (``logs/``); None writes nothing.
+        resume: go on from the checkpoint in ``out``; without one the run begins at the beginning.
+        on_step: told about every step, in order.
+        packed: whether batches are packed; None decides by ``settings.packing`` and the model's own proof.
+
+    Returns:
+        What was trained, how fast, and how it ended. A loss or gradient that is NaN or infinite ends the run with
+        ``diverged`` set; it is no exception, for a study records it.
+
+    Raises:
+        SettingsError: settings that contradict the model or each other.
+        DataError: no examples.
+        OutputError: the checkpoint belongs to another run.
+        StorageError: the disk is full or not writable; the last whole checkpoint stays.
+        Interrupted: Ctrl-C; the state is saved if there is a folder.
+    """
+    begun = time.perf_counter()
+    run = _Run(model, data, settings, evaluate=evaluate, out=out, packed=packed)
+    with ExitStack() as stack:
+        stack.enter_context(training_mode(model, checkpointing=settings.checkpointing))
+        stream = stack.enter_context(dropout_stream(settings.seed))
+        stop = stack.enter_context(interruptible())
+        run.masters.open()
+        stack.callback(run.masters.close)
+        if resume:
+            run.take_up()
+        report = stack.enter_context(reporters(settings, model, out, steps=run.steps))
+        setup = time.perf_counter() - begun
+        try:
+            while not run.finished:
+                stream(run.tally.done)
+                event = run.step()
+                if event is None:
+                    break
+                report(event)
+                if on_step is not None:
+                    on_step(event)
+                if stop.asked:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise run.interrupted() from None
+        run.save()
+        return run.result(setup)
+
+
+class _Run:
+    """The state between two steps."""
+
+    def __init__(
+        self,
+        model: Any,
+        data: Encoded,
+        settings: Settings,
+        *,
+        evaluate: Encoded | None,
+        out: Path | None,
+        packed: bool | None,
+    ) -> None:
+        self.model, self.data, self.settings, self.evaluate = model, data, settings, evaluate
+        self._check()
+        self.device = model.get_input_embeddings().weight.device
+        self.steps = settings.steps_for(len(data))
+        self.packed, self.reason = _packing(model, data, settings, packed)
+        self.order = training_order(
+            len(data),
+            steps=self.steps,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            subset=settings.subset,
+        )
+        self.masters = Masters(model, loraplus=settings.loraplus)
+        self._check_dtype()
+        self.optimizer = Optimizer(self.masters, settings, steps=self.steps)
+        self.tally = Tally(steps=self.steps, log_every=settings.log_every)
+        self.patience = Patience(settings, steps=self.steps)
+        self.diverged_at: int | None = None
+        self._updating = False
+        self._previous = self.masters.copy()
+        self.checkpoints = Checkpoints(out, identity=self._identity()) if out is not None else None
+
+    def _check(self) -> None:
+        if not len(self.data):
+            raise DataError(
+                given=self.data.source, found="no examples to train on", instead="rows with an answer"
+            )
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise SettingsError(
+                given="a model to train",
+                found="no parameter that requires a gradient",
+                instead="a model that a plan was attached to",
+            )
+        if self.settings.early_stop is not None and self.evaluate is None:
+            raise SettingsError(
+                given=f"early_stop = {self.settings.early_stop}",
+                found="no rows to evaluate on",
+                instead="evaluation rows beside it (--eval), or no early stop",
+            )
+
+    def _check_dtype(self) -> None:
+        found = str(self.masters.dtype).removeprefix("torch.")
+        if found != self.settings.dtype:
+            raise SettingsError(
+                given=f"dtype = {self.settings.dtype!r}",
+                found=f"a model loaded in {found}",
+                instead=f"load_model(…, dtype={self.settings.dtype!r}), or dtype={found!r} in the settings",
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "settings": {
+                k: v for k, v in self.settings.to_json().items() if k not in ("save_every", "report_to")
+            },
+            "steps": self.steps,
+            "data": self.data.digest,
+            "packed": self.packed,
+            "parameters": {name: list(view.shape) for name, view in self.masters.named()},
+        }
+
+    @property
+    def finished(self) -> bool:
+        return self.tally.done >= self.steps or self.patience.over or self.diverged_at is not None
+
+    def step(self) -> StepEvent | None:
+        """One step; None if it diverged."""
+        begun = time.perf_counter()
+        step = self.tally.done
+        nll, labelled, tokens = self._gradient(self.order[step])
+        norm = float(self.masters.norm())
+        if not (math.isfinite(nll) and math.isfinite(norm)):
+            self._diverge(finite_loss=math.isfinite(nll))
+            return None
+        self._updating = True
+        for kept, group in zip(self._previous, self.masters.groups, strict=True):
+            kept.copy_(group.master)
+        lr = self.optimizer.update(step, norm)
+        seconds = time.perf_counter() - begun
+        event = self.tally.add(nll=nll, labelled=labelled, tokens=tokens, seconds=seconds, lr=lr, norm=norm)
+        self._updating = False
+        if self.evaluate is not None and self.patience.due(self.tally.done):
+            loss = self._evaluate(self.evaluate)
+            event = replace(event, evaluation=loss)
+        if self.tally.done % self.settings.save_every == 0 and not self.finished:
+            self.save()
+        return event
+
+    def _gradient(self, rows: np.ndarray) -> tuple[float, int, int]:
+        """Gradient of the step's mean loss in the masters; (summed loss, counted tokens, tokens)."""
+        batches = list(
+            microbatches(self.data, rows.tolist(), packed=self.packed, size=self.settings.micro_batch)
+        )
+        labelled = sum(batch.labelled for batch in batches)
+        if not labelled:
+            raise DataError(
+                given=self.data.source, found="a step without a counted token", instead="rows with an answer"
+            )
+        self.masters.zero()
+        losses = []
+        for batch in batches:
+            loss = step_loss(self.model, batch.to(self.device))
+            # Law 0: the step's own count divides, not the micro-batch's.
+            (loss / labelled).backward()
+            self.masters.collect()
+            losses.append(loss.detach())
+        return sum(float(loss) for loss in losses), labelled, sum(batch.tokens for batch in batches)
+
+    def _diverge(self, *, finite_loss: bool) -> None:
+        """Stop, and keep the last state whose loss was finite: if this one's is not, the one before its update."""
+        self.diverged_at = self.tally.done + 1
+        if not finite_loss:
+            self.masters.restore(self._previous)
+
+    def _evaluate(self, rows: Encoded) -> float:
+        from loratlas.evaluation.tokens import score
+
+        loss = score(self.model, rows, packed=self.packed).token_mean_nll
+        self.patience.told(loss, self.masters)
+        if self.tally.curve and self.tally.curve[-1].step == self.tally.done:
+            self.tally.curve[-1] = replace(self.tally.curve[-1], evaluation=loss)
+        return loss
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder."""
+        if self.checkpoints is None:
+            return
+        tensors = {f"adapter.{name}": view for name, view in self.masters.named()}
+        tensors |= {f"moments.{name}": value for name, value in self.optimizer.state().items()}
+        tensors |= {f"previous.{place}": kept for place, kept in enumerate(self._previous)}
+        tensors |= {f"best.{place}": kept for place, kept in enumerate(self.patience.best)}
+        state = {
+            "tally": self.tally.to_json(),
+            "patience": self.patience.to_json(),
+            "diverged_at": self.diverged_at,
+        }
+        self.checkpoints.save(self.tally.done, tensors, state)
+
+    def take_up(self) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        found = self.checkpoints.load() if self.checkpoints is not None else None
+        if found is None:
+            return
+        tensors, state = found
+        for name, view in self.masters.named():
+            view.copy_(tensors[f"adapter.{name}"])
+        self.masters.round()
+
+        def part(prefix: str) -> dict[str, Any]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.tally.take_up(state["tally"])
+        self.optimizer.load(part("moments."), self.tally.done)
+        for place, kept in enumerate(self._previous):
+            kept.copy_(tensors[f"previous.{place}"])
+        best = part("best.")
+        self.patience.take_up(
+            state["patience"], [best[str(place)].to(self.device) for place in range(len(best))]
+        )
+        self.diverged_at = state["diverged_at"]
+
+    def interrupted(self) -> Interrupted:
+        """Save what can be saved; the error to raise."""
+        found = f"training stopped after step {self.tally.done} of {self.steps}"
+        if self.checkpoints is None:
+            return Interrupted(
+                given="Ctrl-C", found=found, instead="an output folder, so that a run can go on later"
+            )
+        if not self._updating:
+            self.save()
+        return Interrupted(
+            given="Ctrl-C",
+            found=f"{found}; its state is in {self.checkpoints.folder}",
+            instead="the same command with --resume to go on from there",
+        )
+
+    def result(self, setup: float) -> FitResult:
+        """The end of the run."""
+        self.patience.give_back(self.masters)
+        tokens, labelled = self.tally.speed()
+        return FitResult(
+            steps=self.tally.done,
+            tokens=self.tally.tokens,
+            labelled_tokens=self.tally.labelled,
+            train_nll=self.tally.train_nll,
+            tokens_per_second=tokens,
+            labelled_tokens_per_second=labelled,
+            setup_seconds=setup,
+            step_seconds=self.tally.step_seconds(),
+            packing="packed" if self.packed else "padded",
+            packing_reason=self.reason,
+            diverged=self.diverged_at is not None,
+            diverged_at=self.diverged_at,
+            stopped_early=self.patience.over and self.tally.done < self.steps,
+            eval_nll=self.patience.last,
+            curve=self.tally.curve,
+        )
+
+
+def _packing(model: Any, data: Encoded, settings: Settings, packed: bool | None) -> tuple[bool, str]:
+    """Whether to pack, and why."""
+    if packed is not None:
+        return packed, "decided by the caller"
+    if settings.packing == "off":
+        return False, "as asked"
+    from loratlas.data.packing import prove_packing
+
+    proof = prove_packing(model, max_length=max(len(example) for example in data.examples))
+    if settings.packing == "on" and not proof.exact:
+        raise SettingsError(
+            given="packing = 'on'",
+            found=f"this model does not allow it: {proof.reason}",
+            instead="packing = 'auto'",
+        )
+    return proof.exact, proof.reason
