@@ -78,6 +78,8 @@ def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
 
     if isinstance(source, PretrainedConfig):
         return source
+    if not str(source).strip():
+        raise ModelError(given="an empty name", found="no model", instead="a Hub id, or a directory")
     path = Path(source)
     if path.is_file():
         return _config_from_file(path)
@@ -134,7 +136,7 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
 
     Args:
         config: of a causal language model; of one with several towers, the text part is built. Of another
-            kind of model, the sequence-to-sequence, masked or bare model is built.
+            kind of model, the sequence-to-sequence or masked language model is built.
 
     Returns:
         The model in eval mode, parameters on the meta device, tied ones tied.
@@ -145,8 +147,8 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
     import transformers
 
     text = config.get_text_config(decoder=True)
-    for kind in ("CausalLM", "Seq2SeqLM", "MaskedLM", ""):
-        auto = getattr(transformers, f"AutoModelFor{kind}" if kind else "AutoModel")
+    for kind in ("CausalLM", "Seq2SeqLM", "MaskedLM"):
+        auto = getattr(transformers, f"AutoModelFor{kind}")
         for chosen in (text, config):
             if type(chosen) in auto._model_mapping:
                 return _build_on_meta(auto._model_mapping[type(chosen)], chosen)
@@ -242,6 +244,7 @@ def load_model(
         ModelError: see :func:`load_config`; weights missing or broken; bitsandbytes not installed.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if dtype is not None and dtype not in _DTYPES:
@@ -263,8 +266,8 @@ def load_model(
     path = Path(source).parent if Path(source).is_file() else source
     try:
         with quiet():
-            model = _from_pretrained(str(path), attn, options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            model, report = _from_pretrained(str(path), attn, options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if not Path(path).is_dir():
             raise _hub_error(str(source), error) from error
         raise ModelError(
@@ -272,21 +275,32 @@ def load_model(
             found=f"a config but no weights that load: {_first_line(error)}",
             instead="a directory with model.safetensors as save_pretrained writes it",
         ) from error
+    if report["missing_keys"]:
+        # transformers would go on with random numbers in their place.
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            given=str(source),
+            found=f"weights without {missing[0]} ({len(missing)} missing in all)",
+            instead="all weights of a causal language model",
+        )
     model.config.use_cache = False
     model.requires_grad_(False)
     return model.eval()
 
 
-def _from_pretrained(path: str, attn: str, options: dict[str, Any]) -> PreTrainedModel:
+def _from_pretrained(path: str, attn: str, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
+    # Annotated as a model alone, though it returns the loading report as well when asked for it.
+    load: Any = AutoModelForCausalLM.from_pretrained
+    options["output_loading_info"] = True
     try:
-        return AutoModelForCausalLM.from_pretrained(path, attn_implementation=attn, **options)
+        return load(path, attn_implementation=attn, **options)
     except ValueError as error:
         if "attention" not in str(error).lower() and "attn" not in str(error).lower():
             raise
         # gptj, gpt_neo, bloom and mpt have attention code of their own only.
-        return AutoModelForCausalLM.from_pretrained(path, **options)
+        return load(path, **options)
 
 
 def zero_dropout(config: PretrainedConfig) -> None:
@@ -331,12 +345,7 @@ def _quantization(quantize: str, dtype: str | None) -> dict[str, Any]:
 
 def _looks_like_a_path(text: str) -> bool:
     # A Hub id is "name" or "owner/name": anything deeper, or written like a path, can only be a path.
-    return (
-        text.startswith((".", "/", "~"))
-        or text.count("/") > 1
-        or text.endswith((".json", "/"))
-        or not text.strip()
-    )
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith((".json", "/"))
 
 
 def _hub_error(source: str, error: Exception) -> ModelError:

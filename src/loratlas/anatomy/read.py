@@ -51,7 +51,8 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
         config = load_config(source)
         model = meta_model(config)
     else:
-        config, model = source.config, copy_on_meta(source)
+        model = copy_on_meta(source)
+        config = model.config
     numbers = sizes(model.config)
     found = matrices(model)
     first: dict[int, str] = {}
