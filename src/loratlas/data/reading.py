@@ -42,7 +42,7 @@ def read_table(source: str, *, split: str | None = None) -> Table:
     path = Path(source).expanduser()
     if path.is_file():
         return _read_file(path, source, split)
-    if path.is_dir():
+    if source and path.is_dir():
         with tempfile.TemporaryDirectory(prefix="loratlas-") as scratch:
             return _load(source, str(path), split, cache_dir=scratch)
     if _looks_like_a_path(source):
