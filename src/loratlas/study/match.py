@@ -34,3 +34,9 @@ class Match:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str, Match | None]]:
+    from loratlas.placement.plan import place
+
+    return {k: place(anatomy, a.placement) for k, a in spec.arms.items()}, {k: None for k in spec.arms}

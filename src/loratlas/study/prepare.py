@@ -98,10 +98,19 @@ def prepare(spec: StudySpec) -> Prepared:
     """
     from loratlas.anatomy.read import read
     from loratlas.data.encode import encode, load_tokenizer
+    from loratlas.training.settings import Settings
 
     source = model_source(spec.model, folder=spec.folder)
     anatomy = replace(read(source), model=spec.model)
     resolved, matches = plans(spec, anatomy)
+    for arm in spec.arms.values():  # refused here rather than in a worker
+        Settings(
+            **training(spec),
+            lr=spec.learning_rates[0],
+            dropout=arm.dropout,
+            loraplus=arm.loraplus,
+            init=arm.init,
+        )
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
@@ -155,6 +164,22 @@ def prepare(spec: StudySpec) -> Prepared:
         evaluation=evaluation,
         notes=tuple(notes),
     )
+
+
+def training(spec: StudySpec) -> dict[str, Any]:
+    """Settings that all runs of a study share, by the names of :class:`loratlas.training.settings.Settings`."""
+    return {
+        "steps": spec.steps,
+        "batch_size": spec.batch_size,
+        "micro_batch": spec.micro_batch,
+        "schedule": spec.schedule,
+        "warmup": spec.warmup,
+        "weight_decay": spec.weight_decay,
+        "clip": spec.clip,
+        "dtype": spec.dtype,
+        "checkpointing": spec.checkpointing,
+        "subset": spec.subset,
+    }
 
 
 def evaluation_source(spec: StudySpec) -> str:

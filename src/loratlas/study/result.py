@@ -194,7 +194,7 @@ def _arm(
         "trainable": facts["trainable"][name],
         "step_time_ratio": _median(ratios),
         "step_seconds": _median([record["step_seconds"] for record in losses.records.values()]),
-        "peak_bytes": max((record["peak_bytes"] or 0 for record in losses.records.values()), default=None),
+        "peak_bytes": _largest([record["peak_bytes"] for record in losses.records.values()]),
         "diverged": losses.diverged,
         "match": facts["matches"].get(name),
         "tuning": [
@@ -231,6 +231,10 @@ def _interval(found: Estimate | None) -> list[float | None]:
     if found is None or math.isnan(found.error):
         return [None, None]
     return list(found.interval(0.95))
+
+
+def _largest(values: Sequence[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _median(values: Sequence[float | None]) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any
 from loratlas.errors import DataError, Interrupted, OutputError, RunError
 from loratlas.study.ledger import NAME, Key, Ledger, claim, unstorable, unwritable
 from loratlas.study.pool import Pool, Process, rebuilt
-from loratlas.study.prepare import Prepared, machine, prepare, revision, versions
+from loratlas.study.prepare import Prepared, machine, prepare, revision, training, versions
 from loratlas.study.records import digest, read_record, save_encoded
 from loratlas.study.result import StudyResult, load_study, write_json
 from loratlas.study.schedule import nll, schedule
@@ -176,7 +176,7 @@ class Coordinator:
         self._trials: dict[Key, int] = {}
         self._steps: dict[Key, int] = {}
         self._steps_before = 0
-        self._training = _training(self.spec)
+        self._training = training(self.spec)
         self._clock = 0.0
 
     @property
@@ -330,10 +330,9 @@ class Coordinator:
             path = (cache / f"{name}.npz").resolve()
             save_encoded(path, getattr(self.prepared, name))
             data[name] = str(path)
+        source = Path(self.prepared.source)
         setup = {
-            "model": str(Path(self.prepared.source).resolve())
-            if Path(self.prepared.source).exists()
-            else self.prepared.source,
+            "model": str(source.resolve()) if source.exists() else self.prepared.source,
             "dtype": self.spec.dtype,
             "base_dropout": self.spec.base_dropout,
             "packing": self.spec.packing,
@@ -383,22 +382,6 @@ def _words(key: Key | None) -> str:
     return (
         "the bare base" if key.phase == "base" else f"{key.phase} {key.arm}, lr {key.lr:g}, seed {key.seed}"
     )
-
-
-def _training(spec: StudySpec) -> dict[str, Any]:
-    """Settings that all runs of a study share, by the names of :class:`loratlas.training.settings.Settings`."""
-    return {
-        "steps": spec.steps,
-        "batch_size": spec.batch_size,
-        "micro_batch": spec.micro_batch,
-        "schedule": spec.schedule,
-        "warmup": spec.warmup,
-        "weight_decay": spec.weight_decay,
-        "clip": spec.clip,
-        "dtype": spec.dtype,
-        "checkpointing": spec.checkpointing,
-        "subset": spec.subset,
-    }
 
 
 def _device() -> str:
