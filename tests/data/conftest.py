@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from templates import CHATML, byte_tokenizer
+from chat_templates import CHATML, byte_tokenizer
 
 
 @pytest.fixture

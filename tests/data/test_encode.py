@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from chat_templates import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import byte_tokenizer
 
 from loratlas.data.encode import _shortened, encode, load_tokenizer, opening_ids, pad_id
 from loratlas.data.rows import Row, Rows, Turn, load_rows, rows_digest
@@ -138,7 +138,7 @@ def test_begin_tokens_follow_the_tokenizers_convention(tokenizer):
 
 
 def test_a_chat_template_writes_its_own_begin_token(chat_tokenizer):
-    from templates import BRACKETS
+    from chat_templates import BRACKETS
 
     chat_tokenizer.chat_template = BRACKETS
     (example,) = encode(rows_of(("a", "b")), chat_tokenizer, max_length=64).examples

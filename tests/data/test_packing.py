@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.tiny import TYPES, tiny_model
 
 from loratlas.data import attention, packing
 from loratlas.data.batches import collate
 from loratlas.data.encode import Example
 from loratlas.data.packing import forward, prove_packing
-from tiny import TYPES, tiny_model
 
 PADDED = {"gptj", "gpt_neo", "falcon", "bloom", "mpt"}
 """Types whose attention does not go through transformers' interface."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from templates import BRACKETS, CHATML, LOST, MARKED, THINKING, UNSTOPPED
+from chat_templates import BRACKETS, CHATML, LOST, MARKED, THINKING, UNSTOPPED
 
 from loratlas.data.rows import Row, Turn
 from loratlas.data.template import PLAIN_TEMPLATE, render, template_name
@@ -47,7 +47,7 @@ def test_raw_text_is_all_answer_even_with_a_chat_template(tokenizer, chat_tokeni
 
 
 def test_a_tokenizer_without_eos_ends_with_its_separator_or_nothing():
-    from templates import byte_tokenizer
+    from chat_templates import byte_tokenizer
 
     one = row(("user", "U"), ("assistant", "A"))
     assert answers(render(one, byte_tokenizer(sep_token="[SEP]"))) == ["A[SEP]"]

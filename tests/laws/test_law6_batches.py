@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny import tiny_model
 
 from loratlas.data.batches import collate, evaluation_batches
 from loratlas.data.encode import Encoded, EncodeReport, Example
 from loratlas.data.packing import forward
-from tiny import tiny_model
 
 _MODELS: dict[str, torch.nn.Module] = {}
 
