@@ -175,6 +175,12 @@ def test_version_is_the_package_version():
     assert f'version = "{loratlas.__version__}"' in project
 
 
+def test_test_files_have_names_of_their_own():
+    """Tests lie in folders without packages: two files of one name would be taken for one another."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_house_test_can_fail(tmp_path: Path):
     """The reader of imports sees what it must see: nested, lazy and by name."""
     sample = tmp_path / "sample.py"

@@ -1,0 +1,188 @@
+"""The front of the command line: help, speed of its start, completion, pipes, versions, failures of all kinds."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shell import environment, finish, spawn
+
+import loratlas
+from loratlas.cli import output, run, translate
+from loratlas.errors import Interrupted, LoratlasError
+
+COMMANDS = ("map", "plan", "train", "eval", "study", "report", "demo", "export")
+SHARED_OPTIONS = {
+    "--json": COMMANDS,
+    "--out": ("train", "eval", "study", "report", "demo", "export"),
+    "--placement": ("plan", "train"),
+    "--budget": ("plan", "train"),
+    "--loss": ("train", "eval"),
+    "--split": ("train", "eval"),
+    "--map": ("train", "eval"),
+    "--max-length": ("train", "eval"),
+    "--dtype": ("train", "eval"),
+    "--quantize": ("train", "eval"),
+    "--workers": ("study", "demo"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_fits(cli, command: str):
+    told = cli(command, "--help")
+    assert told.code == 0
+    assert f"Example: loratlas {command}" in " ".join(told.out.split())
+    assert max(len(line) for line in told.out.splitlines()) <= 80
+
+
+@pytest.mark.parametrize(("option", "commands"), SHARED_OPTIONS.items())
+def test_options_have_one_name(cli, option: str, commands: tuple[str, ...]):
+    having = {command for command in COMMANDS if f"{option} " in cli(command, "--help").out}
+    assert having == set(commands)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"], ["map", "--no-such"]])
+def test_starts_without_the_heavy_libraries(words: list[str]):
+    """Help and usage errors import nothing that takes a second."""
+    code = (
+        "import sys; from loratlas.cli import run; run(sys.argv[1:]);"
+        "print(sorted({'torch', 'transformers', 'peft', 'plotly', 'optuna', 'datasets', 'pandas', 'scipy'}"
+        " & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_no_command_shows_the_help(cli):
+    told = cli()
+    assert told.code == 2
+    assert "Usage: loratlas" in told.out + told.err
+
+
+def test_version(cli):
+    told = cli("--version")
+    assert (told.code, told.out.strip()) == (0, f"loratlas {loratlas.__version__}")
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "expected"),
+    [
+        ("loratlas pl", 1, "plan"),
+        ("loratlas train --sch", 2, "--schedule"),
+        ("loratlas train --loss a", 3, "answer"),
+    ],
+)
+def test_completion(words: str, count: int, expected: str):
+    told = subprocess.run(
+        [sys.executable, "-c", "from loratlas.cli import main; main()"],
+        env={
+            **environment(),
+            "_LORATLAS_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(count),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in told.stdout.split()
+
+
+def test_a_pipe_gets_no_colours(tmp_path: Path):
+    told = finish(spawn("map", "demo:llama-mini", cwd=tmp_path))
+    assert told.code == 0
+    assert "\x1b" not in told.out + told.err
+    assert max(len(line) for line in told.out.splitlines()) <= 80
+
+
+def test_a_reader_may_leave(tmp_path: Path):
+    """`loratlas map … --json | head -c 1`: quiet, without a complaint."""
+    process = spawn("map", "demo:llama-mini", "--json", cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    told = finish(process)
+    assert (told.code, told.err) == (0, "")
+
+
+def test_debug_shows_where(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", "from loratlas.cli import main; main()", "map", "./nowhere", "--json"],
+        env={**environment(), "LORATLAS_DEBUG": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "exit_code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "storage", 3),
+        (OSError(errno.EFBIG, "File too large"), "storage", 3),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "output", 2),
+        (MemoryError(), "run", 3),
+        (RuntimeError("mat1 and mat2\nsecond line"), "run", 3),
+        (ValueError(), "run", 3),
+    ],
+)
+def test_any_failure_is_a_sentence(problem: Exception, code: str, exit_code: int):
+    error = translate(problem, ["train", "m"])
+    assert (error.code, error.exit_code) == (code, exit_code)
+    assert all((error.given, error.found, error.instead))
+    assert "\n" not in error.found
+
+
+def test_own_errors_pass_unchanged():
+    error = Interrupted(given="a", found="b", instead="c")
+    assert translate(error, []) is error
+
+
+def test_json_has_no_nan():
+    value = output.plain({"a": float("nan"), "b": (1, float("inf")), "c": {3, 1}, "d": Path("x"), 5: True})
+    assert value == {"a": None, "b": [1, None], "c": [1, 3], "d": "x", "5": True}
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+
+
+def test_progress_in_a_pipe_is_plain_lines(capsys: pytest.CaptureFixture[str]):
+    with output.Progress("training", total=2, unit="steps") as bar:
+        bar.to(1, "loss 2.0000")
+        bar.to(2, "loss 1.0000")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1] == "training: 2/2 steps, loss 1.0000"
+
+
+def test_terminal_without_unicode(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", "from loratlas.cli import main; main()", "map", "demo:llama-mini"],
+        env={**environment(), "PYTHONIOENCODING": "ascii"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"attn.q" in done.stdout
+
+
+def test_every_error_class_has_an_exit_code():
+    def below(kind: type[LoratlasError]) -> list[type[LoratlasError]]:
+        return [kind, *(found for child in kind.__subclasses__() for found in below(child))]
+
+    assert {kind.exit_code for kind in below(LoratlasError)} <= {2, 3, 130}
+
+
+def test_run_takes_words_from_python():
+    assert run(["--version"]) == 0
+    assert os.environ["HF_HUB_VERBOSITY"]
