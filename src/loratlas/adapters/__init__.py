@@ -1,1 +1,1 @@
-"""See the modules of this room."""
+"""PEFT adapters: put on at exactly the named sites, handed over in the format every tool reads."""

@@ -1,0 +1,285 @@
+"""From rows (site, rank, alpha) to PEFT layers at exactly these sites and no other.
+
+PEFT chooses modules by suffix, regular expression or a table of names. Here it gets one anchored expression made
+of whole, escaped names, and is then watched: on a copy without weights before anything happens, and on the live
+model afterwards.
+
+    y = W x + (α/r) · B A x          (with rsLoRA: α/√r)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loratlas.adapters.patterns import anchored
+from loratlas.anatomy.sites import Site
+from loratlas.errors import AttachError, SettingsError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import nn
+
+INITS = ("gaussian", "olora", "orthogonal", "pissa", "pissa_niter_[n]")
+"""PEFT's initialisations that need the base's weights at most. True (Kaiming A, zero B) is the default."""
+
+_NEEDS_MORE = {
+    "eva": "activations on data",
+    "corda": "activations on data",
+    "lora_ga": "gradients on data",
+    "loftq": "a base that is not quantised yet and a quantisation config",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of a plan.
+
+    Args:
+        site: where.
+        rank: r, at least 1.
+        alpha: α; the adapter is scaled by α/r, or α/√r with rsLoRA.
+    """
+
+    site: Site
+    rank: int
+    alpha: float
+
+    @property
+    def trainable(self) -> int:
+        """Parameters of this row's adapter."""
+        return self.site.lora_parameters(self.rank)
+
+    def scaling(self, *, rslora: bool) -> float:
+        """The factor in front of B A."""
+        return self.alpha / (math.sqrt(self.rank) if rslora else self.rank)
+
+
+def trainable(model: nn.Module) -> int:
+    """Number of parameters that require a gradient."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def lora_config(
+    rows: Sequence[Row],
+    *,
+    model: Any = None,
+    rslora: bool = False,
+    dropout: float = 0.0,
+    init: bool | str = True,
+    prove: bool = True,
+) -> LoraConfig:
+    """Write rows as a LoraConfig.
+
+    Args:
+        rows: at least one, each site once.
+        model: a transformers config, a model or a PEFT model, of which a copy without weights is made for the
+            proof. None only without ``prove``.
+        rslora: scale by α/√r.
+        dropout: probability in front of A, in [0, 1).
+        init: True, False or one of :data:`INITS`.
+        prove: whether to check on that copy that PEFT adapts exactly the rows.
+
+    Returns:
+        A config whose ``target_modules`` is one expression (a list of 20 or more would be saved as suffixes), with
+        the commonest rank and alpha as its defaults and anchored patterns for the others.
+
+    Raises:
+        AttachError: PEFT would adapt other sites, or with other ranks; the message names them.
+        SettingsError: a dropout or an initialisation that cannot be.
+    """
+    from peft import LoraConfig
+
+    _check(rows, dropout, init)
+    rank, ranks = _pattern([(row.site.module, row.rank) for row in rows])
+    alpha, alphas = _pattern([(row.site.module, row.alpha) for row in rows])
+    conv1d = Counter(row.site.kind == "conv1d" for row in rows)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float is what its arithmetic takes
+        target_modules=anchored(row.site.module for row in rows),
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        lora_dropout=dropout,
+        bias="none",
+        use_rslora=rslora,
+        init_lora_weights=init,  # pyright: ignore[reportArgumentType]
+        fan_in_fan_out=conv1d[True] > conv1d[False],
+    )
+    if prove:
+        _prove(rows, config, model)
+    return config
+
+
+def attach(
+    rows: Sequence[Row],
+    model: Any,
+    *,
+    seed: int = 0,
+    rslora: bool = False,
+    dropout: float = 0.0,
+    init: bool | str = True,
+    adapter_name: str = "default",
+) -> PeftModel:
+    """Put adapters on a live model, in place.
+
+    Args:
+        rows: at least one, each site once.
+        model: a transformers model without adapters.
+        seed: decides the initial weights alone; the global generators are left as they were.
+        rslora, dropout, init: as for :func:`lora_config`.
+        adapter_name: PEFT's name for the adapter.
+
+    Returns:
+        The PeftModel, in the mode (train or eval) of ``model``. Adapter weights are float32 on any base.
+
+    Raises:
+        AttachError: the model lacks a site, or PEFT adapted others; the model is as it was then.
+    """
+    import torch
+    from peft import get_peft_model
+
+    names = {name for name, _ in model.named_modules()}
+    missing = [row.site.module for row in rows if row.site.module not in names]
+    if missing:
+        raise AttachError(
+            given=f"a plan of {len(rows)} sites",
+            found=f"a {type(model).__name__} without {_some(missing)}"
+            + (" (it carries adapters already)" if any(".lora_A" in name for name in names) else ""),
+            instead="the bare model that the plan was made for",
+        )
+    config = lora_config(rows, rslora=rslora, dropout=dropout, init=init, prove=False)
+    training = model.training
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda), _expected_warnings():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config, adapter_name=adapter_name)
+    wrong = _differences(rows, adapted, adapter_name, rslora)
+    count = trainable(adapted)
+    if not wrong and count != sum(row.trainable for row in rows):
+        wrong = f"{count} trainable parameters where the plan has {sum(row.trainable for row in rows)}"
+    if wrong:
+        adapted.unload()
+        raise AttachError(given=f"a plan of {len(rows)} sites", found=wrong, instead="a report of this as a bug")
+    return adapted.train(training)
+
+
+def _check(rows: Sequence[Row], dropout: float, init: bool | str) -> None:
+    if not rows:
+        raise AttachError(given="a plan without rows", found="nothing to adapt", instead="at least one site")
+    twice = [module for module, n in Counter(row.site.module for row in rows).items() if n > 1]
+    if twice:
+        raise AttachError(given="a plan", found=f"{_some(twice)} in it twice", instead="each site once")
+    for row in rows:
+        if not row.site.adaptable:
+            raise AttachError(
+                given=row.site.path,
+                found=f"a site of kind {row.site.kind} that no adapter can be put on by name",
+                instead="an adaptable site",
+            )
+    if not 0 <= dropout < 1:
+        raise SettingsError(given=f"dropout {dropout}", found="no probability below 1", instead="0, or e.g. 0.05")
+    if isinstance(init, str):
+        name = init.lower()
+        if name in _NEEDS_MORE:
+            raise SettingsError(
+                given=f"init {init}", found=f"it needs {_NEEDS_MORE[name]}", instead=f"true or {', '.join(INITS)}"
+            )
+        niter = name.removeprefix("pissa_niter_")
+        if name not in INITS[:-1] and not (niter != name and niter.isdigit()):
+            raise SettingsError(
+                given=f"init {init}", found="an unknown initialisation", instead=f"true or {', '.join(INITS)}"
+            )
+
+
+def _pattern(values: list[tuple[str, Any]]) -> tuple[Any, dict[str, Any]]:
+    """The commonest value, and anchored patterns for the modules with others (of equally common ones the first)."""
+    modules: dict[Any, list[str]] = {}
+    for module, value in values:
+        modules.setdefault(value, []).append(module)
+    default = max(modules, key=lambda value: len(modules[value]))
+    # One key per value: PEFT tries every key on every module, and Python caches 512 expressions.
+    return default, {anchored(names): value for value, names in modules.items() if value != default}
+
+
+@contextmanager
+def _expected_warnings() -> Iterator[None]:
+    """Remarks that ask the user for nothing are kept away from them."""
+    with warnings.catch_warnings():
+        # PEFT says this of each Conv1D or Linear that differs from fan_in_fan_out, and then does the right thing.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        # PEFT 0.21 asks transformers 5.23 for an attribute under its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
+
+
+def _prove(rows: Sequence[Row], config: LoraConfig, model: Any) -> None:
+    import copy
+
+    from peft import get_peft_model
+
+    from loratlas.anatomy.load import copy_on_meta, meta_model
+
+    if model is None:
+        raise AttachError(
+            given="no model", found="nothing to prove the config on", instead="the model or its config, or prove=False"
+        )
+    twin = copy_on_meta(model) if hasattr(model, "named_parameters") else meta_model(model)
+    trial = copy.deepcopy(config)
+    # Initialisations that decompose the base's weights cannot do so where there are none.
+    trial.init_lora_weights = True
+    try:
+        with _expected_warnings(), warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # patterns that matched nothing
+            adapted = get_peft_model(twin, trial, low_cpu_mem_usage=True)
+    except (ValueError, RuntimeWarning, TypeError) as error:
+        raise AttachError(
+            given=f"a plan of {len(rows)} sites",
+            found=f"PEFT refuses it on a copy of {type(twin).__name__}: {error}",
+            instead="a plan made for this model",
+        ) from error
+    wrong = _differences(rows, adapted, "default", bool(config.use_rslora))
+    if wrong:
+        raise AttachError(
+            given=f"a plan of {len(rows)} sites", found=wrong, instead="a plan made for this model"
+        )
+
+
+def lora_layers(model: Any) -> dict[str, Any]:
+    """PEFT's LoRA layers by the name that their module has in the bare model, in the model's order."""
+    from peft.tuners.lora import LoraLayer
+
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def _differences(rows: Sequence[Row], adapted: Any, adapter_name: str, rslora: bool) -> str:
+    """What the adapted model has that the rows do not say, in words; empty where they agree."""
+    layers = {name: layer for name, layer in lora_layers(adapted).items() if adapter_name in layer.r}
+    wanted = {row.site.module: row for row in rows}
+    extra = [name for name in layers if name not in wanted]
+    missing = [name for name in wanted if name not in layers]
+    if extra or missing:
+        parts = [f"PEFT would adapt {_some(extra)} as well"] if extra else []
+        parts += [f"PEFT would not adapt {_some(missing)}"] if missing else []
+        return "; ".join(parts)
+    for name, row in wanted.items():
+        layer = layers[name]
+        if layer.r[adapter_name] != row.rank:
+            return f"rank {layer.r[adapter_name]} at {name} where the plan has {row.rank}"
+        if not math.isclose(layer.scaling[adapter_name], row.scaling(rslora=rslora), rel_tol=1e-12):
+            return f"scale {layer.scaling[adapter_name]} at {name} where the plan has {row.scaling(rslora=rslora)}"
+    return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
