@@ -1,0 +1,245 @@
+"""Budgets: how much a plan may spend, and the ranks that spend it.
+
+The law: spent ≤ budget; what is left buys no further rank at any site; and a larger budget never spends less.
+
+Ranks are solved in two steps. First the largest rank that all ``auto`` sites can have alike (no matrix gets more
+than its smaller side). What is left is given out one rank at a time, site by site, in an order that depends on
+the sites alone: layers spread over the depth (0, ½, ¼, ¾, …), and within a layer the model's own order; a site
+whose next rank costs more than what is left is passed over. Costs are affine in the ranks: cost = c₀ + Σ rᵢ·mᵢ.
+
+>>> parse_budget("params=1.5k"), parse_budget("like=attention:16").text
+(Budget(quantity='params', amount=1500.0, share=None, like=None), 'like=attention:16')
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from loratlas.anatomy.sites import Anatomy, Site
+from loratlas.errors import BudgetError, PlacementError
+from loratlas.placement.language import parse
+from loratlas.placement.resolve import DEFAULT_RANK, resolve
+
+Quantity = Literal["params", "time", "memory"]
+QUANTITIES: tuple[Quantity, ...] = ("params", "time", "memory")
+
+UNITS = {"params": "trainable parameters", "time": "FLOPs per token", "memory": "bytes at the peak"}
+_NUMBER = re.compile(r"(\d+(?:[_,]\d{3})*(?:\.\d+)?(?:e\d+)?)\s*([A-Za-z%]*)", re.IGNORECASE)
+_COUNTS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+_BYTES = {
+    "": 1, "b": 1, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "g": 1e9, "gb": 1e9, "t": 1e12, "tb": 1e12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_FORMS = (
+    "params=2M, params=0.5%, like=attention:16, time=1.2 (times a step of all), time=PLACEMENT, "
+    "memory=6GB or memory=PLACEMENT"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a plan may spend.
+
+    Args:
+        quantity: ``params`` (trainable), ``time`` (FLOPs per token, forward and backward) or ``memory`` (peak bytes
+            of a step of 2,048 tokens in bfloat16, see :mod:`loratlas.anatomy.cost`).
+        amount: in the quantity's unit; or, of ``time``, as a multiple of what ``all`` at rank 16 takes.
+        share: of the model's parameters instead, 1.0 being all of them.
+        like: as much as this placement spends, instead.
+    """
+
+    quantity: Quantity
+    amount: float | None = None
+    share: float | None = None
+    like: str | None = None
+
+    @property
+    def text(self) -> str:
+        """As written."""
+        if self.like is not None:
+            return f"{'like' if self.quantity == 'params' else self.quantity}={self.like}"
+        if self.share is not None:
+            return f"{self.quantity}={self.share * 100:.12g}%"
+        return f"{self.quantity}={self.amount:.15g}"
+
+
+def parse_budget(text: str) -> Budget:
+    """Read a budget.
+
+    Args:
+        text: ``params=2M|1.5k|123456|0.5%``, ``like=PLACEMENT``, ``time=RATIO|PLACEMENT``,
+            ``memory=6GB|512MiB|PLACEMENT``. ``like`` counts parameters.
+
+    Raises:
+        BudgetError: neither of these.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or name not in ("params", "like", "time", "memory") or not value:
+        raise BudgetError(given=f"--budget {text}", found="no quantity that can be spent", instead=_FORMS)
+    number = _NUMBER.fullmatch(value)
+    if name == "like" or (number is None and name in ("time", "memory")):
+        return Budget(quantity="params" if name == "like" else name, like=parse(value).text)
+    if number is None:
+        raise BudgetError(given=f"--budget {text}", found=f"{value!r} is no amount", instead=_FORMS)
+    amount, unit = float(number[1].replace("_", "").replace(",", "")), number[2].lower()
+    units = {"params": _COUNTS | {"%": 0.01}, "time": {"": 1, "x": 1}, "memory": _BYTES}[name]
+    if unit not in units:
+        raise BudgetError(
+            given=f"--budget {text}",
+            found=f"{number[2]!r} is no unit of {name}",
+            instead=f"one of {', '.join(u for u in units if u) or 'no unit'}",
+        )
+    if not 0 < amount < math.inf:
+        raise BudgetError(given=f"--budget {text}", found="nothing to spend", instead="an amount above 0")
+    if unit == "%":
+        return Budget(quantity="params", share=amount / 100)
+    return Budget(quantity=name, amount=amount * units[unit])  # pyright: ignore[reportArgumentType]
+
+
+def spending(anatomy: Anatomy, ranks: Mapping[str, int], quantity: Quantity) -> int:
+    """What a table costs: parameters, FLOPs per token, or peak bytes.
+
+    Args:
+        anatomy: of the model.
+        ranks: path → rank.
+        quantity: which.
+    """
+    if quantity == "params":
+        return sum(site.lora_parameters(ranks[site.path]) for site in anatomy.sites if site.path in ranks)
+    from loratlas.anatomy.cost import cost
+
+    spent = cost(anatomy, ranks)
+    return spent.flops_per_token if quantity == "time" else spent.peak_bytes
+
+
+def allowance(budget: Budget, anatomy: Anatomy) -> int:
+    """The most that may be spent, in the quantity's unit, rounded down.
+
+    Raises:
+        BudgetError: the placement to be matched asks for ``auto`` ranks itself.
+    """
+    if budget.share is not None:
+        return math.floor(budget.share * anatomy.parameters + 1e-6)
+    like = budget.like or ("all" if budget.quantity == "time" else None)
+    if like is None:
+        assert budget.amount is not None
+        return math.floor(budget.amount)
+    table = resolve(parse(like), anatomy, default=DEFAULT_RANK)
+    if any(rank is None for _, rank in table):
+        raise BudgetError(given=budget.text, found="a rank of auto in what is to be matched", instead="a number")
+    spent = spending(anatomy, {site.path: rank for site, rank in table if rank}, budget.quantity)
+    return math.floor(spent * budget.amount) if budget.like is None and budget.amount else spent
+
+
+def solve(table: Sequence[tuple[Site, int | None]], budget: Budget, anatomy: Anatomy) -> dict[str, int]:
+    """Give every ``auto`` site a rank of at least 1, spending the budget.
+
+    Args:
+        table: (site, rank) with None for ``auto``, as :func:`~loratlas.placement.resolve.resolve` returns it.
+        budget: what may be spent in all, the sites with given ranks included.
+        anatomy: of the model.
+
+    Returns:
+        path → rank, in the order of the table.
+
+    Raises:
+        BudgetError: rank 1 everywhere, or the given ranks, cost more than the budget; the message has the least.
+    """
+    allowed = allowance(budget, anatomy)
+    auto = [site for site, rank in table if rank is None]
+    ranks = {site.path: rank or 1 for site, rank in table}
+    least = spending(anatomy, ranks, budget.quantity)
+    if least > allowed:
+        raise BudgetError(
+            given=f"a budget of {budget.text}" + (f", {allowed:,} {UNITS[budget.quantity]}" if budget.amount is None else ""),
+            found=f"{'one rank at each site' if auto else 'the ranks as written'} costs {least:,} {UNITS[budget.quantity]}",
+            instead=f"a budget of at least {_least(budget, least)}, or fewer sites",
+        )
+    if auto:
+        _share_out(ranks, auto, allowed - least, _steps(anatomy, ranks, auto, budget.quantity))
+    return ranks
+
+
+def _least(budget: Budget, least: int) -> str:
+    if budget.quantity != "time":
+        return f"{budget.quantity}={least}"
+    return f"time=PLACEMENT with {least:,} FLOPs per token"
+
+
+def _steps(anatomy: Anatomy, ranks: Mapping[str, int], auto: Sequence[Site], quantity: Quantity) -> dict[str, int]:
+    """What one more rank costs at each site."""
+    if quantity == "params":
+        return {site.path: site.lora_parameters(1) for site in auto}
+    # Sites alike in role, shape and layer cost alike; in layers above the lowest one, all do.
+    lowest = min((site.layer for site in anatomy.sites if site.path in ranks and site.layer is not None), default=0)
+    alike: dict[tuple, list[Site]] = {}
+    for site in auto:
+        alike.setdefault((site.role, site.shape, site.kind, site.layer in (None, lowest)), []).append(site)
+    base = spending(anatomy, ranks, quantity)
+    steps: dict[str, int] = {}
+    for sites in alike.values():
+        more = {**ranks, sites[0].path: ranks[sites[0].path] + 1}
+        step = spending(anatomy, more, quantity) - base
+        steps |= dict.fromkeys((site.path for site in sites), step)
+    return steps
+
+
+def _share_out(ranks: dict[str, int], auto: Sequence[Site], left: int, steps: Mapping[str, int]) -> None:
+    """Spend ``left`` on ranks, in place; every auto site enters with rank 1."""
+
+    def price(rank: int) -> int:
+        return sum((min(rank, site.max_rank) - 1) * steps[site.path] for site in auto)
+
+    low, high = 1, max(site.max_rank for site in auto)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if price(middle) <= left else (low, middle - 1)
+    left -= price(low)
+    for site in auto:
+        ranks[site.path] = min(low, site.max_rank)
+    order = spread(auto)
+    while True:
+        before = left
+        for site in order:
+            if steps[site.path] <= left and ranks[site.path] < site.max_rank:
+                ranks[site.path] += 1
+                left -= steps[site.path]
+        if left == before:
+            return
+
+
+def spread(sites: Sequence[Site]) -> list[Site]:
+    """Sites in the order in which spare ranks are given out: layers spread over the depth, then as they come.
+
+    Layers come in van der Corput's order, so that any first few of them lie far apart.
+    """
+    layers = sorted({site.layer for site in sites if site.layer is not None})
+    place = {layer: _reversed_bits(i) for i, layer in enumerate(layers)}
+    return sorted(sites, key=lambda site: place[site.layer] if site.layer is not None else 1.0)
+
+
+def _reversed_bits(number: int) -> float:
+    value, half = 0.0, 0.5
+    while number:
+        value += half * (number & 1)
+        number, half = number >> 1, half / 2
+    return value
+
+
+def check_auto(text: str, table: Sequence[tuple[Site, int | None]]) -> None:
+    """Without a budget no rank may be ``auto``.
+
+    Raises:
+        PlacementError: one is.
+    """
+    if any(rank is None for _, rank in table):
+        raise PlacementError(
+            given=text,
+            found="a rank of auto and no budget to solve it from",
+            instead="--budget params=1M, or a rank",
+            position=text.find("auto"),
+        )

@@ -1,0 +1,251 @@
+"""Plans: the resolved table that training obeys, site by site.
+
+>>> from transformers import LlamaConfig
+>>> config = LlamaConfig(num_hidden_layers=2, hidden_size=48, num_attention_heads=6, num_key_value_heads=2,
+...                      intermediate_size=80, vocab_size=96)
+>>> plan = place(config, "feedforward@top/2:4 + q,v:2")
+>>> plan.trainable, plan.text, len(plan.rows)
+(2176, 'attn.q,attn.v:2 + feedforward@1:4', 7)
+>>> Plan.from_json(plan.to_json()) == plan
+True
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from loratlas.adapters.attach import Row
+from loratlas.anatomy.sites import Anatomy, Site
+from loratlas.errors import PlacementError, SettingsError
+from loratlas.placement.budget import Budget, check_auto, parse_budget, solve
+from loratlas.placement.canonical import table_text
+from loratlas.placement.language import parse
+from loratlas.placement.resolve import DEFAULT_RANK, resolve
+from loratlas.placement.vocabulary import TEXT_SCOPES, holds
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+SCHEMA = "loratlas.plan"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which sites carry an adapter, of which rank and alpha. Nothing else decides what trains.
+
+    Args:
+        placement: the text it came from, canonical.
+        text: canonical text of this exact table: ``place(anatomy, plan.text)`` has the same sites and ranks.
+        budget: the budget that its ranks were solved from, as text; None where the ranks were given.
+        model: what was read, as in the anatomy.
+        model_type: transformers' name of the architecture.
+        config_digest: of the base's config.
+        rows: in the model's order, at least one.
+        rslora: whether adapters are scaled by α/√r instead of α/r.
+        parameters: of the base, tied ones counted once.
+        full_unit: parameters of ``all`` at rank 1, the measure of "full LoRA".
+    """
+
+    placement: str
+    text: str
+    budget: str | None = None
+    model: str
+    model_type: str
+    config_digest: str
+    rows: tuple[Row, ...]
+    rslora: bool = False
+    parameters: int
+    full_unit: int
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that train: Σ r·(d_in + d_out)."""
+        return sum(row.trainable for row in self.rows)
+
+    @property
+    def of_model(self) -> float:
+        """Share of the base's parameters."""
+        return self.trainable / self.parameters
+
+    @property
+    def of_full_lora(self) -> float | None:
+        """Share of what ``all`` costs at the same rank: Σ(d_in + d_out) here over the same sum of ``all``.
+
+        Of ranks that differ, the mean that gives this plan's ``trainable`` counts as the rank, so that the share
+        says how much of the model is covered, whatever the ranks. None where a model has nothing in ``all``.
+        """
+        return sum(row.site.lora_parameters(1) for row in self.rows) / self.full_unit if self.full_unit else None
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Path → rank, in the model's order."""
+        return {row.site.path: row.rank for row in self.rows}
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name what this plan does to a base, however it was written."""
+        table = [(row.site.path, row.rank, row.alpha) for row in self.rows]
+        content = json.dumps([self.config_digest, self.rslora, table])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def attach(
+        self, model: Any, *, seed: int = 0, dropout: float = 0.0, init: bool | str = True, adapter_name: str = "default"
+    ) -> PeftModel:
+        """Put adapters on a live model, in place; see :func:`loratlas.adapters.attach.attach`."""
+        from loratlas.adapters.attach import attach
+
+        return attach(
+            self.rows,
+            model,
+            seed=seed,
+            rslora=self.rslora,
+            dropout=dropout,
+            init=init,
+            adapter_name=adapter_name,
+        )
+
+    def to_peft(
+        self, model: Any = None, *, dropout: float = 0.0, init: bool | str = True, prove: bool = True
+    ) -> LoraConfig:
+        """This plan as PEFT's config, proven on a copy of the model without weights.
+
+        Args:
+            model: a model, or what :func:`loratlas.read` takes: a config, a directory, a Hub id.
+            dropout, init, prove: as for :func:`loratlas.adapters.attach.lora_config`.
+
+        Raises:
+            AttachError: PEFT would adapt other sites; the message names them.
+        """
+        from loratlas.adapters.attach import lora_config
+        from loratlas.anatomy.load import load_config
+
+        if isinstance(model, (str, Path)):
+            model = load_config(model)
+        return lora_config(self.rows, model=model, rslora=self.rslora, dropout=dropout, init=init, prove=prove)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under the schema ``loratlas.plan``; the inverse is :meth:`from_json`."""
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            **{name: getattr(self, name) for name in _PLAIN},
+            "trainable": self.trainable,
+            "of_model": self.of_model,
+            "of_full_lora": self.of_full_lora,
+            "digest": self.digest,
+            "sites": [{**row.site.to_json(), "rank": row.rank, "alpha": row.alpha} for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            PlacementError: another schema or version, or a table that is not the one its digest names.
+        """
+        if data.get("schema") != SCHEMA or data.get("version") != VERSION:
+            raise PlacementError(
+                given=f"an object of schema {data.get('schema')!r}, version {data.get('version')!r}",
+                found=f"a plan has schema {SCHEMA!r}, version {VERSION}",
+                instead="what `loratlas plan MODEL --placement TEXT --json` prints",
+            )
+        rows = []
+        for item in data["sites"]:
+            site = {name: value for name, value in item.items() if name not in ("rank", "alpha")}
+            rows.append(Row(site=Site.from_json(site), rank=item["rank"], alpha=item["alpha"]))
+        plan = cls(**{name: data[name] for name in _PLAIN}, rows=tuple(rows))
+        if data.get("digest", plan.digest) != plan.digest:
+            raise PlacementError(
+                given=f"a plan with digest {data['digest']}",
+                found=f"a table whose digest is {plan.digest}",
+                instead="the plan as it was written, or without its digest",
+            )
+        return plan
+
+
+_PLAIN = (
+    "placement",
+    "text",
+    "budget",
+    "model",
+    "model_type",
+    "config_digest",
+    "rslora",
+    "parameters",
+    "full_unit",
+)
+
+
+def place(
+    model: Any,
+    text: str,
+    *,
+    budget: str | Budget | None = None,
+    alpha: float | None = None,
+    rslora: bool = False,
+) -> Plan:
+    """Turn a placement into a plan for a model.
+
+    Args:
+        model: an anatomy, or anything that :func:`loratlas.read` takes; no weights are read.
+        text: in the placement language.
+        budget: what the plan may spend (see :func:`~loratlas.placement.budget.parse_budget`). With one, terms
+            without a rank are solved from it; without, they get rank 16.
+        alpha: α of every site; None for 2r, a scale of 2 at any rank.
+        rslora: scale by α/√r.
+
+    Raises:
+        PlacementError: see :func:`~loratlas.placement.resolve.resolve`; or ``auto`` without a budget.
+        BudgetError: the budget does not parse, or is smaller than one rank everywhere.
+        SettingsError: an alpha that is not above 0.
+    """
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise SettingsError(given=f"alpha {alpha}", found="a scale that is not above 0", instead="e.g. 32, or none for 2r")
+    placement = parse(text)
+    if isinstance(model, Anatomy):
+        anatomy = model
+    else:
+        from loratlas.anatomy.read import read
+
+        anatomy = read(model)
+    if isinstance(budget, str):
+        budget = parse_budget(budget)
+    table = resolve(placement, anatomy, default=DEFAULT_RANK if budget is None else "auto")
+    if budget is None:
+        check_auto(placement.text, table)
+        ranks = {site.path: rank for site, rank in table if rank is not None}
+    else:
+        ranks = solve(table, budget, anatomy)
+    sites = [site for site, _ in table]
+    return Plan(
+        placement=placement.text,
+        text=table_text(anatomy, ranks),
+        budget=budget.text if budget is not None else None,
+        model=anatomy.model,
+        model_type=anatomy.model_type,
+        config_digest=anatomy.config_digest,
+        rows=tuple(
+            Row(site=site, rank=ranks[site.path], alpha=float(2 * ranks[site.path] if alpha is None else alpha))
+            for site in sites
+        ),
+        rslora=rslora,
+        parameters=anatomy.parameters,
+        full_unit=full_unit(anatomy),
+    )
+
+
+def full_unit(anatomy: Anatomy) -> int:
+    """Parameters of ``all`` at rank 1."""
+    return sum(
+        site.lora_parameters(1)
+        for site in anatomy.sites
+        if site.scope in TEXT_SCOPES and holds("all", site.role) and site.adaptable
+    )
