@@ -20,6 +20,9 @@ VERSION = 1
 # of the base; where exactly nobody knows, so the bound errs on the side of saying it.
 SMALL = 1_000_000_000
 
+# Notes of the study that the page says elsewhere, with its own numbers: its reach and the banner.
+_SAID = ("The findings are about this base", "This is a demonstration")
+
 VERDICTS = ("better", "equivalent", "worse", "undetermined")
 
 
@@ -58,7 +61,7 @@ class FindingFact:
     name: str
     verdict: str
     headline: Phrase
-    numbers: tuple[tuple[str, Phrase], ...]
+    numbers: tuple[tuple[Phrase, Phrase], ...]
     reason: Phrase
     interval: Interval
 
@@ -134,6 +137,25 @@ def answer(ledger: Ledger) -> Phrase:
     return (opening, *_joined(clauses), ".")
 
 
+def conditions(ledger: Ledger) -> Phrase:
+    """What the answer holds under, in a line: size of the base, training, spending, seeds and examples."""
+    parts: list[Any] = [ledger.quote("millions", "/base/parameters"), " parameters · "]
+    parts += [ledger.quote("count", "/spec/steps"), " steps of ", ledger.quote("count", "/spec/batch_size")]
+    parts.append(" rows · ")
+    parts.append(_MATCHED.get(str(ledger.at("/spec/match")), "spending not matched"))
+    if ledger.number("/spec/evaluation/seeds") is not None:
+        seeds, rows = (ledger.quote("count", f"/spec/evaluation/{key}") for key in ("seeds", "rows"))
+        parts += [" · ", seeds, " fresh seeds × ", rows, " rows"]
+    return tuple(parts)
+
+
+_MATCHED = {
+    "params": "trainable parameters matched",
+    "time": "step time matched",
+    "memory": "peak memory matched",
+}
+
+
 def _better_or_worse(ledger: Ledger, i: int, verdict: str, reference: Any, *, first: bool) -> Phrase:
     amount = ledger.quote("loss", f"/findings/{i}/difference", how="abs")
     unit = " nats per token" if first else ""
@@ -196,19 +218,19 @@ def _finding(ledger: Ledger, i: int, names: list[Any]) -> FindingFact:
     )
 
 
-def _numbers(ledger: Ledger, at: str) -> tuple[tuple[str, Phrase], ...]:
+def _numbers(ledger: Ledger, at: str) -> tuple[tuple[Phrase, Phrase], ...]:
     """Difference, interval, p, what could have been found; those that the study has."""
     low, high = ledger.quote("signed", f"{at}/ci/0"), ledger.quote("signed", f"{at}/ci/1")
     level, p = ledger.quote("percent", f"{at}/level"), ledger.quote("probability", f"{at}/p_holm")
     detectable = ledger.quote("loss", f"{at}/detectable")
     seeds, examples = ledger.quote("count", f"{at}/seeds"), ledger.quote("count", f"{at}/examples")
-    interval: Phrase = (low, " to ", high) if level.value is None else (low, " to ", high, " (", level, ")")
-    pairs: list[tuple[str, Phrase, Any]] = [
-        ("Difference", (ledger.quote("signed", f"{at}/difference"),), ledger.number(f"{at}/difference")),
-        ("Interval", interval, low.value if high.value is not None else None),
-        ("p after Holm", (p,), p.value),
-        ("Detectable", (detectable,), detectable.value),
-        ("Seeds × examples", (seeds, " × ", examples), seeds.value or None),
+    heading: Phrase = ("Interval",) if level.value is None else (level, " interval")
+    pairs: list[tuple[Phrase, Phrase, Any]] = [
+        (("Difference",), (ledger.quote("signed", f"{at}/difference"),), ledger.number(f"{at}/difference")),
+        (heading, (low, " to ", high), low.value if high.value is not None else None),
+        (("p after Holm",), (p,), p.value),
+        (("Detectable",), (detectable,), detectable.value),
+        (("Seeds × examples",), (seeds, " × ", examples), seeds.value or None),
     ]
     return tuple((label, phrase) for label, phrase, known in pairs if known is not None)
 
@@ -217,13 +239,14 @@ def banners(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
     """Warnings that stand above everything: a kind and a sentence each."""
     found: list[tuple[str, Phrase]] = []
     if not ledger.at("/complete"):
-        sentence: Phrase = (
-            "This study is not complete. Numbers on this page will change;"
-            " run the same command again to go on.",
-        )
-        found.append(("incomplete", sentence))
+        parts: list[Any] = ["This study is not complete"]
+        if ledger.number("/runs/planned"):
+            finished = ledger.quote("count", "/runs/finished")
+            parts += [": ", finished, " of ", ledger.quote("count", "/runs/planned"), " runs are finished"]
+        parts.append(". Numbers on this page will change; run the same command again to go on.")
+        found.append(("incomplete", tuple(parts)))
     if ledger.at("/demonstration"):
-        sentence = (
+        sentence: Phrase = (
             "A demonstration: fewer learning rates, tuning seeds and steps than a study needs, so that it"
             " ends within minutes. It shows what loratlas does; do not choose a placement by it.",
         )
@@ -253,7 +276,9 @@ def reach(ledger: Ledger) -> tuple[Phrase, ...]:
         )
     for i in ledger.items("/arms"):
         phrases += _arm_limits(ledger, i)
-    phrases += [(ledger.word(f"/notes/{i}"),) for i in ledger.items("/notes")]
+    for i in ledger.items("/notes"):
+        if not str(ledger.at(f"/notes/{i}")).startswith(_SAID):
+            phrases.append((ledger.word(f"/notes/{i}"),))
     return tuple(phrases)
 
 

@@ -19,7 +19,7 @@ AXES: dict[str, tuple[str, str, str]] = {
     # name of the choice: field of the arm, title of the axis, word on the button
     "params": ("trainable", "Trainable parameters", "Parameters"),
     "time": ("step_seconds", "Seconds per step", "Step time"),
-    "memory": ("peak_bytes", "Peak memory, MiB", "Peak memory"),
+    "memory": ("peak_bytes", "Peak memory, MiB", "Memory"),
 }
 
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "pentagon")
@@ -60,7 +60,7 @@ THEMES = {"light": LIGHT, "dark": DARK}
 
 
 def label(text: Any, *, width: int = 40) -> str:
-    """A name that plotly draws as it is written: its tags and entities escaped, long ones shortened.
+    """A name that plotly draws as it is written: its tags, entities and formulas escaped, long ones cut.
 
     >>> label("<b>all</b> & more")
     '&lt;b&gt;all&lt;/b&gt; &amp; more'
@@ -68,7 +68,7 @@ def label(text: Any, *, width: int = 40) -> str:
     shown = clean(str(text))
     if len(shown) > width:
         shown = shown[: width - 1] + "…"
-    return html.escape(shown, quote=False)
+    return html.escape(shown, quote=False).replace("$", "&#36;")  # dollars would ask for a formula
 
 
 def colour(theme: Theme, i: int) -> str:
@@ -314,22 +314,24 @@ def _tuned(figure: Any, ledger: Ledger, i: int, theme: Theme, runs: dict[float, 
         )
 
 
+def places(ledger: Ledger) -> dict[str, tuple[int | None, str]]:
+    """Layer and role of every site of the base, by path; the role names its tower unless that is the decoder."""
+    found: dict[str, tuple[int | None, str]] = {}
+    for site in ledger.at("/anatomy/sites") or []:
+        scope = site.get("scope") or "decoder"
+        role = site["role"] if scope == "decoder" else f"{scope} {site['role']}"
+        found[site["path"]] = (site.get("layer"), role)
+    return found
+
+
 def cells(ledger: Ledger, i: int) -> dict[tuple[int | None, str], int]:
     """Ranks of an arm's plan by (layer, role); the largest where a role has several sites in a layer."""
-    places = {}
-    for j in ledger.items("/anatomy/sites"):
-        site = ledger.at(f"/anatomy/sites/{j}")
-        places[site.get("path")] = (site.get("layer"), site.get("role"))
+    known = places(ledger)
     found: dict[tuple[int | None, str], int] = {}
-    for key in ("rows", "sites"):
-        for j in ledger.items(f"/arms/{i}/plan/{key}"):
-            row = ledger.at(f"/arms/{i}/plan/{key}/{j}")
-            site = row.get("site") if isinstance(row.get("site"), dict) else row
-            place = (
-                (site.get("layer"), site.get("role")) if site.get("role") else places.get(site.get("path"))
-            )
-            if place is not None and isinstance(row.get("rank"), int):
-                found[place] = max(row["rank"], found.get(place, 0))
+    for row in ledger.at(f"/arms/{i}/plan/rows") or []:
+        place = known.get(row["path"])
+        if place is not None:
+            found[place] = max(row["rank"], found.get(place, 0))
     return found
 
 
@@ -339,48 +341,39 @@ def model_map(ledger: Ledger, i: int, theme: Theme) -> Any:
     if not ranks:
         return None
     everything = [cells(ledger, j) for j in ledger.items("/arms")]
-    highest = max(max(each.values()) for each in everything if each)
-    used = {role for each in everything for _, role in each}
-    roles = [role for role in ledger.at("/anatomy/roles") or [] if isinstance(role, str)]
-    roles += sorted(used - set(roles))
-    layers = list(range(int(ledger.number("/anatomy/layers") or 0)))
-    layers = sorted({*layers, *(layer for each in everything for layer, _ in each if layer is not None)})
-    outside = any(layer is None for each in everything for layer, _ in each)
-    rows: list[int | None] = [*layers, *([None] if outside else [])]
-    names = ["outside" if layer is None else str(layer) for layer in rows]
-    values = [[ranks.get((layer, role)) for role in roles] for layer in rows]
-    shown = len(rows) <= 40
+    used = {place for each in everything for place in each}
+    # Outside the blocks stand embeddings and heads: shown only where an arm adapts them.
+    sites = [place for place in places(ledger).values() if place[0] is not None or place in used]
+    roles = list(dict.fromkeys(role for _, role in sites))
+    blocks = sorted({layer for layer, _ in sites if layer is not None})
+    outside = [None] if any(layer is None for layer, _ in sites) else []
+    layers: list[int | None] = [*blocks, *outside]
+    names = ["none" if layer is None else str(layer) for layer in layers]
     figure = _figure(
         theme,
-        x={"title": "", "tickangle": -90 if len(roles) > 4 else 0, "showgrid": False, "type": "category"},
+        x={"tickangle": -90 if len(roles) > 4 else 0, "showgrid": False, "type": "category"},
         y={"title": "Layer", "showgrid": False, "type": "category", "nticks": 16},
-        height=max(240, min(640, 90 + 24 * len(rows))),
-        margin={"l": 46, "r": 8, "t": 8, "b": 74},
+        height=max(240, min(640, 90 + 24 * len(layers))),
+        margin={"l": 46, "r": 8, "t": 8, "b": 8},
     )
+    grid = {"x": [label(role) for role in roles], "y": names, "showscale": False, "xgap": 2, "ygap": 2}
     figure.add_heatmap(
-        x=[label(role) for role in roles],
-        y=names,
-        z=[[0.0 for _ in roles] for _ in rows],
+        **grid,
+        z=[[0 if (layer, role) in sites else None for role in roles] for layer in layers],
         colorscale=[(0, theme.grid), (1, theme.grid)],
-        showscale=False,
-        xgap=2,
-        ygap=2,
-        opacity=0.45,
+        opacity=0.5,
+        hoverongaps=False,
         hovertemplate="layer %{y}, %{x}: no adapter<extra></extra>",
     )
     figure.add_heatmap(
-        x=[label(role) for role in roles],
-        y=names,
-        z=values,
+        **grid,
+        z=[[ranks.get((layer, role)) for role in roles] for layer in layers],
         zmin=0,
-        zmax=highest,
+        zmax=max(max(each.values()) for each in everything if each),
         colorscale=[list(stop) for stop in theme.ranks],
-        showscale=False,
-        xgap=2,
-        ygap=2,
-        texttemplate="%{z}" if shown else None,
+        texttemplate="%{z}" if len(layers) <= 40 and len(roles) <= 14 else None,
         textfont={"size": 11},
-        hovertemplate="layer %{y}, %{x}: rank %{z}<extra></extra>",
         hoverongaps=False,
+        hovertemplate="layer %{y}, %{x}: rank %{z}<extra></extra>",
     )
     return figure

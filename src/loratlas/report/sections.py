@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from loratlas.report import captions, facts, forest, tables
-from loratlas.report.figures import AXES, DARK, LIGHT, cells
+from loratlas.report.figures import AXES, DARK, LIGHT
 from loratlas.report.ledger import Ledger, clean
 from loratlas.report.markup import attribute, dot, folded, phrase, plot, table, title
 
@@ -47,7 +47,8 @@ def _head(ledger: Ledger, links: str) -> str:
     return (
         f'<header class="top"><p class="eyebrow">{phrase(("Study: ", ledger.word("/name")))}</p>'
         f"<h1>{phrase(facts.title(ledger))}</h1>"
-        f'<p class="answer">{phrase(facts.answer(ledger))}</p>{banners}'
+        f'<p class="answer">{phrase(facts.answer(ledger))}</p>'
+        f'<p class="conditions">{phrase(facts.conditions(ledger))}</p>{banners}'
         f'<nav aria-label="Sections">{links}</nav></header>'
     )
 
@@ -67,7 +68,9 @@ def _card(ledger: Ledger, i: int, fact: facts.FindingFact, half: float) -> str:
     label = attribute(captions.forest(ledger, i))
     drawing = forest.draw(fact.interval, half=half, verdict=fact.verdict, label=label)
     reason = f'<p class="reason">{phrase(("Because ", *fact.reason, "."))}</p>' if fact.reason else ""
-    numbers = "".join(f"<div><dt>{name}</dt><dd>{phrase(said)}</dd></div>" for name, said in fact.numbers)
+    numbers = "".join(
+        f"<div><dt>{phrase(name)}</dt><dd>{phrase(said)}</dd></div>" for name, said in fact.numbers
+    )
     own = ""
     if ledger.at(f"/findings/{i}/sentence"):
         own = folded("In full", f"<p>{phrase((ledger.word(f'/findings/{i}/sentence'),))}</p>")
@@ -141,7 +144,9 @@ def _pareto(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
 def _curves(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
     if "curves" not in drawn:
         return ""
-    lead = "Training loss, mean over the evaluation seeds; the band shows how far the seeds spread."
+    lead = (
+        "Training loss, mean over the evaluation seeds; the band reaches from the lowest seed to the highest."
+    )
     drawing = plot("curves", captions.curves(ledger))
     return title("training", "Training", lead) + f'<div class="card"><figure>{drawing}</figure></div>'
 
@@ -180,16 +185,12 @@ def _map(ledger: Ledger, i: int) -> str:
 
 def _scale(ledger: Ledger) -> str:
     """The common scale of ranks, from 0 to the largest rank of any arm."""
-    at = max(
-        (
-            f"/arms/{i}/plan/{key}/{j}/rank"
-            for i in ledger.items("/arms")
-            if cells(ledger, i)
-            for key in ("rows", "sites")
-            for j in ledger.items(f"/arms/{i}/plan/{key}")
-        ),
-        key=lambda path: ledger.number(path) or 0,
-    )
+    paths = [
+        f"/arms/{i}/plan/rows/{j}/rank"
+        for i in ledger.items("/arms")
+        for j in ledger.items(f"/arms/{i}/plan/rows")
+    ]
+    at = max(paths, key=lambda path: ledger.number(path) or 0)
     bars = "".join(
         f'<i class="{name}" style="background:linear-gradient(90deg,{",".join(c for _, c in stops)})"></i>'
         for name, stops in (("light", LIGHT.ranks), ("dark", DARK.ranks))

@@ -48,7 +48,7 @@ header.top{padding-top:56px;padding-bottom:12px}
 .eyebrow b{color:var(--text);font-weight:600}
 h1,h2,h3{line-height:1.25;font-weight:650;letter-spacing:-.012em;text-wrap:balance}
 h1{margin:0 0 18px;font-size:clamp(1.55rem,3.6vw,2.3rem)}
-.answer em{font-style:normal;font-weight:600;color:var(--v)}
+.conditions{margin:10px 0 0;color:var(--soft);font-size:.95rem}
 .answer{margin:0 0 8px;font-size:clamp(1.12rem,2vw,1.36rem);line-height:1.5;max-width:58ch;
 text-wrap:pretty}
 .name{font-weight:650}
@@ -65,7 +65,7 @@ h2{margin:0 0 6px;font-size:1.42rem}
 .finding{display:grid;grid-template-columns:minmax(0,1fr) minmax(260px,400px);gap:10px 36px;
 align-items:center;margin:0 0 14px}
 .finding h3{margin:9px 0 4px;font-size:1.16rem;text-wrap:pretty}
-.numbers{display:flex;flex-wrap:wrap;gap:8px 26px;margin:0}
+.numbers{display:flex;flex-wrap:wrap;gap:8px 24px;margin:0}
 .numbers dt{color:var(--soft);font-size:.8rem}
 .numbers dd{margin:0;font-size:.95rem;font-variant-numeric:tabular-nums}
 .finding .says p{margin:0;color:var(--soft);font-size:.95rem}
@@ -92,22 +92,24 @@ details{margin-top:10px;font-size:.95rem}
 summary{cursor:pointer;color:var(--link);width:fit-content}
 details>p,details>.scroll{margin-top:8px}
 table{border-collapse:collapse;width:100%;overflow-wrap:normal;font-size:.93rem;font-variant-numeric:tabular-nums}
-th,td{padding:9px 12px;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+th,td{padding:9px 11px 9px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{font-weight:600}
 thead th{color:var(--soft);font-size:.83rem;vertical-align:bottom}
 tbody tr:last-child>*{border-bottom:0}
 small{display:block;color:var(--soft);font-size:.88em;font-weight:400}
 td small,td data{white-space:nowrap}
 th[scope=row]{overflow-wrap:break-word}
-th[scope=row] small{padding-left:1.42em}
-td code{overflow-wrap:anywhere;display:inline-block;min-width:9ch;max-width:24ch}
+td code{overflow-wrap:anywhere;display:inline-block;min-width:17ch;max-width:26ch}
+.arms tbody th{min-width:8.4em}
+th .dot{position:absolute;left:0;top:.95em}
+tbody th:has(.dot){position:relative;padding-left:1.35em}
 .scroll{overflow-x:auto}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.9em}
 pre{margin:0;padding:16px 18px;background:var(--shade);border:1px solid var(--line);border-radius:8px;
 overflow:auto;line-height:1.5;max-height:32em;font-size:.86rem;overflow-wrap:normal}
 figure{margin:0}
 figcaption{color:var(--soft);font-size:.9rem;margin-top:6px;max-width:80ch}
-.plot{min-height:240px}.plot.tall{min-height:400px}
+.plot{min-height:240px;min-width:0;overflow:hidden}.plot.tall{min-height:400px}
 .plot .hovertext path{stroke-width:1px}
 fieldset{border:0;margin:0 0 14px;padding:0;display:flex;flex-wrap:wrap;align-items:center;gap:8px 14px}
 legend{float:left;padding:0;color:var(--soft);font-size:.92rem}
@@ -144,9 +146,10 @@ section{margin:40px 0}
 .arms tr{padding:12px 0;border-bottom:1px solid var(--line)}
 .arms tr:last-child{border-bottom:0}
 .arms th,.arms td{padding:3px 0;border:0}
+.arms th .dot{top:.62em}
 .arms th[scope=row]{font-size:1.05rem}
 .arms td{display:flex;justify-content:space-between;gap:18px;text-align:right}
-.arms td code{max-width:none}
+.arms td code{max-width:none;min-width:0}
 .arms td small{display:inline;margin-left:.6em}
 .arms th small{display:inline;padding:0!important;margin-left:.5em}
 .arms td::before{content:attr(data-label);color:var(--soft);text-align:left;flex:none}

@@ -56,7 +56,7 @@ def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
     trainable: Phrase = (ledger.quote("count", f"{at}/trainable"),)
     if ledger.number("/base/parameters"):
         share = ledger.quote("percent", f"{at}/trainable", "/base/parameters", how="share")
-        trainable = (*trainable, "\n", share, " of the base")
+        trainable = (*trainable, "\n", share, " of base")
     time: Phrase = (ledger.quote("times", f"{at}/step_time_ratio"),)
     if ledger.number(f"{at}/step_seconds") is not None:
         time = (*time, "\n", ledger.quote("seconds", f"{at}/step_seconds"))
@@ -87,11 +87,13 @@ def match(ledger: Ledger, i: int) -> Phrase:
     """How near an arm came to spending what the reference spends."""
     at = f"/arms/{i}/match"
     if not ledger.at(at):
-        return ("not matched",) if ledger.at("/spec/match") not in (None, "none") else (MISSING,)
-    form = {"memory": "bytes", "time": "rate"}.get(str(ledger.at(f"{at}/quantity")), "count")
+        return (MISSING,)
+    form = "bytes" if ledger.at(f"{at}/quantity") == "memory" else "count"
+    unit = " operations" if ledger.at(f"{at}/quantity") == "time" else ""
     got, wanted = ledger.quote(form, f"{at}/got"), ledger.quote(form, f"{at}/wanted")
     share = ledger.quote("percent", f"{at}/got", f"{at}/wanted", how="share")
-    return (share, "\n", got, " of ", wanted, *((" s",) if form == "rate" else ()))
+    given = " as given" if ledger.at(f"{at}/solved") is False else ""
+    return (share, given, "\n", got, " of ", wanted, unit)
 
 
 def tuning(ledger: Ledger) -> Table:

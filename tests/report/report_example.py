@@ -1,6 +1,6 @@
 """A study that never ran, for the tests of the report: numbers by formula, whole and consistent.
 
-``python tests/report/example.py`` writes ``study_example.json`` beside this file.
+``python tests/report/report_example.py`` writes ``study_example.json`` beside this file.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ def plan(placement: str, ranks: dict[str, int]) -> dict[str, Any]:
         {
             "path": path(layer, role),
             "module": path(layer, role).removesuffix(".weight"),
-            "layer": layer,
-            "role": role,
-            "shape": list(shapes[role]),
             "rank": rank,
             "alpha": 2.0 * rank,
         }
@@ -49,9 +46,22 @@ def plan(placement: str, ranks: dict[str, int]) -> dict[str, Any]:
         "model_type": "llama",
         "config_digest": "5b0c8b41d1c2a7e9",
         "rslora": False,
-        "trainable": sum(row["rank"] * sum(row["shape"]) for row in rows),
+        "trainable": sum(rank * sum(shapes[role]) for role, rank in ranks.items()) * LAYERS,
         "rows": rows,
     }
+
+
+def anatomy() -> dict[str, Any]:
+    """Sites as the study lists them, the tied embedding outside the blocks included."""
+    shapes = ATTENTION | FEEDFORWARD
+    outside = {"path": "model.embed_tokens.weight", "layer": None, "scope": "decoder", "role": "embed"}
+    blocks = [
+        {"path": path(layer, role), "layer": layer, "scope": "decoder", "role": role, "shape": list(shape)}
+        for layer in range(LAYERS)
+        for role, shape in shapes.items()
+    ]
+    roles = sorted({*shapes, "embed"})
+    return {"layers": LAYERS, "roles": roles, "sites": [{**outside, "shape": [8192, 256]}, *blocks]}
 
 
 def arm(
@@ -101,6 +111,7 @@ def arm(
             "wanted": wanted,
             "got": table["trainable"],
             "relative": table["trainable"] / wanted - 1,
+            "solved": True,
         },
         "tuning": [
             {
@@ -251,12 +262,15 @@ def study() -> dict[str, Any]:
             "time": ["attention", "feedforward"],
             "memory": ["attention", "feedforward"],
         },
-        "anatomy": {"layers": LAYERS, "roles": [*ATTENTION, *FEEDFORWARD]},
+        "anatomy": anatomy(),
         "notes": ["2 of 3 arms were solved to the reference's parameters; their ranks are whole numbers."],
         "machine": {"processor": "2 cores, x86_64", "device": "cpu", "memory_bytes": 8589934592},
         "versions": {"loratlas": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
         "revision": "b76e2af",
-        "page": "report.html",
+        "reference": "full",
+        "learning_rates": RATES,
+        "runs": {"finished": 45, "planned": 45},
+        "page": None,
     }
 
 
@@ -304,6 +318,7 @@ def incomplete() -> dict[str, Any]:
     """Interrupted while tuning the second arm: nothing compared yet. Also a demonstration."""
     made = study()
     made |= {"complete": False, "demonstration": True, "findings": [], "pareto": {}}
+    made["runs"] = {"finished": 18, "planned": 45}
     for each in made["arms"][1:]:
         for key in ("lr", "nll", "ci", "step_time_ratio", "step_seconds", "peak_bytes", "match", "curve"):
             each[key] = None
@@ -328,7 +343,7 @@ def hostile() -> dict[str, Any]:
     made = json.loads(text)
     made["name"] = made["base"]["model"] = HOSTILE[1]
     made["data"]["train"]["source"] = made["notes"][0] = "<!--<script>'\"><svg onload=alert(3)>\u2028\ud800"
-    made["anatomy"]["roles"][0] = '<a href="https://example.invalid">q</a>'
+    made["anatomy"]["sites"][1]["role"] = '<a href="https://example.invalid">q</a>'
     made["versions"]["<i>key"] = "<iframe src=//example.invalid>"
     return made
 
