@@ -259,6 +259,49 @@ def test_input_groups_are_the_tensors_that_are_read(case, shared, small):
     assert len({first["o"], first["down"]} | queries) == 3
 
 
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [
+        ("stablelm", {"qk_layernorm": True}),
+        ("phi", {"qk_layernorm": True}),
+        ("opt", {"word_embed_proj_dim": 48}),
+        ("opt", {"do_layer_norm_before": False, "ffn_dim": 48}),
+        ("gpt_neox", {"use_parallel_residual": False}),
+        ("gpt2", {"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True, "n_inner": 48}),
+        ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "relu"}),
+        ("llama", {"intermediate_size": 48, "head_dim": 8, "num_key_value_heads": 6}),  # all matrices square
+        ("llama", {"num_key_value_heads": 1, "num_hidden_layers": 1, "intermediate_size": 24}),
+        ("llama", {"attn_implementation": "eager"}),
+        ("gemma3_text", {"sliding_window": 2}),
+        ("falcon", {"bias": True, "alibi": True}),
+        ("bloom", {"n_head": 1}),
+        ("olmo", {"clip_qkv": None}),
+    ],
+)
+def test_settings_that_change_the_code_path_change_no_role(case, changes, small):
+    anatomy = read(small(case, **changes))
+    assert anatomy.unresolved == ()
+    wanted = {path: role for path, (role, _) in EXPECTED[case].items() if role != "proj"}
+    seen = {site.path: site.role for site in anatomy if site.layer in (0, None) and site.role != "proj"}
+    assert seen == wanted
+
+
+def test_what_is_not_called_is_not_guessed(small):
+    anatomy = read(small("gpt2", add_cross_attention=True))
+    assert {".".join(item.path.split(".")[3:]) for item in anatomy.unresolved} == {
+        "crossattention.c_attn.weight",
+        "crossattention.q_attn.weight",
+        "crossattention.c_proj.weight",
+    }
+    assert {item.reason for item in anatomy.unresolved} == {"its module was not called in the forward pass"}
+
+
+def test_a_gate_without_nonlinearity_is_no_gate(small):
+    anatomy = read(small("llama", hidden_act="linear"))
+    assert all(".mlp." in item.path for item in anatomy.unresolved)
+    assert len(anatomy.unresolved) == 3 * 3
+
+
 def test_conv1d_is_given_as_a_linear_map(small):
     up = read(small("gpt2")).site("transformer.h.0.mlp.c_fc")
     assert (up.kind, up.shape, "transposed" in up.flags) == ("conv1d", (192, 48), True)

@@ -25,6 +25,7 @@ _FAMILIES = {
     "shared": frozenset({"shared"}),
     "mixer": frozenset({"mamba", "mamba2", "ssm", "recurrent", "rglru", "delta", "conv", "mixer", "rwkv"}),
     "adapter": frozenset({"adapter", "adapters", "lora"}),
+    "norm": frozenset({"norm", "layernorm"}),
 }
 # A family that an enclosing module names outweighs a plain one: a shared expert is also an MLP.
 _PLAIN = frozenset({"attn", "ffn"})

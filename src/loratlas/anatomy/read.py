@@ -105,7 +105,17 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
     )
 
 
+_TOWERS = {
+    "vision": frozenset({"vision", "visual", "image"}),
+    "audio": frozenset({"audio", "speech"}),
+}
+
+
 def _scope(model: PreTrainedModel, path: str) -> str:
+    said = {word for part in path.split(".") for word in part.split("_")}
+    for scope, votes in _TOWERS.items():
+        if votes & said:
+            return scope
     if model.config.is_encoder_decoder:
         return "encoder" if "encoder" in path.split(".") else "decoder"
     return "encoder" if type(model).__name__.endswith("ForMaskedLM") else "decoder"

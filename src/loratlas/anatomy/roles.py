@@ -75,9 +75,12 @@ class _Reader:
         flow: Flow,
         proposed: dict[str, Opinion],
     ) -> None:
-        self.model, self.found, self.sizes, self.flow, self.proposed = model, found, sizes, flow, proposed
+        self.model, self.sizes, self.flow, self.proposed = model, sizes, flow, proposed
         self.prefix = model_prefix(model)
         self.by_module = {matrix.module: matrix for matrix in found}
+        self.by_block: dict[str | None, list[Matrix]] = {}
+        for matrix in found:
+            self.by_block.setdefault(matrix.block, []).append(matrix)
         base = getattr(model, "base_model", model)
         self.base = next((name for name, module in model.named_modules() if module is base), "")
         self.token_width = int(getattr(model.get_input_embeddings(), "weight").shape[1])  # noqa: B009
@@ -161,7 +164,7 @@ class _Reader:
         if opinion.role.startswith("ffn") and ancestor != block:
             # An expert is a feed-forward too: look at all that stands in the same part of the block.
             ancestor = ".".join(ancestor.split(".")[: block.count(".") + 2])
-        for other in self.found:
+        for other in self.by_block[block]:
             inside = other.module.startswith(ancestor + ".")
             if inside and other.module not in self.proposed and not self._scales(other):
                 return f"{other.path} beside it is not explained"

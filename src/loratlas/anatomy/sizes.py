@@ -113,7 +113,11 @@ def _stable(value: Any) -> Any:
 
 def _first(config: PretrainedConfig, *names: str) -> int | None:
     for name in names:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except Exception:
+            # A size that differs by layer refuses to be read as one number: no matrix is to match it.
+            return None
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
-from loratlas.anatomy.flow import Attention, Flow, Gate, Labels, Mixed, View
+from loratlas.anatomy.flow import Attention, Flow, Gate, Geometry, Labels, Mixed, View, columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +28,18 @@ def opinions(flow: Flow, *, kv_heads: int, heads: int) -> dict[str, Opinion]:
     """Module → opinion; a module that plays two different parts, or an unclear one, has none."""
     given: dict[str, Opinion] = {}
     contradicted: set[str] = set()
-    found = [_attention(flow, number, kv_heads, heads) for number in range(len(flow.attentions))]
-    found += [_feedforward(flow, module) for module in flow.inputs]
+    readers: dict[int, list[str]] = {}
+    for module, labels in flow.inputs.items():
+        for event in {label.origin.event for label in labels if isinstance(label.origin, Mixed)}:
+            readers.setdefault(event, []).append(module)
+    gates: dict[frozenset[str], list[Gate]] = {}
+    for gate in flow.gates:
+        gates.setdefault(frozenset(_modules(gate.gate) | _modules(gate.up)), []).append(gate)
+    found = [
+        _attention(flow, event, readers.get(number, []), kv_heads, heads)
+        for number, event in enumerate(flow.attentions)
+    ]
+    found += [_feedforward(flow, module, gates) for module in flow.inputs]
     for entry in found:
         for module, opinion in entry.items():
             if given.setdefault(module, opinion) != opinion:
@@ -36,10 +47,10 @@ def opinions(flow: Flow, *, kv_heads: int, heads: int) -> dict[str, Opinion]:
     return {module: opinion for module, opinion in given.items() if not contradicted & opinion.together}
 
 
-def _attention(flow: Flow, number: int, kv_heads: int, heads: int) -> dict[str, Opinion]:
-    event: Attention = flow.attentions[number]
+def _attention(
+    flow: Flow, event: Attention, outputs: list[str], kv_heads: int, heads: int
+) -> dict[str, Opinion]:
     sources = [_single(labels) for labels in (event.q, event.k, event.v)]
-    outputs = [m for m, labels in flow.inputs.items() if any(i.origin == Mixed(number) for i in labels)]
     q, k, v = sources
     if q is None or k is None or v is None or len(outputs) != 1:
         return {}
@@ -58,17 +69,17 @@ def _attention(flow: Flow, number: int, kv_heads: int, heads: int) -> dict[str, 
     return _opinions(roles)
 
 
-def _feedforward(flow: Flow, down: str) -> dict[str, Opinion]:
+def _feedforward(flow: Flow, down: str, gates: dict[frozenset[str], list[Gate]]) -> dict[str, Opinion]:
     labels = flow.inputs[down]
     if not any(label.activated for label in labels) or any(isinstance(i.origin, Mixed) for i in labels):
         return {}
     modules = {label.origin.module for label in labels if isinstance(label.origin, View)}
-    gates = [gate for gate in flow.gates if _modules(gate.gate) | _modules(gate.up) == modules]
-    if len(modules) == 1 and not gates:
+    events = gates.get(frozenset(modules), [])
+    if len(modules) == 1 and not events:
         return _opinions({modules.pop(): ("ffn.up", None), down: ("ffn.down", None)})
-    if len(gates) != 1:
+    if len(events) != 1:
         return {}
-    return _gated(flow, gates[0], down)
+    return _gated(flow, events[0], down)
 
 
 def _gated(flow: Flow, event: Gate, down: str) -> dict[str, Opinion]:
@@ -107,8 +118,13 @@ def _single(labels: Labels) -> str | None:
 
 
 def _columns(labels: Labels) -> frozenset[int]:
-    views = [label.origin for label in labels if isinstance(label.origin, View)]
-    return frozenset().union(*(view.columns() for view in views))
+    views = (label.origin for label in labels if isinstance(label.origin, View))
+    return _union(frozenset((view.geometry, view.width) for view in views))
+
+
+@lru_cache(maxsize=64)
+def _union(views: frozenset[tuple[Geometry, int]]) -> frozenset[int]:
+    return frozenset[int]().union(*(columns(geometry, width) for geometry, width in views))
 
 
 def _layout(parts: dict[str, Labels], *, kv_heads: int, heads: int) -> str | None:
@@ -118,24 +134,30 @@ def _layout(parts: dict[str, Labels], *, kv_heads: int, heads: int) -> str | Non
     head for each head; ``per_group:q,k,v`` repeats the queries of one group, then its key, then its value;
     any other number n of repeats is written ``per_chunk_n``.
     """
-    columns = {part: _columns(labels) for part, labels in parts.items()}
-    width = {
+    widths = {
         label.origin.width for labels in parts.values() for label in labels if isinstance(label.origin, View)
     }
-    if len(width) != 1 or sum(map(len, columns.values())) != max(width):
+    if len(widths) != 1:
         return None
-    owner = {column: part for part, held in columns.items() for column in held}
-    if len(owner) != max(width):
+    dealt = _dealt(tuple((part, _columns(labels)) for part, labels in parts.items()), widths.pop())
+    if dealt is None:
         return None
-    runs = [(part, len(list(run))) for part, run in groupby(owner[column] for column in range(max(width)))]
-    if len(runs) % len(parts):
-        return None
-    unit, repeats = runs[: len(parts)], len(runs) // len(parts)
-    if runs != unit * repeats or {part for part, _ in unit} != set(parts):
-        return None
-    order = ",".join(part for part, _ in unit)
+    order, repeats = dealt
     if repeats == 1:
         return f"contiguous:{order}"
     if repeats == kv_heads:
         return f"{'per_head' if kv_heads == heads else 'per_group'}:{order}"
     return f"per_chunk_{repeats}:{order}"
+
+
+@lru_cache(maxsize=64)  # the blocks of a model look alike
+def _dealt(parts: tuple[tuple[str, frozenset[int]], ...], width: int) -> tuple[str, int] | None:
+    """Order of the parts in one unit and number of units, if equal units make up the whole width."""
+    owner = {column: part for part, held in parts for column in held}
+    if len(owner) != width or sum(len(held) for _, held in parts) != width:
+        return None
+    runs = [(part, len(list(run))) for part, run in groupby(owner[column] for column in range(width))]
+    unit, repeats = runs[: len(parts)], len(runs) // len(parts)
+    if runs != unit * repeats or {part for part, _ in unit} != {part for part, _ in parts}:
+        return None
+    return ",".join(part for part, _ in unit), repeats
