@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -79,6 +78,20 @@ def wait_for(process: subprocess.Popen, finished: int) -> None:
         if kind == "finished" and int(done) >= finished:
             return
     raise AssertionError("the study ended before that many runs")
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of a coordinator's workers."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return [child for child in children if "study.worker" in command(child)]
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +190,16 @@ def test_killed_twice_and_gone_on_ends_with_the_same_numbers(whole, tmp_path):
     for finished in (3, 14):
         process = start(out)
         wait_for(process, finished)
+        workers = workers_of(process.pid)
+        assert workers
+        with pytest.raises(OutputError, match=f"process {process.pid}"):  # one coordinator at a time
+            run_study(parse_spec(SPEC), out)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        deadline = time.monotonic() + 60  # its workers notice at their next step or job
+        while any("study.worker" in command(worker) for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         partial = load_study(out)
         assert not partial.complete
         assert all(finding.verdict == "undetermined" for finding in partial.findings)
@@ -208,30 +229,14 @@ def test_a_worker_that_dies_is_replaced(tmp_path):
 
     def on_event(event):
         if event.kind == "started" and event.phase == "tuning" and not killed:
-            children = (
-                Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()
-            )
-            for pid in children:
-                if "loratlas.study.worker" in Path(f"/proc/{pid}/cmdline").read_text():
-                    killed.append(int(pid))
-                    os.kill(int(pid), signal.SIGKILL)
+            killed.extend(workers_of(os.getpid()))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
 
     spec = {**SPEC, "learning_rates": [3e-3], "evaluation": {"seeds": 2, "rows": 8}}
     result = run_study(parse_spec(spec), tmp_path / "out", workers=1, on_event=on_event)
     assert killed
     assert result.complete
-
-
-def test_two_coordinators_do_not_share_a_folder(tmp_path):
-    out = tmp_path / "out"
-    process = start(out)
-    try:
-        wait_for(process, 1)
-        with pytest.raises(OutputError, match=f"process {process.pid}"):
-            run_study(parse_spec(SPEC), out)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_another_study_in_the_folder_is_refused(whole):
@@ -300,36 +305,3 @@ def test_a_disk_that_stops_taking_writes_keeps_what_is_finished(tmp_path):
     (out / "cache" / "kept").rename(out / "runs")
     assert len(Ledger.open(out, create=False).finished()) == 2
     assert not load_study(out).complete
-
-
-def test_workers_end_when_their_coordinator_is_killed(tmp_path):
-    process = start(tmp_path / "out")
-    wait_for(process, 1)
-    workers = [
-        int(path.name)
-        for path in Path("/proc").iterdir()
-        if path.name.isdigit() and _parent(path) == process.pid and "study.worker" in _command(path)
-    ]
-    assert workers
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and any(
-        "study.worker" in _command(Path(f"/proc/{w}")) for w in workers
-    ):
-        time.sleep(0.2)
-    assert not [w for w in workers if "study.worker" in _command(Path(f"/proc/{w}"))]
-
-
-def _parent(path: Path) -> int:
-    try:
-        return int((path / "stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):
-        return 0
-
-
-def _command(path: Path) -> str:
-    try:
-        return (path / "cmdline").read_text()
-    except OSError:
-        return ""

@@ -167,7 +167,7 @@ class Ledger:
                 # One domain for all trials: optuna refuses a parameter whose categories change.
                 "phase": CategoricalDistribution(["base", "tuning", "evaluation"]),
                 "arm": CategoricalDistribution(["", *self._study.user_attrs.get("arms", [key.arm])]),
-                "lr": FloatDistribution(0.0, 1e6),
+                "lr": FloatDistribution(0.0, 1e308),
                 "seed": IntDistribution(0, 2**53),
             },
             user_attrs={"key": key.to_json(), "identity": dict(identity)},

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from loratlas.errors import RequestError
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -36,7 +37,60 @@ class Match:
         return asdict(self)
 
 
-def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str, Match | None]]:
-    from loratlas.placement.plan import place
+# The budget that says "as much as this placement spends", by quantity.
+_LIKE = {"params": "like", "time": "time", "memory": "memory"}
 
-    return {k: place(anatomy, a.placement) for k, a in spec.arms.items()}, {k: None for k in spec.arms}
+
+def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str, Match | None]]:
+    """The plan of every arm, and how its spending compares with the reference's.
+
+    The reference comes first: its ranks are those written, or solved from the study's budget, or 16. With
+    ``match``, every other arm with a free rank is solved to spend what the reference spends; without, from the
+    study's budget, if there is one. An arm's own budget or written ranks are obeyed.
+
+    Returns:
+        Arm → plan, and arm → :class:`Match` (None for the reference and where nothing is to be matched).
+
+    Raises:
+        PlacementError, BudgetError, SettingsError: of an arm; ``given`` says which.
+    """
+    from loratlas.placement.budget import spending
+
+    reference = _plan(spec, spec.reference, anatomy, budget=spec.budget)
+    found: dict[str, Plan] = {}
+    matches: dict[str, Match | None] = {}
+    for name, arm in spec.arms.items():
+        if name == spec.reference:
+            found[name], matches[name] = reference, None
+            continue
+        if spec.match == "none":
+            found[name], matches[name] = _plan(spec, name, anatomy, budget=spec.budget), None
+            continue
+        found[name] = _plan(spec, name, anatomy, budget=f"{_LIKE[spec.match]}={reference.text}")
+        wanted = spending(anatomy, reference.ranks, spec.match)
+        got = spending(anatomy, found[name].ranks, spec.match)
+        matches[name] = Match(
+            quantity=spec.match,
+            wanted=wanted,
+            got=got,
+            relative=got / wanted - 1,
+            solved=arm.budget is None and found[name].budget is not None,
+        )
+    return found, matches
+
+
+def _plan(spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None) -> Plan:
+    """One arm's plan; ``budget`` is used where the arm leaves a rank free and has no budget of its own."""
+    from loratlas.placement.language import parse
+    from loratlas.placement.plan import place
+    from loratlas.placement.resolve import resolve
+
+    arm = spec.arms[name]
+    try:
+        free = any(rank is None for _, rank in resolve(parse(arm.placement), anatomy, default="auto"))
+        chosen = arm.budget or (budget if free else None)
+        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora)
+    except RequestError as error:
+        error.given = f"arms.{name}: {error.given}"
+        error.args = (error.given, *error.args[1:])
+        raise

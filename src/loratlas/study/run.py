@@ -80,14 +80,20 @@ def run_study(
         RunError: a run failed in a way that would repeat itself.
     """
     out = Path(out)
-    _check_folder(out, spec)
-    prepared = prepare(spec)
     with ExitStack() as stack:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(out, error) from error
-        stack.enter_context(claim(out))
+        known = out.exists()
+        if known:
+            _check_folder(out, spec)
+            stack.enter_context(claim(out))
+        else:
+            _check_parent(out)
+        prepared = prepare(spec)
+        if not known:  # made only now: a request that cannot be met leaves nothing behind
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(out, error) from error
+            stack.enter_context(claim(out))
         ledger = Ledger.open(out)
         _enter(ledger, prepared, spec, out)
         ledger.requeue()
@@ -110,8 +116,6 @@ def run_study(
 
 def _check_folder(out: Path, spec: StudySpec) -> None:
     """Refuse a folder that holds another study, or anything else."""
-    if not out.exists():
-        return
     if not out.is_dir():
         raise OutputError(given=str(out), found="a file", instead="a folder, new or of this study")
     if not (out / NAME).exists():
@@ -124,6 +128,17 @@ def _check_folder(out: Path, spec: StudySpec) -> None:
             )
         return
     _same_study(Ledger.open(out).facts, spec, out)
+
+
+def _check_parent(out: Path) -> None:
+    """Refuse a folder that could not be made, before minutes go into preparing what would stand in it."""
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(
+            given=str(out),
+            found=f"{above}, in which no folder can be made",
+            instead="a folder that you may write to",
+        )
 
 
 def _same_study(facts: Mapping[str, Any], spec: StudySpec, out: Path) -> None:
