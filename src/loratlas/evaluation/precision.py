@@ -38,11 +38,13 @@ def evaluating(model: Any) -> Iterator[None]:
     """No dropout, no graph, factors in the base's precision; every module's mode is put back afterwards."""
     import torch
 
+    from loratlas.adapters.kernels import lean
+
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         # Not inference mode: what the model caches in it could never take part in training.
-        with torch.no_grad(), base_precision(model):
+        with torch.no_grad(), base_precision(model), lean(model):
             yield
     finally:
         for module, mode in modes:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_TOKENS = 4096
 """Tokens of one forward pass."""
 
+ROWS = 128
+"""Rows of logits whose logarithm is taken at a time."""
+
 MAX_LOGITS = 2**26
 """Numbers in one matrix of logits: wide vocabularies get smaller batches."""
 
@@ -170,11 +173,14 @@ def _parts(model: Any, encoded: Encoded, packed: bool, max_tokens: int) -> Itera
 
 def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     """−log p of every counted token of a batch, float32 [labelled], in the order of ``batch.answers``."""
+    import torch
     from torch.nn.functional import cross_entropy
 
     from loratlas.data.packing import forward
 
-    return cross_entropy(forward(model, batch).float(), batch.answers, reduction="none")
+    # A few rows at a time: no float32 copy of all logits.
+    parts = zip(forward(model, batch).split(ROWS), batch.answers.split(ROWS), strict=True)
+    return torch.cat([cross_entropy(logits.float(), answers, reduction="none") for logits, answers in parts])
 
 
 def _joined(parts: list[Tokens]) -> Tokens:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loratlas.adapters.kernels import lean
 from loratlas.data.batches import training_order
 from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
@@ -72,6 +73,7 @@ def fit(
     run = _Run(model, data, settings, evaluate=evaluate, out=out, packed=packed)
     with ExitStack() as stack:
         stack.enter_context(training_mode(model, checkpointing=settings.checkpointing))
+        stack.enter_context(lean(model))
         stream = stack.enter_context(dropout_stream(settings.seed))
         stop = stack.enter_context(interruptible())
         run.masters.open()

@@ -93,9 +93,10 @@ class Optimizer:
 
         for place, group in enumerate(self.masters.groups):
             found = {moment: state.get(f"{place}.{moment}") for moment in MOMENTS}
-            if all(value is not None for value in found.values()):
-                self._adam.state[group.master] = {"step": torch.tensor(float(step))} | {
-                    moment: value.to(group.master.device).clone()
-                    for moment, value in found.items()
-                    if value is not None
-                }
+            kept = {
+                name: value.to(group.master.device).clone()
+                for name, value in found.items()
+                if value is not None
+            }
+            if len(kept) == len(MOMENTS):
+                self._adam.state[group.master] = {"step": torch.tensor(float(step)), **kept}

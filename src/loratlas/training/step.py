@@ -31,6 +31,6 @@ def step_loss(model: Any, batch: Batch) -> torch.Tensor:
     Example:
         ``(step_loss(model, batch) / batch.labelled).backward()``
     """
-    from torch.nn.functional import cross_entropy
+    from loratlas.training.loss import summed_nll
 
-    return cross_entropy(forward(model, batch).float(), batch.answers, reduction="sum")
+    return summed_nll(forward(model, batch), batch.answers)

@@ -65,7 +65,7 @@ class Tally:
 
     @property
     def train_nll(self) -> float:
-        """Mean loss over the counted tokens of the last tenth of the steps (of the last point, if it stopped before)."""
+        """Mean loss over the counted tokens of the last tenth of the steps; of the last point where it ended before."""
         if self.last:
             return _mean(self.last)
         if self._since:
