@@ -143,7 +143,7 @@ def test_the_map_shows_every_rank_and_every_bare_site() -> None:
         ground, ranks = figures.figures(Ledger(made))[f"map.{i}"]["light"]["data"]
         assert sum(value is not None for row in ground["z"] for value in row) == 8 * 7
         assert sorted(v for row in ranks["z"] for v in row if v) == sorted(
-            r["rank"] for r in arm["plan"]["rows"]
+            r["rank"] for r in arm["plan"]["sites"]
         )
         assert ranks["zmax"] == 6, "one scale for all arms"
         assert "embed" not in ranks["x"], "outside the blocks only where adapted"
@@ -151,11 +151,20 @@ def test_the_map_shows_every_rank_and_every_bare_site() -> None:
 
 def test_an_adapted_embedding_gets_its_row() -> None:
     made = study()
-    made["arms"][0]["plan"]["rows"].append({"path": "model.embed_tokens.weight", "rank": 9, "alpha": 18.0})
+    made["arms"][0]["plan"]["sites"].append({"path": "model.embed_tokens.weight", "rank": 9, "alpha": 18.0})
     _, ranks = figures.figures(Ledger(made))["map.0"]["light"]["data"]
     assert ranks["y"][-1] == "none"
     assert [value for value in ranks["z"][-1] if value] == [9]
     assert ranks["zmax"] == 9
+
+
+def test_a_cost_that_was_not_measured_is_seen_but_cannot_be_chosen(tmp_path: Path) -> None:
+    made = study()
+    for arm in made["arms"]:
+        arm["peak_bytes"] = None
+    text = page_of(made, tmp_path)
+    assert "pareto.memory" not in figures.figures(Ledger(made))
+    assert '<input type="radio" name="cost" disabled>Memory: not measured' in text
 
 
 def test_arms_keep_one_colour() -> None:
@@ -214,9 +223,9 @@ def test_the_facts_of_the_example() -> None:
     assert rows == [
         "full reference|all:2|0.0135|3.589 [3.570, 3.608]|36.20|77,824 0.93 % of base"
         "|1.00 × 214 ms|312 MiB|100 % 77,824 of 77,824",
-        "attention|attention:auto|0.0135|3.628 [3.609, 3.646]|37.62|79,872 0.95 % of base"
+        "attention|attention:auto q,o:6 + k,v:5|0.0135|3.628 [3.609, 3.646]|37.62|79,872 0.95 % of base"
         "|0.81 × 174 ms|268 MiB|102.63 % 79,872 of 77,824",
-        "feedforward|feedforward:auto|0.0045|3.567 [3.548, 3.586]|35.41|73,728 0.88 % of base"
+        "feedforward|feedforward:auto feedforward:3|0.0045|3.567 [3.548, 3.586]|35.41|73,728 0.88 % of base"
         "|0.90 × 193 ms|291 MiB|94.74 % 73,728 of 77,824",
     ]
     assert plain(facts.gap(ledger)) == "Without any adapter the base has a loss of 4.046 (perplexity 57.19)."

@@ -328,10 +328,10 @@ def cells(ledger: Ledger, i: int) -> dict[tuple[int | None, str], int]:
     """Ranks of an arm's plan by (layer, role); the largest where a role has several sites in a layer."""
     known = places(ledger)
     found: dict[tuple[int | None, str], int] = {}
-    for row in ledger.at(f"/arms/{i}/plan/rows") or []:
-        place = known.get(row["path"])
+    for site in ledger.at(f"/arms/{i}/plan/sites") or []:
+        place = known.get(site["path"])
         if place is not None:
-            found[place] = max(row["rank"], found.get(place, 0))
+            found[place] = max(site["rank"], found.get(place, 0))
     return found
 
 

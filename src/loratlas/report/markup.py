@@ -10,7 +10,7 @@ from loratlas.report.ledger import Phrase, Quote, plain
 from loratlas.report.tables import Table
 
 _NAMED = re.compile(r"/(arms/\d+/name|findings/\d+/(arm|versus)|spec/reference|pareto/\w+/\d+)$")
-_CODE = re.compile(r"/(placement|\w*digest|revision)$")
+_CODE = re.compile(r"/(placement|plan/text|\w*digest|revision)$")
 
 
 def phrase(parts: Phrase) -> str:

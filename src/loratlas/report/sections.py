@@ -127,11 +127,7 @@ def _pareto(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
         return ""
     lead = "Left and low is better. Bars are the arms' own intervals; to compare two arms, read the findings,"
     lead += " which pair seeds and examples. The dotted line joins the arms that no other arm beats in both."
-    choices = "".join(
-        f'<label><input type="radio" name="cost" value="{axis}"{" checked" if axis == axes[0] else ""} '
-        f'data-alternative="{attribute(captions.pareto(ledger, axis))}">{AXES[axis][2]}</label>'
-        for axis in axes
-    )
+    choices = "".join(_choice(ledger, axis, axes) for axis in AXES)
     drawing = plot(f"pareto.{axes[0]}", captions.pareto(ledger, axes[0]), identity="pareto")
     return (
         title("trade-offs", "What a lower loss costs", lead)
@@ -139,6 +135,16 @@ def _pareto(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
         + f'<span class="choice">{choices}</span></fieldset><figure>{drawing}</figure></div>'
         + "<noscript><p>The figures need JavaScript; the tables hold the same numbers.</p></noscript>"
     )
+
+
+def _choice(ledger: Ledger, axis: str, axes: list[str]) -> str:
+    """One cost to choose; one that was not measured can be seen but not chosen."""
+    name = AXES[axis][2]
+    if axis not in axes:
+        return f'<label class="off"><input type="radio" name="cost" disabled>{name}: not measured</label>'
+    checked = " checked" if axis == axes[0] else ""
+    said = attribute(captions.pareto(ledger, axis))
+    return f'<label><input type="radio" name="cost" value="{axis}"{checked} data-alternative="{said}">{name}</label>'
 
 
 def _curves(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
@@ -186,9 +192,9 @@ def _map(ledger: Ledger, i: int) -> str:
 def _scale(ledger: Ledger) -> str:
     """The common scale of ranks, from 0 to the largest rank of any arm."""
     paths = [
-        f"/arms/{i}/plan/rows/{j}/rank"
+        f"/arms/{i}/plan/sites/{j}/rank"
         for i in ledger.items("/arms")
-        for j in ledger.items(f"/arms/{i}/plan/rows")
+        for j in ledger.items(f"/arms/{i}/plan/sites")
     ]
     at = max(paths, key=lambda path: ledger.number(path) or 0)
     bars = "".join(

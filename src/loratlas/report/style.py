@@ -97,7 +97,7 @@ th{font-weight:600}
 thead th{color:var(--soft);font-size:.83rem;vertical-align:bottom}
 tbody tr:last-child>*{border-bottom:0}
 small{display:block;color:var(--soft);font-size:.88em;font-weight:400}
-td small,td data{white-space:nowrap}
+td small,td data{white-space:nowrap}td code+small{white-space:normal}
 th[scope=row]{overflow-wrap:break-word}
 td code{overflow-wrap:anywhere;display:inline-block;min-width:17ch;max-width:26ch}
 .arms tbody th{min-width:8.4em}
@@ -116,6 +116,7 @@ legend{float:left;padding:0;color:var(--soft);font-size:.92rem}
 .choice{display:inline-flex;flex-wrap:wrap;gap:2px;padding:3px;border-radius:9px;background:var(--shade);
 border:1px solid var(--line)}
 .choice label{position:relative;padding:4px 13px;border-radius:7px;font-size:.92rem;cursor:pointer}
+.choice .off{color:var(--soft);cursor:default}
 .choice input{position:absolute;inset:0;opacity:0;margin:0;cursor:pointer}
 .choice label:has(:checked){background:var(--card);box-shadow:0 0 0 1px var(--line);font-weight:600}
 .choice label:has(:focus-visible){outline:2px solid var(--link)}

@@ -11,6 +11,8 @@ from typing import Any
 from loratlas.report.facts import findings
 from loratlas.report.ledger import MISSING, Ledger, Phrase, Quote, clean, pointer
 
+_SHORT = 48  # characters of a solved placement that stand well in a table; the map shows any
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
@@ -62,7 +64,7 @@ def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
         time = (*time, "\n", ledger.quote("seconds", f"{at}/step_seconds"))
     return (
         name,
-        (ledger.word(f"{at}/placement"),),
+        placement(ledger, i),
         (ledger.quote("rate", f"{at}/lr"), *(("\n", "edge") if ledger.at(f"{at}/lr_at_edge") else ())),
         loss(ledger, i, between="\n"),
         (ledger.quote("perplexity", f"{at}/nll", how="exp"),),
@@ -71,6 +73,15 @@ def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
         (ledger.quote("bytes", f"{at}/peak_bytes"),),
         match(ledger, i),
     )
+
+
+def placement(ledger: Ledger, i: int) -> Phrase:
+    """The placement as it was written and, where that is short and says more, with its ranks solved."""
+    written, solved = ledger.at(f"/arms/{i}/placement"), ledger.at(f"/arms/{i}/plan/text")
+    text: Phrase = (ledger.word(f"/arms/{i}/placement"),)
+    if isinstance(solved, str) and solved != written and len(solved) <= _SHORT:
+        return (*text, "\n", ledger.word(f"/arms/{i}/plan/text"))
+    return text
 
 
 def loss(ledger: Ledger, i: int, *, between: str = " ") -> Phrase:
