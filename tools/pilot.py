@@ -1,0 +1,119 @@
+"""How far does LoRA of rank 1 on all linear layers get on the embedded tasks, between the base and full fine-tuning?
+
+    python tools/pilot.py                         all tasks, benchmarks/results/pilot.json
+    python tools/pilot.py retrieval --steps 20    one task, printed only
+
+For every task: loss of the bare base, of full fine-tuning and of LoRA all:1, each at the best of its learning rates
+(chosen on the evaluation rows: a pilot finds a difficulty, it does not compare), after the task's own number of steps
+of 16 rows. The share closed is (base − LoRA) / (base − full). A task is useful for comparing placements where that
+share is neither near 0 nor near 1; ``format`` is a declared tie and is near 1 on purpose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+STEPS = {
+    "facts-300": 200,
+    "facts-1000": 400,
+    "facts-3000": 800,
+    "retrieval": 20,
+    "rules": 120,
+    "format": 80,
+}
+RATES = {"full": (5e-4, 1e-3, 2e-3), "all:1": (5e-3, 1e-2, 2e-2)}
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+EVALUATION_ROWS = 500
+
+
+def load(kind: str) -> Any:
+    """The base with everything trainable in float32 (``full``), or in bfloat16 with rank-1 adapters (``all:1``)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from loratlas.demo import base_path
+
+    dtype = torch.float32 if kind == "full" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(base_path(), dtype=dtype)
+    model.config.use_cache = False
+    if kind == "full":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(r=1, lora_alpha=2, target_modules=LINEAR))
+
+
+def nll(model: Any, rows: Any) -> float:
+    from loratlas.evaluation.tokens import score
+
+    scores = score(model, rows, packed=True)
+    return float(scores.nll.sum() / scores.n.sum())
+
+
+def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+    """Losses of a task: bare base, then every kind at each of its rates."""
+    from loratlas.data.encode import encode, load_tokenizer
+    from loratlas.demo import base_path, generate
+    from loratlas.training.loop import fit
+    from loratlas.training.settings import Settings
+
+    tokenizer = load_tokenizer(str(base_path()))
+    train = encode(generate(task, split="train"), tokenizer, max_length=128)
+    judged = encode(generate(task, split="eval", rows=EVALUATION_ROWS), tokenizer, max_length=128)
+    found: dict[str, Any] = {
+        "task": task,
+        "steps": steps,
+        "tokens_per_row": round(train.report.tokens / train.report.kept, 1),
+        "answer_tokens_per_row": round(train.report.answer_tokens / train.report.kept, 1),
+        "base": round(nll(load("full"), judged), 4),
+    }
+    for kind, rates in kinds.items():
+        losses, begun = {}, time.perf_counter()
+        for lr in rates:
+            model = load(kind)
+            dtype = "float32" if kind == "full" else "bfloat16"
+            result = fit(model, train, Settings(steps=steps, lr=lr, dtype=dtype, warmup=0.05), packed=True)
+            losses[f"{lr:g}"] = None if result.diverged else round(nll(model, judged), 4)
+            print(
+                task, steps, kind, lr, losses[f"{lr:g}"], f"{time.perf_counter() - begun:.0f} s", flush=True
+            )
+        kept = {lr: loss for lr, loss in losses.items() if loss is not None}
+        best = min(kept, key=kept.__getitem__)
+        seconds = round((time.perf_counter() - begun) / len(rates), 1)
+        found[kind] = {"nll": kept[best], "lr": float(best), "by_rate": losses, "seconds_per_run": seconds}
+    found["closed"] = round(
+        (found["base"] - found["all:1"]["nll"]) / (found["base"] - found["full"]["nll"]), 3
+    )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("tasks", nargs="*", default=[], help="which tasks; default: all")
+    parser.add_argument("--steps", type=int, help="instead of the task's own number")
+    parser.add_argument(
+        "--lora", type=float, nargs="+", default=RATES["all:1"], help="learning rates of LoRA"
+    )
+    parser.add_argument("--full", type=float, nargs="+", default=RATES["full"], help="of full fine-tuning")
+    parser.add_argument("--out", type=Path, help="JSON to write or add to")
+    arguments = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    out = arguments.out or (None if arguments.tasks else Path("benchmarks/results/pilot.json"))
+    for task in arguments.tasks or STEPS:
+        kinds = {"full": tuple(arguments.full), "all:1": tuple(arguments.lora)}
+        found = measure(task, arguments.steps or STEPS[task], kinds)
+        print(json.dumps(found))
+        if out is not None:
+            all_found = json.loads(out.read_text()) if out.exists() else {}
+            out.write_text(json.dumps({**all_found, task: found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
