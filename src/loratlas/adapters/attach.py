@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loratlas.adapters.ordinary import remember_start
 from loratlas.adapters.patterns import anchored
 from loratlas.anatomy.sites import Site
 from loratlas.errors import AttachError, SettingsError
@@ -60,6 +61,11 @@ class Row:
         return self.alpha / (math.sqrt(self.rank) if rslora else self.rank)
 
 
+def takes_from_base(init: bool | str) -> bool:
+    """Whether an initialisation moves a part of the base's weights into the adapter, changing the base."""
+    return isinstance(init, str) and (init.lower() == "olora" or init.lower().startswith("pissa"))
+
+
 def trainable(model: nn.Module) -> int:
     """Number of parameters that require a gradient."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -99,19 +105,20 @@ def lora_config(
     rank, ranks = _pattern([(row.site.module, row.rank) for row in rows])
     alpha, alphas = _pattern([(row.site.module, row.alpha) for row in rows])
     conv1d = Counter(row.site.kind == "conv1d" for row in rows)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float is what its arithmetic takes
-        target_modules=anchored(row.site.module for row in rows),
-        rank_pattern=ranks,
-        alpha_pattern=alphas,
-        lora_dropout=dropout,
-        bias="none",
-        use_rslora=rslora,
-        init_lora_weights=init,  # pyright: ignore[reportArgumentType]
-        fan_in_fan_out=conv1d[True] > conv1d[False],
-    )
+    with expected_warnings():
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=rank,
+            lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float is what its arithmetic takes
+            target_modules=anchored(row.site.module for row in rows),
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
+            lora_dropout=dropout,
+            bias="none",
+            use_rslora=rslora,
+            init_lora_weights=init,  # pyright: ignore[reportArgumentType]
+            fan_in_fan_out=conv1d[True] > conv1d[False],
+        )
     if prove:
         _prove(rows, config, model)
     return config
@@ -157,7 +164,7 @@ def attach(
     config = lora_config(rows, rslora=rslora, dropout=dropout, init=init, prove=False)
     training = model.training
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda), _expected_warnings():
+    with torch.random.fork_rng(devices=cuda), expected_warnings():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
     wrong = _differences(rows, adapted, adapter_name, rslora)
@@ -166,7 +173,11 @@ def attach(
         wrong = f"{count} trainable parameters where the plan has {sum(row.trainable for row in rows)}"
     if wrong:
         adapted.unload()
-        raise AttachError(given=f"a plan of {len(rows)} sites", found=wrong, instead="a report of this as a bug")
+        raise AttachError(
+            given=f"a plan of {len(rows)} sites", found=wrong, instead="a report of this as a bug"
+        )
+    if takes_from_base(init):
+        remember_start(adapted, adapter_name)
     return adapted.train(training)
 
 
@@ -184,12 +195,23 @@ def _check(rows: Sequence[Row], dropout: float, init: bool | str) -> None:
                 instead="an adaptable site",
             )
     if not 0 <= dropout < 1:
-        raise SettingsError(given=f"dropout {dropout}", found="no probability below 1", instead="0, or e.g. 0.05")
+        raise SettingsError(
+            given=f"dropout {dropout}", found="no probability below 1", instead="0, or e.g. 0.05"
+        )
     if isinstance(init, str):
         name = init.lower()
+        odd = [row for row in rows if row.rank % 2]
+        if name == "orthogonal" and odd:
+            raise SettingsError(
+                given=f"init {init}",
+                found=f"rank {odd[0].rank} at {odd[0].site.module}; this initialisation halves the rank",
+                instead="even ranks, or init true",
+            )
         if name in _NEEDS_MORE:
             raise SettingsError(
-                given=f"init {init}", found=f"it needs {_NEEDS_MORE[name]}", instead=f"true or {', '.join(INITS)}"
+                given=f"init {init}",
+                found=f"it needs {_NEEDS_MORE[name]}",
+                instead=f"true or {', '.join(INITS)}",
             )
         niter = name.removeprefix("pissa_niter_")
         if name not in INITS[:-1] and not (niter != name and niter.isdigit()):
@@ -209,12 +231,14 @@ def _pattern(values: list[tuple[str, Any]]) -> tuple[Any, dict[str, Any]]:
 
 
 @contextmanager
-def _expected_warnings() -> Iterator[None]:
+def expected_warnings() -> Iterator[None]:
     """Remarks that ask the user for nothing are kept away from them."""
     with warnings.catch_warnings():
         # PEFT says this of each Conv1D or Linear that differs from fan_in_fan_out, and then does the right thing.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         # PEFT 0.21 asks transformers 5.23 for an attribute under its old name.
+        # It cannot turn PiSSA with rank patterns into an ordinary adapter on saving; `ordinary` can.
+        warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield
 
@@ -228,14 +252,16 @@ def _prove(rows: Sequence[Row], config: LoraConfig, model: Any) -> None:
 
     if model is None:
         raise AttachError(
-            given="no model", found="nothing to prove the config on", instead="the model or its config, or prove=False"
+            given="no model",
+            found="nothing to prove the config on",
+            instead="the model or its config, or prove=False",
         )
     twin = copy_on_meta(model) if hasattr(model, "named_parameters") else meta_model(model)
     trial = copy.deepcopy(config)
     # Initialisations that decompose the base's weights cannot do so where there are none.
     trial.init_lora_weights = True
     try:
-        with _expected_warnings(), warnings.catch_warnings():
+        with expected_warnings(), warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # patterns that matched nothing
             adapted = get_peft_model(twin, trial, low_cpu_mem_usage=True)
     except (ValueError, RuntimeWarning, TypeError) as error:

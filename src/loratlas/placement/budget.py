@@ -130,7 +130,9 @@ def allowance(budget: Budget, anatomy: Anatomy) -> int:
         return math.floor(budget.amount)
     table = resolve(parse(like), anatomy, default=DEFAULT_RANK)
     if any(rank is None for _, rank in table):
-        raise BudgetError(given=budget.text, found="a rank of auto in what is to be matched", instead="a number")
+        raise BudgetError(
+            given=budget.text, found="a rank of auto in what is to be matched", instead="a number"
+        )
     spent = spending(anatomy, {site.path: rank for site, rank in table if rank}, budget.quantity)
     return math.floor(spent * budget.amount) if budget.like is None and budget.amount else spent
 
@@ -154,28 +156,37 @@ def solve(table: Sequence[tuple[Site, int | None]], budget: Budget, anatomy: Ana
     ranks = {site.path: rank or 1 for site, rank in table}
     least = spending(anatomy, ranks, budget.quantity)
     if least > allowed:
+        unit, plain = UNITS[budget.quantity], budget.quantity == "params" and budget.amount is not None
         raise BudgetError(
-            given=f"a budget of {budget.text}" + (f", {allowed:,} {UNITS[budget.quantity]}" if budget.amount is None else ""),
-            found=f"{'one rank at each site' if auto else 'the ranks as written'} costs {least:,} {UNITS[budget.quantity]}",
-            instead=f"a budget of at least {_least(budget, least)}, or fewer sites",
+            given=f"a budget of {budget.text}{'' if plain else f' ({allowed:,} {unit})'}",
+            found=f"{'rank 1 at each site' if auto else 'the table as written'} costs {least:,} {unit}",
+            instead=f"at least {_least(budget, least, allowed)}, or fewer sites",
         )
     if auto:
         _share_out(ranks, auto, allowed - least, _steps(anatomy, ranks, auto, budget.quantity))
     return ranks
 
 
-def _least(budget: Budget, least: int) -> str:
-    if budget.quantity != "time":
-        return f"{budget.quantity}={least}"
-    return f"time=PLACEMENT with {least:,} FLOPs per token"
+def _least(budget: Budget, least: int, allowed: int) -> str:
+    """The smallest budget that would do, in the words of the one that was given."""
+    if budget.quantity == "time" and budget.like is None and budget.amount is not None:
+        # Rounded up, for a budget that is then still too small helps nobody.
+        return f"time={math.ceil(1000 * least / allowed * budget.amount + 1e-9) / 1000:g}"
+    if budget.quantity == "time":
+        return f"{least / allowed:.4g} times that"
+    return f"{budget.quantity}={least}"
 
 
-def _steps(anatomy: Anatomy, ranks: Mapping[str, int], auto: Sequence[Site], quantity: Quantity) -> dict[str, int]:
+def _steps(
+    anatomy: Anatomy, ranks: Mapping[str, int], auto: Sequence[Site], quantity: Quantity
+) -> dict[str, int]:
     """What one more rank costs at each site."""
     if quantity == "params":
         return {site.path: site.lora_parameters(1) for site in auto}
     # Sites alike in role, shape and layer cost alike; in layers above the lowest one, all do.
-    lowest = min((site.layer for site in anatomy.sites if site.path in ranks and site.layer is not None), default=0)
+    lowest = min(
+        (site.layer for site in anatomy.sites if site.path in ranks and site.layer is not None), default=0
+    )
     alike: dict[tuple, list[Site]] = {}
     for site in auto:
         alike.setdefault((site.role, site.shape, site.kind, site.layer in (None, lowest)), []).append(site)

@@ -94,5 +94,3 @@ def _join(anatomy: Anatomy, terms: list[str]) -> list[str]:
 
 def _paths(sites: Iterable[Site]) -> str:
     return ",".join(f'"{site.module}"' for site in sites)
-
-

@@ -260,11 +260,17 @@ class _Parser:
         if first not in known:
             near = get_close_matches(first, known, n=3, cutoff=0.5)
             hint = " or ".join(near) if near else "all, attention, feedforward, a role such as attn.q"
-            self.fail(f"{first!r}, which names nothing", f'{hint}, or a path in quotes: "{written}"', position)
+            self.fail(
+                f"{first!r}, which names nothing", f'{hint}, or a path in quotes: "{written}"', position
+            )
         if not rest:
             return
         if len(rest) > 1 or (first in PARTS and first not in FAMILIES):
-            self.fail(f"more dots than a role has: {written}", f'family.part, or a path in quotes: "{written}"', position)
+            self.fail(
+                f"more dots than a role has: {written}",
+                f'family.part, or a path in quotes: "{written}"',
+                position,
+            )
         parts = PARTS if first in SETS else PARTS_OF.get(first, ())
         if rest[0] not in parts:
             near = get_close_matches(rest[0], parts, n=3, cutoff=0.3)
@@ -300,7 +306,11 @@ class _Parser:
                 self.fail(f"{self.here()} where the end of a range should be", f"{first}..{first + 1}")
             end = int(last[0])
             if end <= first:
-                self.fail(f"{first}..{end} holds no layer, the end being excluded", f"{first}..{first + 1}", position)
+                self.fail(
+                    f"{first}..{end} holds no layer, the end being excluded",
+                    f"{first}..{first + 1}",
+                    position,
+                )
         else:
             end = first + 1
         if end > _MOST_LAYERS:

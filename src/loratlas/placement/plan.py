@@ -82,7 +82,9 @@ class Plan:
         Of ranks that differ, the mean that gives this plan's ``trainable`` counts as the rank, so that the share
         says how much of the model is covered, whatever the ranks. None where a model has nothing in ``all``.
         """
-        return sum(row.site.lora_parameters(1) for row in self.rows) / self.full_unit if self.full_unit else None
+        return (
+            sum(row.site.lora_parameters(1) for row in self.rows) / self.full_unit if self.full_unit else None
+        )
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -97,7 +99,13 @@ class Plan:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def attach(
-        self, model: Any, *, seed: int = 0, dropout: float = 0.0, init: bool | str = True, adapter_name: str = "default"
+        self,
+        model: Any,
+        *,
+        seed: int = 0,
+        dropout: float = 0.0,
+        init: bool | str = True,
+        adapter_name: str = "default",
     ) -> PeftModel:
         """Put adapters on a live model, in place; see :func:`loratlas.adapters.attach.attach`."""
         from loratlas.adapters.attach import attach
@@ -129,7 +137,9 @@ class Plan:
 
         if isinstance(model, (str, Path)):
             model = load_config(model)
-        return lora_config(self.rows, model=model, rslora=self.rslora, dropout=dropout, init=init, prove=prove)
+        return lora_config(
+            self.rows, model=model, rslora=self.rslora, dropout=dropout, init=init, prove=prove
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under the schema ``loratlas.plan``; the inverse is :meth:`from_json`."""
@@ -208,7 +218,9 @@ def place(
         SettingsError: an alpha that is not above 0.
     """
     if alpha is not None and not 0 < alpha < math.inf:
-        raise SettingsError(given=f"alpha {alpha}", found="a scale that is not above 0", instead="e.g. 32, or none for 2r")
+        raise SettingsError(
+            given=f"alpha {alpha}", found="a scale that is not above 0", instead="e.g. 32, or none for 2r"
+        )
     placement = parse(text)
     if isinstance(model, Anatomy):
         anatomy = model
@@ -233,7 +245,11 @@ def place(
         model_type=anatomy.model_type,
         config_digest=anatomy.config_digest,
         rows=tuple(
-            Row(site=site, rank=ranks[site.path], alpha=float(2 * ranks[site.path] if alpha is None else alpha))
+            Row(
+                site=site,
+                rank=ranks[site.path],
+                alpha=float(2 * ranks[site.path] if alpha is None else alpha),
+            )
             for site in sites
         ),
         rslora=rslora,

@@ -66,7 +66,9 @@ def resolve(
             found[site.path] = (term, rank)
     if not found:
         raise PlacementError(
-            given=placement.text, found="nothing is left after what was taken away", instead="a term that stays"
+            given=placement.text,
+            found="nothing is left after what was taken away",
+            instead="a term that stays",
         )
     return [(site, found[site.path][1]) for site in anatomy.sites if site.path in found]
 
@@ -78,13 +80,16 @@ def select(name: Name, layers: Layers | None, anatomy: Anatomy) -> list[Site]:
     return [
         site
         for site in anatomy.sites
-        if test(site) and (layers is None or (site.layer is not None and site.layer in (wanted[site.scope] or ())))
+        if test(site)
+        and (layers is None or (site.layer is not None and site.layer in (wanted[site.scope] or ())))
     ]
 
 
 def depth(anatomy: Anatomy, scope: str) -> int:
     """Number of layers of a tower."""
-    seen = max((site.layer for site in anatomy.sites if site.scope == scope and site.layer is not None), default=-1)
+    seen = max(
+        (site.layer for site in anatomy.sites if site.scope == scope and site.layer is not None), default=-1
+    )
     return max(seen + 1, anatomy.layers if scope == "decoder" else 0)
 
 
@@ -122,9 +127,11 @@ def _term(placement: Placement, term: Term, anatomy: Anatomy) -> list[Site]:
     return list(found.values())
 
 
-def _check_site(placement: Placement, name: Name, site: Site, shared: set[str | None]) -> None:
+def _check_site(placement: Placement, name: Name, site: Site, shared: set[str]) -> None:
     if site.tied_to or site.path in shared:
-        partner = f"shares its weights with {site.tied_to}" if site.tied_to else "shares its weights with the head"
+        partner = (
+            f"shares its weights with {site.tied_to}" if site.tied_to else "shares its weights with the head"
+        )
         fail(
             placement.source,
             name.position,
@@ -132,7 +139,9 @@ def _check_site(placement: Placement, name: Name, site: Site, shared: set[str | 
             instead="attention, feedforward or all, which leave tied matrices alone",
         )
     if not site.adaptable:
-        kind = "of no effect there" if "inert" in site.flags else f"not possible on a matrix of kind {site.kind}"
+        kind = (
+            "of no effect there" if "inert" in site.flags else f"not possible on a matrix of kind {site.kind}"
+        )
         fail(
             placement.source,
             name.position,
@@ -178,7 +187,9 @@ def _no_layers(placement: Placement, term: Term, anatomy: Anatomy, anywhere: Ite
         found = f"{term.names[0].text} stands in no layer"
         instead = "the name without @"
     elif term.layers.of(count) is None:
-        found = f"layers {term.layers.text}, while the {scope} of {anatomy.model} has {count}: 0 to {count - 1}"
+        found = (
+            f"layers {term.layers.text}, while the {scope} of {anatomy.model} has {count}: 0 to {count - 1}"
+        )
         instead = f"layers below {count}" if count > 1 else "layer 0"
     else:
         found = f"no such matrix in layers {term.layers.text}"

@@ -1,0 +1,243 @@
+"""Handing adapters over: plain PEFT folders, and merged models, each checked by loading it again.
+
+An adapter folder holds ``adapter_config.json`` and ``adapter_model.safetensors``, which any tool that knows PEFT
+reads, and ``loratlas.json``, which says where the adapter came from.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratlas.adapters.attach import expected_warnings
+from loratlas.adapters.files import whole_folder
+from loratlas.adapters.ordinary import ordinary_state
+from loratlas.errors import AttachError, ModelError, OutputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+SCHEMA = "loratlas.adapter"
+VERSION = 1
+MARKER = "adapter_config.json"
+TARGETS = ("peft", "merged")
+
+
+def save_adapter(
+    peft_model: PeftModel,
+    folder: str | Path,
+    *,
+    plan_json: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    adapter_name: str = "default",
+) -> Path:
+    """Write one adapter; the folder appears whole or not at all.
+
+    An adapter that changed its base when it was put on (PiSSA, OLoRA) is written as the ordinary adapter of twice
+    the rank that has the same effect on the unchanged base.
+
+    Args:
+        peft_model: with the adapter, on any device.
+        folder: new, empty, or an earlier adapter, which is replaced.
+        plan_json: of the plan, for ``loratlas.json``.
+        extra: anything else for ``loratlas.json``; plain data.
+        adapter_name: PEFT's name of it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: something else lies there, or no permission.
+        StorageError: the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    state, config = ordinary_state(peft_model, adapter_name)
+    config.inference_mode = True
+    about = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "plan": dict(plan_json) if plan_json else None,
+        "base_digest": _digest(peft_model),
+        "extra": dict(extra or {}),
+        "versions": _versions(),
+    }
+    with whole_folder(folder, marker=MARKER) as new:
+        save_file(
+            {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()},
+            new / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+        config.save_pretrained(str(new))
+        (new / "loratlas.json").write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
+    return folder
+
+
+def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False) -> PeftModel:
+    """Put a saved adapter on a base, in place.
+
+    Args:
+        base_model: the model it was trained on, without adapters.
+        folder: as :func:`save_adapter` (or PEFT) writes it.
+        trainable: whether to train it further; otherwise it is frozen.
+
+    Returns:
+        The PeftModel, in the mode of ``base_model``, use of the global random generators undone.
+
+    Raises:
+        ModelError: no adapter there, or not all of it loads on this base.
+        AttachError: the adapter was made for a base of another shape.
+    """
+    import torch
+    from peft import PeftModel
+
+    folder = Path(folder)
+    about = read_about(folder)
+    made_for, here = about.get("base_digest"), _digest(base_model)
+    if made_for and here and made_for != here:
+        raise AttachError(
+            given=str(folder),
+            found=f"an adapter for a base with config digest {made_for}; this one has {here}",
+            instead="the base that it was trained on",
+        )
+    training = base_model.training
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda), expected_warnings():
+        # PEFT only remarks on weights that are missing.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            model = PeftModel.from_pretrained(base_model, str(folder), is_trainable=trainable)
+        except (ValueError, RuntimeError, KeyError, OSError, UserWarning) as error:
+            raise ModelError(
+                given=str(folder),
+                found=f"an adapter that does not load on this base: {str(error).splitlines()[0][:300]}",
+                instead="the base that it was trained on",
+            ) from error
+    return model.train(training)
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What ``loratlas.json`` says about an adapter; empty for one from another tool.
+
+    Raises:
+        ModelError: there is no adapter in the folder, or the file is broken.
+    """
+    folder = Path(folder)
+    if not (folder / MARKER).is_file() or not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            given=str(folder),
+            found=f"no {MARKER} with adapter_model.safetensors",
+            instead="the adapter folder that `loratlas train` names",
+        )
+    path = folder / "loratlas.json"
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(
+            given=str(path), found=f"not readable: {error}", instead="the file as written"
+        ) from error
+
+
+def export(
+    adapter_dir: str | Path,
+    out: str | Path,
+    *,
+    target: str = "peft",
+    base: str | Path | None = None,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """Write an adapter for other tools, load what was written, and compare.
+
+    Args:
+        adapter_dir: the adapter.
+        out: where to write; new, empty, or an earlier export.
+        target: ``"peft"`` for a plain adapter folder; ``"merged"`` for a whole model with its tokenizer, which needs
+            neither PEFT nor loratlas.
+        base: the base; None for the one that the adapter names.
+        dtype: numbers of a merged model. In float32 it equals base + adapter; bfloat16 halves the size and rounds
+            what the adapter adds, which ``check`` then shows.
+
+    Returns:
+        ``path``, and ``check``: the largest absolute difference between the logits of base + adapter and of what was
+        written, both in float32 on fixed tokens.
+
+    Raises:
+        ModelError: adapter or base are not there. OutputError, StorageError: see :func:`save_adapter`.
+    """
+    from loratlas.anatomy.load import load_model
+
+    if target not in TARGETS:
+        raise OutputError(
+            given=f"--for {target}", found="a format that is not written", instead=" or ".join(TARGETS)
+        )
+    adapter_dir, out = Path(adapter_dir), Path(out)
+    about = read_about(adapter_dir)
+    source = str(
+        base
+        or json.loads((adapter_dir / MARKER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        or ""
+    )
+    if not source:
+        raise ModelError(given=str(adapter_dir), found="it does not name its base", instead="--base MODEL")
+    model = load_adapter(load_model(source, dtype="float32", base_dropout=True), adapter_dir)
+    wanted = _logits(model)
+    if target == "peft":
+        save_adapter(model, out, plan_json=about.get("plan"), extra=about.get("extra"))
+        again = load_adapter(model.unload(), out)
+    else:
+        _save_merged(model, out, source, dtype)
+        again = load_model(out, dtype="float32", base_dropout=True)
+    return {"path": str(out), "check": float((_logits(again) - wanted).abs().max())}
+
+
+def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    from loratlas.anatomy.load import load_config, quiet
+
+    merged: Any = model.merge_and_unload(safe_merge=True)
+    merged = merged.to(getattr(torch, dtype))
+    # What loading for training switched off is not the base's own setting.
+    merged.config.use_cache = getattr(load_config(source), "use_cache", True)
+    with whole_folder(out, marker="config.json") as new, quiet():
+        merged.save_pretrained(new)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # a base without a tokenizer is merged without one
+        tokenizer.save_pretrained(new)
+
+
+def _logits(model: Any) -> Any:
+    """Logits of two fixed rows of tokens, float32 on the CPU."""
+    import torch
+
+    config = model.config.get_text_config(decoder=True)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, config.vocab_size, (2, 24), generator=generator)
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.no_grad():
+        return model(input_ids=tokens.to(device), use_cache=False).logits.float().cpu()
+
+
+def _digest(model: Any) -> str | None:
+    """Digest of a live model's config; None for a model without one."""
+    from loratlas.anatomy.sizes import config_digest
+
+    config: Any = getattr(model, "config", None)
+    return config_digest(copy.deepcopy(config)) if hasattr(config, "to_dict") else None
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("loratlas", "peft", "torch", "transformers")}
