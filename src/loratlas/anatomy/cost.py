@@ -82,7 +82,8 @@ def cost(
             raise ModelError(
                 given=f"{name} {value!r}", found="no such one to price", instead=" or ".join(known)
             )
-    adapted = {path: _adaptable(anatomy, path) for path in rows}
+    by_path = {site.path: site for site in anatomy.sites}
+    adapted = {path: _adaptable(by_path.get(path) or anatomy.site(path)) for path in rows}
     pass_ = _Pass(anatomy, adapted, rows, _BYTES[dtype])
     trainable = sum(site.lora_parameters(rows[path]) for path, site in adapted.items())
     saved = pass_.saved_per_token() * tokens
@@ -104,11 +105,10 @@ def step_flops(anatomy: Anatomy, rows: Mapping[str, int], *, tokens: int = 2048,
     return cost(anatomy, rows, tokens=tokens, length=length).flops_per_token * tokens
 
 
-def _adaptable(anatomy: Anatomy, path: str) -> Site:
-    site = anatomy.site(path)
+def _adaptable(site: Site) -> Site:
     if not site.adaptable:
         raise ModelError(
-            given=path,
+            given=site.path,
             found=f"a site of kind {site.kind} that carries no adapter",
             instead="an adaptable site",
         )
@@ -124,6 +124,7 @@ class _Pass:
         self.anatomy, self.adapted, self.rows, self.width = anatomy, adapted, rows, width
         self.lowest = min((self._place(site) for site in adapted.values()), default=(_AFTER, 0))
         self.starts = [site for site in adapted.values() if self._place(site)[0] == self.lowest[0]]
+        self.parallel = self._parallel(self.lowest[0])
 
     def _place(self, site: Site) -> tuple[int, int]:
         if site.layer is not None:
@@ -139,7 +140,7 @@ class _Pass:
         return any(
             self._place(start)[1] < stage
             # Parallel blocks: the feed-forward that reads what attention reads does not follow it.
-            and not (self._parallel(layer) and start.family != site.family)
+            and not (self.parallel and start.family != site.family)
             for start in self.starts
         )
 
