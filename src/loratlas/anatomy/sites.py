@@ -136,6 +136,13 @@ class Anatomy:
         vocabulary: rows of the token embedding.
         heads: attention heads (of queries).
         context: positions the model was built for; None where it has no limit of its own.
+
+    >>> site = Site(path="lm_head.weight", module="lm_head", layer=None, scope="decoder", role="head.lm",
+    ...             shape=(96, 16), kind="linear")
+    >>> anatomy = Anatomy(model="small", model_type="llama", parameters=1536, layers=0, sites=(site,),
+    ...                   config_digest="0" * 16, hidden=16, vocabulary=96, heads=2)
+    >>> anatomy.site("lm_head").shape, Anatomy.from_json(anatomy.to_json()) == anatomy
+    ((96, 16), True)
     """
 
     model: str
