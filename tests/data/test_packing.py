@@ -104,6 +104,20 @@ def test_the_proof_catches_attention_across_examples(monkeypatch, model_type, dt
     assert "differ by" in proof.reason
 
 
+def seeping(module, query, key, value, mask, **options):
+    out, _ = attention.packed_attention(module, query, key, value, mask, **options)
+    return out + 3e-4 * value.mean(), None
+
+
+def test_the_proof_catches_a_leak_that_could_pass_for_rounding(monkeypatch):
+    from transformers import AttentionInterface
+
+    monkeypatch.setattr(attention, "register", lambda: AttentionInterface.register(attention.NAME, seeping))
+    proof = prove_packing(tiny_model("llama"))
+    assert not proof.exact
+    assert "tokens of one example change the logits of others" in proof.reason
+
+
 def test_the_proof_catches_a_wrong_scale(monkeypatch):
     from transformers import AttentionInterface
 

@@ -231,6 +231,19 @@ def test_reading_leaves_no_cache_and_prints_nothing(tmp_path, capfd):
     assert datasets.is_progress_bar_enabled()
 
 
+@pytest.mark.parametrize("late", [{"note": "n"}, {"input": "more"}, {"output": "words"}], ids=str)
+def test_rows_may_differ_after_the_first_ten_megabytes(tmp_path, late):
+    common = {"instruction": "x" * 1000, "input": None, "output": 7}
+    records = [common] * 12_000 + [common | late]
+    rows = load_rows(write(tmp_path / "a.jsonl", records))
+    assert len(rows) == 12_001
+    assert rows.rows[0].turns[1].content == "7"
+    assert rows.rows[-1].turns[0].content.endswith(late.get("input", "x"))
+    assert rows.rows[-1].turns[1].content == late.get("output", "7")
+    sliced = load_rows(write(tmp_path / "a.jsonl", records), split="train[-2:]")
+    assert sliced.rows[1].turns == rows.rows[-1].turns
+
+
 def test_real_files_have_the_rows_that_their_card_counts(shared):
     counted = {"alpaca_eval": (2000, "alpaca"), "gsm8k_eval": (660, "prompt"), "sst2_eval": (872, "label")}
     for name, (n, form) in counted.items():

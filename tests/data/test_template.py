@@ -111,3 +111,8 @@ def test_a_template_that_rewrites_answers_is_refused(chat_tokenizer):
     chat_tokenizer.chat_template = LOST
     with pytest.raises(DataError, match=r"message 3 cannot be found.*generation"):
         render(TWO, chat_tokenizer)
+
+
+def test_an_empty_opening_answer_cannot_be_found(chat_tokenizer):
+    with pytest.raises(DataError, match="message 1 cannot be found"):
+        render(row(("assistant", ""), ("user", "a"), ("assistant", "b")), chat_tokenizer)

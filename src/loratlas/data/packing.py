@@ -118,10 +118,8 @@ def forward(model: Any, batch: Batch) -> torch.Tensor:
     if batch.packed:
         with packed(model, batch):
             return _logits(model, inner, batch, {"position_ids": batch.position_ids})
-    extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
-    if _facts(inner).takes_positions:
-        extra["position_ids"] = batch.position_ids
-    return _logits(model, inner, batch, extra)
+    # Padding stands on the right, so that the model's own positions, from 0, are the right ones.
+    return _logits(model, inner, batch, {"attention_mask": batch.attention_mask})
 
 
 def _logits(model: Any, inner: Any, batch: Batch, extra: dict[str, Any]) -> torch.Tensor:

@@ -88,8 +88,15 @@ def _read_file(path: Path, source: str, split: str | None) -> Table:
         raise DataError(
             given=source, found=f"it cannot be read ({error})", instead="a readable file"
         ) from error
+    from datasets.exceptions import DatasetGenerationError
+
     with tempfile.TemporaryDirectory(prefix="loratlas-") as scratch:
-        return _load(source, reader, split, data_files=str(path), cache_dir=scratch)
+        try:
+            return _load(source, reader, split, data_files=str(path), cache_dir=scratch)
+        except DataError as error:
+            if reader == "json" and isinstance(error.__cause__, DatasetGenerationError):
+                return _uneven_json(path, split)
+            raise
 
 
 def _open_text(path: Path) -> TextIO:
@@ -170,6 +177,29 @@ def _is_whole_json(path: Path, source: str, *, is_line_based: bool) -> bool:
                 instead="a list of objects",
             )
     return True
+
+
+def _uneven_json(path: Path, split: str | None) -> Table:
+    """Records of sound JSON whose rows differ in fields or types, which `datasets` takes for another table.
+
+    It fixes the columns by the first ten megabytes; a note that only later rows carry would cost all of them.
+    """
+    import datasets
+
+    with _open_text(path) as file:
+        text = file.read()
+    try:
+        records = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if len(records) == 1 and isinstance(records[0], list):
+            records = records[0]
+    except json.JSONDecodeError:
+        whole = json.loads(text)
+        records = whole if isinstance(whole, list) else [whole]
+    if split:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute({"train": len(records)})
+        records = [record for part in parts for record in records[part.from_ : part.to]]
+    columns = dict.fromkeys(column for record in records for column in record)
+    return Table(columns=tuple(columns), records=records)
 
 
 def _check_csv(path: Path, source: str) -> None:

@@ -88,7 +88,7 @@ def rows_digest(rows: Iterable[Row]) -> str:
     """First 16 hex digits of the SHA-256 of turns and labels.
 
     >>> rows_digest([Row(turns=(Turn(role="user", content="a"),), source_row=0)])
-    'cdba2a3bb8d9ce9b'
+    'bc8a62549ddf3aed'
     """
     digest = hashlib.sha256()
     for row in rows:
