@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from loratlas.anatomy.sites import Anatomy
 
 VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, INNER, CONTEXT = 96, 48, 3, 6, 2, 80, 64
 
@@ -27,7 +30,14 @@ _LLAMA: dict[str, Any] = {
 }
 _ONE_KIND = {name: value for name, value in _LLAMA.items() if name != "num_key_value_heads"}
 _IDS = {name: _LLAMA[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
-_GPT2 = {**_IDS, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": INNER}
+_GPT2 = {
+    **_IDS,
+    "n_embd": HIDDEN,
+    "n_layer": LAYERS,
+    "n_head": HEADS,
+    "n_positions": CONTEXT,
+    "n_inner": INNER,
+}
 
 TYPES: dict[str, dict[str, Any]] = {
     "gpt2": _GPT2,
@@ -133,3 +143,11 @@ def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedMode
     model.config.use_cache = False
     model.requires_grad_(False)
     return model.eval()
+
+
+@cache
+def tiny_anatomy(model_type: str) -> Anatomy:
+    """The anatomy of :func:`tiny_config`, read once per test session."""
+    from loratlas.anatomy.read import read
+
+    return read(tiny_config(model_type))

@@ -1,0 +1,148 @@
+"""Law 3: spent ≤ budget, within one rank step of it, monotone; and every way to write one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loratlas.errors import BudgetError, PlacementError
+from loratlas.placement.budget import Budget, allowance, parse_budget, solve, spending, spread
+from loratlas.placement.language import parse
+from loratlas.placement.plan import place
+from loratlas.placement.resolve import resolve
+from tests.placement.toy import decoder
+from tests.tiny import tiny_anatomy
+
+MODEL = decoder()
+
+
+def solved(text, budget, model=MODEL):
+    return solve(resolve(parse(text), model, default="auto"), parse_budget(budget), model)
+
+
+@pytest.mark.parametrize(
+    ("text", "quantity", "amount", "share", "like"),
+    [
+        ("params=2M", "params", 2e6, None, None),
+        ("params=1.5k", "params", 1500, None, None),
+        ("params=123456", "params", 123456, None, None),
+        ("params=1_000_000", "params", 1e6, None, None),
+        ("params=0.5%", "params", None, 0.005, None),
+        ("like=mlp:16", "params", None, None, "feedforward:16"),
+        ("time=1.2", "time", 1.2, None, None),
+        ("time=attention:8", "time", None, None, "attention:8"),
+        ("memory=6GB", "memory", 6e9, None, None),
+        ("memory=512 MiB", "memory", 512 * 2**20, None, None),
+        ("memory=attention:8", "memory", None, None, "attention:8"),
+    ],
+)
+def test_budgets_as_people_write_them(text, quantity, amount, share, like):
+    budget = parse_budget(text)
+    assert (budget.quantity, budget.amount, budget.like) == (quantity, amount, like)
+    assert budget.share == pytest.approx(share)
+    assert parse_budget(budget.text) == budget
+
+
+@pytest.mark.parametrize("text", ["", "2M", "params", "params=", "params=x", "params=2Q", "params=0", "params=-5",
+                                  "memory=3parsecs", "time=2s", "speed=3", "params=inf", "params=0%", "time=5%"])  # fmt: skip
+def test_what_is_no_budget(text):
+    with pytest.raises((BudgetError, PlacementError)) as caught:
+        parse_budget(text)
+    assert caught.value.instead
+
+
+def test_a_share_is_of_the_whole_model():
+    assert allowance(parse_budget("params=0.5%"), MODEL) == 500
+    assert allowance(Budget(quantity="params", share=0.29), MODEL) == 29_000
+
+
+def test_like_spends_what_the_other_plan_spends():
+    like = place(MODEL, "attention:4").trainable
+    plan = place(MODEL, "feedforward", budget="like=attention:4")
+    assert like - min(sum(row.site.shape) for row in plan.rows) < plan.trainable <= like
+
+
+def test_given_ranks_stay_and_are_paid_first():
+    ranks = solved("q:3 + ffn:auto", "params=5000")
+    assert {rank for path, rank in ranks.items() if "attn.q" in path} == {3}
+    assert spending(MODEL, ranks, "params") <= 5000
+
+
+def test_a_budget_below_one_rank_names_the_least():
+    with pytest.raises(BudgetError) as caught:
+        solved("attention", "params=100")
+    least = sum(site.lora_parameters(1) for site, _ in resolve(parse("attention"), MODEL, default=1))
+    assert f"params={least}" in caught.value.instead
+    assert set(solved("attention", f"params={least}").values()) == {1}
+    with pytest.raises(BudgetError):
+        solved("attention:4", f"params={4 * least - 1}")
+
+
+def test_a_relative_time_budget_names_the_least_ratio():
+    model = tiny_anatomy("llama")
+    with pytest.raises(BudgetError) as caught:
+        solved("all", "time=0.1", model)
+    least = caught.value.instead.split()[2].rstrip(",")
+    assert solved("all", least, model)
+
+
+def test_auto_without_a_budget_is_refused():
+    with pytest.raises(PlacementError, match="no budget"):
+        place(MODEL, "attention:auto")
+    with pytest.raises(BudgetError, match="auto"):
+        place(MODEL, "attention", budget="like=ffn:auto")
+
+
+PLACEMENTS = ("all", "attention", "feedforward.down,q@top/2", "k,v", "q:2 + ffn:auto", "gate@0,7 + o@3")
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(PLACEMENTS), st.integers(2500, 60_000), st.integers(0, 5000))
+def test_law_3_parameters(text, amount, more):
+    table = resolve(parse(text), MODEL, default="auto")
+    ranks = solved(text, f"params={amount}")
+    spent = spending(MODEL, ranks, "params")
+    assert spent <= amount
+    free = [site for site, rank in table if rank is None and ranks[site.path] < site.max_rank]
+    assert all(spent + site.lora_parameters(1) > amount for site in free)
+    assert all(1 <= ranks[site.path] <= site.max_rank for site, _ in table)
+    assert spent <= spending(MODEL, solved(text, f"params={amount + more}"), "params")
+    assert ranks == solved(text, f"params={amount}")
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.sampled_from(["time", "memory"]), st.sampled_from(["all", "attention", "ffn.down"]), st.integers(1, 12)
+)
+def test_law_3_time_and_memory(quantity, text, reference):
+    model = tiny_anatomy("llama")
+    allowed = allowance(parse_budget(f"{quantity}=all:{reference}"), model)
+    ranks = solved(text, f"{quantity}=all:{reference}", model)
+    spent = spending(model, ranks, quantity)
+    assert spent <= allowed
+    for path, rank in ranks.items():
+        if rank < model.site(path).max_rank:
+            assert spending(model, {**ranks, path: rank + 1}, quantity) > allowed
+    if reference > 1 and text == "all":
+        below = spending(model, solved(text, f"{quantity}=all:{reference - 1}", model), quantity)
+        assert below <= spent
+
+
+def test_a_uniform_table_comes_back_from_its_own_cost():
+    for rank in (1, 2, 5):
+        for quantity in ("like", "time", "memory"):
+            model = tiny_anatomy("gpt2")
+            assert set(solved("all", f"{quantity}=all:{rank}", model).values()) == {rank}
+
+
+def test_spare_ranks_are_spread_over_the_depth():
+    sites = [site for site, _ in resolve(parse("q"), MODEL, default=1)]
+    assert [site.layer for site in spread(sites)] == [0, 4, 2, 6, 1, 5, 3, 7]
+    ranks = solved("q", f"params={40 * 8 * 2 + 40 * 2}")
+    assert [path.split(".")[2] for path, rank in ranks.items() if rank == 3] == ["0", "4"]
+
+
+def test_uneven_ranks_differ_by_little():
+    ranks = solved("all", "params=20000")
+    assert max(ranks.values()) - min(ranks.values()) <= 2
