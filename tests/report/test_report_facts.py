@@ -167,6 +167,22 @@ def test_a_cost_that_was_not_measured_is_seen_but_cannot_be_chosen(tmp_path: Pat
     assert '<input type="radio" name="cost" disabled>Memory: not measured' in text
 
 
+def test_names_of_near_points_stand_apart() -> None:
+    made = study()
+    first, second, far = made["arms"]
+    first["step_seconds"], second["step_seconds"], far["step_seconds"] = 0.2, 0.201, 0.3
+    first["nll"], second["nll"], far["nll"] = 3.6, 3.6001, 3.5
+    points = [t for t in figures.figures(Ledger(made))["pareto.time"]["light"]["data"] if "text" in t]
+    assert [point["textposition"] for point in points] == ["middle right", "middle left", "middle left"]
+
+
+def test_arms_that_name_their_ranks_are_not_called_matched() -> None:
+    made = study()
+    made["arms"][2]["match"]["solved"] = False
+    assert "matched but for arms that name their ranks" in plain(facts.conditions(Ledger(made)))
+    assert plain(tables.match(Ledger(made), 2)).startswith("94.74 % as given")
+
+
 def test_arms_keep_one_colour() -> None:
     drawn = figures.figures(Ledger(study()))
     for name, theme in figures.THEMES.items():
@@ -272,8 +288,8 @@ def test_a_large_base_is_not_called_small() -> None:
 
 def test_limits_name_diverged_runs_and_rates_at_the_edge() -> None:
     said = " ".join(plain(sentence) for sentence in facts.reach(facts.read(VARIANTS["diverged"]())))
-    assert "The best learning rate of attention, 0.0405, lies at the edge of those tried." in said
-    assert "Runs of attention that diverged: 1." in said
+    assert "The best learning rate lies at the edge of those tried: attention (0.0405)." in said
+    assert "Evaluation runs that diverged: attention (1)." in said
 
 
 def test_the_spec_on_the_page_is_the_study_s(tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def conditions(ledger: Ledger) -> Phrase:
     parts += [ledger.quote("count", "/spec/steps"), " steps of ", ledger.quote("count", "/spec/batch_size")]
     parts.append(" rows · ")
     parts.append(_MATCHED.get(str(ledger.at("/spec/match")), "spending not matched"))
+    if any(ledger.at(f"/arms/{i}/match/solved") is False for i in ledger.items("/arms")):
+        parts.append(" but for arms that name their ranks")
     if ledger.number("/spec/evaluation/seeds") is not None:
         seeds, rows = (ledger.quote("count", f"/spec/evaluation/{key}") for key in ("seeds", "rows"))
         parts += [" · ", seeds, " fresh seeds × ", rows, " rows"]
@@ -274,24 +276,39 @@ def reach(ledger: Ledger) -> tuple[Phrase, ...]:
                 " in it need not pay in a large one, and this page does not claim that it does.",
             )
         )
-    for i in ledger.items("/arms"):
-        phrases += _arm_limits(ledger, i)
+    phrases += _arm_limits(ledger)
     for i in ledger.items("/notes"):
         if not str(ledger.at(f"/notes/{i}")).startswith(_SAID):
             phrases.append((ledger.word(f"/notes/{i}"),))
     return tuple(phrases)
 
 
-def _arm_limits(ledger: Ledger, i: int) -> list[Phrase]:
-    at, name = f"/arms/{i}", ledger.word(f"/arms/{i}/name")
-    found: list[Phrase] = []
-    if ledger.at(f"{at}/lr_at_edge"):
-        rate = ledger.quote("rate", f"{at}/lr")
-        found.append(("The best learning rate of ", name, ", ", rate, ", lies at the edge of those tried."))
-    if ledger.number(f"{at}/diverged"):
-        runs = ledger.quote("count", f"{at}/diverged")
-        found.append(("Runs of ", name, " that diverged: ", runs, "."))
-    return found
+def _arm_limits(ledger: Ledger) -> list[Phrase]:
+    """Which arms were not tuned well enough, or diverged: a sentence each, none where all is well."""
+    at_edge = [i for i in ledger.items("/arms") if ledger.at(f"/arms/{i}/lr_at_edge")]
+    diverged = [i for i in ledger.items("/arms") if ledger.number(f"/arms/{i}/diverged")]
+    told: list[Phrase] = []
+    if at_edge:
+        named = [
+            (ledger.word(f"/arms/{i}/name"), " (", ledger.quote("rate", f"/arms/{i}/lr"), ")")
+            for i in at_edge
+        ]
+        told.append(("The best learning rate lies at the edge of those tried: ", *_flat(named), "."))
+    if diverged:
+        named = [
+            (ledger.word(f"/arms/{i}/name"), " (", ledger.quote("count", f"/arms/{i}/diverged"), ")")
+            for i in diverged
+        ]
+        told.append(("Evaluation runs that diverged: ", *_flat(named), "."))
+    return told
+
+
+def _flat(phrases: Sequence[Phrase]) -> Phrase:
+    """Phrases with commas between them."""
+    parts: list[Any] = []
+    for phrase in phrases:
+        parts += [", ", *phrase] if parts else phrase
+    return tuple(parts)
 
 
 def gap(ledger: Ledger) -> Phrase:

@@ -161,12 +161,25 @@ def pareto(ledger: Ledger, axis: str, theme: Theme) -> Any:
             hoverinfo="skip",
             name="frontier",
         )
-    middle = (math.sqrt(low * high) if wide else (low + high) / 2) if len(points) > 1 else math.inf
-    for order, (i, x, y) in enumerate(sorted(points, key=lambda point: point[2])):
-        crowded = high <= low * 1.02
-        right = order % 2 == 0 if crowded else x <= middle
+    for (i, x, y), right in zip(points, _sides(points, log=wide), strict=True):
         figure.add_scatter(**_point(ledger, i, x, y, theme, right=right))
     return figure
+
+
+def _sides(points: list[tuple[int, float, float]], *, log: bool) -> list[bool]:
+    """For each point whether its name stands to the right: inwards, and apart from a near neighbour's."""
+    across = [math.log10(x) if log else x for _, x, _ in points]
+    upwards = [y for _, _, y in points]
+    width, height = max(across) - min(across) or 1.0, max(upwards) - min(upwards) or 1.0
+    sides: list[bool] = []
+    for n, (x, y) in enumerate(zip(across, upwards, strict=True)):
+        right = x - min(across) <= width / 2
+        for m in range(n):
+            near = abs(across[m] - x) < width / 6 and abs(upwards[m] - y) < height / 10
+            if near and sides[m] == right:
+                right = not right
+        sides.append(right)
+    return sides
 
 
 def _range(low: float, high: float, *, log: bool) -> list[float]:

@@ -128,7 +128,7 @@ border:1px solid var(--line)}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:0 36px;margin:0}
 .pairs div{display:flex;justify-content:space-between;gap:20px;padding:7px 0;
 border-bottom:1px solid var(--line);font-size:.93rem}
-.pairs dt{color:var(--soft)}.pairs dd{margin:0;text-align:right}
+.pairs dt{color:var(--soft);flex:none;max-width:50%}.pairs dd{margin:0;text-align:right;min-width:0}
 .block{margin:22px 0 0}.block h3{margin:0 0 8px;font-size:1.05rem}
 .head{display:flex;justify-content:space-between;align-items:baseline;gap:14px;flex-wrap:wrap}
 button{font:inherit;font-size:.88rem;padding:3px 12px;border:1px solid var(--line);border-radius:7px;
