@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.placement.toy import decoder
+from tests.tiny import tiny_anatomy
 
 from loratlas.errors import BudgetError, PlacementError
 from loratlas.placement.budget import Budget, allowance, parse_budget, solve, spending, spread
 from loratlas.placement.language import parse
 from loratlas.placement.plan import place
 from loratlas.placement.resolve import resolve
-from tests.placement.toy import decoder
-from tests.tiny import tiny_anatomy
 
 MODEL = decoder()
 
@@ -44,8 +44,13 @@ def test_budgets_as_people_write_them(text, quantity, amount, share, like):
     assert parse_budget(budget.text) == budget
 
 
-@pytest.mark.parametrize("text", ["", "2M", "params", "params=", "params=x", "params=2Q", "params=0", "params=-5",
-                                  "memory=3parsecs", "time=2s", "speed=3", "params=inf", "params=0%", "time=5%"])  # fmt: skip
+NO_BUDGETS = (
+    "", "2M", "params", "params=", "params=x", "params=2Q", "params=0", "params=-5", "params=inf", "params=0%",
+    "memory=3parsecs", "time=2s", "time=5%", "speed=3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_BUDGETS)
 def test_what_is_no_budget(text):
     with pytest.raises((BudgetError, PlacementError)) as caught:
         parse_budget(text)

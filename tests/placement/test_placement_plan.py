@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.placement.toy import anatomy, block, decoder
+from tests.tiny import TYPES, tiny_anatomy
 
 from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.plan import Plan, place
-from tests.placement.toy import anatomy, block, decoder
-from tests.tiny import TYPES, tiny_anatomy
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "plan.json"
 MODEL = decoder(6)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.placement.toy import anatomy, block, decoder, mixture, site
 
 from loratlas.anatomy.sites import Unresolved
 from loratlas.errors import PlacementError
 from loratlas.placement.language import parse
 from loratlas.placement.resolve import resolve
-from tests.placement.toy import anatomy, block, decoder, mixture, site
 
 
 def found(text, model=None, **more):
