@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 STEPS = {
+    "rules": 120,
+    "format": 80,
+    "retrieval": 12,
     "facts-300": 200,
     "facts-1000": 400,
     "facts-3000": 800,
-    "retrieval": 20,
-    "rules": 120,
-    "format": 80,
 }
-RATES = {"full": (5e-4, 1e-3, 2e-3), "all:1": (5e-3, 1e-2, 2e-2)}
+RATES = {"full": (5e-4, 1e-3, 2e-3), "all:1": (5e-3, 1.25e-2, 3e-2)}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-EVALUATION_ROWS = 500
+EVALUATION_ROWS = 300
 
 
 def load(kind: str) -> Any:
