@@ -206,9 +206,9 @@ def study() -> dict[str, Any]:
     return {
         "schema": "loratlas.study",
         "version": 1,
-        "name": "facts-300, parameters matched",
+        "name": "example with made-up numbers",
         "spec": {
-            "name": "facts-300, parameters matched",
+            "name": "example with made-up numbers",
             "model": "demo:llama-mini",
             "data": {"train": "demo:facts-300", "eval": "demo:facts-300", "loss": "answer"},
             "arms": {"full": "all:2", "attention": "attention:auto", "feedforward": "feedforward:auto"},

@@ -173,7 +173,7 @@ def test_names_of_near_points_stand_apart() -> None:
     first["step_seconds"], second["step_seconds"], far["step_seconds"] = 0.2, 0.201, 0.3
     first["nll"], second["nll"], far["nll"] = 3.6, 3.6001, 3.5
     points = [t for t in figures.figures(Ledger(made))["pareto.time"]["light"]["data"] if "text" in t]
-    assert [point["textposition"] for point in points] == ["middle right", "middle left", "middle left"]
+    assert [point["textposition"] for point in points] == ["top right", "top left", "top left"]
 
 
 def test_arms_that_name_their_ranks_are_not_called_matched() -> None:

@@ -222,7 +222,7 @@ def _point(ledger: Ledger, i: int, x: float, y: float, theme: Theme, *, right: b
         "mode": "markers+text",
         "name": name,
         "text": [gap + name if right else name + gap],
-        "textposition": "middle right" if right else "middle left",
+        "textposition": "top right" if right else "top left",  # the frontier leaves a point sideways
         "textfont": {"color": theme.text, "size": 13},
         "marker": {"color": colour(theme, i), "size": 12, "symbol": _MARKERS[i % len(_MARKERS)]},
         "hovertemplate": "%{x:,.4~g}<br>loss %{y:.4f}<extra></extra>",

@@ -96,6 +96,7 @@ th,td{padding:9px 11px 9px 0;text-align:left;vertical-align:top;border-bottom:1p
 th{font-weight:600}
 thead th{color:var(--soft);font-size:.83rem;vertical-align:bottom}
 tbody tr:last-child>*{border-bottom:0}
+small code{font-size:.94em}
 small{display:block;color:var(--soft);font-size:.88em;font-weight:400}
 td small,td data{white-space:nowrap}td code+small{white-space:normal}
 th[scope=row]{overflow-wrap:break-word}
