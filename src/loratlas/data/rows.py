@@ -163,7 +163,7 @@ def _mapped(columns: tuple[str, ...], mapping: Mapping[str, str], source: str) -
                 found=f"{source} has no column {column!r}; it has {', '.join(columns)}",
                 instead=_nearest(column, columns),
             )
-    own = {column: column for column in columns if column not in mapping.values() and column not in mapping}
+    own = {column: column for column in columns if column not in mapping.values()}
     return own | dict(mapping)
 
 
