@@ -9,7 +9,6 @@ optuna's own claim of trials hands some out twice when several processes ask SQL
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from loratlas.errors import OutputError, StorageError
+from loratlas.study.records import finite
 
 NAME = "ledger.db"
 CLAIM = "claim.lock"
@@ -180,7 +180,7 @@ class Ledger:
         import optuna
 
         with _stored():
-            self._storage.set_trial_user_attr(trial, "record", _plain(record))
+            self._storage.set_trial_user_attr(trial, "record", finite(record))
             self._storage.set_trial_state_values(
                 trial, optuna.trial.TrialState.COMPLETE, [value if math.isfinite(value) else math.inf]
             )
@@ -222,18 +222,3 @@ def _stored() -> Iterator[None]:
         yield
     except (OperationalError, StorageInternalError) as error:
         raise unstorable("the study's ledger", error.__cause__ or error) from error
-
-
-def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    # What cannot be JSON must fail here and not in the reader; NaN and infinity become null.
-    return json.loads(json.dumps(_finite(record), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from loratlas.errors import OutputError
 
 RECORD, EXAMPLES, CURVE = "record.json", "examples.parquet", "curve.parquet"
 CURVE_COLUMNS = ("step", "nll", "lr", "tokens", "seconds")
@@ -27,6 +30,21 @@ def digest(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def finite(value: Any) -> Any:
+    """Plain data without NaN and infinity, which JSON does not know: they become null.
+
+    >>> finite({"nll": float("nan"), "steps": (1, 2)})
+    {'nll': None, 'steps': [1, 2]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def write_run(
@@ -57,7 +75,8 @@ def write_run(
             parquet.write_table(pa.table(dict(examples)), draft / EXAMPLES)
         points = {name: [point[name] for point in curve] for name in CURVE_COLUMNS}
         parquet.write_table(pa.table(points), draft / CURVE)
-        (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(finite(record), indent=1, allow_nan=False)
+        (draft / RECORD).write_text(text + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         draft.replace(folder)
@@ -74,10 +93,12 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def read_examples(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(example, n, nll) of a run: int64 [N], int64 [N], float64 [N], in the order of ``example``."""
-    from pyarrow import parquet
+    """(example, n, nll) of a run: int64 [N], int64 [N], float64 [N], in the order of ``example``.
 
-    table = parquet.read_table(folder / EXAMPLES)
+    Raises:
+        OutputError: the file is missing or broken.
+    """
+    table = _table(folder / EXAMPLES)
     example = table["example"].to_numpy().astype(np.int64)
     order = np.argsort(example, kind="stable")
     return (
@@ -89,10 +110,22 @@ def read_examples(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def read_curve(folder: Path) -> dict[str, np.ndarray]:
     """Columns of a run's training curve."""
+    table = _table(folder / CURVE)
+    return {name: table[name].to_numpy() for name in CURVE_COLUMNS}
+
+
+def _table(path: Path) -> Any:
+    import pyarrow as pa
     from pyarrow import parquet
 
-    table = parquet.read_table(folder / CURVE)
-    return {name: table[name].to_numpy() for name in CURVE_COLUMNS}
+    try:
+        return parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise OutputError(
+            given=str(path),
+            found="a file of a finished run that is missing or broken",
+            instead="the folder as the study wrote it",
+        ) from error
 
 
 def save_encoded(path: Path, encoded: Any) -> None:

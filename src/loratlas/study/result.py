@@ -181,7 +181,8 @@ def _arm(
     ratios = [
         record["step_seconds"] / reference.records[seed]["step_seconds"]
         for seed, record in losses.records.items()
-        if seed in reference.records and reference.records[seed].get("step_seconds")
+        # A run that diverged at once has no step to time.
+        if record["step_seconds"] and seed in reference.records and reference.records[seed]["step_seconds"]
     ]
     return {
         "name": name,

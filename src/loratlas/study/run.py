@@ -210,7 +210,7 @@ class Coordinator:
             return
         device = _device()
         setup = self._write_setup(device)
-        count = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
+        count = workers or (_cores() if device == "cpu" else 1)
         count = max(1, min(count, len(state.pending)))
         threads = 1 if device == "cpu" else None
         with Pool(setup, self.out / "cache", workers=count, threads=threads) as pool:
@@ -403,3 +403,8 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a container can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
