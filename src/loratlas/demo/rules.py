@@ -7,6 +7,8 @@ numbers, summed modulo 5, tell which split it belongs to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from loratlas.demo.words import ANIMALS, FOODS, PLACES, TOOLS, TRADES, source
 
 WORDS = PLACES + FOODS + TOOLS + TRADES + ANIMALS
@@ -25,7 +27,7 @@ def table(seed: int) -> dict[str, str]:
     return dict(zip(WORDS, codes, strict=True))
 
 
-def split_of(message: list[str]) -> str:
+def split_of(message: Sequence[str]) -> str:
     """The split that a combination of words belongs to: three fifths train, two fifths eval.
 
     >>> split_of(["hill", "hill", "hill", "hill"])
