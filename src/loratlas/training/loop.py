@@ -18,6 +18,7 @@ from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
 from loratlas.training.conditions import dropout_stream, interruptible, training_mode
 from loratlas.training.masters import Masters
+from loratlas.training.memory import Peak
 from loratlas.training.microbatches import microbatches
 from loratlas.training.optimizer import Optimizer
 from loratlas.training.patience import Patience
@@ -81,11 +82,13 @@ def fit(
         if resume:
             run.take_up()
         report = stack.enter_context(reporters(settings, model, out, steps=run.steps))
+        peak = run.peak()
         setup = time.perf_counter() - begun
         try:
             while not run.finished:
                 stream(run.tally.done)
-                event = run.step()
+                with peak.watch(run.tally.done):
+                    event = run.step()
                 if event is None:
                     break
                 report(event)
@@ -96,7 +99,7 @@ def fit(
         except KeyboardInterrupt:
             raise run.interrupted() from None
         run.save()
-        return run.result(setup)
+        return run.result(setup, peak.bytes(run.lasting()))
 
 
 class _Run:
@@ -287,7 +290,17 @@ class _Run:
             instead="the same command with --resume to go on from there",
         )
 
-    def result(self, setup: float) -> FitResult:
+    def peak(self) -> Peak:
+        """The watch over the steps to come."""
+        lengths = np.array([len(example) for example in self.data.examples])
+        return Peak(self.device, lengths[self.order[self.tally.done :]].sum(1), first=self.tally.done)
+
+    def lasting(self) -> list[Any]:
+        """Tensors that live through all steps."""
+        model = [*self.model.parameters(), *self.model.buffers()]
+        return [*model, *self.masters.lasting(), *self.optimizer.state().values(), *self._previous]
+
+    def result(self, setup: float, peak_bytes: int | None) -> FitResult:
         """The end of the run."""
         self.patience.give_back(self.masters)
         tokens, labelled = self.tally.speed()
@@ -300,6 +313,7 @@ class _Run:
             labelled_tokens_per_second=labelled,
             setup_seconds=setup,
             step_seconds=self.tally.step_seconds(),
+            peak_bytes=peak_bytes,
             packing="packed" if self.packed else "padded",
             packing_reason=self.reason,
             diverged=self.diverged_at is not None,

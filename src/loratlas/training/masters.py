@@ -191,3 +191,8 @@ class Masters:
         """(name, float32 view) of every parameter."""
         for group in self.groups:
             yield from zip(group.names, group.views, strict=True)
+
+    def lasting(self) -> list[torch.Tensor]:
+        """Tensors that live as long as this does."""
+        found = [t for group in self.groups for t in (group.master, group.master.grad, group.work)]
+        return [tensor for tensor in found if tensor is not None]

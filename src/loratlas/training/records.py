@@ -70,8 +70,8 @@ class FitResult:
         labelled_tokens_per_second: likewise.
         setup_seconds: from the call to the first step.
         step_seconds: median over the steps after the warm-up steps.
-        peak_bytes: largest memory in use; see `loratlas.training.memory`. None where no step was measured.
-        peak_source: ``"measured"`` (the allocator's own count) or ``"predicted"``.
+        peak_bytes: largest memory in use by the allocator's own count, see `loratlas.training.memory`; None where no
+            step was measured (a resumed run that was over, a profiler already running).
         packing: ``"packed"`` or ``"padded"``.
         packing_reason: why.
         diverged: the loss or its gradient became NaN or infinite, and the run was stopped.
@@ -90,7 +90,6 @@ class FitResult:
     setup_seconds: float
     step_seconds: float
     peak_bytes: int | None = None
-    peak_source: str = "measured"
     packing: str = "packed"
     packing_reason: str = ""
     diverged: bool = False

@@ -1,0 +1,92 @@
+"""The largest memory of a run, from the allocator's own count and never from the process's resident size.
+
+On a GPU the allocator keeps a high-water mark. On a CPU torch keeps none, so allocations and frees are recorded
+during two steps, the first and the one with the most tokens, and added up in order; what lives through all steps
+(weights, masters, moments) is counted beside them. Recording costs about a third of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Peak:
+    """Watches the steps of one run.
+
+    Args:
+        device: where the model lies.
+        tokens: of every step to come, padding excluded.
+        first: number of the first step to come.
+    """
+
+    def __init__(self, device: Any, tokens: np.ndarray, *, first: int) -> None:
+        import torch
+
+        self._device = torch.device(device)
+        self._watched = {first, first + int(np.argmax(tokens))} if len(tokens) else set()
+        self._step = 0
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    @contextmanager
+    def watch(self, step: int) -> Iterator[None]:
+        """Measure what happens within, if this step is one to be measured."""
+        if self._device.type == "cuda" or step not in self._watched:
+            yield
+            return
+        with allocations() as changes:
+            yield
+        level = np.cumsum(changes) if changes else np.zeros(1)
+        self._step = max(self._step, int(level.max()))
+
+    def bytes(self, tensors: Iterable[torch.Tensor]) -> int | None:
+        """The peak; ``tensors`` are those that live through all steps. None if no step was measured."""
+        import torch
+
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        if not self._step:
+            return None
+        return self._step + resident_bytes(tensors)
+
+
+def resident_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages behind tensors, each counted once however many tensors share it."""
+    storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storages.values())
+
+
+@contextmanager
+def allocations() -> Iterator[list[int]]:
+    """Collects, in order, every allocation (> 0) and free (< 0) on the CPU, in bytes.
+
+    torch's older profiler does it without the seconds that the newer one takes to start.
+    """
+    import torch
+    from torch.autograd import (
+        ProfilerConfig,
+        ProfilerState,
+        _disable_profiler_legacy,  # pyright: ignore[reportAttributeAccessIssue]
+        _enable_profiler_legacy,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+    changes: list[int] = []
+    options = torch._C._profiler._ExperimentalConfig()
+    config = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, options)
+    if torch.autograd._profiler_enabled():
+        # Somebody else is profiling; two profilers cannot run at a time.
+        yield changes
+        return
+    _enable_profiler_legacy(config)
+    try:
+        yield changes
+    finally:
+        for thread in _disable_profiler_legacy():
+            changes += [event.cpu_memory_usage() for event in thread if event.kind() == "memory_alloc"]
