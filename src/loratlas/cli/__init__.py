@@ -27,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Set ``LORATLAS_DEBUG=1`` to see where an error came from.
     """
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # while Python was still importing, or for the second time
+        sys.exit(130)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -70,14 +73,14 @@ def run(arguments: Sequence[str]) -> int:
 def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
     """Say in the house's words what any exception means to the person who typed the command.
 
-    Args:
-        problem: what was raised.
-        words: the words after ``loratlas``.
+        Args:
+            problem: what was raised.
+            words: the words after ``loratlas``.
 
-    >>> import errno
-import io
-    >>> translate(OSError(errno.ENOSPC, "No space left on device", "out/x.parquet"), ["study"]).code
-    'storage'
+        >>> import errno
+    import io
+        >>> translate(OSError(errno.ENOSPC, "No space left on device", "out/x.parquet"), ["study"]).code
+        'storage'
     """
     from loratlas.errors import LoratlasError, OutputError, RequestError, RunError, StorageError
 

@@ -90,26 +90,16 @@ def plan_model(
         output.emit(config)
         return
     spent = cost(anatomy, {row.site.path: row.rank for row in plan.rows})
-    full = _full_lora(anatomy, plan)
     if as_json:
         output.emit(
             {
                 **plan.to_json(),
-                "trainable": plan.trainable,
-                "of_model": plan.trainable / anatomy.parameters,
-                "of_full_lora": plan.trainable / full.trainable if full else None,
-                "full_lora": {"placement": full.placement, "trainable": full.trainable} if full else None,
-                "parameters": anatomy.parameters,
-                "sites": [
-                    {"path": row.site.path, "module": row.site.module, "rank": row.rank, "alpha": row.alpha}
-                    for row in plan.rows
-                ],
                 "cost": asdict(spent),
                 "peft": config,
             }
         )
         return
-    _show_plan(anatomy, plan, full)
+    _show_plan(anatomy, plan)
     _show_cost(spent)
     output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
     output.say(
@@ -125,34 +115,21 @@ def read_named(model: str) -> Anatomy:
     return replace(read(model_source(model)), model=model)
 
 
-def _full_lora(anatomy: Anatomy, plan: Plan) -> Plan | None:
-    """All linear maps at the plan's largest rank; None where some matrix is too small for that rank."""
-    from loratlas.errors import RequestError
-    from loratlas.placement.plan import place
-
-    try:
-        return place(anatomy, f"all:{max(row.rank for row in plan.rows)}")
-    except RequestError:
-        return None
-
-
-def _show_plan(anatomy: Anatomy, plan: Plan, full: Plan | None) -> None:
+def _show_plan(anatomy: Anatomy, plan: Plan) -> None:
     output.say(f"{plan.placement} on {anatomy.model} ({anatomy.model_type}): {len(plan.rows)} sites")
     shares = output.table("", ("", "right"), "")
     shares.show_header = False
     shares.add_row("trainable", output.count(plan.trainable), "parameters")
-    share = plan.trainable / anatomy.parameters
     shares.add_row(
         "of the model",
-        f"{share:.2%}",
-        f"{1 - share:.2%} less than full fine-tuning of {output.count(anatomy.parameters)}",
+        f"{plan.of_model:.2%}",
+        f"{1 - plan.of_model:.2%} less than full fine-tuning of {output.count(anatomy.parameters)}",
     )
-    if full is not None:
-        part = plan.trainable / full.trainable
+    part = plan.of_full_lora
+    if part is not None:
+        whole = f"all at the same rank with {output.count(plan.trainable / part)}"
         less = f"{abs(1 - part):.2%} {'less' if part < 1 else 'more'} than" if part != 1 else "the same as"
-        shares.add_row(
-            "of full LoRA", f"{part:.2%}", f"{less} {full.placement} with {output.count(full.trainable)}"
-        )
+        shares.add_row("of full LoRA", f"{part:.2%}", f"{less} {whole}")
     output.show(shares)
     drawn = output.table("role", "layers", ("sites", "right"), "rank", "α", ("trainable", "right"))
     ranks = {row.site.path: row for row in plan.rows}

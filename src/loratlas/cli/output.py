@@ -93,7 +93,9 @@ def _print_error(error: LoratlasError) -> None:
 
     err = console(error=True)
     stopped = error.exit_code == 130
-    err.print(Text(f"{'Stopped' if stopped else 'Error'} ({error.code})", "bold yellow" if stopped else "bold red"))
+    err.print(
+        Text(f"{'Stopped' if stopped else 'Error'} ({error.code})", "bold yellow" if stopped else "bold red")
+    )
     grid = Table.grid(padding=(0, 1))
     for label, text in (("given", error.given), ("found", error.found), ("instead", error.instead)):
         # The caret below a text must stay below its character: such texts begin on a line of their own.

@@ -156,7 +156,11 @@ def _fit(
 
     def on_step(event: StepEvent) -> None:
         bar.total = event.steps
-        bar.to(event.step, f"loss {event.nll:.4f}, {event.tokens_per_second:,.0f} tokens/s")
+        bar.to(
+            event.step,
+            f"loss {event.nll:.4f}, {event.tokens_per_second:,.0f} tokens/s",
+            left=event.seconds_left,
+        )
 
     try:
         return fit(
@@ -185,7 +189,6 @@ def _finish(
     judged: Rows | None,
 ) -> dict[str, Any]:
     from loratlas.adapters.export import save_adapter
-    from loratlas.evaluation.generate import samples
 
     facts: dict[str, Any] = {
         "schema": "loratlas.train",
@@ -227,6 +230,8 @@ def _finish(
         scores.write(job.out / "eval")
         facts["eval"] = summary(scores)
         if job.samples:
+            from loratlas.evaluation.generate import samples
+
             facts["samples"] = samples(model, tokenizer, judged, limit=job.samples)
             write_json(job.out / "samples.json", facts["samples"])
     write_json(job.out / "run.json", facts)

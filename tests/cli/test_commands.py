@@ -1,0 +1,301 @@
+"""The commands on real input: their JSON, their tables, their files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+MODEL = "demo:llama-mini"
+DATA = "demo:facts-300"
+
+GPT2_MEDIUM = {
+    "model_type": "gpt2",
+    "n_embd": 1024,
+    "n_layer": 24,
+    "n_head": 16,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+}
+
+
+@pytest.fixture(scope="session")
+def gpt2_medium(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config.json with the sizes of GPT-2 medium, as DialoGPT-medium has them."""
+    path = tmp_path_factory.mktemp("gpt2-medium") / "config.json"
+    path.write_text(json.dumps(GPT2_MEDIUM))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A short run: its folder, its JSON and what it said."""
+    from contextlib import redirect_stderr, redirect_stdout
+    from io import StringIO
+
+    from loratlas.cli import run
+
+    folder = tmp_path_factory.mktemp("train") / "run"
+    words = [
+        "train",
+        MODEL,
+        DATA,
+        "--placement",
+        "attention:4",
+        "--steps",
+        "6",
+        "--batch-size",
+        "8",
+        "--lr",
+        "0.01",
+    ]
+    words += ["--eval", DATA, "--max-length", "64", "--samples", "3", "--out", str(folder), "--json"]
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run(words)
+    assert code == 0, err.getvalue()
+    return {"folder": folder, "json": json.loads(out.getvalue()), "err": err.getvalue()}
+
+
+# --- map -------------------------------------------------------------------------------------------------------
+
+
+def test_map_json_has_every_matrix_once(cli):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from loratlas.demo import base_path
+
+    told = cli("map", MODEL, "--json").json
+    assert (told["schema"], told["version"]) == ("loratlas.map", 1)
+    assert (told["model"], told["model_type"], told["parameters"]) == (MODEL, "llama", 8_392_960)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_path()))
+    named = [n for n, p in model.named_parameters(remove_duplicate=False) if p.dim() >= 2]
+    assert sorted(site["path"] for site in told["sites"] + told["unresolved"]) == sorted(named)
+    assert {"path", "layer", "scope", "role", "shape", "kind", "experts", "input_group", "tied_to"} <= set(
+        told["sites"][0]
+    )
+
+
+def test_map_table(cli, gpt2_medium: Path):
+    told = cli("map", gpt2_medium)
+    assert told.code == 0
+    assert "354,823,168 parameters, 24 layers" in told.out
+    assert max(map(len, told.out.splitlines())) <= max(80, len(told.out.splitlines()[0]))
+    rows = {line.split()[0]: line for line in told.out.splitlines() if line.startswith(" ") and line.split()}
+    assert "3072 × 1024" in rows["attn.qkv"]
+    assert "98,304" in rows["attn.qkv"]
+    assert "Unresolved: none." in told.out
+
+
+# --- plan ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("placement", "trainable", "of_model", "less_than_full"),
+    [
+        ("all:16", 6_291_456, 0.0177, 0.0),
+        ("attention:16", 2_359_296, 0.0066, 0.6250),
+        ("feedforward:8", 1_966_080, 0.0055, 0.375),
+        ("c_fc", None, None, None),
+    ],
+)
+def test_the_arithmetic(cli, gpt2_medium: Path, placement, trainable, of_model, less_than_full):
+    told = cli("plan", gpt2_medium, "--placement", placement, "--json")
+    if trainable is None:
+        assert told.code == 2  # names are no roles
+        return
+    plan = told.json
+    assert (plan["schema"], plan["version"]) == ("loratlas.plan", 1)
+    assert plan["trainable"] == trainable
+    assert plan["parameters"] == 354_823_168
+    assert plan["of_model"] == pytest.approx(of_model, abs=5e-5)
+    assert 1 - plan["of_full_lora"] == pytest.approx(less_than_full, abs=5e-5)
+    assert all(set(site) >= {"path", "rank", "alpha"} for site in plan["sites"])
+    assert all(site["alpha"] == 2 * site["rank"] for site in plan["sites"])
+    assert set(plan["cost"]) == {
+        "flops_per_token",
+        "adapter_bytes",
+        "optimizer_bytes",
+        "saved_activation_bytes",
+        "peak_bytes",
+    }
+    assert plan["cost"]["adapter_bytes"] == 4 * trainable
+
+
+def test_the_arithmetic_in_words(cli, gpt2_medium: Path):
+    attention = cli("plan", gpt2_medium, "--placement", "attention:16").out
+    assert "2,359,296" in attention
+    assert "62.50% less than all at the same rank with 6,291,456" in " ".join(attention.split())
+    feedforward = cli("plan", gpt2_medium, "--placement", "feedforward:8").out
+    assert "99.45% less than full fine-tuning of 354,823,168" in " ".join(feedforward.split())
+
+
+def test_plan_peft_is_a_lora_config(cli, gpt2_medium: Path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = cli("plan", gpt2_medium, "--placement", "attention:16", "--peft").json
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(gpt2_medium))
+        adapted = get_peft_model(model, LoraConfig(**fields))
+    assert adapted.get_nb_trainable_parameters()[0] == 2_359_296
+
+
+@pytest.mark.parametrize(
+    ("budget", "most"), [("params=100k", 100_000), ("params=0.5%", 41_964), ("like=q:8", 32_768)]
+)
+def test_budgets_hold(cli, budget: str, most: int):
+    plan = cli("plan", MODEL, "--placement", "feedforward", "--budget", budget, "--json").json
+    assert 0 < plan["trainable"] <= most
+
+
+def test_plan_text_is_the_plan(cli):
+    first = cli("plan", MODEL, "--placement", "q@top/2:4 + ffn.down:2", "--json").json
+    again = cli("plan", MODEL, "--placement", first["text"], "--json").json
+    assert again["sites"] == first["sites"]
+
+
+def test_alpha_and_rslora(cli):
+    plan = cli("plan", MODEL, "--placement", "q:4", "--alpha", "5", "--rslora", "--json").json
+    assert {site["alpha"] for site in plan["sites"]} == {5}
+    assert plan["peft"]["use_rslora"] is True
+
+
+# --- train, eval, export ---------------------------------------------------------------------------------------
+
+
+def test_train_json(trained: dict):
+    told = trained["json"]
+    assert (told["schema"], told["version"]) == ("loratlas.train", 1)
+    assert told["steps"] == 6
+    assert told["tokens"] > told["labelled_tokens"] > 0
+    assert 0 < told["train_nll"] < 20
+    assert told["tokens_per_second"] >= told["labelled_tokens_per_second"] > 0
+    assert told["setup_seconds"] > 0
+    assert told["eval"]["perplexity"] == pytest.approx(math.exp(told["eval"]["token_mean_nll"]))
+    assert "training: 6/6 steps" in trained["err"]
+    assert json.loads((trained["folder"] / "run.json").read_text())["train_nll"] == told["train_nll"]
+
+
+def test_the_adapter_is_pefts_own(trained: dict):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from loratlas.demo import base_path
+
+    base = AutoModelForCausalLM.from_pretrained(base_path())
+    model = PeftModel.from_pretrained(base, trained["json"]["adapter"])
+    adapted = {name for name, _ in model.named_modules() if name.endswith("lora_A.default")}
+    assert len(adapted) == 4 * 8
+    assert all(".self_attn." in name for name in adapted)
+
+
+def test_samples_are_written(trained: dict):
+    samples = json.loads((trained["folder"] / "samples.json").read_text())
+    assert samples == trained["json"]["samples"]
+
+
+def test_eval_of_the_adapter_is_the_runs_own(cli, trained: dict):
+    told = cli("eval", MODEL, DATA, "--adapter", trained["folder"], "--max-length", "64", "--json").json
+    assert (told["schema"], told["version"]) == ("loratlas.eval", 1)
+    assert told["token_mean_nll"] == pytest.approx(trained["json"]["eval"]["token_mean_nll"], abs=2e-3)
+    assert abs(told["residual"]) <= 1e-6
+    assert told["definitions"]["token_mean"] == pytest.approx(told["token_mean_nll"])
+    assert all(set(gap) >= {"term", "nats"} for gap in told["gaps"])
+
+
+def test_eval_of_the_bare_base_is_another(cli, trained: dict, tmp_path: Path):
+    told = cli("eval", MODEL, DATA, "--max-length", "64", "--out", tmp_path / "losses", "--json").json
+    assert told["token_mean_nll"] > trained["json"]["eval"]["token_mean_nll"]
+    assert {path.name for path in (tmp_path / "losses").iterdir()} >= {"examples.parquet", "tokens.parquet"}
+
+
+def test_eval_table(cli):
+    told = cli("eval", MODEL, DATA, "--max-length", "64", "--limit", "20")
+    assert told.code == 0
+    assert "nats per token, perplexity" in told.out
+    assert "why they differ" in told.out
+    assert max(map(len, told.out.splitlines())) <= 80
+
+
+def test_train_goes_on_from_an_adapter(cli, trained: dict, tmp_path: Path):
+    words = ["train", MODEL, DATA, "--from", trained["folder"], "--steps", "2", "--max-length", "64"]
+    told = cli(*words, "--out", tmp_path / "more", "--json").json
+    assert told["steps"] == 2
+    assert told["train_nll"] < 9
+
+
+def test_train_of_a_finished_run_again_is_refused_without_resume(cli, trained: dict):
+    before = sorted(path.name for path in trained["folder"].rglob("*"))
+    words = ["train", MODEL, DATA, "--placement", "attention:4", "--steps", "6", "--out", trained["folder"]]
+    told = cli(*words)
+    assert told.code == 2
+    assert "--resume" in told.words
+    assert sorted(path.name for path in trained["folder"].rglob("*")) == before
+
+
+def test_train_table_ends_with_how_to_load(cli, tmp_path: Path):
+    words = [
+        "train",
+        MODEL,
+        DATA,
+        "--placement",
+        "q:1",
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+        "--max-length",
+        "64",
+    ]
+    told = cli(*words, "--out", tmp_path / "run")
+    assert told.code == 0, told.err
+    assert f'PeftModel.from_pretrained(base, "{tmp_path / "run" / "adapter"}")' in told.out
+
+
+def test_a_rate_that_explodes_is_told(cli, tmp_path: Path):
+    words = [
+        "train",
+        MODEL,
+        DATA,
+        "--placement",
+        "all:8",
+        "--steps",
+        "60",
+        "--max-length",
+        "64",
+        "--batch-size",
+        "4",
+    ]
+    words += [
+        "--lr",
+        "1e30",
+        "--warmup",
+        "0",
+        "--clip",
+        "0",
+        "--dtype",
+        "float32",
+        "--out",
+        tmp_path / "run",
+        "--json",
+    ]
+    told = cli(*words)
+    assert told.code == 3
+    assert told.json["error"]["code"] == "diverged"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["diverged"] is True
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("target", ["peft", "merged"])
+def test_export(cli, trained: dict, tmp_path: Path, target: str):
+    told = cli("export", trained["folder"], "--for", target, "--out", tmp_path / target, "--json")
+    assert told.code == 0, told.err
+    assert told.json["check"] <= 1e-3
+    assert (tmp_path / target).is_dir()
+    assert any((tmp_path / target).glob("*.safetensors"))

@@ -1,0 +1,155 @@
+"""Ctrl-C and a full disk, for real: what was finished stays, the message says how to go on, and going on works."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from shell import environment, finish, spawn
+
+TRAIN = [
+    "train",
+    "demo:llama-mini",
+    "demo:facts-300",
+    "--placement",
+    "q:2",
+    "--batch-size",
+    "2",
+    "--max-length",
+    "48",
+]
+
+SPEC = """
+name: small
+model: demo:llama-mini
+data: {train: "demo:facts-300", eval: "demo:facts-300"}
+arms: {full: "all:1", attention: "attention:1"}
+learning_rates: [0.003, 0.01]
+tuning: {seeds: 1, rows: 40}
+evaluation: {seeds: 2, rows: 20}
+steps: 3
+batch_size: 2
+max_length: 48
+demonstration: true
+"""
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Read standard error until this text appears."""
+    assert process.stderr is not None
+    read = ""
+    while text not in read:
+        line = process.stderr.readline()
+        assert line, f"the command ended before it said {text!r}: {read}"
+        read += line
+    return read
+
+
+def test_train_stops_saves_and_goes_on(tmp_path: Path):
+    whole = finish(spawn(*TRAIN, "--steps", "40", "--out", "whole", "--json", cwd=tmp_path))
+    assert whole.code == 0, whole.err
+
+    process = spawn(*TRAIN, "--steps", "40", "--out", "stopped", "--json", cwd=tmp_path)
+    wait_for(process, "training: ")
+    os.killpg(process.pid, signal.SIGINT)
+    stopped = finish(process)
+    assert stopped.code == 130, stopped.err
+    assert "Traceback" not in stopped.err
+    assert stopped.json["error"]["code"] == "interrupted"
+    assert "--resume" in stopped.json["error"]["instead"]
+
+    resumed = finish(spawn(*TRAIN, "--steps", "40", "--out", "stopped", "--resume", "--json", cwd=tmp_path))
+    assert resumed.code == 0, resumed.err
+    assert resumed.json["train_nll"] == whole.json["train_nll"]
+    ours, theirs = (
+        tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "stopped")
+    )
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_study_stops_and_does_only_what_is_missing(tmp_path: Path):
+    (tmp_path / "small.yaml").write_text(SPEC)
+    process = spawn("study", "small.yaml", "--out", "s", "--workers", "1", "--json", cwd=tmp_path)
+    ledger = tmp_path / "s" / "ledger.db"
+    runs = tmp_path / "s" / "runs"
+    while process.poll() is None and not (ledger.exists() and list(runs.glob("*/record.json"))):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    stopped = finish(process)
+    assert stopped.code == 130, stopped.err
+    assert "Traceback" not in stopped.err
+    assert stopped.json["error"]["code"] == "interrupted"
+    kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/record.json")}
+    assert kept
+
+    done = finish(spawn("study", "small.yaml", "--out", "s", "--json", cwd=tmp_path))
+    assert done.code == 0, done.err
+    assert done.json["complete"] is True
+    assert (tmp_path / "s" / "report.html").is_file()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    again = finish(spawn("study", "small.yaml", "--out", "s", "--json", cwd=tmp_path))
+    assert again.json["findings"] == done.json["findings"]
+
+    shown = finish(spawn("study", "small.yaml", "--out", "s", cwd=tmp_path))
+    assert "attention" in shown.out
+    assert "Traceback" not in shown.err
+
+    page = finish(spawn("report", "s", "--out", "page.html", "--json", cwd=tmp_path))
+    assert page.code == 0, page.err
+    assert (tmp_path / "page.html").is_file()
+
+    (tmp_path / "other.yaml").write_text(SPEC.replace("steps: 3", "steps: 4"))
+    other = finish(spawn("study", "other.yaml", "--out", "s", cwd=tmp_path))
+    assert other.code == 2
+    assert "steps" in other.words
+
+
+def test_ctrl_c_before_anything_is_there_to_save(tmp_path: Path):
+    os.mkfifo(tmp_path / "slow.yaml")
+    process = spawn("study", "slow.yaml", cwd=tmp_path)
+    with (tmp_path / "slow.yaml").open("w"):  # opens when the command has begun to read
+        os.killpg(process.pid, signal.SIGINT)
+        told = finish(process)
+    assert told.code == 130
+    assert told.err.startswith("Stopped (interrupted)")
+    assert "Traceback" not in told.err
+
+
+def limited(size: int):
+    def limit() -> None:
+        # A write beyond the limit then fails with "File too large" instead of ending the process.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
+
+
+@pytest.mark.parametrize("size", [200, 20_000])
+def test_no_room_while_training(tmp_path: Path, size: int):
+    """Files cannot grow beyond so many bytes: neither the checkpoint nor the adapter fits."""
+    words = [*TRAIN, "--steps", "3", "--out", "run", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from loratlas.cli import main; main()", *words],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limited(size),
+    )
+    told = finish(process)
+    assert told.code == 3, told.err
+    assert "Traceback" not in told.err
+    assert told.json["error"]["code"] == "storage"
+    # What is there is whole: no adapter that cannot be read, no half-written JSON.
+    for path in tmp_path.rglob("*.json"):
+        json.loads(path.read_text())
+    assert not list(tmp_path.rglob("*.safetensors"))
