@@ -186,15 +186,19 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
     import errno
 
     out = tmp_path / "out"
+
+    def half(error):
+        with whole_folder(out, marker="m") as new:
+            (new / "half").write_text("x")
+            raise error
+
     for error, kind in (
         (OSError(errno.ENOSPC, "No space left"), StorageError),
         (OSError(errno.EACCES, "no"), OutputError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
     ):
-        with pytest.raises(kind), whole_folder(out, marker="m") as new:
-            (new / "half").write_text("x")
-            raise error
-    with pytest.raises(KeyboardInterrupt), whole_folder(out, marker="m"):
-        raise KeyboardInterrupt
+        with pytest.raises(kind):
+            half(error)
     assert list(tmp_path.iterdir()) == []
     for text in ("one", "two"):
         with whole_folder(out, marker="m") as new:

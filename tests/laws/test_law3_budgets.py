@@ -1,0 +1,49 @@
+"""Law 3 on real anatomies: spent ≤ budget, no further rank fits, a larger budget never spends less."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tiny import TYPES, tiny_anatomy
+
+from loratlas.errors import BudgetError
+from loratlas.placement.plan import place
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@settings(deadline=None, max_examples=15)
+@given(
+    st.sampled_from(["all", "attention", "feedforward@top/2"]), st.integers(1, 40_000), st.integers(0, 4_000)
+)
+def test_spent_within_one_step_and_monotone(model_type, text, amount, more):
+    anatomy = tiny_anatomy(model_type)
+    least = place(anatomy, f"{text}:1").trainable
+    if amount < least:
+        with pytest.raises(BudgetError, match=f"params={least}"):
+            place(anatomy, text, budget=f"params={amount}")
+        return
+    plan = place(anatomy, text, budget=f"params={amount}")
+    assert plan.trainable <= amount
+    assert all(
+        plan.trainable + row.site.lora_parameters(1) > amount
+        for row in plan.rows
+        if row.rank < row.site.max_rank
+    )
+    assert plan.trainable <= place(anatomy, text, budget=f"params={amount + more}").trainable
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "phi", "falcon"])
+@pytest.mark.parametrize("quantity", ["time", "memory"])
+def test_time_and_memory_are_monotone_too(model_type, quantity):
+    from loratlas.placement.budget import spending
+
+    anatomy = tiny_anatomy(model_type)
+    spent = []
+    for reference in range(1, 8):
+        plan = place(anatomy, "all", budget=f"{quantity}=all:{reference}")
+        assert {row.rank for row in plan.rows} == {reference}
+        half = place(anatomy, "all@top/2", budget=f"{quantity}=all:{reference}")
+        spent.append(spending(anatomy, half.ranks, quantity))
+        assert spent[-1] <= spending(anatomy, plan.ranks, quantity)
+    assert spent == sorted(spent)
