@@ -194,8 +194,13 @@ def test_interrupted_and_killed_and_gone_on_ends_with_the_same_numbers(whole, tm
         if event.kind == "finished" and event.done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted) as caught:
-        run_study(parse_spec(SPEC), out, workers=1, on_event=interrupt)
+    # A test run in the background may have begun with Ctrl-C switched off.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted) as caught:
+            run_study(parse_spec(SPEC), out, workers=1, on_event=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.exit_code == 130
     assert f"of {RUNS} runs are finished" in caught.value.found
     assert "only what is missing" in caught.value.instead
