@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.tiny import tiny_anatomy, tiny_config, tiny_model
 
-from loratlas.adapters.attach import INITS, Row, attach, lora_config, lora_layers, trainable
+from loratlas.adapters.attach import INITS, attach, lora_config, trainable
 from loratlas.adapters.patterns import anchored, exact
+from loratlas.adapters.proof import lora_layers
+from loratlas.adapters.rows import Row
 from loratlas.errors import AttachError, SettingsError
 from loratlas.placement.plan import place
 
@@ -86,7 +88,7 @@ def test_ranks_and_scales_by_site():
 def test_proof_names_the_extra_and_the_missing():
     from peft import LoraConfig, get_peft_model
 
-    from loratlas.adapters.attach import _differences
+    from loratlas.adapters.proof import differences
 
     rows = rows_of("llama", "q:2")
     with pytest.raises(AttachError, match=r"refuses|not adapt"):
@@ -96,11 +98,11 @@ def test_proof_names_the_extra_and_the_missing():
     loose = get_peft_model(
         tiny_model("llama"), LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"])
     )
-    assert "v_proj as well" in _differences(rows, loose, "default", False)
+    assert "v_proj as well" in differences(rows, loose, "default", False)
     wrong = [replace(rows[0], rank=1), *rows[1:]]
     exact_ = attach(rows, tiny_model("llama"))
-    assert "rank 2" in _differences(wrong, exact_, "default", False)
-    assert "scale 2.0" in _differences([replace(rows[0], alpha=1.0), *rows[1:]], exact_, "default", False)
+    assert "rank 2" in differences(wrong, exact_, "default", False)
+    assert "scale 2.0" in differences([replace(rows[0], alpha=1.0), *rows[1:]], exact_, "default", False)
 
 
 def test_the_proof_accepts_a_config_a_model_and_an_adapted_model():
@@ -193,3 +195,26 @@ def test_a_named_embedding_or_head_trains_where_it_is_not_tied():
     adapted = plan.attach(tiny_model("llama"))
     assert trainable(adapted) == plan.trainable
     assert len(lora_layers(adapted)) == 2
+
+
+def test_a_head_of_another_kind_beside_conv1d():
+    """PEFT flips its fan_in_fan_out from layer to layer there; each layer has to get its own."""
+    import torch
+
+    from loratlas.anatomy.read import read
+
+    model = tiny_model("gpt2", tie_word_embeddings=False)
+    plan = place(read(model), "all:2 + head.lm:3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan.to_peft(model)
+        adapted = plan.attach(model)
+    assert trainable(adapted) == plan.trainable
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+        tokens = torch.arange(3, 27)[None]
+        wanted = adapted(input_ids=tokens).logits
+        merged = adapted.merge_and_unload()(input_ids=tokens).logits
+    torch.testing.assert_close(merged, wanted, rtol=1e-4, atol=1e-4)

@@ -209,3 +209,11 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
     out.write_text("a file")
     with pytest.raises(OutputError), whole_folder(out, marker="m"):
         pass
+
+
+def test_adapters_on_embedding_and_head_are_kept(tmp_path):
+    import torch
+
+    _, adapted = trained("llama", "embed:2 + head.lm:3 + q:2")
+    save_adapter(adapted, tmp_path / "a")
+    assert torch.equal(logits(load_adapter(tiny_model("llama"), tmp_path / "a")), logits(adapted))

@@ -9,17 +9,14 @@ model afterwards.
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.ordinary import remember_start
 from loratlas.adapters.patterns import anchored
-from loratlas.anatomy.sites import Site
+from loratlas.adapters.proof import differences, expected_warnings, prove_on_meta, some
+from loratlas.adapters.rows import Row
 from loratlas.errors import AttachError, SettingsError
 
 if TYPE_CHECKING:
@@ -35,30 +32,6 @@ _NEEDS_MORE = {
     "lora_ga": "gradients on data",
     "loftq": "a base that is not quantised yet and a quantisation config",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One line of a plan.
-
-    Args:
-        site: where.
-        rank: r, at least 1.
-        alpha: α; the adapter is scaled by α/r, or α/√r with rsLoRA.
-    """
-
-    site: Site
-    rank: int
-    alpha: float
-
-    @property
-    def trainable(self) -> int:
-        """Parameters of this row's adapter."""
-        return self.site.lora_parameters(self.rank)
-
-    def scaling(self, *, rslora: bool) -> float:
-        """The factor in front of B A."""
-        return self.alpha / (math.sqrt(self.rank) if rslora else self.rank)
 
 
 def takes_from_base(init: bool | str) -> bool:
@@ -120,7 +93,7 @@ def lora_config(
             fan_in_fan_out=conv1d[True] > conv1d[False],
         )
     if prove:
-        _prove(rows, config, model)
+        prove_on_meta(rows, config, model)
     return config
 
 
@@ -157,7 +130,7 @@ def attach(
     if missing:
         raise AttachError(
             given=f"a plan of {len(rows)} sites",
-            found=f"a {type(model).__name__} without {_some(missing)}"
+            found=f"a {type(model).__name__} without {some(missing)}"
             + (" (it carries adapters already)" if any(".lora_A" in name for name in names) else ""),
             instead="the bare model that the plan was made for",
         )
@@ -167,7 +140,7 @@ def attach(
     with torch.random.fork_rng(devices=cuda), expected_warnings():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
-    wrong = _differences(rows, adapted, adapter_name, rslora)
+    wrong = differences(rows, adapted, adapter_name, rslora)
     count = trainable(adapted)
     if not wrong and count != sum(row.trainable for row in rows):
         wrong = f"{count} trainable parameters where the plan has {sum(row.trainable for row in rows)}"
@@ -186,7 +159,7 @@ def _check(rows: Sequence[Row], dropout: float, init: bool | str) -> None:
         raise AttachError(given="a plan without rows", found="nothing to adapt", instead="at least one site")
     twice = [module for module, n in Counter(row.site.module for row in rows).items() if n > 1]
     if twice:
-        raise AttachError(given="a plan", found=f"{_some(twice)} in it twice", instead="each site once")
+        raise AttachError(given="a plan", found=f"{some(twice)} in it twice", instead="each site once")
     for row in rows:
         if not row.site.adaptable:
             raise AttachError(
@@ -228,84 +201,3 @@ def _pattern(values: list[tuple[str, Any]]) -> tuple[Any, dict[str, Any]]:
     default = max(modules, key=lambda value: len(modules[value]))
     # One key per value: PEFT tries every key on every module, and Python caches 512 expressions.
     return default, {anchored(names): value for value, names in modules.items() if value != default}
-
-
-@contextmanager
-def expected_warnings() -> Iterator[None]:
-    """Remarks that ask the user for nothing are kept away from them."""
-    with warnings.catch_warnings():
-        # PEFT says this of each Conv1D or Linear that differs from fan_in_fan_out, and then does the right thing.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        # PEFT 0.21 asks transformers 5.23 for an attribute under its old name.
-        # It cannot turn PiSSA with rank patterns into an ordinary adapter on saving; `ordinary` can.
-        warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        yield
-
-
-def _prove(rows: Sequence[Row], config: LoraConfig, model: Any) -> None:
-    import copy
-
-    from peft import get_peft_model
-
-    from loratlas.anatomy.load import copy_on_meta, meta_model
-
-    if model is None:
-        raise AttachError(
-            given="no model",
-            found="nothing to prove the config on",
-            instead="the model or its config, or prove=False",
-        )
-    twin = copy_on_meta(model) if hasattr(model, "named_parameters") else meta_model(model)
-    trial = copy.deepcopy(config)
-    # Initialisations that decompose the base's weights cannot do so where there are none.
-    trial.init_lora_weights = True
-    try:
-        with expected_warnings(), warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # patterns that matched nothing
-            adapted = get_peft_model(twin, trial, low_cpu_mem_usage=True)
-    except (ValueError, RuntimeWarning, TypeError) as error:
-        raise AttachError(
-            given=f"a plan of {len(rows)} sites",
-            found=f"PEFT refuses it on a copy of {type(twin).__name__}: {error}",
-            instead="a plan made for this model",
-        ) from error
-    wrong = _differences(rows, adapted, "default", bool(config.use_rslora))
-    if wrong:
-        raise AttachError(
-            given=f"a plan of {len(rows)} sites", found=wrong, instead="a plan made for this model"
-        )
-
-
-def lora_layers(model: Any) -> dict[str, Any]:
-    """PEFT's LoRA layers by the name that their module has in the bare model, in the model's order."""
-    from peft.tuners.lora import LoraLayer
-
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-
-
-def _differences(rows: Sequence[Row], adapted: Any, adapter_name: str, rslora: bool) -> str:
-    """What the adapted model has that the rows do not say, in words; empty where they agree."""
-    layers = {name: layer for name, layer in lora_layers(adapted).items() if adapter_name in layer.r}
-    wanted = {row.site.module: row for row in rows}
-    extra = [name for name in layers if name not in wanted]
-    missing = [name for name in wanted if name not in layers]
-    if extra or missing:
-        parts = [f"PEFT would adapt {_some(extra)} as well"] if extra else []
-        parts += [f"PEFT would not adapt {_some(missing)}"] if missing else []
-        return "; ".join(parts)
-    for name, row in wanted.items():
-        layer = layers[name]
-        if layer.r[adapter_name] != row.rank:
-            return f"rank {layer.r[adapter_name]} at {name} where the plan has {row.rank}"
-        if not math.isclose(layer.scaling[adapter_name], row.scaling(rslora=rslora), rel_tol=1e-12):
-            return f"scale {layer.scaling[adapter_name]} at {name} where the plan has {row.scaling(rslora=rslora)}"
-    return ""
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.adapters.attach import expected_warnings
 from loratlas.adapters.files import whole_folder
 from loratlas.adapters.ordinary import ordinary_state
+from loratlas.adapters.proof import expected_warnings
 from loratlas.errors import AttachError, ModelError, OutputError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ A comma before ``@`` separates names, one after it separates layers. Nothing her
 
 >>> parse(" mlp @ top/2:8+q , v:16 ").text
 'feedforward@top/2:8 + q,v:16'
+>>> from loratlas.errors import PlacementError
 >>> try:
 ...     parse("attention:x")
 ... except PlacementError as error:
@@ -30,12 +31,11 @@ an integer, or auto
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, NoReturn
 
-from loratlas.errors import PlacementError
-from loratlas.placement.layers import Ends, Layers, Numbers, Part, numbers
+from loratlas.placement.layers import Ends, Layers, Part, numbers
+from loratlas.placement.terms import Name, Placement, Term, fail
 from loratlas.placement.vocabulary import ALIASES, FAMILIES, PARTS, PARTS_OF, SCOPES, SETS
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
@@ -43,99 +43,6 @@ _INTEGER = re.compile(r"\d+")
 _ENDS = re.compile(r"(first|last)(\d+)(?![A-Za-z0-9_/])")
 _PART = re.compile(r"(top|middle|bottom)\s*/\s*(\d+)")
 _MOST_LAYERS = 100_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Name:
-    """One name of a selector.
-
-    Args:
-        scope: the tower, or None for the text towers. Always None for a path.
-        word: set, family or part, with ``.part`` behind it where one was given; or the quoted path.
-        quoted: whether the word is an exact or glob path.
-        position: index of its first character in the text.
-    """
-
-    scope: str | None
-    word: str
-    quoted: bool
-    position: int
-
-    @property
-    def text(self) -> str:
-        """As written in a selector."""
-        if self.quoted:
-            return f'"{self.word}"'
-        return f"{self.scope}.{self.word}" if self.scope else self.word
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
-    """One term.
-
-    Args:
-        adds: True behind ``+``, False behind ``-``.
-        names: the selector.
-        layers: those behind ``@``; None for all.
-        rank: an integer, ``"auto"``, or None where none was written.
-        force: whether ``!`` lets this rank win over an earlier term's.
-        position: index of the first character; ``layers_position`` and ``rank_position`` likewise.
-    """
-
-    adds: bool
-    names: tuple[Name, ...]
-    layers: Layers | None
-    rank: int | Literal["auto"] | None
-    force: bool
-    position: int
-    layers_position: int = 0
-    rank_position: int = 0
-
-    @property
-    def text(self) -> str:
-        """As written, without its sign."""
-        layers = f"@{self.layers.text}" if self.layers else ""
-        rank = f":{self.rank}{'!' if self.force else ''}" if self.rank is not None else ""
-        return ",".join(name.text for name in self.names) + layers + rank
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """A parsed placement.
-
-    Args:
-        source: the text it was read from; errors point into it.
-        terms: at least one, the first of which adds.
-    """
-
-    source: str
-    terms: tuple[Term, ...]
-
-    @property
-    def text(self) -> str:
-        """Canonical text: parsing it gives the same terms, and two texts of the same terms give the same one."""
-        first, *rest = self.terms
-        return first.text + "".join(f" {'+' if term.adds else '-'} {term.text}" for term in rest)
-
-    @property
-    def wants_budget(self) -> bool:
-        """Whether some term asks for a rank that only a budget can give."""
-        return any(term.rank == "auto" for term in self.terms)
-
-
-def fail(source: str, position: int, *, found: str, instead: str) -> NoReturn:
-    """Raise a PlacementError that shows the text with a caret under the character at ``position``."""
-    # One line of a terminal at most: of a long text the surroundings are enough.
-    start = max(0, position - 60) if len(source) > 90 else 0
-    shown = source[start : start + 90].replace("\n", " ").replace("\t", " ")
-    shown = ("…" if start else "") + shown + ("…" if start + 90 < len(source) else "")
-    pad = " " * (position - start + (1 if start else 0))
-    raise PlacementError(
-        given=f"\n    {shown}\n    {pad}^ (character {position + 1})",
-        found=found,
-        instead=instead,
-        position=position,
-    )
 
 
 def parse(text: str) -> Placement:
@@ -332,6 +239,3 @@ class _Parser:
         if self.at < len(self.text) and (self.text[self.at].isalpha() or self.text[self.at] == "."):
             self.fail(f"{self.here()} behind the rank {match[0]}", "an integer, or auto")
         return int(match[0]), self.take("!")
-
-
-__all__ = ["Ends", "Layers", "Name", "Numbers", "Part", "Placement", "Term", "fail", "parse"]

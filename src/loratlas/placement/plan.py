@@ -17,11 +17,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from loratlas.adapters.attach import Row
+from loratlas.adapters.rows import Row
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.budget import Budget, check_auto, parse_budget, solve
@@ -37,7 +36,7 @@ SCHEMA = "loratlas.plan"
 VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Which sites carry an adapter, of which rank and alpha. Nothing else decides what trains.
 
@@ -91,7 +90,7 @@ class Plan:
         """Path → rank, in the model's order."""
         return {row.site.path: row.rank for row in self.rows}
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """16 hexadecimal digits that name what this plan does to a base, however it was written."""
         table = [(row.site.path, row.rank, row.alpha) for row in self.rows]

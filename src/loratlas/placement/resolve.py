@@ -25,8 +25,8 @@ from typing import Literal, NoReturn
 
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import PlacementError
-from loratlas.placement.language import Name, Placement, Term, fail
 from loratlas.placement.layers import Layers
+from loratlas.placement.terms import Name, Placement, Term, fail
 from loratlas.placement.vocabulary import MADE_OF, TEXT_SCOPES, holds
 
 DEFAULT_RANK = 16
