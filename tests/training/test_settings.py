@@ -65,8 +65,8 @@ def test_cosine_falls_to_nearly_nothing_and_constant_stays():
     settings = Settings(lr=2.0, warmup=0.1)
     rates = [rate(settings, step, 100) for step in range(100)]
     assert rates[9] == 2.0
-    assert all(a < b for a, b in zip(rates[:9], rates[1:10], strict=True))
-    assert all(a >= b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 2e-3
     flat = Settings(lr=2.0, warmup=0.1, schedule="constant")
     assert [rate(flat, step, 100) for step in (10, 50, 99)] == [2.0] * 3

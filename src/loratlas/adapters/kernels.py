@@ -45,8 +45,7 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (g,) = gradients
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         seen, W, A, B, h = ctx.saved_tensors
         gh = (g @ B).mul_(ctx.scale)
         dx = d_dropped = None

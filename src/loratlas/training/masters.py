@@ -164,7 +164,7 @@ class Masters:
                     parameter.grad = None
             if into:
                 lifted = [g if g.dtype == self._torch.float32 else g.float() for g in found]
-                self._torch._foreach_add_(into, lifted)
+                self._torch._foreach_add_(into, lifted)  # pyright: ignore[reportPrivateImportUsage]
 
     def norm(self) -> torch.Tensor:
         """Euclidean norm of the whole gradient."""

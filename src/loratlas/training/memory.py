@@ -69,24 +69,18 @@ def allocations() -> Iterator[list[int]]:
 
     torch's older profiler does it without the seconds that the newer one takes to start.
     """
-    import torch
-    from torch.autograd import (
-        ProfilerConfig,
-        ProfilerState,
-        _disable_profiler_legacy,  # pyright: ignore[reportAttributeAccessIssue]
-        _enable_profiler_legacy,  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    from torch._C import _autograd, _profiler  # pyright: ignore[reportAttributeAccessIssue]
 
     changes: list[int] = []
-    options = torch._C._profiler._ExperimentalConfig()
-    config = ProfilerConfig(ProfilerState.CPU, False, True, False, False, False, options)
-    if torch.autograd._profiler_enabled():
+    options = _profiler._ExperimentalConfig()
+    config = _profiler.ProfilerConfig(_profiler.ProfilerState.CPU, False, True, False, False, False, options)
+    if _autograd._profiler_enabled():
         # Somebody else is profiling; two profilers cannot run at a time.
         yield changes
         return
-    _enable_profiler_legacy(config)
+    _autograd._enable_profiler_legacy(config)
     try:
         yield changes
     finally:
-        for thread in _disable_profiler_legacy():
+        for thread in _autograd._disable_profiler_legacy():
             changes += [event.cpu_memory_usage() for event in thread if event.kind() == "memory_alloc"]

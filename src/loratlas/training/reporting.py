@@ -35,12 +35,9 @@ def reporters(
     if not settings.report_to:
         yield lambda event: None
         return
-    import os
-
     from transformers import TrainerControl, TrainerState, TrainingArguments, integrations
 
     folder = str(out / "logs" if out is not None else Path("runs"))
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", folder)
     arguments = TrainingArguments(output_dir=folder, report_to=[], use_cpu=True, learning_rate=settings.lr)
     state, control = TrainerState(max_steps=steps), TrainerControl()
     callbacks = []
@@ -54,6 +51,9 @@ def reporters(
                 instead=f'pip install "loratlas[{name}]"',
             ) from error
     for callback in callbacks:
+        # TensorBoard's: where TENSORBOARD_LOGGING_DIR does not say otherwise.
+        if getattr(callback, "logging_dir", folder) is None:
+            callback.logging_dir = folder
         callback.on_train_begin(arguments, state, control, model=model)
 
     def tell(event: StepEvent) -> None:

@@ -1,0 +1,113 @@
+"""The definitions, and the gaps between them to the last nat."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loratlas.errors import DataError
+from loratlas.evaluation.audit import definitions, gaps, residual
+from loratlas.evaluation.tokens import Scores
+
+
+def of(n, means):
+    n = np.asarray(n)
+    return Scores(example=np.arange(len(n)), n=n, nll=n * np.asarray(means, dtype=np.float64))
+
+
+def by_hand(n, means):
+    total, tokens = sum(a * b for a, b in zip(n, means, strict=True)), sum(n)
+    ordered, half = sorted(means), len(means) // 2
+    median = ordered[half] if len(means) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    return {
+        "token_mean": total / tokens,
+        "perplexity": math.exp(total / tokens),
+        "example_mean": sum(means) / len(means),
+        "example_mean_perplexity": math.exp(sum(means) / len(means)),
+        "median": median,
+        "median_perplexity": math.exp(median),
+        "mean_example_perplexity": sum(math.exp(m) for m in means) / len(means),
+        "sum": total,
+    }
+
+
+tables = st.lists(st.tuples(st.integers(1, 2000), st.floats(0, 60)), min_size=1, max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables)
+def test_definitions_and_gaps_on_any_table(table):
+    n, means = zip(*table, strict=True)
+    scores = of(n, means)
+    wanted, found = by_hand(n, means), definitions(scores)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    terms = {(gap["from"], gap["to"]): gap["nats"] for gap in gaps(scores)}
+    assert terms["token_mean", "example_mean"] == pytest.approx(
+        wanted["example_mean"] - wanted["token_mean"], abs=1e-9
+    )
+    jensen = terms["example_mean", "log_mean_example_perplexity"]
+    assert jensen == pytest.approx(
+        math.log(wanted["mean_example_perplexity"]) - wanted["example_mean"], abs=1e-9
+    )
+    assert jensen >= -1e-12
+    assert terms["example_mean", "median"] == pytest.approx(
+        wanted["median"] - wanted["example_mean"], abs=1e-9
+    )
+    assert residual(scores) < 1e-6
+
+
+def test_signs_are_what_the_words_say():
+    """Long examples with a low loss pull the token mean down."""
+    scores = of([1, 9], [3.0, 1.0])
+    first = gaps(scores)[0]
+    assert definitions(scores)["token_mean"] == pytest.approx(1.2)
+    assert first["nats"] == pytest.approx(0.8)
+
+
+def test_equal_lengths_and_losses_leave_no_gap():
+    assert all(abs(gap["nats"]) < 1e-15 for gap in gaps(of([5, 5, 5], [2.0, 2.0, 2.0])))
+    assert gaps(of([5, 5], [1.0, 3.0]))[0]["nats"] == 0
+
+
+def test_small_jensen_gaps_are_exact_and_near_their_estimate():
+    means = 2 + 1e-5 * np.array([-1.0, 1.0, -2.0, 2.0])
+    gap = gaps(of([3, 3, 3, 3], means))[1]
+    assert gap["nats"] == pytest.approx(1.25e-10, rel=1e-4)
+    assert gap["estimate"] == pytest.approx(1.25e-10, rel=1e-4)
+
+
+def test_a_wrong_term_shows_in_the_residual(monkeypatch):
+    import loratlas.evaluation.audit as audit
+
+    scores = of([1, 9, 4], [3.0, 1.0, 2.0])
+    right = audit.gaps(scores)
+    wrong = [gap | {"nats": gap["nats"] + 1e-3} for gap in right]
+    monkeypatch.setattr(audit, "gaps", lambda _: wrong)
+    assert audit.residual(scores) > 9e-4
+
+
+def test_two_definitions_rank_two_adapters_differently():
+    """One is better on long examples, the other on short ones."""
+    n = [10, 10, 100]
+    first, second = definitions(of(n, [1.0, 1.0, 2.0])), definitions(of(n, [1.4, 1.4, 1.9]))
+    assert first["token_mean"] > second["token_mean"]
+    assert first["example_mean"] < second["example_mean"]
+
+
+def test_infinite_perplexities_do_not_break_the_gaps():
+    scores = of([1, 2], [900.0, 1.0])
+    assert definitions(scores)["mean_example_perplexity"] == math.inf
+    assert residual(scores) < 1e-6
+
+
+def test_no_counted_tokens():
+    with pytest.raises(DataError, match="no examples"):
+        definitions(of([], []))
+    with pytest.raises(DataError, match="example 1 has no counted token"):
+        gaps(of([2, 0], [1.0, 1.0]))

@@ -1,0 +1,100 @@
+"""Checkpoints: whole or not there, the last one kept, and only taken up by the run that wrote them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.training.small import adapted, encoded
+
+from loratlas.errors import OutputError, StorageError
+from loratlas.training.checkpoint import Checkpoints
+from loratlas.training.loop import fit
+from loratlas.training.settings import Settings
+
+FAST = Settings(steps=6, lr=1e-2, batch_size=4, dtype="float32", save_every=2)
+TENSORS = {"a": torch.arange(5.0), "b": torch.eye(3)}
+
+
+def test_read_back_and_only_the_last_is_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, identity={"seed": 1})
+    assert checkpoints.load() is None
+    for step in (2, 4):
+        checkpoints.save(step, {"a": TENSORS["a"] + step}, {"step": step})
+    tensors, state = checkpoints.load() or ({}, {})
+    assert state == {"step": 4}
+    assert torch.equal(tensors["a"], TENSORS["a"] + 4)
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-00000004"]
+
+
+def test_another_run_is_refused_and_named(tmp_path):
+    fit(adapted(), encoded(), FAST, out=tmp_path, packed=True)
+    with pytest.raises(OutputError, match=r"settings\.lr was 0\.01, now 0\.5"):
+        fit(adapted(), encoded(), replace(FAST, lr=0.5), out=tmp_path, resume=True, packed=True)
+    with pytest.raises(OutputError, match="data"):
+        fit(adapted(), encoded(seed=3), FAST, out=tmp_path, resume=True, packed=True)
+    with pytest.raises(OutputError, match="parameters"):
+        fit(adapted(rank=2), encoded(), FAST, out=tmp_path, resume=True, packed=True)
+
+
+def test_damage_is_said(tmp_path):
+    fit(adapted(), encoded(), FAST, out=tmp_path, packed=True)
+    tensors = next(tmp_path.glob("checkpoint/step-*/state.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    with pytest.raises(OutputError, match="cannot be read"):
+        fit(adapted(), encoded(), FAST, out=tmp_path, resume=True, packed=True)
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, identity={})
+    left = tmp_path / "checkpoint" / ".draft-1"
+    left.mkdir(parents=True)
+    (left / "state.json").write_text("{")
+    assert checkpoints.load() is None
+    checkpoints.save(1, TENSORS, {})
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk that is always full"
+)
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    """The real system call fails: the file that is opened is the device that is always full."""
+    checkpoints = Checkpoints(tmp_path, identity={})
+    checkpoints.save(1, TENSORS, {"good": True})
+    opened = Path.open
+
+    def full(self, mode="r", *arguments, **options):
+        return opened(
+            Path("/dev/full") if self.name == "state.safetensors" else self, mode, *arguments, **options
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(StorageError, match="No space left"):
+            checkpoints.save(2, TENSORS, {"good": False})
+    tensors, state = checkpoints.load() or ({}, {})
+    assert state == {"good": True}
+    assert torch.equal(tensors["b"], TENSORS["b"])
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_no_permission(tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o500)
+    with pytest.raises(StorageError, match="Permission denied"):
+        fit(adapted(), encoded(), FAST, out=folder, packed=True)
+    folder.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(StorageError, match="could not be written"):
+        fit(adapted(), encoded(), FAST, out=tmp_path / "run", packed=True)
