@@ -54,7 +54,7 @@ def numbers(result) -> dict:
     """What must not depend on time, workers or interruptions."""
     data = json.loads(json.dumps(result.to_json()))
     for arm in data["arms"]:
-        for name in ("step_seconds", "step_time_ratio", "peak_bytes"):
+        for name in ("step_seconds", "step_time_ratio", "peak_bytes", "peak_source"):
             del arm[name]
         for run in arm["runs"]:
             for name in ("step_seconds", "seconds", "peak_bytes"):

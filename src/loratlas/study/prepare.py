@@ -70,6 +70,7 @@ class Prepared:
                 "loss": spec.data.loss,
             },
             "trainable": {name: plan.trainable for name, plan in self.plans.items()},
+            "predicted_peak": self._predicted_peak(spec),
             "plans": {name: plan.to_json() for name, plan in self.plans.items()},
             "matches": {name: match and match.to_json() for name, match in self.matches.items()},
             "anatomy": {
@@ -87,6 +88,19 @@ class Prepared:
                 ],
             },
             "notes": list(self.notes),
+        }
+
+    def _predicted_peak(self, spec: StudySpec) -> dict[str, int]:
+        """Arm → peak bytes of a step of mean size by arithmetic, for runs whose memory was not measured."""
+        from loratlas.anatomy.cost import cost
+
+        mean = self.train.report.tokens / len(self.train)
+        rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
+        return {
+            name: cost(
+                self.anatomy, plan.ranks, tokens=round(mean * rows), length=round(mean), dtype=spec.dtype
+            ).peak_bytes
+            for name, plan in self.plans.items()
         }
 
 
@@ -184,7 +198,9 @@ def training(spec: StudySpec) -> dict[str, Any]:
 
 def evaluation_source(spec: StudySpec) -> str:
     """The evaluation rows' source, as written in the spec."""
-    return spec.data.eval or f"{spec.data.train} [{spec.data.eval_split or 'eval'}]"
+    source = spec.data.eval or spec.data.train
+    split = spec.data.eval_split or ("eval" if source.startswith(DEMO) else None)
+    return f"{source} [{split}]" if split else source
 
 
 def _split(

@@ -184,6 +184,8 @@ def _arm(
         # A run that diverged at once has no step to time.
         if record["step_seconds"] and seed in reference.records and reference.records[seed]["step_seconds"]
     ]
+    measured = _largest([record.get("peak_bytes") for record in losses.records.values()])
+    predicted = facts.get("predicted_peak", {}).get(name)
     return {
         "name": name,
         "placement": spec.arms[name].placement,
@@ -195,7 +197,8 @@ def _arm(
         "trainable": facts["trainable"][name],
         "step_time_ratio": _median(ratios),
         "step_seconds": _median([record["step_seconds"] for record in losses.records.values()]),
-        "peak_bytes": _largest([record["peak_bytes"] for record in losses.records.values()]),
+        "peak_bytes": predicted if measured is None else measured,
+        "peak_source": "predicted" if measured is None else "measured",
         "diverged": losses.diverged,
         "match": facts["matches"].get(name),
         "tuning": [

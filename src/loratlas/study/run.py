@@ -161,6 +161,7 @@ def _enter(ledger: Ledger, prepared: Prepared, spec: StudySpec, out: Path) -> No
     if not known.get("begun"):
         ledger.note(**facts, machine=machine(), versions=versions(), revision=revision(), begun=time.time())
         return
+    ledger.note(**{name: fact for name, fact in facts.items() if name not in known})  # of an earlier version
     for name in ("train", "tuning", "evaluation"):
         if known["data"][name]["digest"] != facts["data"][name]["digest"]:
             raise DataError(
@@ -168,7 +169,8 @@ def _enter(ledger: Ledger, prepared: Prepared, spec: StudySpec, out: Path) -> No
                 found=f"other {name} rows than this study began with",
                 instead="the rows as they were, or another --out",
             )
-    if known["plans"] != facts["plans"] or known["base"] != facts["base"]:
+    tables = [{name: plan["digest"] for name, plan in found["plans"].items()} for found in (known, facts)]
+    if tables[0] != tables[1] or known["base"] != facts["base"]:
         raise OutputError(
             given=str(out), found="a study of another base or with other plans", instead="another --out"
         )
