@@ -49,10 +49,11 @@ def export(
     check is the largest difference of logits on fixed tokens between what was trained and what was written.
     """
     from loratlas.adapters.export import export as write
+    from loratlas.study.inputs import model_source
 
     folder = adapter_folder(adapter)
     check_out(out, what="export")
-    result = write(folder, out, target=target.value, base=base)
+    result = write(folder, out, target=target.value, base=model_source(base) if base else None)
     if as_json:
         output.emit({"schema": "loratlas.export", "version": 1, "for": target.value, **result})
     else:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-PLAIN_EVERY = 5.0
+PLAIN_EVERY = 10.0
 """Seconds between two progress lines where no bar can move."""
 
 

@@ -132,13 +132,15 @@ def _watch(bar: output.Progress) -> Callable[[StudyEvent], None]:
             running[key] = event.step / event.steps if event.steps else 0.0
         elif event.kind == "finished":
             running.pop(key, None)
+        if event.kind == "complete":
+            return
         bar.total = max(event.planned, 1)
         if event.kind == "prepared":
             bar.start_at(event.done)
             return
         bar.to(
             event.done + min(sum(running.values()), 0.99 * len(running)),
-            event.message if event.kind != "complete" else "",
+            event.message,
             title=event.phase or bar.title,
             left=event.seconds_left,
         )
@@ -175,12 +177,13 @@ def _show(data: Mapping[str, Any]) -> None:
             _interval(arm.get("ci")),
         )
     output.show(arms)
+    reference = str(data.get("reference") or data["spec"]["reference"])
     found = output.table(
-        "against " + str(data.get("reference") or data["spec"]["reference"]),
+        f"against {reference}",
         "verdict",
-        ("difference", "right"),
+        ("nats", "right"),
         "interval",
-        ("p (Holm)", "right"),
+        ("p", "right"),
         ("detectable", "right"),
     )
     for finding in data["findings"]:
@@ -196,14 +199,15 @@ def _show(data: Mapping[str, Any]) -> None:
     for finding in data["findings"]:
         output.say(finding["sentence"])
     output.say(
-        "Losses and differences in nats per answer token; detectable: what this study finds in 80 % of cases."
+        "nats: loss per answer token, less than the reference's is better; p: after Holm's correction;"
     )
+    output.say("detectable: the difference that this study would have found with 80 % power.")
     for remark in data.get("notes", ()):
         output.note(remark)
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:
-    return "–" if value is None else f"{value:+.4f}" if sign else f"{value:.4f}"
+    return "–" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
 
 
 def _interval(ends: Any, *, sign: bool = False) -> str:
@@ -213,4 +217,4 @@ def _interval(ends: Any, *, sign: bool = False) -> str:
 
 
 def _p(value: float | None) -> str:
-    return "–" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    return "–" if value is None else "<0.0001" if value < 1e-4 else f"{value:.4f}"

@@ -251,7 +251,19 @@ def _show(facts: dict[str, Any]) -> None:
     drawn.add_row("counted tokens per second", output.count(facts["labelled_tokens_per_second"]))
     output.show(drawn)
     output.say(f"Adapter: {facts['adapter']}. Load it with:")
-    output.say("  from peft import PeftModel")
-    output.say("  from transformers import AutoModelForCausalLM")
-    output.say(f'  base = AutoModelForCausalLM.from_pretrained("{facts["model"]}")')
-    output.say(f'  model = PeftModel.from_pretrained(base, "{facts["adapter"]}")')
+    for line in _loading(facts["model"], facts["adapter"]):
+        output.say(f"  {line}")
+
+
+def _loading(model: str, adapter: str) -> list[str]:
+    """How to load the adapter, in Python."""
+    base, embedded = f'"{model}"', model.startswith("demo:")
+    if embedded:
+        base = f'base_path("{model}")'
+    return [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        *(["from loratlas.demo import base_path"] if embedded else []),
+        f"base = AutoModelForCausalLM.from_pretrained({base})",
+        f'model = PeftModel.from_pretrained(base, "{adapter}")',
+    ]
