@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loratlas.errors import DataError, Interrupted, OutputError, PlacementError, StorageError
+from loratlas.errors import (
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    PlacementError,
+    SettingsError,
+    StorageError,
+)
 from loratlas.study.ledger import Ledger
 from loratlas.study.records import read_examples
 from loratlas.study.result import load_study
@@ -261,6 +269,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     [
         ({"arms": {"full": "all:8", "x": "attn.nothing:8"}}, PlacementError),
         ({"arms": {"full": "all:8", "x": "q:100000"}}, PlacementError),
+        ({"arms": {"full": "all:8", "x": {"placement": "q:8", "init": "magic"}}}, SettingsError),
+        ({"micro_batch": 32}, SettingsError),
+        ({"model": "/no/such/folder"}, ModelError),
         ({"data": {"train": "demo:nothing"}}, DataError),
         ({"tuning": {"seeds": 1, "rows": 5000}}, DataError),
     ],

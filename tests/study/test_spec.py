@@ -59,6 +59,11 @@ def test_floats_may_be_written_without_a_point():
     assert parse_spec(text).learning_rates == (0.001, 0.003)
 
 
+def test_yamls_own_words_mean_what_they_say():
+    text = "model: m\ndata: {train: a, eval: b}\narms: {full: all, q: q}\npacking: off\nmatch: null\n"
+    assert (parse_spec(text).packing, parse_spec(text).match) == ("off", "none")
+
+
 @pytest.mark.parametrize(
     ("values", "given", "instead"),
     [

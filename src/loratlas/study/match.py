@@ -5,6 +5,8 @@ An arm that names its ranks is obeyed, and what it spends is printed beside what
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +81,17 @@ def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str,
     return found, matches
 
 
+@contextmanager
+def naming(arm: str) -> Iterator[None]:
+    """Put the arm's name in front of what an error says was given."""
+    try:
+        yield
+    except RequestError as error:
+        error.given = f"arms.{arm}: {error.given}"
+        error.args = (error.given, *error.args[1:])
+        raise
+
+
 def _plan(spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None) -> Plan:
     """One arm's plan; ``budget`` is used where the arm leaves a rank free and has no budget of its own."""
     from loratlas.placement.language import parse
@@ -86,11 +99,7 @@ def _plan(spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None) -
     from loratlas.placement.resolve import resolve
 
     arm = spec.arms[name]
-    try:
+    with naming(name):
         free = any(rank is None for _, rank in resolve(parse(arm.placement), anatomy, default="auto"))
         chosen = arm.budget or (budget if free else None)
         return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora)
-    except RequestError as error:
-        error.given = f"arms.{name}: {error.given}"
-        error.args = (error.given, *error.args[1:])
-        raise

@@ -19,7 +19,7 @@ import numpy as np
 
 from loratlas.errors import DataError
 from loratlas.study.inputs import DEMO, model_source, open_rows
-from loratlas.study.match import Match, plans
+from loratlas.study.match import Match, naming, plans
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -112,19 +112,11 @@ def prepare(spec: StudySpec) -> Prepared:
     """
     from loratlas.anatomy.read import read
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.training.settings import Settings
 
     source = model_source(spec.model, folder=spec.folder)
     anatomy = replace(read(source), model=spec.model)
     resolved, matches = plans(spec, anatomy)
-    for arm in spec.arms.values():  # refused here rather than in a worker
-        Settings(
-            **training(spec),
-            lr=spec.learning_rates[0],
-            dropout=arm.dropout,
-            loraplus=arm.loraplus,
-            init=arm.init,
-        )
+    _check_arms(spec, resolved, source)
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
@@ -201,6 +193,19 @@ def evaluation_source(spec: StudySpec) -> str:
     source = spec.data.eval or spec.data.train
     split = spec.data.eval_split or ("eval" if source.startswith(DEMO) else None)
     return f"{source} [{split}]" if split else source
+
+
+def _check_arms(spec: StudySpec, plans: dict[str, Plan], source: str) -> None:
+    """Refuse here what would otherwise end a worker: settings, dropout and initialisation of every arm."""
+    from loratlas.anatomy.load import load_config
+    from loratlas.training.settings import Settings
+
+    config = load_config(source)
+    for name, arm in spec.arms.items():
+        with naming(name):
+            special = {"dropout": arm.dropout, "init": arm.init}
+            Settings(**training(spec), lr=spec.learning_rates[0], loraplus=arm.loraplus, **special)
+            plans[name].to_peft(config, **special, prove=False)
 
 
 def _split(

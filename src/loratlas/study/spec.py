@@ -95,6 +95,11 @@ def _arm(value: Any) -> Any:
     return {"placement": value} if isinstance(value, str) else value
 
 
+def _switch(value: Any) -> Any:
+    # YAML reads a bare `on` as true and `off` as false.
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class StudySpec(_Part):
     """Everything that decides a study's numbers; what is not in here (workers, folders) does not."""
 
@@ -103,7 +108,9 @@ class StudySpec(_Part):
     data: DataSpec
     arms: dict[str, Annotated[ArmSpec, BeforeValidator(_arm)]] = Field(min_length=2)
     reference: str = ""
-    match: Literal["params", "time", "memory", "none"] = "none"
+    match: Annotated[Literal["params", "time", "memory", "none"], BeforeValidator(lambda v: v or "none")] = (
+        "none"
+    )
     budget: str | None = None
     learning_rates: tuple[Positive, ...] = Field(default=(1e-4, 3e-4, 9e-4, 2.7e-3, 8.1e-3), min_length=1)
     tuning: TuningSpec = TuningSpec()
@@ -118,7 +125,7 @@ class StudySpec(_Part):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip: Positive | None = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    packing: Literal["auto", "on", "off"] = "auto"
+    packing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     checkpointing: bool = False
     base_dropout: bool = False
     delta: Positive = 0.01

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -181,19 +182,13 @@ class Worker:
 
 
 def checksum(model: Any) -> int:
-    """A number that changes with any bit of any weight or buffer, whatever its type.
-
-    Words are summed as integers, each tensor weighted by its place, which is exact in any order of summation.
-    """
+    """CRC-32 over the bytes of all weights and buffers, in the order of their names."""
     import torch
 
     total = 0
-    for place, (_, tensor) in enumerate(sorted(model.state_dict().items())):
+    for _, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-        whole = flat[: flat.numel() // 4 * 4].view(torch.int32)
-        rest = flat[flat.numel() // 4 * 4 :]
-        words = int(whole.sum(dtype=torch.int64)) + int(rest.sum(dtype=torch.int64))
-        total = (total * 1_000_003 + words + place) % (1 << 61)
+        total = zlib.crc32(flat.cpu().numpy(), total)
     return total
 
 
