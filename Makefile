@@ -41,6 +41,9 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(READY) ## renew the tables that are counted, not written: docs/results/model_types
+	$(BIN)/python tools/model_types.py
+
 clean: ## remove what the other verbs made, .venv excepted
 	rm -rf build dist loratlas-demo .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

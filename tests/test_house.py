@@ -193,3 +193,17 @@ def test_house_test_can_fail(tmp_path: Path):
         "loratlas.anatomy.sites",
         "loratlas.study",
     }
+
+
+@pytest.mark.parametrize("folder", ["guide", "decisions"])
+def test_every_page_is_in_its_index(folder: str):
+    index = (ROOT / "docs" / folder / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs" / folder).glob("*.md")} - {"README.md"}
+    assert pages <= set(re.findall(r"\]\(([^)#]+)\)", index))
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not target.startswith(("http", "mailto:")):
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"

@@ -102,9 +102,7 @@ def plan_model(
     _show_plan(anatomy, plan)
     _show_cost(spent)
     output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
-    output.say(
-        "PEFT adapts exactly these sites: proven on a copy without weights. --peft prints its LoraConfig."
-    )
+    output.say("PEFT adapts exactly these sites, proven on a copy without weights; its LoraConfig: --peft.")
 
 
 def read_named(model: str) -> Anatomy:
@@ -127,7 +125,8 @@ def _show_plan(anatomy: Anatomy, plan: Plan) -> None:
     )
     part = plan.of_full_lora
     if part is not None:
-        whole = f"all at the same rank with {output.count(plan.trainable / part)}"
+        even = len({row.rank for row in plan.rows}) == 1
+        whole = f"all at equal {'' if even else 'mean '}rank, {output.count(plan.trainable / part)}"
         less = f"{abs(1 - part):.2%} {'less' if part < 1 else 'more'} than" if part != 1 else "the same as"
         shares.add_row("of full LoRA", f"{part:.2%}", f"{less} {whole}")
     output.show(shares)
