@@ -158,6 +158,8 @@ def test_top_is_the_end_nearest_the_output():
     assert Part(where="bottom", n=4).of(8) == (0, 1)
     assert Part(where="middle", n=2).of(8) == (2, 3, 4, 5)
     assert Ends(where="last", n=9).of(8) is None
+    # Halves are rounded up.
+    assert (Part(where="bottom", n=2).of(7), Part(where="top", n=2).of(7)) == ((0, 1, 2, 3), (4, 5, 6))
 
 
 @given(st.sets(st.integers(0, 60), min_size=1))

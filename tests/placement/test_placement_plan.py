@@ -150,3 +150,20 @@ def test_json_of_another_kind_or_tampered_is_refused():
 def test_golden_plan_json():
     plan = place(decoder(2), "q,v:4 + feedforward.down@last1:2", alpha=8)
     assert plan.to_json() == json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+
+def test_towers_of_unlike_depth_keep_a_short_text():
+    shapes = {"attn.q": (8, 8)}
+    model = anatomy(
+        [
+            s
+            for scope, n in (("encoder", 3), ("decoder", 6))
+            for i in range(n)
+            for s in block(i, scope=scope, shapes=shapes)
+        ],
+        layers=6,
+    )
+    plan = place(model, "q@1:2 + decoder.q@5:2")
+    assert [row.site.layer for row in plan.rows] == [1, 1, 5]
+    assert '"' not in plan.text
+    assert place(model, plan.text).rows == plan.rows
