@@ -21,7 +21,9 @@ def shared():
     def find(relative: str) -> Path:
         path = SHARED / relative
         if not path.exists():
-            pytest.skip(f"needs the real file {relative}, which is not beside this checkout (LORATLAS_SHARED)")
+            pytest.skip(
+                f"needs the real file {relative}, which is not beside this checkout (LORATLAS_SHARED)"
+            )
         return path
 
     return find

@@ -61,7 +61,7 @@ def test_every_command_is_shown():
 
 @pytest.mark.parametrize(("command", "printed"), shown(), ids=[command[:40] for command, _ in shown()])
 def test_commands_are_real(command: str, printed: str, capsys: pytest.CaptureFixture[str], monkeypatch):
-    """Quick commands print what the README shows, where it shows that; the others at least have every option that it uses."""
+    """Quick commands print what the README shows, if it shows that; all have every option that it uses."""
     words = shlex.split(command)
     if words[0] != "loratlas":
         pytest.fail(f"the README shows {command!r}: only loratlas commands can be checked")

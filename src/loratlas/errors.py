@@ -58,7 +58,9 @@ class LoratlasError(Exception):
 
     def to_json(self) -> dict[str, dict[str, str]]:
         """The object printed under ``--json``: ``{"error": {"code", "given", "found", "instead"}}``."""
-        return {"error": {"code": self.code, "given": self.given, "found": self.found, "instead": self.instead}}
+        return {
+            "error": {"code": self.code, "given": self.given, "found": self.found, "instead": self.instead}
+        }
 
 
 def _rebuild(kind: type[LoratlasError], given: str, found: str, instead: str, state: dict) -> LoratlasError:
