@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +13,8 @@ from tests.training.small import adapted, encoded, weights
 
 from loratlas.training.loss import ROWS, summed_nll
 from loratlas.training.masters import Masters
-from loratlas.training.memory import allocations
-from loratlas.training.microbatches import buckets, microbatches
+from loratlas.training.memory import allocations, without_lines
+from loratlas.training.microbatches import FILLER, ROUND, buckets, microbatches
 from loratlas.training.optimizer import Optimizer
 from loratlas.training.settings import Settings
 
@@ -132,9 +133,24 @@ def test_every_example_of_a_step_comes_once(packed):
     data = encoded(12)
     rows = [3, 3, 11, 0, 7, 1]
     batches = list(microbatches(data, rows, packed=packed, size=4))
-    assert sorted(row for batch in batches for row in batch.rows) == sorted(rows)
+    assert sorted(row for batch in batches for row in batch.rows if row != FILLER) == sorted(rows)
     assert sum(batch.tokens for batch in batches) == sum(len(data.examples[row]) for row in rows)
-    assert all(len(batch.rows) <= 4 for batch in batches)
+    assert sum(batch.labelled for batch in batches) == sum(
+        int(data.examples[row].labelled.sum()) for row in rows
+    )
+    assert all(sum(row != FILLER for row in batch.rows) <= 4 for batch in batches)
+
+
+def test_packed_batches_have_few_sizes_and_fillers_are_no_example():
+    data = encoded(40)
+    sizes = set()
+    for start in range(0, 40, 8):
+        (batch,) = microbatches(data, range(start, start + 8), packed=True)
+        sizes.add(batch.input_ids.shape[1] % ROUND)
+        real = np.array([row != FILLER for row in batch.rows])[batch.example[0].numpy()]
+        assert real.sum() == batch.tokens
+        assert real[batch.where.numpy()].all()
+    assert sizes == {0}
 
 
 def test_allocations_are_counted_in_order():
@@ -154,3 +170,11 @@ def test_a_profiler_that_runs_already_is_left_alone():
         torch.ones(20)
     assert changes == []
     assert len(profile.function_events) > 0
+
+
+def test_only_the_named_lines_of_standard_error_are_held_back(capfd):
+    import os
+
+    with without_lines(b"noise"):
+        os.write(2, b"first\nsome noise here\nlast")
+    assert capfd.readouterr().err == "first\nlast"

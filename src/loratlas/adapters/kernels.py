@@ -45,7 +45,9 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, g: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         seen, W, A, B, h = ctx.saved_tensors
         gh = (g @ B).mul_(ctx.scale)
         dx = d_dropped = None

@@ -78,9 +78,31 @@ def allocations() -> Iterator[list[int]]:
         # Somebody else is profiling; two profilers cannot run at a time.
         yield changes
         return
-    _autograd._enable_profiler_legacy(config)
-    try:
-        yield changes
-    finally:
-        for thread in _autograd._disable_profiler_legacy():
-            changes += [event.cpu_memory_usage() for event in thread if event.kind() == "memory_alloc"]
+    # torch remarks on blocks that are older than the recording; that they are left out is what is wanted here.
+    with without_lines(b"allocated before the profiling started"):
+        _autograd._enable_profiler_legacy(config)
+        try:
+            yield changes
+        finally:
+            for thread in _autograd._disable_profiler_legacy():
+                changes += [event.cpu_memory_usage() for event in thread if event.kind() == "memory_alloc"]
+
+
+@contextmanager
+def without_lines(words: bytes) -> Iterator[None]:
+    """Hold back what is written to standard error; afterwards pass on all but the lines with ``words``."""
+    import os
+    import tempfile
+
+    with tempfile.TemporaryFile() as held:
+        real = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            held.seek(0)
+            for line in held:
+                if words not in line:
+                    os.write(2, line)
