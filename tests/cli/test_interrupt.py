@@ -153,3 +153,36 @@ def test_no_room_while_training(tmp_path: Path, size: int):
     for path in tmp_path.rglob("*.json"):
         json.loads(path.read_text())
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_no_room_at_the_end_of_a_study(tmp_path: Path):
+    """The page does not fit: the study failed, every run is kept, and the page can be written later."""
+    (tmp_path / "small.yaml").write_text(SPEC)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from loratlas.cli import main; main()",
+            "study",
+            "small.yaml",
+            "--out",
+            "s",
+            "--json",
+        ],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limited(2_000_000),
+    )
+    told = finish(process)
+    assert told.code == 3, told.err
+    assert told.json["error"]["code"] == "storage"
+    assert "Traceback" not in told.err
+    assert not list((tmp_path / "s").glob("*report*"))
+
+    page = finish(spawn("report", "s", "--json", cwd=tmp_path))
+    assert page.code == 0, page.err
+    assert page.json["complete"] is True
+    assert (tmp_path / "s" / "report.html").is_file()

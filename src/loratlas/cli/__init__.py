@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loratlas.errors import LoratlasError
 
+ROOM = "room on that disk, then the same command again (with --resume, for train)"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -84,6 +85,10 @@ def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
     """
     from loratlas.errors import LoratlasError, OutputError, RequestError, RunError, StorageError
 
+    cause = problem.__cause__
+    if isinstance(problem, OutputError) and isinstance(cause, OSError) and cause.errno in _FULL:
+        # Not the place was wrong but the room in it: the request may be repeated as it is.
+        return StorageError(given=problem.given, found=problem.found, instead=ROOM)
     if isinstance(problem, LoratlasError):
         return problem
     given = " ".join(["loratlas", *words])
@@ -98,7 +103,7 @@ def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
         return StorageError(
             given=str(problem.filename or given),
             found=f"{problem.strerror}; what was finished stays readable",
-            instead="make room, then the same command again (with --resume, for train)",
+            instead=ROOM,
         )
     if isinstance(problem, OSError) and problem.errno in _FORBIDDEN and problem.filename:
         return OutputError(

@@ -213,12 +213,15 @@ class Progress:
             left = (now - self._began) / (done - self._first) * max(self.total - done, 0)
         remaining = f"{span(left)} left" if left is not None and done < self.total else ""
         if self._bar is not None:
+            # Of what does not fit beside a bar of ten characters, the remark gives way.
+            taken = len(self.title) + len(f"{self.total}/{self.total}") + len(remaining) + 10 + 4
+            room = max(self._bar.console.width - taken, 0)
             self._bar.update(
                 self._task,
                 completed=done,
                 total=self.total,
                 description=self.title,
-                remark=remark,
+                remark=remark if len(remark) <= room else remark[: max(room - 1, 0)] + "…",
                 left=remaining,
             )
         elif done >= self.total or now - self._said >= PLAIN_EVERY:

@@ -140,7 +140,7 @@ def _watch(bar: output.Progress) -> Callable[[StudyEvent], None]:
             return
         bar.to(
             event.done + min(sum(running.values()), 0.99 * len(running)),
-            event.message,
+            f"{event.arm}, lr {event.lr:g}, seed {event.seed}" if event.arm else event.message,
             title=event.phase or bar.title,
             left=event.seconds_left,
         )
