@@ -10,6 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+# Fixtures hold no examples, and files of one name would be taken for one another when searched for them.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("LORATLAS_SHARED", ROOT.parent / "shared"))
 

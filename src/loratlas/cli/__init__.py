@@ -79,7 +79,6 @@ def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
             words: the words after ``loratlas``.
 
         >>> import errno
-    import io
         >>> translate(OSError(errno.ENOSPC, "No space left on device", "out/x.parquet"), ["study"]).code
         'storage'
     """
