@@ -182,7 +182,8 @@ def main() -> int:
             "dropout": DROPOUT,
         },
         "seconds": {"training": round(trained, 1), "all": round(time.perf_counter() - begun, 1)},
-        "command": "python benchmarks/calibration/twins.py " + " ".join(sys.argv[1:]),
+        "command": f"python benchmarks/calibration/twins.py --pairs {len(runs['a'])} --workers {options.workers}"
+        + (f" --out {options.out}" if options.out else ""),
         "machine": machine(),
         "versions": versions(),
         "revision": revision(),
