@@ -51,7 +51,7 @@ def spawn(*words: Any, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 300) -> Outcome:
+def finish(process: subprocess.Popen[str], timeout: float = 900) -> Outcome:
     """Wait for a process and read what it left."""
     out, err = process.communicate(timeout=timeout)
     return Outcome(process.returncode, out, err)

@@ -32,7 +32,7 @@ model: demo:llama-mini
 data: {train: "demo:facts-300", eval: "demo:facts-300"}
 arms: {full: "all:1", attention: "attention:1"}
 learning_rates: [0.003, 0.01]
-tuning: {seeds: 1, rows: 40}
+tuning: {seeds: 1, rows: 40, extensions: 0}
 evaluation: {seeds: 2, rows: 20}
 steps: 3
 batch_size: 2
@@ -52,8 +52,9 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     return read
 
 
-def test_train_stops_saves_and_goes_on(tmp_path: Path):
-    whole = finish(spawn(*TRAIN, "--steps", "40", "--out", "whole", "--json", cwd=tmp_path))
+def test_train_stops_saves_and_goes_on(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    whole = cli(*TRAIN, "--steps", "40", "--out", "whole", "--json")
     assert whole.code == 0, whole.err
 
     process = spawn(*TRAIN, "--steps", "40", "--out", "stopped", "--json", cwd=tmp_path)
@@ -65,7 +66,7 @@ def test_train_stops_saves_and_goes_on(tmp_path: Path):
     assert stopped.json["error"]["code"] == "interrupted"
     assert "--resume" in stopped.json["error"]["instead"]
 
-    resumed = finish(spawn(*TRAIN, "--steps", "40", "--out", "stopped", "--resume", "--json", cwd=tmp_path))
+    resumed = cli(*TRAIN, "--steps", "40", "--out", "stopped", "--resume", "--json")
     assert resumed.code == 0, resumed.err
     assert resumed.json["train_nll"] == whole.json["train_nll"]
     ours, theirs = (
@@ -74,7 +75,8 @@ def test_train_stops_saves_and_goes_on(tmp_path: Path):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_study_stops_and_does_only_what_is_missing(tmp_path: Path):
+def test_study_stops_and_does_only_what_is_missing(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(SPEC)
     process = spawn("study", "small.yaml", "--out", "s", "--workers", "1", "--json", cwd=tmp_path)
     ledger = tmp_path / "s" / "ledger.db"
@@ -89,25 +91,25 @@ def test_study_stops_and_does_only_what_is_missing(tmp_path: Path):
     kept = {path: path.stat().st_mtime_ns for path in runs.glob("*/record.json")}
     assert kept
 
-    done = finish(spawn("study", "small.yaml", "--out", "s", "--json", cwd=tmp_path))
+    done = cli("study", "small.yaml", "--out", "s", "--json")
     assert done.code == 0, done.err
     assert done.json["complete"] is True
     assert (tmp_path / "s" / "report.html").is_file()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
-    again = finish(spawn("study", "small.yaml", "--out", "s", "--json", cwd=tmp_path))
+    again = cli("study", "small.yaml", "--out", "s", "--json")
     assert again.json["findings"] == done.json["findings"]
 
-    shown = finish(spawn("study", "small.yaml", "--out", "s", cwd=tmp_path))
+    shown = cli("study", "small.yaml", "--out", "s")
     assert "attention" in shown.out
     assert "Traceback" not in shown.err
 
-    page = finish(spawn("report", "s", "--out", "page.html", "--json", cwd=tmp_path))
+    page = cli("report", "s", "--out", "page.html", "--json")
     assert page.code == 0, page.err
     assert (tmp_path / "page.html").is_file()
 
     (tmp_path / "other.yaml").write_text(SPEC.replace("steps: 3", "steps: 4"))
-    other = finish(spawn("study", "other.yaml", "--out", "s", cwd=tmp_path))
+    other = cli("study", "other.yaml", "--out", "s")
     assert other.code == 2
     assert "steps" in other.words
 
@@ -155,7 +157,7 @@ def test_no_room_while_training(tmp_path: Path, size: int):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_no_room_at_the_end_of_a_study(tmp_path: Path):
+def test_no_room_at_the_end_of_a_study(cli, tmp_path: Path):
     """The page does not fit: the study failed, every run is kept, and the page can be written later."""
     (tmp_path / "small.yaml").write_text(SPEC)
     process = subprocess.Popen(
@@ -182,7 +184,7 @@ def test_no_room_at_the_end_of_a_study(tmp_path: Path):
     assert "Traceback" not in told.err
     assert not list((tmp_path / "s").glob("*report*"))
 
-    page = finish(spawn("report", "s", "--json", cwd=tmp_path))
+    page = cli("report", tmp_path / "s", "--json")
     assert page.code == 0, page.err
     assert page.json["complete"] is True
     assert (tmp_path / "s" / "report.html").is_file()
