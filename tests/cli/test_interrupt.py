@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -188,3 +189,53 @@ def test_no_room_at_the_end_of_a_study(cli, tmp_path: Path):
     assert page.code == 0, page.err
     assert page.json["complete"] is True
     assert (tmp_path / "s" / "report.html").is_file()
+
+
+def obedient() -> None:
+    """Take away root's right to write where the permissions say no; other users never had it."""
+    drop_from_bounding_set, override = 24, 1
+    if os.geteuid() == 0 and ctypes.CDLL(None).prctl(drop_from_bounding_set, override, 0, 0, 0) != 0:
+        os._exit(77)
+
+
+def begin(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from loratlas.cli import main; main()", *words],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=obedient,
+    )
+
+
+def test_no_permission_to_write(tmp_path: Path):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked").chmod(0o555)
+    told = finish(begin(*TRAIN, "--steps", "2", "--out", "locked/run", "--json", cwd=tmp_path))
+    if told.code == 77:
+        pytest.skip("needs the right to drop a capability, which this machine does not give")
+    assert told.code == 2, told.err
+    assert told.json["error"]["code"] == "output"
+    assert "locked" in told.json["error"]["found"]
+    assert not list((tmp_path / "locked").iterdir())
+
+
+def test_permission_lost_in_mid_run(tmp_path: Path):
+    process = begin(*TRAIN, "--steps", "4000", "--out", "run", "--json", cwd=tmp_path)
+    if process.poll() == 77:
+        pytest.skip("needs the right to drop a capability, which this machine does not give")
+    wait_for(process, "training: ")
+    for path in [*tmp_path.rglob("*"), tmp_path]:
+        if path.is_dir():
+            path.chmod(0o555)
+    os.killpg(process.pid, signal.SIGINT)
+    told = finish(process)
+    for path in [tmp_path, *tmp_path.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)
+    assert told.code in (2, 3), told.err  # it was to be saved, and could not be
+    assert told.json["error"]["code"] in ("output", "storage")
+    assert "Traceback" not in told.err
