@@ -70,7 +70,7 @@ def evaluate(
         from loratlas.adapters.export import load_adapter
 
         base = load_adapter(base, folder)
-    scores, packed, reason = score_all(base, encoded)
+    scores, packed, reason = score_all(to_device(base), encoded)
     facts = summary(scores)
     if out is not None:
         scores.write(out)
@@ -116,6 +116,16 @@ def summary(scores: Scores) -> dict[str, Any]:
         "gaps": gaps(scores),
         "residual": residual(scores),
     }
+
+
+def to_device(model: Any) -> Any:
+    """Move a model to the GPU, if there is one; a quantised base is there already."""
+    import torch
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if torch.cuda.is_available() and not getattr(inner, "is_quantized", False):
+        return model.to("cuda")
+    return model
 
 
 def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.cli import output
-from loratlas.cli.evaluate import rows_to_judge, score_all, summary
+from loratlas.cli.evaluate import rows_to_judge, score_all, summary, to_device
 from loratlas.cli.folders import adapter_folder, check_out, write_json
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 
@@ -79,7 +79,8 @@ def go(job: Job, *, as_json: bool) -> None:
     base = open_model(
         job.model, dtype=job.settings.dtype, quantize=job.quantize, base_dropout=job.base_dropout
     )
-    model = _adapted(job, base, plan)
+    # Attached first: the seed then gives the same initialisation on every device.
+    model = to_device(_adapted(job, base, plan))
     packed = False if job.base_dropout else None
     with output.Progress("training", total=job.settings.steps or 1, unit="steps") as bar:
         result = _fit(job, model, train, test, packed, bar)
