@@ -40,6 +40,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "torn" / "config.json").write_text('{"model_type": "gpt2", ')
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "file").write_text("not a folder")
     return tmp_path
 
@@ -97,6 +99,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown initialisation": (at("q", "--init", "magic"), ["magic", "gaussian"]),
     "neither placement nor adapter": (train(), ["--placement", "--from"]),
     "adapter that is none": (train("--from", "taken"), ["taken", "adapter_config.json"]),
+    "init of an adapter": (train("--from", "adapter", "--init", "pissa"), ["--init", "--from"]),
     "early stop without rows": (at("q", "--early-stop", "2"), ["--eval"]),
     "resume of nothing": (at("q", "--resume"), ["--resume"]),
     "output is taken": (train("--placement", "q", out="taken"), ["taken", "thesis.txt"]),

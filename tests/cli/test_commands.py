@@ -195,6 +195,12 @@ def test_the_adapter_is_pefts_own(trained: dict):
     assert all(".self_attn." in name for name in adapted)
 
 
+def test_the_curve_is_written(trained: dict):
+    curve = json.loads((trained["folder"] / "curve.json").read_text())
+    assert [point["step"] for point in curve] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < point["nll"] < 20 for point in curve)
+
+
 def test_samples_are_written(trained: dict):
     samples = json.loads((trained["folder"] / "samples.json").read_text())
     assert samples == trained["json"]["samples"]

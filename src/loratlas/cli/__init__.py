@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,12 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × and ■ gets ? instead of a crash
     try:
-        code = build().main(args=words, prog_name="loratlas", standalone_mode=False)
+        with warnings.catch_warnings():
+            if not os.environ.get("LORATLAS_DEBUG"):
+                # Libraries warn their own users, programmers; nothing a person at a terminal can act on.
+                for kind in (DeprecationWarning, FutureWarning):
+                    warnings.simplefilter("ignore", kind)
+            code = build().main(args=words, prog_name="loratlas", standalone_mode=False)
         sys.stdout.flush()
         error = None
     except BrokenPipeError:

@@ -100,15 +100,18 @@ def _check(job: Job) -> None:
         )
     if job.adapter is not None:
         adapter_folder(job.adapter)
-        given = [
-            name
-            for name, value in (("--budget", job.budget), ("--alpha", job.alpha), ("--rslora", job.rslora))
-            if value
-        ]
+        brought = {
+            "--budget": job.budget,
+            "--alpha": job.alpha,
+            "--rslora": job.rslora,
+            "--init": job.settings.init is not True,
+            "--dropout": job.settings.dropout,
+        }
+        given = [name for name, value in brought.items() if value]
         if given:
             raise SettingsError(
                 given=f"{given[0]} with --from",
-                found="the adapter brings its ranks and scales along",
+                found="the adapter brings its ranks, scales and dropout along",
                 instead=f"no {given[0]}, or --placement instead of --from",
             )
     if job.settings.early_stop is not None and job.evaluate is None and job.eval_split is None:
@@ -210,6 +213,9 @@ def _finish(
         "setup_seconds": result.setup_seconds,
         "step_seconds": result.step_seconds,
         "peak_bytes": result.peak_bytes,
+        "packing": result.packing,
+        "packing_reason": result.packing_reason,
+        "stopped_early": result.stopped_early,
         "diverged": result.diverged,
         "eval": None,
         "samples": None,
@@ -219,6 +225,7 @@ def _finish(
         model, adapter, plan_json=plan.to_json() if plan else None, extra={"settings": asdict(job.settings)}
     )
     facts["adapter"] = str(adapter)
+    write_json(job.out / "curve.json", [asdict(point) for point in result.curve])
     if result.diverged:
         write_json(job.out / "run.json", facts)
         raise DivergedError(
@@ -240,6 +247,8 @@ def _finish(
 
 
 def _show(facts: dict[str, Any]) -> None:
+    if facts["packing"] != "packed":
+        output.note(f"Padded instead of packed: {facts['packing_reason']}")
     drawn = output.table("run", ("", "right"))
     drawn.add_row("steps", output.count(facts["steps"]))
     drawn.add_row("loss on the last steps", f"{facts['train_nll']:.4f}")
