@@ -51,13 +51,34 @@ def run(lengths, q, k, v, **options):
 def test_a_layout_gathers_every_token_once_and_back(lengths):
     layout = Layout.of(lengths)
     total = sum(lengths)
-    gathered = torch.cat([block.gather for block in layout.blocks])
-    assert torch.equal(gathered[layout.scatter], torch.arange(total))
+    assert torch.equal(layout.gather[layout.scatter], torch.arange(total))
     assert sum(block.segments for block in layout.blocks) == len(lengths)
+    assert len(layout.gather) == sum(block.segments * block.length for block in layout.blocks)
+    assert sorted([*layout.padding.tolist(), *layout.scatter.tolist()]) == list(range(len(layout.gather)))
+    start = 0
     for block in layout.blocks:
-        assert len(block.gather) == block.segments * block.length
-        padding = 0 if block.padding is None else int(block.padding.sum())
-        assert padding <= (1 - attention.SLACK) * len(block.gather)
+        end = start + block.segments * block.length
+        padding = int(((layout.padding >= start) & (layout.padding < end)).sum())
+        assert padding <= (1 - attention.SLACK) * (end - start)
+        start = end
+
+
+def test_padding_of_blocks_takes_part_in_no_gradient():
+    """Against attention of every segment alone; the lengths make blocks with padding."""
+    lengths = [10, 9, 8, 3]
+    layout = Layout.of(lengths)
+    assert len(layout.padding)
+    q, k, v = (x.double().requires_grad_() for x in tensors(lengths))
+    weights = torch.randn(1, sum(lengths), 4, 8, dtype=torch.float64)
+    found = torch.autograd.grad((run(lengths, q, k, v) * weights).sum(), (q, k, v))
+    start, total = 0, torch.zeros((), dtype=torch.float64)
+    for n in lengths:
+        part = [x[:, :, start : start + n] for x in (q, k, v)]
+        out = torch.nn.functional.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True)
+        total = total + (out.transpose(1, 2) * weights[:, start : start + n]).sum()
+        start += n
+    for ours, theirs in zip(found, torch.autograd.grad(total, (q, k, v)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 CASES = [

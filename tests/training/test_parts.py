@@ -11,41 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training.small import adapted, encoded, weights
 
-from loratlas.training.loss import ROWS, summed_nll
 from loratlas.training.masters import Masters
 from loratlas.training.memory import allocations, without_lines
 from loratlas.training.microbatches import FILLER, ROUND, buckets, microbatches
 from loratlas.training.optimizer import Optimizer
 from loratlas.training.settings import Settings
-
-
-@pytest.mark.parametrize("n", [1, ROWS, 2 * ROWS + 7])
-def test_loss_and_gradient_equal_torch(n):
-    logits = (torch.randn(n, 50, dtype=torch.float64) * 5).requires_grad_()
-    targets = torch.randint(0, 50, (n,))
-    wanted = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-    (gradient,) = torch.autograd.grad(wanted * 0.3, logits)
-    loss = summed_nll(logits, targets)
-    (found,) = torch.autograd.grad(loss * 0.3, logits)
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
-    torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-12)
-    assert torch.autograd.gradcheck(
-        lambda x: summed_nll(x, targets[:3]), logits[:3].detach().requires_grad_()
-    )
-
-
-def test_loss_of_bfloat16_logits_is_taken_in_float32():
-    logits = (torch.randn(300, 1000) * 3).bfloat16().requires_grad_()
-    targets = torch.randint(0, 1000, (300,))
-    exact = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum").item()
-    loss = summed_nll(logits, targets)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(exact, rel=1e-6)
-    (found,) = torch.autograd.grad(loss, logits)
-    assert found.dtype == torch.bfloat16
-    wanted = logits.detach().double().softmax(1)
-    wanted[torch.arange(300), targets] -= 1
-    assert float((found.double() - wanted).norm() / wanted.norm()) < 4e-3
 
 
 def test_updates_equal_torchs_adamw():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 from loratlas.data.blocks import attend, attend_short, is_short
 
@@ -34,15 +35,10 @@ class Block:
     Args:
         segments: how many.
         length: tokens of the longest.
-        gather: int64 [segments * length]; place of each token in the pack. Padding repeats the segment's
-            last token.
-        padding: bool [segments, length], True on padding; None when there is none.
     """
 
     segments: int
     length: int
-    gather: torch.Tensor
-    padding: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +47,15 @@ class Layout:
 
     Args:
         blocks: the segments, longest first.
-        scatter: int64 [T]; place of each token of the pack among all blocks laid end to end.
+        gather: int64 [N]; place in the pack of each token of all blocks laid end to end. Padding repeats the
+            segment's last token.
+        padding: int64; which of those N are padding.
+        scatter: int64 [T]; place of each token of the pack among those N.
     """
 
     blocks: tuple[Block, ...]
+    gather: torch.Tensor
+    padding: torch.Tensor
     scatter: torch.Tensor
 
     @property
@@ -73,7 +74,7 @@ class Layout:
         starts = np.cumsum(lens) - lens
         order = np.argsort(-lens, kind="stable")
         scatter = np.empty(int(lens.sum()), dtype=np.int64)
-        blocks: list[Block] = []
+        blocks, gathers, paddings = list[Block](), list[np.ndarray](), list[np.ndarray]()
         first = base = 0
         while first < len(order):
             longest = int(lens[order[first]])
@@ -85,17 +86,46 @@ class Layout:
             padding = column >= lens[members][:, None]
             gather = starts[members][:, None] + np.minimum(column, lens[members][:, None] - 1)
             scatter[gather[~padding]] = base + np.flatnonzero(~padding)
-            blocks.append(
-                Block(
-                    segments=len(members),
-                    length=longest,
-                    gather=torch.from_numpy(gather.reshape(-1)).to(device),
-                    padding=torch.from_numpy(padding).to(device) if padding.any() else None,
-                )
-            )
+            blocks.append(Block(segments=len(members), length=longest))
+            gathers.append(gather.reshape(-1))
+            paddings.append(base + np.flatnonzero(padding))
             base += gather.size
             first = last
-        return Layout(blocks=tuple(blocks), scatter=torch.from_numpy(scatter).to(device))
+        places = (np.concatenate(gathers), np.concatenate(paddings), scatter)
+        gather, padding, scatter = (torch.from_numpy(x).to(device) for x in places)
+        return Layout(blocks=tuple(blocks), gather=gather, padding=padding, scatter=scatter)
+
+
+class _ToBlocks(torch.autograd.Function):
+    """Pack [T, …] → all blocks end to end [N, …].
+
+    Padding takes part in nothing (no token sees it, and nobody reads what it sees), so that its gradient is 0 and
+    the way back is a selection, where the general rule would add into zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.gather)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return g.index_select(0, ctx.layout.scatter), None
+
+
+class _FromBlocks(torch.autograd.Function):
+    """All blocks end to end [N, …] → pack [T, …]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        ctx.layout = layout
+        return x.index_select(0, layout.scatter)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return g.index_select(0, ctx.layout.gather).index_fill_(0, ctx.layout.padding, 0), None
 
 
 class _Active(threading.local):
@@ -217,15 +247,15 @@ def packed_attention(
         _ACTIVE.windows.add(sliding_window)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    sizes = [block.segments * block.length for block in layout.blocks]
+    grouped = ((_ToBlocks.apply(x, layout).split(sizes)) for x in (q, k, v))
     outputs: list[torch.Tensor] = []
-    for block in layout.blocks:
-        qb, kb, vb = (
-            x.index_select(0, block.gather).unflatten(0, (block.segments, block.length)) for x in (q, k, v)
-        )
+    for block, *parts in zip(layout.blocks, *grouped, strict=True):
+        qb, kb, vb = (x.unflatten(0, (block.segments, block.length)) for x in parts)
         if softcap is None and not dropout and is_short(qb):
             out = attend_short(qb, kb, vb, scale, sliding_window)
         else:
             out = attend(qb, kb, vb, scale, sliding_window, softcap, dropout)
         outputs.append(out.flatten(0, 1))
     joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return joined.index_select(0, layout.scatter).unsqueeze(0), None
+    return _FromBlocks.apply(joined, layout).unsqueeze(0), None

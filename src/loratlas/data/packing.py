@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -114,22 +114,70 @@ def forward(model: Any, batch: Batch) -> torch.Tensor:
     Returns:
         [labelled, V], row i for ``batch.answers[i]``.
     """
+    logits, selected = _run(model, batch, lambda rows: rows)
+    # A model that does not call its output embedding as a module gives all rows: pick ours.
+    return logits if selected else logits.index_select(0, batch.where)
+
+
+PROBES = (1.0, 8.0, 64.0)
+"""Factors of the one row of states that still goes through the output embedding in `states`."""
+
+
+def states(model: Any, batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """What the output embedding would read at the counted places, which then reads three rows only.
+
+    Args:
+        model: as for `forward`.
+        batch: with at least one counted place.
+
+    Returns:
+        States [labelled, d] with their graph; the rows that the output embedding did read, [3, d], which are the
+        first state times `PROBES`; the logits that the model made of those, [3, V]. Where the output embedding is
+        not called as a module: None, nothing, and all logits [labelled, V].
+    """
+    import torch
+
+    kept: list[torch.Tensor] = []
+
+    def keep(rows: torch.Tensor) -> torch.Tensor:
+        kept.append(rows)
+        probe = rows[:1].detach()
+        kept.append(torch.cat([probe * factor for factor in PROBES]))
+        return kept[1]
+
+    logits, selected = _run(model, batch, keep)
+    if not selected:
+        return None, logits[:0], logits.index_select(0, batch.where)
+    return kept[0], kept[1], logits.detach()
+
+
+def _run(
+    model: Any, batch: Batch, head_reads: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, bool]:
+    """(logits [rows, V], whether the output embedding read what ``head_reads`` makes of the counted states)."""
     inner = bare(model)
     if batch.packed:
         with packed(model, batch):
-            return _logits(model, inner, batch, {"position_ids": batch.position_ids})
+            return _logits(model, inner, batch, {"position_ids": batch.position_ids}, head_reads)
     # Padding stands on the right, so that the model's own positions, from 0, are the right ones.
-    return _logits(model, inner, batch, {"attention_mask": batch.attention_mask})
+    return _logits(model, inner, batch, {"attention_mask": batch.attention_mask}, head_reads)
 
 
-def _logits(model: Any, inner: Any, batch: Batch, extra: dict[str, Any]) -> torch.Tensor:
+def _logits(
+    model: Any,
+    inner: Any,
+    batch: Batch,
+    extra: dict[str, Any],
+    head_reads: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor, bool]:
     selected = False
 
     def select(_module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal selected
         selected = True
         hidden, *rest = arguments
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.where).unsqueeze(0), *rest)
+        rows = hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.where)
+        return (head_reads(rows).unsqueeze(0), *rest)
 
     head = inner.get_output_embeddings()
     hook = head.register_forward_pre_hook(select) if head is not None else None
@@ -138,9 +186,7 @@ def _logits(model: Any, inner: Any, batch: Batch, extra: dict[str, Any]) -> torc
     finally:
         if hook is not None:
             hook.remove()
-    logits = logits.reshape(-1, logits.shape[-1])
-    # A model that does not call its output embedding as a module gives all rows: pick ours.
-    return logits if selected else logits.index_select(0, batch.where)
+    return logits.reshape(-1, logits.shape[-1]), selected
 
 
 def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -> PackingProof:

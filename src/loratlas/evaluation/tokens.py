@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from loratlas.data.batches import Batch, evaluation_batches
+from loratlas.data.batches import evaluation_batches
 from loratlas.data.encode import Encoded
 from loratlas.errors import DataError
 from loratlas.evaluation.precision import evaluating
 from loratlas.evaluation.storage import SEGMENTS, TokenWriter, read_columns, write_examples, write_tokens
 
-if TYPE_CHECKING:
-    import torch
-
 MAX_TOKENS = 4096
 """Tokens of one forward pass."""
-
-ROWS = 128
-"""Rows of logits whose logarithm is taken at a time."""
 
 MAX_LOGITS = 2**26
 """Numbers in one matrix of logits: wide vocabularies get smaller batches."""
@@ -154,6 +148,8 @@ def score(
 
 
 def _parts(model: Any, encoded: Encoded, packed: bool, max_tokens: int) -> Iterator[Tokens]:
+    from loratlas.evaluation.losses import token_losses
+
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     weight = inner.get_input_embeddings().weight
     limit = max(1, min(max_tokens, MAX_LOGITS // weight.shape[0]))
@@ -169,18 +165,6 @@ def _parts(model: Any, encoded: Encoded, packed: bool, max_tokens: int) -> Itera
             segment=np.full(batch.labelled, SEGMENTS.index("counted"), dtype=np.int8),
             nll=losses.cpu().numpy(),
         )
-
-
-def token_losses(model: Any, batch: Batch) -> torch.Tensor:
-    """−log p of every counted token of a batch, float32 [labelled], in the order of ``batch.answers``."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from loratlas.data.packing import forward
-
-    # A few rows at a time: no float32 copy of all logits.
-    parts = zip(forward(model, batch).split(ROWS), batch.answers.split(ROWS), strict=True)
-    return torch.cat([cross_entropy(logits.float(), answers, reduction="none") for logits, answers in parts])
 
 
 def _joined(parts: list[Tokens]) -> Tokens:

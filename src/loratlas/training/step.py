@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loratlas.data.packing import forward
+from loratlas.evaluation.losses import token_losses
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,8 @@ def step_loss(model: Any, batch: Batch) -> torch.Tensor:
 
         L = Σ_t −log p(target_t | tokens before it, in its own example)
 
-    The logits are those of the counted places only; the logarithm is taken in float32 whatever the model's numbers.
+    Logits exist at the counted places only, some at a time; the logarithm is taken in float32 whatever the model's
+    numbers.
     It is a sum and not a mean, so that sums over micro-batches add up to the step's (law 0); who calls it divides
     once by the number of counted tokens of the whole step.
 
@@ -31,6 +32,5 @@ def step_loss(model: Any, batch: Batch) -> torch.Tensor:
     Example:
         ``(step_loss(model, batch) / batch.labelled).backward()``
     """
-    from loratlas.training.loss import summed_nll
-
-    return summed_nll(forward(model, batch), batch.answers)
+    losses = token_losses(model, batch)
+    return losses.double().sum().to(losses.dtype)
