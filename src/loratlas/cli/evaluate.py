@@ -37,7 +37,7 @@ def evaluate(
     limit: options.Limit = None,
     loss: options.LossOver = options.Loss.answer,
     max_length: options.MaxLength = 512,
-    dtype: options.DtypeOption = options.Dtype.bfloat16,
+    dtype: options.DtypeOption = options.Dtype.auto,
     quantize: options.QuantizeOption = None,
     out: Annotated[
         Path | None,
@@ -65,7 +65,7 @@ def evaluate(
     encoded = encode(rows, tokenizer, max_length=max_length, loss=loss.value)
     if not as_json:
         output.note(encoded.report.sentence())
-    base = open_model(model, dtype=dtype.value, quantize=quantize.value if quantize else None)
+    base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None)
     if folder is not None:
         from loratlas.adapters.export import load_adapter
 

@@ -22,8 +22,16 @@ class Loss(StrEnum):
 class Dtype(StrEnum):
     """The type the base computes in; adapters are kept in float32 either way."""
 
+    auto = "auto"
     bfloat16 = "bfloat16"
     float32 = "float32"
+
+    @property
+    def chosen(self) -> str:
+        """The type's name; for ``auto`` the one that this machine multiplies faster."""
+        from loratlas.anatomy.load import native_dtype
+
+        return native_dtype() if self is Dtype.auto else self.value
 
 
 class Schedule(StrEnum):
@@ -172,7 +180,11 @@ BatchSize = Annotated[
 ]
 DtypeOption = Annotated[
     Dtype,
-    typer.Option("--dtype", help="The type the base computes in.", rich_help_panel=TRAIN),
+    typer.Option(
+        "--dtype",
+        help="The type the base computes in; auto: bfloat16 where the processor multiplies it, else float32.",
+        rich_help_panel=TRAIN,
+    ),
 ]
 QuantizeOption = Annotated[
     Quantize | None,

@@ -148,7 +148,7 @@ def train(
         ),
     ] = None,
     seed: options.Seed = 0,
-    dtype: options.DtypeOption = options.Dtype.bfloat16,
+    dtype: options.DtypeOption = options.Dtype.auto,
     quantize: options.QuantizeOption = None,
     checkpointing: Annotated[
         bool,
@@ -192,7 +192,7 @@ def train(
         loraplus=loraplus,
         early_stop=early_stop,
         seed=seed,
-        dtype=dtype.value,
+        dtype=dtype.chosen,
         checkpointing=checkpointing,
         init=True if init is None else init,
         report_to=tuple(report_to or ()),
