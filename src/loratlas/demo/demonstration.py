@@ -28,7 +28,7 @@ def study() -> dict[str, Any]:
         "learning_rates": [0.005, 0.0125, 0.03],
         "tuning": {"seeds": 1, "rows": 150, "extensions": 0},
         "evaluation": {"seeds": 5, "rows": 300},
-        "steps": 120,
+        "steps": 70,
         "batch_size": 16,
         "max_length": 128,
         "dtype": native_dtype(),
