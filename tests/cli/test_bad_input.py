@@ -31,6 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "silent.jsonl").write_text(lines({"prompt": "a", "completion": ""}))
     (tmp_path / "label.jsonl").write_text(lines({"text": "a", "label": 0}, {"text": "b", "label": -3}))
     (tmp_path / "long.jsonl").write_text(lines({"prompt": "a", "completion": "word " * 300}))
+    (tmp_path / "endless.jsonl").write_text(lines({"prompt": "a", "completion": "word " * 1200}))
     (tmp_path / "strange.jsonl").write_text(lines({"question": "a", "answer": "b"}))
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines(GOOD).encode())[:-9])
     (tmp_path / "no-config").mkdir()
@@ -56,6 +57,10 @@ def at(placement: str, *words: str) -> list[str]:
 
 # What is typed, what the message must say (all of it, in any of its three parts).
 CASES: dict[str, tuple[list[str], list[str]]] = {
+    "beyond the positions": (
+        train("--placement", "all", "--max-length", "2048", data="endless.jsonl"),
+        ["1,024 positions", "at most 1024"],
+    ),
     "unknown model": (["map", "no-such-owner/no-such-model"], ["no-such-owner/no-such-model", "Hub"]),
     "no network": (["plan", "gpt2-medium", "--placement", "all"], ["gpt2-medium", "Hub"]),
     "no such path": (["map", "./nowhere"], ["./nowhere", "no such file or directory"]),

@@ -7,8 +7,9 @@ import pytest
 from chat_templates import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BloomConfig, GPT2Config
 
-from loratlas.data.encode import _shortened, encode, load_tokenizer, opening_ids, pad_id
+from loratlas.data.encode import _shortened, check_positions, encode, load_tokenizer, opening_ids, pad_id
 from loratlas.data.rows import Row, Rows, Turn, load_rows, rows_digest
 from loratlas.errors import DataError, ModelError
 
@@ -199,3 +200,13 @@ def test_senseless_options_are_refused(tokenizer, options, words):
 def test_a_missing_tokenizer_is_a_sentence(tmp_path):
     with pytest.raises(ModelError, match="no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_examples_beyond_the_models_positions_are_refused(tokenizer):
+    encoded = encode(rows_of(("ab", "xyz" * 40)), tokenizer, max_length=256)
+    check_positions(encoded, GPT2Config(n_positions=256))
+    check_positions(encoded, BloomConfig())  # its attention knows distances, not positions
+    with pytest.raises(DataError) as caught:
+        check_positions(encoded, GPT2Config(n_positions=64))
+    assert "64 positions" in caught.value.found
+    assert "at most 64" in caught.value.instead

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from report_example import VARIANTS, load, study
-from rich.console import Console
 
 from loratlas.errors import OutputError, RequestError
-from loratlas.report import build, facts, figures, forest, tables, terminal
+from loratlas.report import build, facts, figures, forest, tables
 from loratlas.report.ledger import FORMS, WAYS, Ledger, plain
 
 # The only numbers that the page's own words may hold: zero as the sign of a difference and the power that
@@ -306,19 +305,6 @@ def test_the_study_lies_whole_in_its_page(variant: str, tmp_path: Path) -> None:
     (kept,) = re.findall(r'<script type="application/json" id="study">(.*?)</script>', text, re.DOTALL)
     plain_json = json.dumps(made).replace("NaN", "null").replace("\\ud800", "?")
     assert json.loads(kept) == json.loads(plain_json)
-
-
-def test_the_terminal_shows_the_same_facts_in_80_columns() -> None:
-    console = Console(width=80, record=True, color_system=None, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    console.print(terminal.table(study()))
-    console.file.close()
-    lines = console.export_text().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert len(lines) == 4
-    assert "feedforward:auto" in lines[3]
-    assert "3.567 [3.548, 3.586]" in lines[3]
-    assert lines[3].rstrip().endswith("−0.022   better")
-    assert terminal.answer(study()).startswith("feedforward is better than full")
 
 
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def evaluate(
     The loss is the mean over all counted tokens; perplexity is its exponential. Neither depends on how rows are
     packed or batched. Other definitions are printed beside it, each with the exact reason why it differs.
     """
-    from loratlas.data.encode import encode, load_tokenizer
+    from loratlas.anatomy.load import load_config
+    from loratlas.data.encode import check_positions, encode, load_tokenizer
     from loratlas.study.inputs import model_source, open_model
 
     folder = adapter_folder(adapter) if adapter is not None else None
@@ -63,6 +64,7 @@ def evaluate(
     rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
     tokenizer = load_tokenizer(model_source(model))
     encoded = encode(rows, tokenizer, max_length=max_length, loss=loss.value)
+    check_positions(encoded, load_config(model_source(model)))
     if not as_json:
         output.note(encoded.report.sentence())
     base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None)

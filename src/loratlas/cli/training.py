@@ -60,14 +60,17 @@ def go(job: Job, *, as_json: bool) -> None:
         DivergedError: the loss became NaN or infinite; the last good adapter was written.
         Interrupted: Ctrl-C; the state was saved.
     """
-    from loratlas.data.encode import encode, load_tokenizer
+    from loratlas.anatomy.load import load_config
+    from loratlas.data.encode import check_positions, encode, load_tokenizer
     from loratlas.study.inputs import model_source, open_model, open_rows
 
     _check(job)
-    tokenizer = load_tokenizer(model_source(job.model))
+    source = model_source(job.model)
+    tokenizer, config = load_tokenizer(source), load_config(source)
 
     def prepare(rows: Rows) -> Encoded:
         encoded = encode(rows, tokenizer, max_length=job.max_length, loss=job.loss)
+        check_positions(encoded, config)
         output.note(f"{rows.source}: {encoded.report.sentence()}")
         return encoded
 

@@ -259,6 +259,26 @@ def _shortened(labelled: np.ndarray, limit: int, opening: int, *, keeps_head: bo
     return np.concatenate([np.arange(opening), np.arange(first, n)])
 
 
+def check_positions(encoded: Encoded, config: Any) -> None:
+    """Refuse examples that reach beyond the positions that a model was made for.
+
+    Args:
+        encoded: the rows.
+        config: of the model; one that names no number of positions (ALiBi, say) has no limit.
+
+    Raises:
+        DataError: an example is longer.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(example) for example in encoded.examples), default=0)
+    if isinstance(limit, int) and 0 < limit < longest:
+        raise DataError(
+            given=f"{encoded.source}, with examples of up to {longest:,} tokens",
+            found=f"a model of {limit:,} positions",
+            instead=f"a largest length (--max-length, max_length) of at most {limit}",
+        )
+
+
 def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:

@@ -5,7 +5,6 @@
     tables.py    the rows of every table
     figures.py   plotly figures; forest.py: the small interval drawings
     page.py      the self-contained file; style.py and script.py are what is inlined in it
-    terminal.py  the same facts in a terminal of 80 columns
 
 >>> from loratlas.report import build
 """

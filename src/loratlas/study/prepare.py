@@ -110,8 +110,9 @@ def prepare(spec: StudySpec) -> Prepared:
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
     """
+    from loratlas.anatomy.load import load_config
     from loratlas.anatomy.read import read
-    from loratlas.data.encode import encode, load_tokenizer
+    from loratlas.data.encode import check_positions, encode, load_tokenizer
 
     source = model_source(spec.model, folder=spec.folder)
     anatomy = replace(read(source), model=spec.model)
@@ -130,6 +131,9 @@ def prepare(spec: StudySpec) -> Prepared:
     )
     whole = encode(train_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
     judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
+    config = load_config(source)
+    for encoded in (whole, judged):
+        check_positions(encoded, config)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
     if len(judged) > spec.evaluation.rows:
