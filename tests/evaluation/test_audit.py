@@ -32,7 +32,21 @@ def by_hand(n, means):
         "median_perplexity": math.exp(median),
         "mean_example_perplexity": sum(math.exp(m) for m in means) / len(means),
         "sum": total,
-    }
+        "batch_mean_8": by_batches(n, means, 8),
+        "batch_mean_8_perplexity": math.exp(by_batches(n, means, 8)),
+        "bits": total / tokens / math.log(2),
+        "digits": total / tokens / math.log(10),
+    } | ({"capped_20": 20.0} if total / tokens > 20 else {})
+
+
+def by_batches(n, means, size):
+    """What transformers' Trainer reports: each batch's token mean once per example of the batch."""
+    told = []
+    for start in range(0, len(n), size):
+        here = slice(start, start + size)
+        loss = sum(a * b for a, b in zip(n[here], means[here], strict=True)) / sum(n[here])
+        told += [loss] * len(n[here])
+    return sum(told) / len(told)
 
 
 tables = st.lists(st.tuples(st.integers(1, 2000), st.floats(0, 60)), min_size=1, max_size=40)
@@ -51,7 +65,10 @@ def test_definitions_and_gaps_on_any_table(table):
     assert terms["token_mean", "example_mean"] == pytest.approx(
         wanted["example_mean"] - wanted["token_mean"], abs=1e-9
     )
-    jensen = terms["example_mean", "log_mean_example_perplexity"]
+    assert terms["token_mean", "batch_mean_8"] == pytest.approx(
+        wanted["batch_mean_8"] - wanted["token_mean"], abs=1e-9
+    )
+    jensen = terms["example_mean", "mean_example_perplexity"]
     assert jensen == pytest.approx(
         math.log(wanted["mean_example_perplexity"]) - wanted["example_mean"], abs=1e-9
     )
@@ -77,19 +94,19 @@ def test_equal_lengths_and_losses_leave_no_gap():
 
 def test_small_jensen_gaps_are_exact_and_near_their_estimate():
     means = 2 + 1e-5 * np.array([-1.0, 1.0, -2.0, 2.0])
-    gap = gaps(of([3, 3, 3, 3], means))[1]
+    (gap,) = [g for g in gaps(of([3, 3, 3, 3], means)) if g["to"] == "mean_example_perplexity"]
     assert gap["nats"] == pytest.approx(1.25e-10, rel=1e-4)
     assert gap["estimate"] == pytest.approx(1.25e-10, rel=1e-4)
 
 
 def test_a_wrong_term_shows_in_the_residual(monkeypatch):
-    import loratlas.evaluation.audit as audit
+    """Every term is computed by itself: a wrong one does not hide in another."""
+    import loratlas.evaluation.gaps as module
 
     scores = of([1, 9, 4], [3.0, 1.0, 2.0])
-    right = audit.gaps(scores)
-    wrong = [gap | {"nats": gap["nats"] + 1e-3} for gap in right]
-    monkeypatch.setattr(audit, "gaps", lambda _: wrong)
-    assert audit.residual(scores) > 9e-4
+    right = module.example_term
+    monkeypatch.setattr(module, "example_term", lambda found: right(found) + 1e-3)
+    assert residual(scores) > 9e-4
 
 
 def test_two_definitions_rank_two_adapters_differently():

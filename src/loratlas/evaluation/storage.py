@@ -14,7 +14,7 @@ from loratlas.errors import DataError, StorageError
 
 EXAMPLES, TOKENS = "examples.parquet", "tokens.parquet"
 
-SEGMENTS = ("counted", "prompt", "padding", "special")
+SEGMENTS = ("answer", "prompt", "padding", "special")
 """What kind of token a row of the table is about; `score` writes the counted ones."""
 
 GROUP = 1 << 17

@@ -162,7 +162,7 @@ def _parts(model: Any, encoded: Encoded, packed: bool, max_tokens: int) -> Itera
         yield Tokens(
             example=rows[batch.owners.cpu().numpy()],
             position=(places + 1).astype(np.int32),
-            segment=np.full(batch.labelled, SEGMENTS.index("counted"), dtype=np.int8),
+            segment=np.full(batch.labelled, SEGMENTS.index("answer"), dtype=np.int8),
             nll=losses.cpu().numpy(),
         )
 
