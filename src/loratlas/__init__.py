@@ -11,13 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loratlas.adapters.kernels import faster, slower
     from loratlas.anatomy.read import read
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.errors import LoratlasError
     from loratlas.placement.plan import Plan, place
 
 __version__ = "0.1.0"
-__all__ = ["Anatomy", "LoratlasError", "Plan", "Site", "__version__", "place", "read"]
+__all__ = ["Anatomy", "LoratlasError", "Plan", "Site", "__version__", "faster", "place", "read", "slower"]
 
 # Public name → module that holds it. Loaded on first use, so that `import loratlas` costs no torch.
 _HOMES = {
@@ -25,8 +26,10 @@ _HOMES = {
     "LoratlasError": "loratlas.errors",
     "Plan": "loratlas.placement.plan",
     "Site": "loratlas.anatomy.sites",
+    "faster": "loratlas.adapters.kernels",
     "place": "loratlas.placement.plan",
     "read": "loratlas.anatomy.read",
+    "slower": "loratlas.adapters.kernels",
 }
 
 

@@ -7,6 +7,8 @@ import torch
 from peft.tuners.lora.layer import Linear
 from tests.training.small import adapted
 
+import loratlas
+from loratlas.adapters import kernels
 from loratlas.adapters.kernels import LeanLinear, lean
 
 
@@ -31,9 +33,16 @@ def both(model, ids, *, change=lambda model: None):
     return found
 
 
+def given(x, p):
+    """A mask that follows from its input, so that PEFT's layers and ours draw the same."""
+    return (x.double().abs() * 9973) % 1 >= p
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_float64(kind, dropout):
+def test_float64(kind, dropout, monkeypatch):
+    monkeypatch.setattr(kernels, "_mask", given)
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * given(x, self.p) / (1 - self.p))
     model = adapted(kind, dtype="float64", lora_dropout=dropout).double().train()
     (logits, gradients), (fast_logits, fast) = both(model, torch.randint(3, 96, (2, 17)))
     torch.testing.assert_close(fast_logits, logits, rtol=1e-10, atol=1e-12)
@@ -57,18 +66,134 @@ def test_bfloat16_is_as_near_to_float64_as_peft():
     assert error(fast) < 1.2 * error(peft) + 1e-3
 
 
-def test_gradcheck():
-    from loratlas.adapters.kernels import _LowRank
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradcheck(dropout, monkeypatch):
+    """Two sites of unlike widths and ranks that read one input."""
+    keep = torch.rand(5, 4) >= dropout
+    monkeypatch.setattr(kernels, "_mask", lambda x, p: keep)
 
     def draw(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
-    x, W, bias = draw(5, 4), draw(4, 3).detach(), draw(3).detach()
-    A, B = draw(2, 4), draw(3, 2)
-    assert torch.autograd.gradcheck(lambda x, A, B: _LowRank.apply(x, None, W, bias, A, B, 0.7), (x, A, B))
-    assert torch.autograd.gradcheck(
-        lambda x, dropped, A, B: _LowRank.apply(x, dropped, W, None, A, B, 0.7), (x, draw(5, 4), A, B)
-    )
+    x, W, V, bias = draw(5, 4), draw(4, 3).detach(), draw(4, 6).detach(), draw(3).detach()
+
+    def run(x, A, B, C, D):
+        first = kernels._Site(W=W, bias=bias, A=A, B=B, scale=0.7, dropout=dropout)
+        second = kernels._Site(W=V, bias=None, A=C, B=D, scale=1.3, dropout=dropout)
+        return kernels._run(x, [first, second])
+
+    assert torch.autograd.gradcheck(run, (x, draw(2, 4), draw(3, 2), draw(1, 4), draw(6, 1)))
+
+
+def test_sites_of_one_input_are_one_product(monkeypatch):
+    sizes = []
+    run = kernels._run
+    monkeypatch.setattr(kernels, "_run", lambda x, sites: (sizes.append(len(sites)), run(x, sites))[1])
+    model = adapted("llama")
+    with lean(model):
+        model(torch.randint(3, 96, (2, 9)))
+    assert sizes == [3, 1, 2, 1] * model.config.num_hidden_layers
+
+
+def test_layers_that_read_other_tensors_than_told_compute_alone():
+    layers = [m for m in adapted().modules() if type(m) is Linear][:2]
+    x, other = torch.randn(1, 3, layers[0].in_features), torch.randn(1, 3, layers[0].in_features)
+    wanted = [layers[0](x), layers[1](other)]
+    with lean(torch.nn.ModuleList(layers)):
+        layers[0]._group = layers[1]._group = kernels._Group(layers)
+        for _ in range(2):
+            found = [layers[0](x), layers[1](other)]
+            torch.testing.assert_close(found, wanted)
+        x.add_(1.0)  # the same tensor, with other numbers
+        changed = layers[0](x)
+    torch.testing.assert_close(changed, layers[0](x))
+
+
+def test_one_mask_serves_the_sites_of_an_input_and_follows_the_random_state():
+    model = adapted("llama", lora_dropout=0.5).train()
+    ids = torch.randint(3, 96, (2, 9))
+    with lean(model):
+        torch.manual_seed(1)
+        first = model(ids).logits
+        second = model(ids).logits
+        torch.manual_seed(1)
+        again = model(ids).logits
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, second, atol=1e-3)
+    x = torch.ones(2000, 10)
+    assert float(kernels._mask(x, 0.3).float().mean()) == pytest.approx(0.7, abs=0.02)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputation_gives_the_same_gradients(dropout):
+    """Gradient checkpointing runs the layers again in the backward pass, with the same masks."""
+    model = adapted("llama", dtype="float64", lora_dropout=dropout).double().train()
+    ids = torch.randint(3, 96, (2, 17))
+    (_, plain_gradients), _ = both(model, ids)
+    found = {}
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(0)
+        model.zero_grad()
+        with lean(model):
+            model(ids).logits.sin().sum().backward()
+        found[checkpointing] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert found[True].keys() == plain_gradients.keys()
+    for name, value in found[False].items():
+        torch.testing.assert_close(found[True][name], value, rtol=1e-10, atol=1e-12)
+
+
+def test_a_compiled_model_gives_the_same_gradients():
+    model = adapted("llama", dtype="float64").double().train()
+    ids = torch.randint(3, 96, (2, 17))
+    (_, gradients), _ = both(model, ids)
+    model.zero_grad()
+    with lean(model):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(ids).logits.sin().sum().backward()
+    for name, value in gradients.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, value, rtol=1e-9, atol=1e-11)
+
+
+def test_float32_factors_over_a_bfloat16_base_lift_no_activation():
+    model = adapted(dtype="bfloat16")
+    layer = next(m for m in model.modules() if type(m) is Linear)
+    layer.float()
+    layer.base_layer.bfloat16()
+    x = torch.randn(1, 7, layer.in_features, requires_grad=True).bfloat16()
+    exact = layer.double()(x.double())
+    layer.float()
+    layer.base_layer.bfloat16()
+    with lean(layer):
+        found = layer(x)
+        found.sum().backward()
+    found, exact = found.detach(), exact.detach()
+    assert found.dtype == torch.bfloat16
+    assert layer.lora_A["default"].weight.grad.dtype == torch.float32
+    assert float((found.double() - exact).norm() / exact.norm()) < 0.02
+
+
+def test_faster_and_back_is_the_model_it_was(tmp_path):
+    from peft import PeftModel
+    from tests.tiny import tiny_model
+
+    model = adapted("llama").eval()
+    ids = torch.randint(3, 96, (1, 9))
+    with torch.no_grad():
+        wanted = model(ids).logits
+        assert loratlas.faster(model) is model
+        torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(tiny_model("llama"), tmp_path).eval()
+        torch.testing.assert_close(loaded(ids).logits, wanted, rtol=1e-5, atol=1e-5)
+        with lean(model) as swapped:  # nested: stays as it is
+            assert swapped > 0
+        assert any(type(m) is LeanLinear for m in model.modules())
+        assert loratlas.slower(model) is model
+        assert not any(type(m) is LeanLinear or "_group" in vars(m) for m in model.modules())
+        assert torch.equal(model(ids).logits, wanted)
+        merged = loratlas.faster(model).merge_and_unload()
+        torch.testing.assert_close(merged(ids).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_no_gradient_below_the_lowest_adapted_layer():
@@ -81,11 +206,16 @@ def test_no_gradient_below_the_lowest_adapted_layer():
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}], ids=["dora", "bias"])
-def test_what_is_not_covered_goes_through_peft(options):
+def test_what_is_not_covered_goes_through_peft_and_is_said_once(options, recwarn):
     model = adapted("gpt2", **options).double()
     (logits, gradients), (fast_logits, fast) = both(model, torch.randint(3, 96, (2, 9)))
     assert torch.equal(logits, fast_logits)
     assert all(torch.equal(fast[name], value) for name, value in gradients.items())
+    with lean(model):
+        pass
+    said = [str(w.message) for w in recwarn if "PEFT's own forward" in str(w.message)]
+    assert len(said) == 1
+    assert said[0].startswith("12 of 12 adapted layers")
 
 
 def test_states_of_a_layer_that_are_peft_s_own():
