@@ -35,6 +35,14 @@ class Shape:
             logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
+    @property
+    def roundings(self) -> int:
+        """How often a logit is rounded on its way from the linear layer; a softcap divides, bends and multiplies.
+
+        Where tanh bends, it passes on no larger relative change than it gets: |x tanh′ x| ≤ |tanh x|.
+        """
+        return 1 + (self.scale != 1.0) + 3 * (self.softcap is not None)
+
     def slope(self, shaped: torch.Tensor) -> torch.Tensor | float:
         """Its derivative, s·(1 − (y / c)²), from the logits y that it gave."""
         return self.scale if self.softcap is None else self.scale * (1 - (shaped / self.softcap).square())
@@ -85,7 +93,8 @@ def nll_of_states(
     return _FromStates.apply(states, weight, bias, targets, shape or Shape())  # type: ignore[no-any-return]
 
 
-def _rows(vocabulary: int, device: torch.device) -> int:
+def rows_at_a_time(vocabulary: int, device: torch.device) -> int:
+    """How many rows of logits are worked on together."""
     return max(ROWS, NUMBERS.get(device.type, OTHERS) // vocabulary)
 
 
@@ -95,7 +104,7 @@ class _FromLogits(torch.autograd.Function):
         number = torch.promote_types(logits.dtype, torch.float32)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         losses = logits.new_empty(len(targets), dtype=number)
-        rows = _rows(logits.shape[1], logits.device)
+        rows = rows_at_a_time(logits.shape[1], logits.device)
         for start in range(0, len(targets), rows):
             here = slice(start, start + rows)
             losses[here], logp = _losses(logits[here], targets[here], number)
@@ -127,7 +136,7 @@ class _FromStates(torch.autograd.Function):
         number = torch.promote_types(states.dtype, torch.float32)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         losses = states.new_empty(len(targets), dtype=number)
-        rows = _rows(len(weight), states.device)
+        rows = rows_at_a_time(len(weight), states.device)
         for start in range(0, len(targets), rows):
             here = slice(start, start + rows)
             logits = shape(torch.nn.functional.linear(states[here], weight, bias))

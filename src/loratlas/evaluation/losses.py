@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -9,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from loratlas.data.packing import bare, forward, states
-from loratlas.evaluation.cross_entropy import Shape, nll, nll_of_states
+from loratlas.evaluation.cross_entropy import Shape, nll, nll_of_states, rows_at_a_time
 
 if TYPE_CHECKING:
     from loratlas.data.batches import Batch
@@ -36,19 +38,57 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     Returns:
         Float32 [labelled] in the order of ``batch.answers``, with its graph where gradients are recorded.
     """
+    found = _read(model, batch)
+    if found.states is None or found.shape is None:
+        return nll(found.logits, batch.answers)
+    return nll_of_states(found.states, found.head.weight, found.head.bias, batch.answers, found.shape)
+
+
+@torch.no_grad()
+def logit_rows(model: Any, batch: Batch) -> Iterator[tuple[slice, torch.Tensor, int]]:
+    """Logits at the counted places, some rows at a time, in the order of ``batch.answers``.
+
+    Yields:
+        Which rows; their logits [rows, V], in the model's numbers; how often each of them has been rounded.
+    """
+    found = _read(model, batch)
+    vocabulary = found.logits.shape[-1] if found.states is None else len(found.head.weight)
+    rows = rows_at_a_time(vocabulary, batch.input_ids.device)
+    for start in range(0, batch.labelled, rows):
+        here = slice(start, start + rows)
+        if found.states is None or found.shape is None:
+            yield here, found.logits[here], 1
+        else:
+            linear = torch.nn.functional.linear(found.states[here], found.head.weight, found.head.bias)
+            yield here, found.shape(linear), found.shape.roundings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What a pass left: logits, or the states that the output embedding turns into them."""
+
+    logits: torch.Tensor
+    states: torch.Tensor | None = None
+    head: Any = None
+    shape: Shape | None = None
+
+
+def _read(model: Any, batch: Batch) -> _Found:
     inner = bare(model)
     head = inner.get_output_embeddings()
     if _SHAPES.get(inner, True) is None or not batch.labelled or not _plain(head):
-        return nll(forward(model, batch), batch.answers)
+        return _Found(logits=forward(model, batch))
     hidden, probe, logits = states(model, batch)
-    if hidden is None or hidden.dtype != head.weight.dtype:
-        return nll(logits, batch.answers) if hidden is None else nll(forward(model, batch), batch.answers)
+    if hidden is None:
+        return _Found(logits=logits)
+    if hidden.dtype != head.weight.dtype:
+        return _Found(logits=forward(model, batch))
     if inner not in _SHAPES:
         _SHAPES[inner] = _shape(inner, head(probe), logits)
     shape = _SHAPES[inner]
     if shape is None:
-        return nll(forward(model, batch), batch.answers)
-    return nll_of_states(hidden, head.weight, head.bias, batch.answers, shape)
+        return _Found(logits=forward(model, batch))
+    return _Found(logits=logits, states=hidden, head=head, shape=shape)
 
 
 def _plain(head: Any) -> bool:

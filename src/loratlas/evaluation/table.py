@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,3 +135,38 @@ def require_finite(table: Table, rows: np.ndarray) -> None:
         found=f"{where} has {what} ({len(bad)} such)",
         instead="a model whose logits are finite there (float32 instead of float16), or rows without that token",
     )
+
+
+ELSEWHERE = 1 << 24
+"""Added to the positions of tokens that the reference does not have."""
+
+
+def align(table: Table, ids: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Table:
+    """The same table with the positions of another tokenisation of the same texts by the same tokenizer.
+
+    Tokens of the common beginning and of the common end of an example keep or get the reference's positions; those in
+    between (merged across the boundary of prompt and answer, a begin token more or less) get positions of their own.
+
+    Args:
+        table: per-token.
+        ids: what was scored, example by example.
+        reference: what the other table was made of.
+
+    >>> one = Table(example=np.array([0, 0]), position=np.array([1, 2]), part=np.array([0, 0]),
+    ...             tokens=np.array([1, 1]), nll=np.array([1.0, 2.0]))
+    >>> align(one, [np.array([5, 8, 7])], [np.array([5, 6, 9, 7])]).position - [ELSEWHERE, 0]
+    array([1, 3])
+    """
+    position = table.position.copy()
+    for example in np.unique(table.example):
+        mine, theirs = ids[int(example)], reference[int(example)]
+        short = min(len(mine), len(theirs))
+        same = mine[:short] == theirs[:short]
+        front = short if same.all() else int(np.argmin(same))
+        same = mine[::-1][: short - front] == theirs[::-1][: short - front]
+        back = short - front if same.all() else int(np.argmin(same))
+        rows = np.flatnonzero(table.example == example)
+        p = table.position[rows]
+        moved = np.where(p >= len(mine) - back, p + len(theirs) - len(mine), p + ELSEWHERE)
+        position[rows] = np.where(p < front, p, moved)
+    return replace(table, position=position)
