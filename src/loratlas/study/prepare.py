@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loratlas.errors import DataError
+from loratlas.study import beside
 from loratlas.study.inputs import DEMO, model_source, open_rows
 from loratlas.study.match import Match, naming, plans
 from loratlas.study.spec import StudySpec
@@ -25,6 +26,7 @@ from loratlas.study.spec import StudySpec
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
     from loratlas.data.encode import Encoded
+    from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
 
 
@@ -38,6 +40,8 @@ class Prepared:
         plans: arm → plan. matches: arm → how its spending compares with the reference's, None for the
             reference.
         train, tuning, evaluation: encoded rows; tuning rows were held out from the training rows.
+        asked: evaluation rows as text, where a task metric is to be measured.
+        forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
     """
 
@@ -48,6 +52,8 @@ class Prepared:
     train: Encoded
     tuning: Encoded
     evaluation: Encoded
+    asked: Rows | None
+    forgetting: Encoded | None
     notes: tuple[str, ...]
 
     def facts(self, spec: StudySpec) -> dict[str, Any]:
@@ -68,6 +74,7 @@ class Prepared:
                 "evaluation": _data(self.evaluation, evaluation_source(spec)),
                 "template": self.train.template,
                 "loss": spec.data.loss,
+                **self._forgetting(spec),
             },
             "trainable": {name: plan.trainable for name, plan in self.plans.items()},
             "predicted_peak": self._predicted_peak(spec),
@@ -89,6 +96,11 @@ class Prepared:
             },
             "notes": list(self.notes),
         }
+
+    def _forgetting(self, spec: StudySpec) -> dict[str, Any]:
+        if self.forgetting is None or spec.forgetting is None:
+            return {}
+        return {"forgetting": _data(self.forgetting, spec.forgetting.data)}
 
     def _predicted_peak(self, spec: StudySpec) -> dict[str, int]:
         """Arm → peak bytes of a step of mean size by arithmetic, for runs whose memory was not measured."""
@@ -136,10 +148,7 @@ def prepare(spec: StudySpec) -> Prepared:
         check_positions(encoded, config)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
-    if len(judged) > spec.evaluation.rows:
-        evaluation = subset(judged, np.sort(_draw(len(judged), chosen)[: spec.evaluation.rows]))
-    else:
-        evaluation = judged
+    evaluation = _drawn(judged, spec.evaluation.rows, chosen)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -156,6 +165,15 @@ def prepare(spec: StudySpec) -> Prepared:
         notes.append(
             f"{known:,} of the {len(evaluation):,} evaluation rows stand in the training rows as well."
         )
+    forgetting = beside.forgetting_rows(spec, tokenizer, config)
+    if forgetting is not None and spec.forgetting is not None:
+        forgetting = _drawn(forgetting, spec.forgetting.rows, np.random.SeedSequence([spec.seed, 4]))
+        known = sum(example.input_ids.tobytes() in seen for example in forgetting.examples)
+        if known:
+            notes.append(
+                f"{known:,} of the {len(forgetting):,} rows that are to show what is forgotten stand in the "
+                "training rows."
+            )
     if spec.subset is not None and spec.subset > len(train):
         from loratlas.errors import SpecError
 
@@ -172,6 +190,8 @@ def prepare(spec: StudySpec) -> Prepared:
         train=train,
         tuning=tuning,
         evaluation=evaluation,
+        asked=beside.asked_rows(spec, judged_rows, evaluation),
+        forgetting=forgetting,
         notes=tuple(notes),
     )
 
@@ -225,6 +245,11 @@ def _split(
         )
     order = _draw(len(whole), stream)
     return subset(whole, np.sort(order[rows:])), subset(whole, np.sort(order[:rows]))
+
+
+def _drawn(whole: Encoded, rows: int, stream: np.random.SeedSequence) -> Encoded:
+    """So many rows, drawn where there are more, in their order."""
+    return whole if len(whole) <= rows else subset(whole, np.sort(_draw(len(whole), stream)[:rows]))
 
 
 def _draw(count: int, stream: np.random.SeedSequence) -> np.ndarray:

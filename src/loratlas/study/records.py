@@ -53,6 +53,7 @@ def write_run(
     *,
     examples: Mapping[str, np.ndarray] | None,
     curve: Sequence[Mapping[str, float]],
+    tables: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> None:
     """Write a run's folder, whole or not at all.
 
@@ -62,6 +63,7 @@ def write_run(
         examples: columns ``example`` (index), ``n`` (answer tokens), ``nll`` (summed, nats); None if
             diverged.
         curve: points of the training curve.
+        tables: file name → columns of what else was measured.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -73,6 +75,8 @@ def write_run(
     try:
         if examples is not None:
             parquet.write_table(pa.table(dict(examples)), draft / EXAMPLES)
+        for name, columns in (tables or {}).items():
+            parquet.write_table(pa.table(dict(columns)), draft / name)
         points = {name: [point[name] for point in curve] for name in CURVE_COLUMNS}
         parquet.write_table(pa.table(points), draft / CURVE)
         text = json.dumps(finite(record), indent=1, allow_nan=False)
@@ -98,23 +102,28 @@ def read_examples(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         OutputError: the file is missing or broken.
     """
-    table = _table(folder / EXAMPLES)
-    example = table["example"].to_numpy().astype(np.int64)
+    found = table(folder / EXAMPLES)
+    example = found["example"].to_numpy().astype(np.int64)
     order = np.argsort(example, kind="stable")
     return (
         example[order],
-        table["n"].to_numpy().astype(np.int64)[order],
-        table["nll"].to_numpy().astype(np.float64)[order],
+        found["n"].to_numpy().astype(np.int64)[order],
+        found["nll"].to_numpy().astype(np.float64)[order],
     )
 
 
 def read_curve(folder: Path) -> dict[str, np.ndarray]:
     """Columns of a run's training curve."""
-    table = _table(folder / CURVE)
-    return {name: table[name].to_numpy() for name in CURVE_COLUMNS}
+    found = table(folder / CURVE)
+    return {name: found[name].to_numpy() for name in CURVE_COLUMNS}
 
 
-def _table(path: Path) -> Any:
+def table(path: Path) -> Any:
+    """A table of a finished run.
+
+    Raises:
+        OutputError: the file is missing or broken.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from loratlas.errors import OutputError
+from loratlas.study.beside import METRICS, read_forgetting, read_metric, same_rows
 from loratlas.study.findings import Comparison, Finding, judge, pareto
 from loratlas.study.ledger import Key, Ledger
+from loratlas.study.ranks import Judged, Measure, by_measure, measures, ranks
 from loratlas.study.records import read_curve, read_examples
 from loratlas.study.schedule import BASE, Schedule, nll, schedule
 from loratlas.study.spec import StudySpec, parse_spec, seeds
@@ -84,7 +86,12 @@ def build(
     state = schedule(spec, finished)
     losses = {arm: _losses(spec, state, finished, runs, arm) for arm in spec.arms}
     reference = losses[spec.reference]
+    base = finished.get(BASE)
     arms = [_arm(spec, facts, state, finished, runs, losses[arm], reference) for arm in spec.arms]
+    by = measures(task=METRICS[spec.metric.name].measure if spec.metric else None)
+    judged = {arm: _judged(losses[arm]) for arm in spec.arms}
+    compared = ranks(list(judged.values()), by)
+    before = _before(base, runs)
     by_name = {arm["name"]: arm for arm in arms}
     comparisons = [
         _compare(spec, facts, state, losses[arm], reference, by_name)
@@ -92,7 +99,8 @@ def build(
         if arm != spec.reference
     ]
     findings = judge(comparisons, versus=spec.reference, delta=spec.delta, reach=_reach(spec, facts))
-    base = finished.get(BASE)
+    for arm, one in zip(arms, losses.values(), strict=True):
+        arm |= _beside(judged[one.arm], one, by, before)
     data = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -105,9 +113,13 @@ def build(
         "base": dict(facts["base"]),
         "data": {**facts["data"], "packing": base["packing"] if base else None},
         "base_nll": base["nll"] if base else None,
+        "base_beside": {name: base.get(name) if base else None for name in ("metric", "forgetting")},
         "learning_rates": list(state.rates),
         "arms": arms,
-        "findings": [finding.to_json() for finding in findings],
+        "findings": [
+            finding.to_json() | _turns(finding, judged, by, compared["opposed"]) for finding in findings
+        ],
+        "ranks": compared,
         "pareto": _pareto(arms),
         "anatomy": facts["anatomy"],
         "notes": [*facts["notes"], *_notes(spec, facts, state)],
@@ -127,6 +139,8 @@ class _Losses:
     arm: str
     summed: dict[int, np.ndarray]
     tokens: np.ndarray | None
+    task: dict[int, np.ndarray]
+    elsewhere: dict[int, np.ndarray]
     records: dict[int, Mapping[str, Any]]
     diverged: int
     wanted: int
@@ -137,6 +151,7 @@ def _losses(
 ) -> _Losses:
     _, evaluation = seeds(spec)
     summed, records, tokens, diverged = {}, {}, None, 0
+    task, elsewhere, answered = {}, {}, None
     for seed in evaluation if state.chosen else ():
         record = finished.get(Key(phase="evaluation", arm=arm, lr=state.chosen[arm], seed=seed))
         if record is None:
@@ -154,9 +169,81 @@ def _losses(
             )
         tokens = n
         summed[seed] = losses
+        if "metric" in record:
+            rows, task[seed] = read_metric(runs / record["digest"])
+            same_rows(rows, answered, runs / record["digest"])
+            answered = rows
+        if "forgetting" in record:
+            elsewhere[seed] = read_forgetting(runs / record["digest"])[1]
     return _Losses(
-        arm=arm, summed=summed, tokens=tokens, records=records, diverged=diverged, wanted=len(evaluation)
+        arm=arm,
+        summed=summed,
+        tokens=tokens,
+        task=task,
+        elsewhere=elsewhere,
+        records=records,
+        diverged=diverged,
+        wanted=len(evaluation),
     )
+
+
+def _judged(losses: _Losses) -> Judged:
+    return Judged(name=losses.arm, summed=losses.summed, tokens=losses.tokens, task=losses.task)
+
+
+def _before(base: Mapping[str, Any] | None, runs: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """(n, nll) of the bare base on the rows that nothing is trained on, if they were asked for."""
+    return read_forgetting(runs / base["digest"]) if base and "forgetting" in base else None
+
+
+def _beside(
+    judged: Judged, losses: _Losses, by: Sequence[Measure], before: tuple[np.ndarray, np.ndarray] | None
+) -> dict[str, Any]:
+    """What an arm reached by other measures than the loss, and on rows that it was not trained for."""
+    task = next((measure for measure in by if measure.definition is None), None)
+    found: dict[str, Any] = {
+        "definitions": {m.name: m.value(judged) for m in by if m.definition is not None},
+        "metric": None,
+        "forgetting": None,
+    }
+    if task is not None and losses.task:
+        scores = np.stack(list(losses.task.values()))
+        told = estimate(scores, np.ones(scores.shape[1])) if scores.size else None
+        found["metric"] = {
+            "name": task.name,
+            "value": told and told.value,
+            "ci": _interval(told),
+            "rows": scores.shape[1],
+        }
+    if before is not None and losses.elsewhere:
+        n, nll = before
+        after = np.stack(list(losses.elsewhere.values()))
+        change = estimate(after - nll, n)
+        found["forgetting"] = {
+            "before": float(nll.sum() / n.sum()),
+            "after": float(after.mean(axis=0).sum() / n.sum()),
+            "change": change.value,
+            "ci": _interval(change),
+            "rows": len(n),
+        }
+    return found
+
+
+def _turns(
+    finding: Finding,
+    judged: Mapping[str, Judged],
+    by: Sequence[Measure],
+    opposed: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """A finding by every measure: where another one puts the other arm ahead, and whether that is established."""
+    pair = {finding.arm, finding.versus}
+    against = [told for told in opposed if {told["first"], told["second"]} == pair]
+    return {
+        "by_measure": by_measure(judged[finding.arm], judged[finding.versus], by, level=finding.level),
+        "flips": [told["by"] for told in against],
+        "flips_established": any(told["established"] for told in against),
+        "flip_sentences": [told["sentence"] for told in against],
+    }
 
 
 def _stack(summed: Mapping[int, np.ndarray], order: Sequence[int]) -> np.ndarray:

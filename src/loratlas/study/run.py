@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import DataError, Interrupted, OutputError, RunError
+from loratlas.study import beside
 from loratlas.study.ledger import NAME, Key, Ledger, claim, unstorable, unwritable
 from loratlas.study.pool import Pool, Process, rebuilt
 from loratlas.study.prepare import Prepared, machine, prepare, revision, training, versions
@@ -144,7 +145,7 @@ def _check_parent(out: Path) -> None:
 def _same_study(facts: Mapping[str, Any], spec: StudySpec, out: Path) -> None:
     if facts and facts.get("spec_digest") != spec.digest:
         before, now = facts.get("spec") or {}, spec.to_json()
-        different = [key for key in now if before.get(key) != now[key]]
+        different = [key for key in {**now, **before} if before.get(key) != now.get(key)]
         raise OutputError(
             given=str(out),
             found=f"another study in it, {before.get('name', 'without a name')!r}, which differs in "
@@ -162,8 +163,8 @@ def _enter(ledger: Ledger, prepared: Prepared, spec: StudySpec, out: Path) -> No
         ledger.note(**facts, machine=machine(), versions=versions(), revision=revision(), begun=time.time())
         return
     ledger.note(**{name: fact for name, fact in facts.items() if name not in known})  # of an earlier version
-    for name in ("train", "tuning", "evaluation"):
-        if known["data"][name]["digest"] != facts["data"][name]["digest"]:
+    for name in ("train", "tuning", "evaluation", "forgetting"):
+        if name in facts["data"] and known["data"][name]["digest"] != facts["data"][name]["digest"]:
             raise DataError(
                 given=facts["data"][name]["source"],
                 found=f"other {name} rows than this study began with",
@@ -329,6 +330,8 @@ class Coordinator:
             "rows": rows.digest,
             "shared": {"dtype": spec.dtype, "packing": spec.packing, "base_dropout": spec.base_dropout},
         }
+        if key.phase != "tuning":
+            identity |= beside.identity(spec, prepared.forgetting)
         if key.phase == "base":
             return identity
         return identity | {
@@ -347,6 +350,15 @@ class Coordinator:
             path = (cache / f"{name}.npz").resolve()
             save_encoded(path, getattr(self.prepared, name))
             data[name] = str(path)
+        if self.prepared.forgetting is not None:
+            path = (cache / "forgetting.npz").resolve()
+            save_encoded(path, self.prepared.forgetting)
+            data["forgetting"] = str(path)
+        metric = None
+        if self.spec.metric is not None and self.prepared.asked is not None:
+            path = (cache / "asked.json").resolve()
+            beside.save_rows(path, self.prepared.asked)
+            metric = {**self.spec.metric.model_dump(mode="json"), "file": str(path)}
         source = Path(self.prepared.source)
         setup = {
             "model": str(source.resolve()) if source.exists() else self.prepared.source,
@@ -356,6 +368,7 @@ class Coordinator:
             "max_length": self.spec.max_length,
             "device": device,
             "data": data,
+            "metric": metric,
             "training": self._training,
             "versions": versions(),
             "revision": revision(),

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -41,6 +41,8 @@ from loratlas.errors import SpecError
 FEWEST_TUNING_ROWS = 500
 FEWEST_TUNING_SEEDS = 2
 WIDEST_FACTOR = 3.0
+BESIDE = ("metric", "forgetting")
+"""Keys of what is measured beside the loss; none of them changes a run's training."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -91,6 +93,32 @@ class EvaluationSpec(_Part):
     rows: Annotated[int, Field(ge=2)] = 1000
 
 
+class ForgettingSpec(_Part):
+    """Rows that no arm is trained for: their loss before and after says what an adapter costs elsewhere."""
+
+    data: str = Field(min_length=1)
+    split: str | None = None
+    map: dict[str, str] = Field(default_factory=dict)
+    rows: Annotated[int, Field(ge=2)] = 200
+    loss: Literal["answer", "all"] = "all"
+
+
+class MetricSpec(_Part):
+    """A measure of the task itself, taken on the first evaluation rows after every evaluation run."""
+
+    name: Literal["exact_match"]
+    rows: Annotated[int, Field(ge=2)] = 100
+    max_new_tokens: Count = 64
+
+
+def _forgetting(value: Any) -> Any:
+    return {"data": value} if isinstance(value, str) else value
+
+
+def _metric(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 def _arm(value: Any) -> Any:
     return {"placement": value} if isinstance(value, str) else value
 
@@ -115,6 +143,8 @@ class StudySpec(_Part):
     learning_rates: tuple[Positive, ...] = Field(default=(1e-4, 3e-4, 9e-4, 2.7e-3, 8.1e-3), min_length=1)
     tuning: TuningSpec = TuningSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    metric: Annotated[MetricSpec | None, BeforeValidator(_metric)] = None
+    forgetting: Annotated[ForgettingSpec | None, BeforeValidator(_forgetting)] = None
     steps: Count = 200
     batch_size: Count = 16
     micro_batch: Count | None = None
@@ -162,8 +192,13 @@ class StudySpec(_Part):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """The spec with all defaults written out; ``${NAME}`` stays as written: no machine is in it."""
-        return self.model_dump(mode="json")
+        """The spec with all defaults written out; ``${NAME}`` stays as written: no machine is in it.
+
+        What was not asked to be measured beside the loss is left out: a study without it is the study that it was
+        before this could be asked, digest included.
+        """
+        whole = self.model_dump(mode="json")
+        return {key: value for key, value in whole.items() if key not in BESIDE or value is not None}
 
 
 class _UniqueLoader(yaml.SafeLoader):
@@ -275,6 +310,8 @@ _EXAMPLES = {
     "data": "{train: demo:facts-300}",
     "data.train": "demo:facts-300",
     "arms": "{full: all:8, attention: attention:8}",
+    "forgetting.data": "other-rows.jsonl.gz",
+    "metric.name": "exact_match",
 }
 
 
@@ -312,7 +349,8 @@ def _keys(parents: list[str]) -> list[str]:
         return list(ArmSpec.model_fields)
     model: Any = StudySpec
     for part in parents:
-        model = model.model_fields[part].annotation
+        annotation = model.model_fields[part].annotation
+        model = next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
     return list(model.model_fields)
 
 
@@ -368,6 +406,12 @@ def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
             f"tuning.seeds: {spec.tuning.seeds}",
             "one seed cannot tell a good rate from a lucky one",
             f"{FEWEST_TUNING_SEEDS} or more (or demonstration: true)",
+        )
+    if spec.metric is not None and spec.metric.rows > spec.evaluation.rows:
+        yield (
+            f"metric.rows: {spec.metric.rows}",
+            f"{spec.evaluation.rows} evaluation rows to take them from",
+            f"{spec.evaluation.rows} or less",
         )
     if spec.data.eval is None and spec.data.eval_split is None and not spec.data.train.startswith("demo:"):
         yield (

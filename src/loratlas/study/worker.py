@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from loratlas.errors import LoratlasError, RunError
+from loratlas.study.beside import Beside
 from loratlas.study.ledger import unstorable
 from loratlas.study.records import load_encoded, write_run
 
@@ -40,7 +41,7 @@ class Worker:
     Args:
         setup: what the coordinator wrote: ``model`` (path or Hub id), ``dtype``, ``base_dropout``,
             ``packing``, ``data`` (name → .npz), ``training`` (settings that all runs share), ``device``,
-            ``max_length``.
+            ``max_length``, ``metric`` (see `loratlas.study.beside.Beside`).
         send: hands a message to the coordinator.
     """
 
@@ -52,6 +53,7 @@ class Worker:
         if setup["device"] == "cpu":
             torch.set_num_threads(1)
         self._data = {name: load_encoded(Path(path)) for name, path in setup["data"].items()}
+        self._beside = Beside(setup, self._data.get("forgetting"))
         self._load()
         self._packed, self._packing = self._decide_packing()
 
@@ -84,12 +86,14 @@ class Worker:
         record: dict[str, Any] = {"key": key, "identity": job["identity"], "digest": job["digest"]}
         record |= {"packing": self._packing, "diverged": False, "curve_points": 0}
         curve: list[dict[str, float]] = []
+        tables: dict[str, Any] = {}
         rows = self._data["tuning" if key["phase"] == "tuning" else "evaluation"]
         if key["phase"] == "base":
             scores = self._score(self._model, rows)
+            found, tables = self._beside.measure(self._model, self._score)
         else:
-            scores, found, curve = self._train(job, rows)
-            record |= found
+            scores, found, curve, tables = self._train(job, rows)
+        record |= found
         examples = None
         if scores is not None:
             examples = {"example": scores.example, "n": scores.n, "nll": scores.nll}
@@ -98,14 +102,16 @@ class Worker:
             record["nll"] = None
         record |= {"seconds": time.perf_counter() - begun, "curve_points": len(curve)}
         record |= {"revision": self._setup["revision"], "versions": self._setup["versions"]}
-        write_run(Path(job["folder"]), record, examples=examples, curve=curve)
+        write_run(Path(job["folder"]), record, examples=examples, curve=curve, tables=tables)
 
     def _score(self, model: Any, rows: Any) -> Any:
         from loratlas.evaluation.tokens import score
 
         return score(model, rows, packed=self._packed)
 
-    def _train(self, job: Mapping[str, Any], rows: Any) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:
+    def _train(
+        self, job: Mapping[str, Any], rows: Any
+    ) -> tuple[Any, dict[str, Any], list[dict[str, float]], dict[str, Any]]:
         from loratlas.placement.plan import Plan
         from loratlas.training.loop import fit
         from loratlas.training.settings import Settings
@@ -137,10 +143,14 @@ class Worker:
             ]
             # The last step counts; a diverged run has no last step worth judging.
             scores = None if result.diverged else self._score(model, rows)
+            diverged = bool(result.diverged or not bool(_finite(scores)))
+            more, tables = {}, {}
+            if key["phase"] == "evaluation" and not diverged:
+                more, tables = self._beside.measure(model, self._score)
         finally:
             self._restore(model)
         found = {
-            "diverged": bool(result.diverged or not bool(_finite(scores))),
+            "diverged": diverged,
             "diverged_at": result.diverged_at,
             "train_nll": result.train_nll,
             "steps": result.steps,
@@ -151,8 +161,9 @@ class Worker:
             "tokens_per_second": result.tokens_per_second,
             "peak_bytes": result.peak_bytes,
             "trainable": plan.trainable,
+            **more,
         }
-        return (None if found["diverged"] else scores), found, curve
+        return (None if diverged else scores), found, curve, tables
 
     def _reporter(self, steps: int | None) -> Any:
         last = 0.0
