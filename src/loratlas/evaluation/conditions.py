@@ -17,7 +17,8 @@ class Condition:
 
     Args:
         dropout: None: off. A seed: every dropout layer draws, as in training.
-        dtype: numbers of weights and activations (``float32``, ``bfloat16``, ``float16``); None: the model's own.
+        dtype: numbers of weights, buffers and activations (``float32``, ``bfloat16``, ``float16``), as
+            ``model.to(dtype)`` makes them; None: the model's own.
         adapter: False: a `PeftModel` with its adapter switched off.
         max_length: longest example in tokens; what is cut is not in the table. None: whole.
         side: which end is cut, ``right`` or ``left``.
@@ -110,9 +111,9 @@ def under(model: Any, condition: Condition) -> Iterator[None]:
             instead="a PeftModel, or the default condition",
         )
     off = nullcontext() if condition.adapter else model.disable_adapter()
-    with off, _numbers(model, condition.dtype), evaluating(model):
-        if condition.dropout is not None:
-            model.train()  # `evaluating` puts every module's mode back
+    dropout = condition.dropout is not None
+    lean = not dropout and condition.dtype is None
+    with off, _numbers(model, condition.dtype), evaluating(model, dropout=dropout, lean=lean):
         yield
 
 
@@ -135,14 +136,16 @@ def _numbers(model: Any, dtype: str | None) -> Iterator[None]:
             found="a quantised base, whose numbers cannot be changed",
             instead="a base that is loaded in that type",
         )
-    kept = [(p, p.data) for p in model.parameters() if p.is_floating_point() and p.dtype != number]
+    # Buffers as well, the angles of rotary positions among them: so `model.to(dtype)` does it in trainers.
+    tensors = [*model.parameters(), *model.buffers()]
+    kept = [(t, t.data) for t in tensors if t.is_floating_point() and t.dtype != number]
     try:
-        for parameter, data in kept:
-            parameter.data = data.to(number)
+        for tensor, data in kept:
+            tensor.data = data.to(number)
         yield
     finally:
-        for parameter, data in kept:
-            parameter.data = data
+        for tensor, data in kept:
+            tensor.data = data
 
 
 @contextmanager

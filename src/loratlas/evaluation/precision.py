@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 
@@ -23,7 +23,7 @@ def base_precision(model: Any) -> Iterator[None]:
                 continue
             for holder in ("lora_A", "lora_B"):
                 for factor in getattr(module, holder, {}).values():
-                    weight = factor.weight
+                    weight = getattr(factor, "weight", factor)  # AdaLoRA keeps bare parameters
                     if weight.dtype != base.dtype:
                         kept.append((weight, weight.data))
                         weight.data = weight.data.to(base.dtype)
@@ -34,17 +34,23 @@ def base_precision(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """No dropout, no graph, factors in the base's precision; every module's mode is put back afterwards."""
+def evaluating(model: Any, *, dropout: bool = False, lean: bool = True) -> Iterator[None]:
+    """No dropout, no graph, factors in the base's precision; every module's mode is put back afterwards.
+
+    Args:
+        model: bare or as a `PeftModel`.
+        dropout: leave it on.
+        lean: compute as `loratlas.adapters.kernels` does; without it PEFT's own layers draw and round as in its tools.
+    """
     import torch
 
-    from loratlas.adapters.kernels import lean
+    from loratlas.adapters import kernels
 
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(dropout)
     try:
         # Not inference mode: what the model caches in it could never take part in training.
-        with torch.no_grad(), base_precision(model), lean(model):
+        with torch.no_grad(), base_precision(model), kernels.lean(model) if lean else nullcontext():
             yield
     finally:
         for module, mode in modes:
