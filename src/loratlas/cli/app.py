@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loratlas.cli import evaluate, export, mapping, study, train
+from loratlas.cli import audit_log, evaluate, export, mapping, study, train
 
 ABOUT = "\n\n".join(
     (
@@ -44,6 +44,11 @@ def build() -> Any:
             "loratlas train demo:llama-mini demo:facts-300 --placement all:8 --steps 100 --out run",
         ),
         ("eval", evaluate.evaluate, "loratlas eval demo:llama-mini demo:facts-300 --adapter run"),
+        (
+            "audit-log",
+            audit_log.audit_log,
+            "loratlas audit-log out/trainer_state.json rows.jsonl --model gpt2 --adapter out",
+        ),
         ("study", study.study, "loratlas study recipes/alpaca.yaml --out alpaca-study"),
         ("report", study.report, "loratlas report alpaca-study"),
         ("demo", study.demo, "loratlas demo"),

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loratlas.cli import options, output
-from loratlas.cli.folders import adapter_folder, check_out
+from loratlas.cli.folders import adapter_folder, check_out, check_tokenizer
 
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
+    from loratlas.evaluation.definitions import Definition, Evidence
     from loratlas.evaluation.tokens import Scores
-
-MAX_TOKENS = 4096
-"""Tokens of one forward pass; the result does not depend on it."""
 
 
 def evaluate(
@@ -39,6 +37,27 @@ def evaluate(
     max_length: options.MaxLength = 512,
     dtype: options.DtypeOption = options.Dtype.auto,
     quantize: options.QuantizeOption = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            min=1,
+            help="Also tell the mean of batches of so many rows, as trainers do; may be repeated. 8 unless given.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    smoothing: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--smoothing",
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Also tell the loss with this label smoothing; may be repeated.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -53,16 +72,23 @@ def evaluate(
     """Measure the loss of a model, with or without an adapter.
 
     The loss is the mean over all counted tokens; perplexity is its exponential. Neither depends on how rows are
-    packed or batched. Other definitions are printed beside it, each with the exact reason why it differs.
+    packed or batched. Every other definition that tools print is told beside it, each with the exact terms that take
+    the loss there.
     """
     from loratlas.anatomy.load import load_config
+    from loratlas.cli.passes import scores_of, subject, workspace
     from loratlas.data.encode import check_positions, encode, load_tokenizer
+    from loratlas.evaluation.catalogue import BATCH_SIZES, catalogue
+    from loratlas.evaluation.definitions import REFERENCE, Evidence
+    from loratlas.evaluation.storage import write_examples
+    from loratlas.evaluation.texts import texts_of
     from loratlas.study.inputs import model_source, open_model
 
     folder = adapter_folder(adapter) if adapter is not None else None
     check_out(out)
-    rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
     tokenizer = load_tokenizer(model_source(model))
+    remark = check_tokenizer(folder, tokenizer) if folder is not None else None
+    rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
     encoded = encode(rows, tokenizer, max_length=max_length, loss=loss.value)
     check_positions(encoded, load_config(model_source(model)))
     if not as_json:
@@ -72,10 +98,15 @@ def evaluate(
         from loratlas.adapters.export import load_adapter
 
         base = load_adapter(base, folder)
-    scores, packed, reason = score_all(to_device(base), encoded)
-    facts = summary(scores)
-    if out is not None:
-        scores.write(out)
+    of, reason = subject(to_device(base), rows, encoded, tokenizer)
+    with workspace(out) as place:
+        table = of.table(place, uniform=bool(smoothing))
+        scores = scores_of(table)
+        if out is not None:
+            write_examples(out, example=scores.example, n=scores.n, nll=scores.nll)
+    evidence = Evidence(tables={REFERENCE: table}, texts=texts_of(encoded, rows, tokenizer))
+    chosen = catalogue(evidence, batch_sizes=batch_size or BATCH_SIZES, smoothing=smoothing or ())
+    facts = summary(scores, evidence, chosen)
     if as_json:
         output.emit(
             {
@@ -84,15 +115,19 @@ def evaluate(
                 "model": model,
                 "adapter": None if adapter is None else str(adapter),
                 "data": {"source": rows.source, "digest": rows.digest, **_report(encoded)},
-                "packed": packed,
+                "packed": of.packed,
                 **facts,
+                "about": {d.name: {"formula": d.formula, "used_by": d.used_by} for d in chosen},
+                "remark": remark,
                 "out": None if out is None else str(out),
             }
         )
         return
-    if not packed:
+    if reason:
         output.note(f"Padded instead of packed: {reason}")
-    _show(facts)
+    if remark:
+        output.note(remark)
+    _show(facts, chosen)
     if out is not None:
         output.say(f"Losses of every example and token: {out / 'examples.parquet'}, {out / 'tokens.parquet'}")
 
@@ -105,18 +140,27 @@ def rows_to_judge(data: str, *, split: str | None, columns: Mapping[str, str], l
     return open_rows(data, split=chosen, mapping=columns, limit=limit)
 
 
-def summary(scores: Scores) -> dict[str, Any]:
-    """The numbers of `eval --json`: the loss, its definitions and the gaps between them."""
+def summary(
+    scores: Scores, evidence: Evidence | None = None, among: Sequence[Definition] | None = None
+) -> dict[str, Any]:
+    """The numbers of `eval --json`: the loss, its definitions and the gaps between them.
+
+    Args:
+        scores: losses of the examples.
+        evidence: what else was measured; without it the examples alone.
+        among: the definitions; without them all that the evidence can answer.
+    """
     from loratlas.evaluation.audit import definitions, gaps, residual
 
+    source = scores if evidence is None else evidence
     return {
         "token_mean_nll": scores.token_mean_nll,
         "perplexity": scores.perplexity,
         "examples": len(scores.n),
         "labelled_tokens": int(scores.n.sum()),
-        "definitions": definitions(scores),
-        "gaps": gaps(scores),
-        "residual": residual(scores),
+        "definitions": definitions(source, among=among),
+        "gaps": gaps(source, among=among),
+        "residual": residual(source, among=among),
     }
 
 
@@ -136,6 +180,7 @@ def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:
     Returns:
         The scores, whether they were packed, and why not where they were not.
     """
+    from loratlas.cli.passes import MAX_TOKENS
     from loratlas.data.packing import prove_packing
     from loratlas.evaluation.tokens import score
 
@@ -149,18 +194,25 @@ def _report(encoded: Encoded) -> dict[str, int]:
     return asdict(encoded.report)
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _show(facts: dict[str, Any], chosen: Sequence[Definition]) -> None:
     output.say(
         f"loss {facts['token_mean_nll']:.4f} nats per token, perplexity {facts['perplexity']:.3f} "
         f"({output.count(facts['labelled_tokens'])} tokens of {output.count(facts['examples'])} examples)"
     )
-    drawn = output.table("definition", ("value", "right"))
-    for name, value in facts["definitions"].items():
-        drawn.add_row(name.replace("_", " "), f"{value:,.4f}")
+    drawn = output.table("definition", ("value", "right"), "told by")
+    for definition in chosen:
+        value = facts["definitions"][definition.name]
+        drawn.add_row(definition.name.replace("_", " "), _number(value), definition.used_by)
     output.show(drawn)
     if facts["gaps"]:
         drawn = output.table("why they differ", ("nats", "right"))
         for gap in facts["gaps"]:
-            drawn.add_row(gap["term"], f"{gap['nats']:+.6f}")
+            start, end = (gap[side].replace("_", " ") for side in ("from", "to"))
+            words = gap["term"] if "→" in gap["term"] else f"{start} → {end}: {gap['term']}"
+            drawn.add_row(words, f"{gap['nats']:+.6f}")
         drawn.add_row("left unexplained", f"{facts['residual']:+.1e}")
         output.show(drawn)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4f}" if abs(value) < 1e9 else f"{value:.4e}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from loratlas.cli.output import plain
 from loratlas.errors import ModelError, OutputError
@@ -24,6 +25,66 @@ def adapter_folder(given: Path) -> Path:
         found="no adapter_config.json in it" if given.is_dir() else "no such directory",
         instead="a PEFT adapter's directory, or the --out folder of `loratlas train`",
     )
+
+
+PROBE = "Ärger: 3,141 tokens — isn't it?\n\n\tdef f(x):  return x**2"
+"""A text that tokenizers of one vocabulary and unlike rules take apart differently."""
+
+
+def check_tokenizer(adapter: Path, tokenizer: Any) -> str | None:
+    """Refuse an adapter that came with another tokenizer than the base's.
+
+    Many tools save the tokenizer beside the adapter. One with another vocabulary made other tokens of the training
+    rows: losses per token on the base's tokens would say nothing about that adapter. An added padding token alone is
+    no difference, for it is never scored.
+
+    Args:
+        adapter: its folder.
+        tokenizer: of the base.
+
+    Returns:
+        A remark where only the chat template differs, else None.
+
+    Raises:
+        ModelError: the tokenizers differ.
+    """
+    if not any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    from loratlas.data.encode import load_tokenizer
+
+    own = load_tokenizer(adapter)
+    theirs, ours = own.get_vocab(), tokenizer.get_vocab()
+    found = None
+    moved = [token for token in theirs if token in ours and theirs[token] != ours[token]]
+    more = [token for token in theirs if token not in ours and token != own.pad_token]
+    fewer = [token for token in ours if token not in theirs and token != tokenizer.pad_token]
+    if moved:
+        token = min(moved, key=lambda t: theirs[t])
+        found = f"a tokenizer beside it in which {token!r} is token {theirs[token]}, and {ours[token]} in the base's"
+    elif more or fewer:
+        few = ", ".join(repr(token) for token in sorted(more or fewer, key=len)[:3])
+        verb = "adds" if more else "lacks"
+        found = (
+            f"a tokenizer of {len(theirs):,} tokens beside it, which {verb} {few}; the base has {len(ours):,}"
+        )
+    elif own(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
+        found = "a tokenizer beside it that cuts the same text into other tokens than the base's"
+    elif own.eos_token_id != tokenizer.eos_token_id:
+        found = (
+            f"a tokenizer beside it that ends with {own.eos_token!r}, the base's with {tokenizer.eos_token!r}"
+        )
+    if found:
+        raise ModelError(
+            given=f"the adapter {adapter}",
+            found=found,
+            instead="the base that it was trained on, with the same tokenizer",
+        )
+    if (own.chat_template or "") != (tokenizer.chat_template or ""):
+        return (
+            f"The tokenizer beside {adapter} has another chat template than the base's, which is used here: "
+            "the text around the rows may differ from what the adapter was trained on."
+        )
+    return None
 
 
 def check_out(out: Path | None, *, mine: tuple[str, ...] = (), what: str = "result") -> None:

@@ -12,7 +12,7 @@ Several may. First among them is what the tool is known to print, then what depa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -404,12 +404,3 @@ def by_example(log: Log, evidence: Evidence) -> Rows | None:
                     found=float(np.exp(means[worst])),
                 )
     return best
-
-
-def unexplained(explained: Mapping[Any, Sequence[Explained]]) -> bool:
-    """Whether a further pass of the model could still explain a number.
-
-    >>> unexplained({})
-    False
-    """
-    return any(one.verdict == "not reproduced" for found in explained.values() for one in found)

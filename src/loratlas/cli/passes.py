@@ -1,0 +1,219 @@
+"""Passes of a model over rows: the table that everything is computed from, and tables of what else tools do."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loratlas.data.encode import Encoded, Example
+    from loratlas.data.rows import Rows
+    from loratlas.evaluation.conditions import Condition
+    from loratlas.evaluation.table import Table
+    from loratlas.evaluation.tokens import Scores
+
+MAX_TOKENS = 4096
+"""Tokens of one forward pass; the result does not depend on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model with rows to judge it on.
+
+    Args:
+        model: bare or with its adapter, on its device.
+        rows: as text.
+        encoded: as tokens.
+        tokenizer: that made them.
+        packed: whether rows may lie end to end in a pass.
+    """
+
+    model: Any
+    rows: Rows
+    encoded: Encoded
+    tokenizer: Any
+    packed: bool
+
+    def table(self, out: Path, *, uniform: bool = False, only_counted: bool = False) -> Table:
+        """The reference: every token scored, each example alone and whole.
+
+        Args:
+            out: folder for ``tokens.parquet``.
+            uniform: take what label smoothing mixes in.
+            only_counted: leave prompts and special tokens out.
+        """
+        return self._measure(out, self.encoded.examples, None, uniform=uniform, everything=not only_counted)
+
+    def under(self, condition: Condition, out: Path, *, examples: Sequence[Example] | None = None) -> Table:
+        """The same rows under another condition."""
+        return self._measure(out, examples or self.encoded.examples, condition)
+
+    def _measure(
+        self,
+        out: Path,
+        examples: Sequence[Example],
+        condition: Condition | None,
+        *,
+        uniform: bool = False,
+        everything: bool = True,
+    ) -> Table:
+        from loratlas.evaluation.measure import measure
+        from loratlas.evaluation.table import read_table
+
+        measure(
+            self.model,
+            examples,
+            packed=self.packed,
+            out=out,
+            condition=condition,
+            everything=everything,
+            special=self.tokenizer.all_special_ids,
+            uniform=uniform,
+            bounds=False,
+            pad_id=self.encoded.pad_id,
+            max_tokens=MAX_TOKENS,
+        )
+        return read_table(out, condition=condition.words if condition else "")
+
+
+def subject(model: Any, rows: Rows, encoded: Encoded, tokenizer: Any) -> tuple[Subject, str]:
+    """A subject, and why its rows are padded where they cannot be packed ("" where they are)."""
+    from loratlas.data.packing import prove_packing
+
+    proof = prove_packing(model)
+    made = Subject(model=model, rows=rows, encoded=encoded, tokenizer=tokenizer, packed=proof.exact)
+    return made, "" if proof.exact else proof.reason
+
+
+@contextmanager
+def workspace(out: Path | None) -> Iterator[Path]:
+    """The folder to write tables to: the one that was asked for, or one that is gone afterwards."""
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="loratlas-") as folder:
+        yield Path(folder)
+
+
+def scores_of(table: Table) -> Scores:
+    """Losses of examples from a table: counted tokens, summed."""
+    from loratlas.evaluation.catalogue import token_mean
+    from loratlas.evaluation.definitions import REFERENCE, Evidence, sums
+    from loratlas.evaluation.tokens import Scores
+
+    found = sums(token_mean(), Evidence(tables={REFERENCE: table}))
+    return Scores(
+        example=found.example.astype("int32"), n=found.n.astype("int32"), nll=found.nll.astype("float64")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """A further pass that may explain a number.
+
+    Args:
+        name: of its table. words: why, for the progress line.
+        condition: how the model is run.
+        rough: logits are rounded to 16 bits.
+        prefixed: every text is put after the end token, so that its first token is scored as well.
+        whole: rows as they were before any was cut.
+    """
+
+    name: str
+    words: str
+    condition: Condition
+    rough: bool = False
+    prefixed: bool = False
+    whole: bool = False
+
+    def take(self, of: Subject, out: Path, *, max_length: int) -> Table:
+        """Run it.
+
+        Args:
+            of: the model and the rows.
+            out: folder for the table.
+            max_length: of examples, for those that begin with rows as they were.
+        """
+        from loratlas.data.encode import encode
+
+        if self.whole:
+            examples = encode(of.rows, of.tokenizer, max_length=2**30).examples
+            condition = replace(self.condition, max_length=max_length, side="right")
+            return of.under(condition, out, examples=examples)
+        if not self.prefixed:
+            return of.under(self.condition, out)
+        table = of.under(self.condition, out, examples=[_after(of.tokenizer, e) for e in of.encoded.examples])
+        # Token 0 of the text is at place 1 of what was fed: tables are joined on the places of the text.
+        return replace(table, position=table.position - 1, condition="each text after the end token")
+
+
+def _after(tokenizer: Any, example: Example) -> Example:
+    import numpy as np
+
+    ids = np.concatenate([[tokenizer.eos_token_id], example.input_ids]).astype(example.input_ids.dtype)
+    labelled = np.concatenate([[False, True], example.labelled[1:]])
+    return replace(example, input_ids=ids, labelled=labelled)
+
+
+def further(
+    of: Subject, *, dtype: str, adapted: bool, sizes: Sequence[int], window: int | None, stride: int | None
+) -> Iterator[Pass]:
+    """Passes in the order in which they are worth trying.
+
+    Args:
+        of: the model and the rows.
+        dtype: of the reference pass.
+        adapted: the model carries an adapter.
+        sizes: batch sizes of the log, where they are known.
+        window: length of windows, where they were asked for.
+        stride: of windows.
+    """
+    from loratlas.evaluation.conditions import Condition
+
+    text = of.rows.form == "text"
+    if adapted:
+        yield Pass(name="adapter_off", words="without the adapter", condition=Condition(adapter=False))
+    if window is not None:
+        yield Pass(
+            name="windows",
+            words=f"in windows of {window} tokens",
+            condition=Condition(window=window, stride=stride, stream=text),
+        )
+    if text and of.tokenizer.eos_token_id is not None and not _begins(of):
+        yield Pass(
+            name="prefixed", words="each text after the end token", condition=Condition(), prefixed=True
+        )
+    if of.encoded.report.cut:
+        yield Pass(name="cut_right", words="rows cut at their end", condition=Condition(), whole=True)
+    size = sizes[0] if sizes else 8
+    yield Pass(
+        name="filled_right",
+        words=f"filled at the right in batches of {size}",
+        condition=Condition(padding="right", batch_size=size),
+    )
+    other = "bfloat16" if dtype == "float32" else "float32"
+    yield Pass(name=other, words=f"in {other}", condition=Condition(dtype=other), rough=other == "bfloat16")
+    yield Pass(name="ahead", words="with labels shifted twice", condition=Condition(ahead=2))
+    yield Pass(
+        name="filled_left",
+        words=f"filled at the left in batches of {size}, positions from the left edge",
+        condition=Condition(padding="left", batch_size=size),
+    )
+    if _drops(of.model):
+        yield Pass(name="dropout", words="with dropout on", condition=Condition(dropout=0))
+
+
+def _begins(of: Subject) -> bool:
+    from loratlas.data.encode import opening_ids
+
+    return bool(opening_ids(of.tokenizer))
+
+
+def _drops(model: Any) -> bool:
+    import torch
+
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
