@@ -52,14 +52,14 @@ def token_facts(model: Any, batch: Batch, *, uniform: bool = False, bounds: bool
         if wanted
     }
     for here, logits, roundings in logit_rows(model, batch):
-        z, targets = logits.float(), answers[here, None]
-        top = z.amax(1, keepdim=True)
-        wanted = z.gather(1, targets)
-        found["nll"][here] = ((z - top).exp_().sum(1, keepdim=True).log_() - (wanted - top))[:, 0]
+        targets = answers[here, None]
+        logp = torch.log_softmax(logits, -1, dtype=torch.float32)
+        found["nll"][here] = -logp.gather(1, targets)[:, 0]
         if uniform:
-            found["uniform"][here] = found["nll"][here] + (wanted[:, 0] - z.mean(1))
+            found["uniform"][here] = -logp.mean(1)
         if bounds:
-            found["error"][here] = error_bound(z, targets, UNIT[logits.dtype], roundings, found["nll"][here])
+            unit = UNIT[logits.dtype]
+            found["error"][here] = error_bound(logits.float(), targets, unit, roundings, found["nll"][here])
     return TokenFacts(nll=found["nll"], uniform=found.get("uniform"), error=found.get("error"))
 
 
@@ -78,7 +78,7 @@ def error_bound(
     not in it: that is the model's own precision.
 
     Args:
-        z: [n, V], float32; overwritten.
+        z: [n, V], float32.
         targets: int64 [n, 1].
         unit: relative rounding of the type that the logits were made in.
         roundings: k.
@@ -97,6 +97,6 @@ def error_bound(
     arithmetic = 2.0**-24 * (8 * (largest + nll.abs() + 1) + z.shape[1] / LANES)
     low = z.gather(1, targets)
     low = low - slack * low.abs()
-    high = z.add_(z.abs(), alpha=slack).scatter_(1, targets, low)
+    high = torch.add(z, z.abs(), alpha=slack).scatter_(1, targets, low)
     # What float32 loses on the way to the bound is as small as what it loses on the way to the loss.
     return (torch.logsumexp(high, 1) - low[:, 0] - nll).clamp_min_(0) + 2 * arithmetic

@@ -45,12 +45,15 @@ def evaluating(model: Any, *, dropout: bool = False, lean: bool = True) -> Itera
     import torch
 
     from loratlas.adapters import kernels
+    from loratlas.evaluation.arithmetic import fast_products
 
     modes = [(module, module.training) for module in model.modules()]
     model.train(dropout)
     try:
         # Not inference mode: what the model caches in it could never take part in training.
-        with torch.no_grad(), base_precision(model), kernels.lean(model) if lean else nullcontext():
+        layers = kernels.lean(model) if lean else nullcontext()
+        products = fast_products(model) if lean else nullcontext()
+        with torch.no_grad(), base_precision(model), layers, products:
             yield
     finally:
         for module, mode in modes:
