@@ -233,7 +233,9 @@ def faster(model: Any) -> Any:
         UserWarning: once per model, where layers go through PEFT's own forward pass.
 
     Example:
-        ``model = loratlas.faster(get_peft_model(base, config))``
+        >>> import torch
+        >>> type(faster(torch.nn.Sequential(torch.nn.Linear(2, 2)))[0]).__name__  # nothing of PEFT's, nothing to swap
+        'Linear'
     """
     layers = {name: module for name, module in model.named_modules() if type(module) is Linear}
     for layer in layers.values():
@@ -250,6 +252,12 @@ def slower(model: Any) -> Any:
 
     Returns:
         The model.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        >>> slower(faster(model)) is model
+        True
     """
     for module in model.modules():
         if type(module) is LeanLinear:
