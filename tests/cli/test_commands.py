@@ -219,6 +219,27 @@ def test_eval_of_the_bare_base_is_another(cli, trained: dict, tmp_path: Path):
     told = cli("eval", MODEL, DATA, "--max-length", "64", "--out", tmp_path / "losses", "--json").json
     assert told["token_mean_nll"] > trained["json"]["eval"]["token_mean_nll"]
     assert {path.name for path in (tmp_path / "losses").iterdir()} >= {"examples.parquet", "tokens.parquet"}
+    from loratlas.evaluation.tokens import read_scores
+
+    scores = read_scores(tmp_path / "losses")
+    assert scores.token_mean_nll == pytest.approx(told["token_mean_nll"])
+    assert scores.tokens is not None
+    assert len(scores.tokens.nll) == scores.n.sum() == told["labelled_tokens"]
+
+
+def test_eval_tells_every_definition_and_explains_it(cli):
+    words = ("eval", MODEL, DATA, "--max-length", "64", "--limit", "20", "--dtype", "float32")
+    told = cli(*words, "--batch-size", "3", "--batch-size", "5", "--smoothing", "0.2", "--json").json
+    values = told["definitions"]
+    assert {"batch_mean_3", "batch_mean_5", "smoothed_0.2", "prompt_included", "end_excluded"} <= set(values)
+    assert {"bits_per_byte", "word_perplexity", "mean_example_perplexity", "median"} <= set(values)
+    assert "batch_mean_8" not in values
+    assert set(told["about"]) == set(values)
+    assert all(about["used_by"] for about in told["about"].values())
+    for name in ("batch_mean_3", "prompt_included", "end_excluded", "bits_per_byte", "smoothed_0.2"):
+        terms = [gap["nats"] for gap in told["gaps"] if (gap["from"], gap["to"]) == ("token_mean", name)]
+        assert values["token_mean"] + sum(terms) == pytest.approx(values[name], abs=1e-9)
+    assert values["perplexity"] == pytest.approx(math.exp(values["token_mean"]))
 
 
 def test_eval_table(cli):

@@ -16,17 +16,19 @@ import loratlas
 from loratlas.cli import output, run, translate
 from loratlas.errors import Interrupted, LoratlasError
 
-COMMANDS = ("map", "plan", "train", "eval", "study", "report", "demo", "export")
+COMMANDS = ("map", "plan", "train", "eval", "audit-log", "study", "report", "demo", "export")
 SHARED_OPTIONS = {
     "--json": COMMANDS,
     "--out": ("train", "eval", "study", "report", "demo", "export"),
     "--placement": ("plan", "train"),
     "--budget": ("plan", "train"),
     "--loss": ("train", "eval"),
-    "--split": ("train", "eval"),
-    "--map": ("train", "eval"),
-    "--max-length": ("train", "eval"),
-    "--dtype": ("train", "eval"),
+    "--batch-size": ("train", "eval", "audit-log"),
+    "--smoothing": ("eval", "audit-log"),
+    "--split": ("train", "eval", "audit-log"),
+    "--map": ("train", "eval", "audit-log"),
+    "--max-length": ("train", "eval", "audit-log"),
+    "--dtype": ("train", "eval", "audit-log"),
     "--quantize": ("train", "eval"),
     "--workers": ("study", "demo"),
 }

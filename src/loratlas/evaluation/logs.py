@@ -196,11 +196,11 @@ class _Printed(float):
 
 
 def _any(path: Path, text: str) -> Log:
-    if path.suffix.lower() != ".json" and not text.lstrip().startswith(("{\n", '{"', "[")):
-        return _printed(path, text)
     try:
         value = json.loads(text, parse_float=_Printed)
     except ValueError as error:
+        if path.suffix.lower() != ".json":
+            return _printed(path, text)
         raise DataError(
             given=f"the log {path}", found=f"broken JSON ({error})", instead="the file as the tool wrote it"
         ) from error

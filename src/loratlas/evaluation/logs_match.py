@@ -37,8 +37,8 @@ from loratlas.evaluation.table import COUNTED, PARTS
 EXACT, ROUGH = 2e-5, 1e-3
 """Allowed relative difference in float32, and where logits were rounded to 16 bits."""
 
-COMMON_SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Batch sizes that are tried where the log leaves it open."""
+COMMON_SIZES = (2, 4, 8, 16, 32, 64)
+"""Batch sizes that are tried where the log leaves it open; those of 1 are the example mean."""
 
 NEAREST = 3
 """Candidates that are told of a number that none reproduces."""
@@ -174,7 +174,9 @@ def explain(
     Raises:
         DataError: rows without an answer token, an infinite loss (it names token and example).
     """
-    sizes = tuple(batch_sizes) or log.batch_sizes or COMMON_SIZES
+    # A batch of all examples is the token mean, which is tried in any case.
+    examples = len(np.unique(evidence.tables[REFERENCE].example))
+    sizes = tuple(batch_sizes) or log.batch_sizes or tuple(b for b in COMMON_SIZES if b < examples)
     made = _Maker(evidence=evidence, sizes=sizes, smoothing=tuple(smoothing), rough=frozenset(rough))
     # What this model gives of these rows must be a number at all; that error is not to be lost among candidates.
     sums(token_mean(), evidence)
@@ -276,7 +278,9 @@ class _Maker:
                 self._sums[key] = None
             else:
                 try:
-                    definition = Definition(name=counted, table=table, covers=covers)
+                    # Any smoothing makes the sums hold ū.
+                    any_smoothing = float(self.evidence.tables[table].uniform is not None)
+                    definition = Definition(name=counted, table=table, covers=covers, smoothing=any_smoothing)
                     self._sums[key] = sums(definition, self.evidence)
                 except DataError:
                     self._sums[key] = None
@@ -310,7 +314,8 @@ class _Maker:
         end = "_perplexity" if shown else ""
         trainer = tool in ("transformers Trainer", "LLaMA-Factory", "axolotl")
         yield made("perplexity" if shown else "token_mean"), f"{exp}token mean", int(trainer)
-        yield made(f"example_mean{end}", aggregate="example"), f"{exp}example mean", 1
+        single = f"{exp}example mean" + (", as of batches of 1" if trainer else "")
+        yield made(f"example_mean{end}", aggregate="example"), single, 1
         for size in self.sizes:
             yield (
                 made(f"batch_mean_{size}{end}", aggregate="batch", batch_size=size),

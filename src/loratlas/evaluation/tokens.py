@@ -78,15 +78,23 @@ class Scores:
 
 
 def read_scores(folder: Path) -> Scores:
-    """What `Scores.write` or `score(out=…)` left in a folder.
+    """What `Scores.write`, `score(out=…)` or `loratlas eval --out` left in a folder; of its tokens the counted ones.
 
     Raises:
         DataError: no ``examples.parquet`` there, or one without its columns.
     """
+    from pyarrow import parquet
+
     examples = read_columns(folder, "examples.parquet", ("example", "n", "nll"))
     tokens = None
     if (folder / "tokens.parquet").exists():
-        columns = read_columns(folder, "tokens.parquet", ("example", "position", "segment", "nll"))
+        names = ("example", "position", "segment", "nll")
+        columns = read_columns(folder, "tokens.parquet", names)
+        if (
+            "counted" in parquet.read_schema(folder / "tokens.parquet").names
+        ):  # a whole table, prompts included
+            kept = read_columns(folder, "tokens.parquet", ("counted",))["counted"]
+            columns = {name: column[kept] for name, column in columns.items()}
         order = np.lexsort((columns["position"], columns["example"]))
         tokens = Tokens(**{name: column[order] for name, column in columns.items()})
     return Scores(**examples, tokens=tokens)
