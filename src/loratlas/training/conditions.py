@@ -36,6 +36,12 @@ def training_mode(model: Any, *, checkpointing: bool) -> Iterator[None]:
             module.training = mode
 
 
+def step_seed(seed: int, step: int) -> int:
+    """What starts the dropout masks of a step (from 0) of the run with this seed."""
+    words = np.random.SeedSequence([seed, DROPOUT_STREAM, step]).generate_state(1, np.uint64)
+    return int(words[0]) >> 1
+
+
 @contextmanager
 def dropout_stream(seed: int) -> Iterator[Callable[[int], None]]:
     """Random numbers of their own for dropout; the caller's streams continue afterwards as if nothing had been drawn.
@@ -50,8 +56,7 @@ def dropout_stream(seed: int) -> Iterator[Callable[[int], None]]:
     with torch.random.fork_rng(devices=devices):
 
         def begin(step: int) -> None:
-            words = np.random.SeedSequence([seed, DROPOUT_STREAM, step]).generate_state(1, np.uint64)
-            torch.manual_seed(int(words[0]) >> 1)
+            torch.manual_seed(step_seed(seed, step))
 
         yield begin
 

@@ -71,7 +71,7 @@ def fit(
         Interrupted: Ctrl-C; the state is saved if there is a folder.
     """
     begun = time.perf_counter()
-    run = _Run(model, data, settings, evaluate=evaluate, out=out, packed=packed)
+    run = Run(model, data, settings, evaluate=evaluate, out=out, packed=packed)
     with ExitStack() as stack:
         stack.enter_context(training_mode(model, checkpointing=settings.checkpointing))
         stack.enter_context(lean(model))
@@ -102,8 +102,8 @@ def fit(
         return run.result(setup, peak.bytes(run.lasting()))
 
 
-class _Run:
-    """The state between two steps."""
+class Run:
+    """The state between two steps; arguments are those of `fit`."""
 
     def __init__(
         self,
@@ -133,6 +133,7 @@ class _Run:
         self.tally = Tally(steps=self.steps, log_every=settings.log_every)
         self.patience = Patience(settings, steps=self.steps)
         self.diverged_at: int | None = None
+        self.before = 0.0  # seconds of a step that passed before it was asked for (in a fleet)
         self._updating = False
         self._previous = self.masters.copy()
         self.checkpoints = Checkpoints(out, identity=self._identity()) if out is not None else None
@@ -192,7 +193,7 @@ class _Run:
         for kept, group in zip(self._previous, self.masters.groups, strict=True):
             kept.copy_(group.master)
         lr = self.optimizer.update(step, norm)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun + self.before
         event = self.tally.add(nll=nll, labelled=labelled, tokens=tokens, seconds=seconds, lr=lr, norm=norm)
         self._updating = False
         if self.evaluate is not None and self.patience.due(self.tally.done):

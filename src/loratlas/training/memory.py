@@ -35,10 +35,14 @@ class Peak:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
+    def measures(self, step: int) -> bool:
+        """Whether this step is one to be recorded."""
+        return self._device.type != "cuda" and step in self._watched
+
     @contextmanager
     def watch(self, step: int) -> Iterator[None]:
         """Measure what happens within, if this step is one to be measured."""
-        if self._device.type == "cuda" or step not in self._watched:
+        if not self.measures(step):
             yield
             return
         with allocations() as changes:

@@ -1,0 +1,97 @@
+"""Law 4: a fleet of runs equals the runs alone, and the same fleet repeats bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny import tiny_model
+from tests.training.small import encoded, weights
+
+from loratlas.placement.plan import place
+from loratlas.training.fleet import Fleet, Member, take_off
+from loratlas.training.loop import fit
+from loratlas.training.settings import Settings
+
+TEXTS = {
+    "llama": ("all:4", "attention:2", "feedforward@1..3:8", "q,v,down:3", "all@top/3:1", "attention:5"),
+    "gpt2": ("all:4", "attention:2", "feedforward@1..3:8", "ffn.up:3", "all@top/3:1", "attention:5"),
+    "phi": ("all:4", "attention:2", "feedforward@1..3:8", "q,ffn.up:3", "all@top/3:1", "attention:5"),
+}
+
+
+def members(base, *, steps, kind, dropout=0.0, **more):
+    found = []
+    for number, text in enumerate(TEXTS[kind]):
+        settings = Settings(
+            steps=steps,
+            lr=1e-3 * 2 ** (number % 4),
+            seed=number // 2,
+            batch_size=3 + number % 2,
+            dtype=str(base.dtype).removeprefix("torch."),
+            dropout=dropout if number % 2 else 0.0,
+            loraplus=4.0 if number == 3 else None,
+            clip=None if number == 2 else 0.5,
+            **more,
+        )
+        found.append(Member(rows=place(base, text).rows, settings=settings))
+    return found
+
+
+def alone(base, data, member):
+    """(result, trained weights) of the run by itself."""
+    from loratlas.adapters.attach import attach
+
+    settings = member.settings
+    model = attach(member.rows, base, seed=settings.seed, dropout=settings.dropout)
+    result = fit(model, data, settings, packed=True)
+    kept = weights(model)
+    take_off(model)
+    return result, kept
+
+
+def losses(result):
+    return torch.tensor([point.nll for point in result.curve], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "dropout"), [("llama", 200, 0.0), ("gpt2", 40, 0.1), ("phi", 40, 0.1)]
+)
+def test_a_fleet_equals_its_runs_alone(kind, steps, dropout):
+    base, data = tiny_model(kind), encoded(24)
+    fleet = Fleet(base, data, members(base, steps=steps, kind=kind, dropout=dropout))
+    passes = set()
+    results = fleet.fit(on_step=lambda place, event: passes.add(fleet.passes))
+    assert min(passes) < len(fleet.runs)  # some of them do share a pass
+    for number, (member, result) in enumerate(zip(fleet.members, results, strict=True)):
+        reference, kept = alone(base, data, member)
+        torch.testing.assert_close(losses(result), losses(reference), rtol=1e-5, atol=0)
+        assert (result.tokens, result.labelled_tokens) == (reference.tokens, reference.labelled_tokens)
+        left = fleet.leave(number)
+        for name, value in weights(left).items():
+            torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=2e-5)
+        take_off(left)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_fleet_repeats_bit_for_bit(dtype):
+    base, data = tiny_model("llama").to(dtype), encoded(24)
+    found = []
+    for _ in range(2):
+        fleet = Fleet(base, data, members(base, steps=8, kind="llama", dropout=0.1, micro_batch=2))
+        results = fleet.fit()
+        found.append(
+            [(losses(result), run.masters.copy()) for result, run in zip(results, fleet.runs, strict=True)]
+        )
+    for (one, first), (other, second) in zip(*found, strict=True):
+        assert torch.equal(one, other)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_micro_batches_and_recomputation_change_nothing():
+    base, data = tiny_model("llama"), encoded(24)
+    for options in ({"micro_batch": 1}, {"checkpointing": True}):
+        fleet = Fleet(base, data, members(base, steps=6, kind="llama", **options))
+        for member, result in zip(fleet.members, fleet.fit(), strict=True):
+            torch.testing.assert_close(
+                losses(result), losses(alone(base, data, member)[0]), rtol=1e-5, atol=0
+            )
