@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,6 +25,9 @@ from loratlas.study.spec import StudySpec
 
 ATTEMPTS = 2
 """How often a run is begun whose worker process died."""
+
+MOST = 9
+"""Largest fleet: what a killed worker loses since its last checkpoint stays small."""
 
 OURS = frozenset({NAME, "claim.lock", "runs", "cache", "findings.json", "report.html"})
 """What a study's folder holds."""
@@ -196,6 +200,7 @@ class Coordinator:
         self._steps_before = 0
         self._training = training(self.spec)
         self._clock = 0.0
+        self._fleet = 1
 
     @property
     def done(self) -> int:
@@ -216,6 +221,7 @@ class Coordinator:
         count = workers or (_cores() if device == "cpu" else 1)
         count = max(1, min(count, len(state.pending)))
         threads = 1 if device == "cpu" else None
+        self._fleet = fleet_size(self.spec, self.prepared, device)
         with Pool(setup, self.out / "cache", workers=count, threads=threads) as pool:
             self._loop(pool)
 
@@ -230,70 +236,88 @@ class Coordinator:
                 queue.extend(state.pending)
             for process in pool.idle:
                 if queue:
-                    self._start(process, queue.popleft())
+                    most = min(self._fleet, -(-len(queue) // max(1, len(pool.processes))))
+                    self._start(process, [queue.popleft() for _ in range(most)])
             for process, message in pool.hear():
                 self._heard(pool, process, message, queue)
 
-    def _start(self, process: Process, key: Key) -> None:
-        identity = self._identity(key)
-        name = digest(identity)
-        folder = self.out / "runs" / name
-        self._trials[key] = self.ledger.begin(key, identity)
-        job = {
-            "key": key.to_json(),
-            "identity": identity,
-            "digest": name,
-            "folder": str(folder.resolve()),
-            "arm": None if key.phase == "base" else self.spec.arms[key.arm].model_dump(mode="json"),
-            "plan": None if key.phase == "base" else self.prepared.plans[key.arm].to_json(),
-        }
-        process.give(key, job)
+    def _start(self, process: Process, keys: list[Key]) -> None:
+        jobs = []
+        for key in keys:
+            identity = self._identity(key)
+            name = digest(identity)
+            self._trials[key] = self.ledger.begin(key, identity)
+            jobs.append(
+                {
+                    "key": key.to_json(),
+                    "identity": identity,
+                    "digest": name,
+                    "folder": str((self.out / "runs" / name).resolve()),
+                    "checkpoint": str((self.out / "cache" / "checkpoints" / name).resolve()),
+                    "arm": None if key.phase == "base" else self.spec.arms[key.arm].model_dump(mode="json"),
+                    "plan": None if key.phase == "base" else self.prepared.plans[key.arm].to_json(),
+                }
+            )
+        process.give(keys, {"jobs": jobs})
         self._clock = self._clock or time.monotonic()
-        self.tell("started", key)
+        for key in keys:
+            self.tell("started", key)
 
     def _heard(self, pool: Pool, process: Process, message: Mapping[str, Any], queue: deque[Key]) -> None:
-        key: Key | None = process.job
+        keys: list[Key] = process.job or []
         match message["event"]:
             case "ready":
                 self.tell("ready")
-            case "step" if key:
+            case "step" if keys:
+                key = keys[message["place"]]
                 self._steps[key] = message["step"]
                 self.tell("step", key, step=message["step"])
-            case "finished" if key:
-                process.job = None
-                record = read_record(self.out / "runs" / digest(self._identity(key)))
+            case "finished" if keys:
+                key = keys[message["place"]]
+                name = digest(self._identity(key))
+                record = read_record(self.out / "runs" / name)
                 if record is None:
                     raise RunError(
                         given=str(self.out / "runs"),
                         found="a finished run's folder is gone",
                         instead="leaving it there",
                     )
+                if message["place"] == len(keys) - 1:
+                    process.job = None
+                shutil.rmtree(self.out / "cache" / "checkpoints" / name, ignore_errors=True)
                 self._enter_run(key, record)
             case "failed":
-                if key:
-                    self.ledger.abandon(self._trials.pop(key))
-                    process.job = None
+                self._abandon(keys)
+                process.job = None
                 raise rebuilt(message["error"])
             case "died":
-                self._died(pool, process, key, message["code"], queue)
+                self._died(pool, process, keys, message["code"], queue)
 
-    def _died(self, pool: Pool, process: Process, key: Key | None, code: int, queue: deque[Key]) -> None:
-        """A worker that the system ended (out of memory, say): its run is begun once more, then given up."""
-        counted = key or Key(phase="base", arm="(loading)")
-        self._deaths[counted] = self._deaths.get(counted, 0) + 1
-        if key:
+    def _abandon(self, keys: list[Key]) -> list[Key]:
+        """Close the runs of these that are still open; they are returned."""
+        left = [key for key in keys if key in self._trials]
+        for key in left:
             self.ledger.abandon(self._trials.pop(key))
             self._steps.pop(key, None)
-        if self._deaths[counted] >= ATTEMPTS:
-            doing = f"running {_words(key)}" if key else "loading the base"
-            raise RunError(
-                given=f"a worker process {doing}",
-                found=f"it ended {self._deaths[counted]} times without a word (exit code {code}; out of memory?); "
-                f"its log is {process.log}",
-                instead="fewer workers or more memory, then the same command: finished runs are kept",
-            )
-        if key:
-            queue.appendleft(key)
+        return left
+
+    def _died(self, pool: Pool, process: Process, keys: list[Key], code: int, queue: deque[Key]) -> None:
+        """A worker that the system ended (out of memory, say): its runs are begun once more, one by one, then
+        given up."""
+        left = self._abandon(keys)
+        for key in left or [Key(phase="base", arm="(loading)")]:
+            self._deaths[key] = self._deaths.get(key, 0) + 1
+            if self._deaths[key] >= ATTEMPTS:
+                doing = f"running {_words(key)}" if left else "loading the base"
+                raise RunError(
+                    given=f"a worker process {doing}",
+                    found=f"it ended {self._deaths[key]} times without a word (exit code {code}; out of memory?); "
+                    f"its log is {process.log}",
+                    instead="fewer workers or more memory, then the same command: finished runs are kept",
+                )
+        if len(left) > 1:
+            self._fleet = 1
+        queue.extendleft(reversed(left))
         pool.replace()
 
     def _enter_run(self, key: Key, record: dict[str, Any]) -> None:
@@ -412,6 +436,18 @@ def _words(key: Key | None) -> str:
     return (
         "the bare base" if key.phase == "base" else f"{key.phase} {key.arm}, lr {key.lr:g}, seed {key.seed}"
     )
+
+
+def fleet_size(spec: StudySpec, prepared: Prepared, device: str) -> int:
+    """How many runs a worker trains side by side: as many as share a pass through the base, `MOST` at most.
+
+    A pass that one run's step fills gains nothing from company; then every run is trained alone.
+    """
+    from loratlas.training.fleet import OTHER_TOKENS, PASS_TOKENS
+
+    rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
+    tokens = max(1.0, rows * prepared.train.report.tokens / len(prepared.train))
+    return max(1, min(MOST, int(PASS_TOKENS.get(device, OTHER_TOKENS) // tokens)))
 
 
 def _device() -> str:

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -79,8 +79,61 @@ class Worker:
             return True, f"packed; proven on this model (largest difference {proof.worst:.1e})"
         return False, f"padded: {proof.reason}"
 
-    def run(self, job: Mapping[str, Any]) -> None:
-        """Train and judge one run (or judge the bare base) and write its folder."""
+    def run_all(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+        """Train and judge runs, as a fleet where that is possible, and say after each that it is finished."""
+        trained: dict[int, tuple[Any, Any]] = {}
+        fleet, places = self._fleet(jobs)
+        if fleet is not None:
+            last = self._reporter(jobs)
+            results = fleet.fit(resume=True, on_step=lambda place, event: last(places[place], event))
+            for number, place in enumerate(places):
+                trained[place] = (fleet, (number, results[number]))
+        for place, job in enumerate(jobs):
+            self.run(job, trained.get(place), place)
+            self._send({"event": "finished", "place": place})
+
+    def _fleet(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[Any, list[int]]:
+        """The runs that can train side by side, and their places among the jobs; no fleet for fewer than two."""
+        from loratlas.training.fleet import Fleet, Member, why_alone
+
+        members, places = [], []
+        for place, job in enumerate(jobs):
+            if job["plan"] is None or not self._packed:
+                continue
+            plan, settings = self._asked(job)
+            kept = Path(job["checkpoint"])
+            member = Member(rows=plan.rows, settings=settings, rslora=plan.rslora, out=kept)
+            if why_alone(self._model, member) is None:
+                members.append(member)
+                places.append(place)
+        if len(members) < 2:
+            return None, []
+        return Fleet(self._model, self._data["train"], members), places
+
+    def _asked(self, job: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Plan and settings of a run."""
+        from loratlas.placement.plan import Plan
+        from loratlas.training.settings import Settings
+
+        arm, key = job["arm"], job["key"]
+        settings = Settings(
+            **self._setup["training"],
+            lr=key["lr"],
+            seed=key["seed"],
+            dropout=arm["dropout"],
+            init=arm["init"],
+            loraplus=arm["loraplus"],
+        )
+        return Plan.from_json(job["plan"]), settings
+
+    def run(self, job: Mapping[str, Any], trained: tuple[Any, Any] | None = None, place: int = 0) -> None:
+        """Train and judge one run (or judge the bare base) and write its folder.
+
+        Args:
+            job: what the coordinator asked for.
+            trained: the fleet that has trained it already, its place there and its result.
+            place: of the job among those that came with it.
+        """
         begun = time.perf_counter()
         key = job["key"]
         record: dict[str, Any] = {"key": key, "identity": job["identity"], "digest": job["digest"]}
@@ -92,7 +145,7 @@ class Worker:
             scores = self._score(self._model, rows)
             found, tables = self._beside.measure(self._model, self._score)
         else:
-            scores, found, curve, tables = self._train(job, rows)
+            scores, found, curve, tables = self._train(job, rows, trained, place)
         record |= found
         examples = None
         if scores is not None:
@@ -110,33 +163,30 @@ class Worker:
         return score(model, rows, packed=self._packed)
 
     def _train(
-        self, job: Mapping[str, Any], rows: Any
+        self, job: Mapping[str, Any], rows: Any, trained: tuple[Any, Any] | None, place: int
     ) -> tuple[Any, dict[str, Any], list[dict[str, float]], dict[str, Any]]:
-        from loratlas.placement.plan import Plan
         from loratlas.training.loop import fit
-        from loratlas.training.settings import Settings
 
-        arm, key = job["arm"], job["key"]
-        plan = Plan.from_json(job["plan"])
-        settings = Settings(
-            **self._setup["training"],
-            lr=key["lr"],
-            seed=key["seed"],
-            dropout=arm["dropout"],
-            init=arm["init"],
-            loraplus=arm["loraplus"],
-        )
-        model = plan.attach(self._model, seed=key["seed"], dropout=arm["dropout"], init=arm["init"])
+        key = job["key"]
+        plan, settings = self._asked(job)
+        result: Any = None
+        if trained is not None:
+            fleet, (number, result) = trained
+            model = fleet.leave(number)
+        else:
+            model = plan.attach(self._model, seed=key["seed"], dropout=settings.dropout, init=settings.init)
         try:
-            result = fit(
-                model,
-                self._data["train"],
-                settings,
-                evaluate=None,
-                out=None,
-                on_step=self._reporter(settings.steps),
-                packed=self._packed,
-            )
+            if result is None:
+                report = self._reporter([job])
+                result = fit(
+                    model,
+                    self._data["train"],
+                    settings,
+                    evaluate=None,
+                    out=None,
+                    on_step=lambda event: report(place, event),
+                    packed=self._packed,
+                )
             curve = [
                 {name: float(getattr(point, name)) for name in ("step", "nll", "lr", "tokens", "seconds")}
                 for point in result.curve
@@ -161,31 +211,31 @@ class Worker:
             "tokens_per_second": result.tokens_per_second,
             "peak_bytes": result.peak_bytes,
             "trainable": plan.trainable,
+            "trained": "alone" if trained is None else f"in a fleet of {len(trained[0].runs)}",
             **more,
         }
         return (None if diverged else scores), found, curve, tables
 
-    def _reporter(self, steps: int | None) -> Any:
-        last = 0.0
+    def _reporter(self, jobs: Sequence[Mapping[str, Any]]) -> Any:
+        """A function that passes on steps of these jobs, some of them."""
+        last: dict[int, float] = {}
 
-        def report(event: Any) -> None:
-            nonlocal last
+        def report(place: int, event: Any) -> None:
             if os.getppid() != self._parent:
                 raise Orphaned
             now = time.monotonic()
-            if now - last >= SECONDS_BETWEEN_STEPS:
-                last = now
-                self._send({"event": "step", "step": int(event.step), "steps": steps})
+            if now - last.get(place, 0.0) >= SECONDS_BETWEEN_STEPS:
+                last[place] = now
+                steps = self._setup["training"]["steps"]
+                self._send({"event": "step", "place": place, "step": int(event.step), "steps": steps})
 
         return report
 
     def _restore(self, model: Any) -> None:
         """Take the adapter off; load the base again if that did not give it back bit for bit."""
-        base = model.unload()
-        base.requires_grad_(False)
-        # What PEFT leaves on a base it has left: a config that would make the next attachment warn.
-        if hasattr(base, "peft_config"):
-            del base.peft_config
+        from loratlas.training.fleet import take_off
+
+        base = take_off(model)
         base.eval()
         self._model = base
         if checksum(base) != self._checksum:
@@ -244,9 +294,8 @@ def main(setup_file: str) -> int:
         worker = Worker(json.loads(Path(setup_file).read_text(encoding="utf-8")), send)
         send({"event": "ready"})
         for line in sys.stdin:
-            job = json.loads(line)
-            worker.run(job)
-            send({"event": "finished"})
+            worker.run_all(json.loads(line)["jobs"])
+            send({"event": "idle"})
     except (Orphaned, BrokenPipeError):
         return 0
     except Exception as error:

@@ -31,15 +31,15 @@ class Factors:
     Args:
         A: [r, d_in], in the computing type.
         B: [d_out, r].
-        dA: gradient of A's master, float32; added to.
-        dB: likewise of B's.
+        to_down: gradient of A's master, float32; added to.
+        to_up: likewise of B's.
         scale: in front of B A.
     """
 
     A: torch.Tensor
     B: torch.Tensor
-    dA: torch.Tensor
-    dB: torch.Tensor
+    to_down: torch.Tensor
+    to_up: torch.Tensor
     scale: float
 
 
@@ -196,7 +196,7 @@ class _Segments(torch.autograd.Function):
                 else:
                     rows = g[part.rows]
                     slopes.append((rows @ f.B).mul_(f.scale * part.lift))
-                    f.dB.add_((rows.t() @ h[:, start : start + rank]).mul_(f.scale))
+                    f.to_up.add_((rows.t() @ h[:, start : start + rank]).mul_(f.scale))
                 start += rank
             slope = slopes[0] if len(slopes) == 1 else torch.cat(slopes, 1)
             if dx is not None and part.mask is None:
@@ -206,7 +206,7 @@ class _Segments(torch.autograd.Function):
             start = 0
             gradient = slope.t() @ part.read(x)
             for _, f in part.factors:
-                f.dA.add_(gradient[start : start + len(f.A)])
+                f.to_down.add_(gradient[start : start + len(f.A)])
                 start += len(f.A)
         return dx, None, None, None
 

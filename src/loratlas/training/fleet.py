@@ -117,9 +117,9 @@ class _FleetRun(Run):
         factors = {}
         for row in member.rows:
             name = f"base_model.model.{row.site.module}.lora_{{}}.default.weight"
-            (A, dA), (B, dB) = held[name.format("A")], held[name.format("B")]
+            (A, to_down), (B, to_up) = held[name.format("A")], held[name.format("B")]
             scale = row.scaling(rslora=member.rslora)
-            factors[row.site.module] = Factors(A=A, B=B, dA=dA, dB=dB, scale=scale)
+            factors[row.site.module] = Factors(A=A, B=B, to_down=to_down, to_up=to_up, scale=scale)
         return Tenant(factors, dropout=self.settings.dropout)
 
     def _gradient(self, rows: np.ndarray) -> tuple[float, int, int]:
@@ -192,7 +192,6 @@ class Fleet:
             Interrupted: Ctrl-C; runs with a folder have saved their state.
         """
         begun = time.perf_counter()
-        setup = None
         with ExitStack() as stack:
             stack.enter_context(
                 training_mode(self.model, checkpointing=self.members[0].settings.checkpointing)
@@ -214,7 +213,8 @@ class Fleet:
                     if stop.asked:
                         raise KeyboardInterrupt
             except KeyboardInterrupt:
-                raise [run.interrupted() for run in self.runs][0] from None
+                errors = [run.interrupted() for run in self.runs]  # each saves its own state
+                raise errors[0] from None
         for run in self.runs:
             run.save()
         return [
@@ -269,18 +269,21 @@ class Fleet:
         Runs with dropout share with runs of the same sites only, so that masks are drawn in the order in which the
         run alone draws them; a run whose memory is being measured is alone.
         """
-        order = sorted(parts, key=lambda place: (self.runs[place].lowest, place))
+
+        def company(place: int) -> tuple[int, tuple[str, ...], int]:
+            run = self.runs[place]
+            sites = tuple(sorted(run.sites)) if run.tenant.dropout else ()
+            return run.lowest, sites, place if peaks[place].measures(run.tally.done) else -1
+
+        order = sorted(parts, key=lambda place: (company(place), place))
         found: list[list[tuple[int, Batch]]] = []
         for turn in range(max(len(batches) for batches in parts.values())):
             tokens, kind = 0, None
             for place in order:
                 if turn >= len(parts[place]):
                     continue
-                run, batch = self.runs[place], parts[place][turn]
+                batch, mine = parts[place][turn], company(place)
                 size = batch.input_ids.shape[1]
-                mine: Any = run.sites if run.tenant.dropout else run.lowest
-                if peaks[place].measures(run.tally.done):
-                    mine = ("measured", place)
                 if kind is None or mine != kind or tokens + size > self.pass_tokens:
                     found.append([])
                     tokens, kind = 0, mine
