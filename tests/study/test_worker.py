@@ -82,6 +82,30 @@ def test_a_run_does_not_depend_on_the_runs_before_it(setup, tmp_path):
     assert (read_curve(tmp_path / "after")["nll"] == read_curve(tmp_path / "alone")["nll"]).all()
 
 
+def test_runs_side_by_side_equal_the_runs_alone(setup, tmp_path):
+    def jobs(folder):
+        names = ("full", "noisy", "pissa")
+        found = [job(folder / f"{place}-{name}", name, seed=place) for place, name in enumerate(names)]
+        return [{**one, "checkpoint": str(folder / "kept" / one["digest"])} for one in found]
+
+    messages = []
+    worker = Worker(setup, messages.append)
+    worker.run_all(jobs(tmp_path / "together"))
+    assert [m["place"] for m in messages if m["event"] == "finished"] == [0, 1, 2]
+    assert {m["place"] for m in messages if m["event"] == "step"} == {0, 1, 2}
+    for one in jobs(tmp_path / "alone"):
+        worker.run(one)
+    trained = []
+    for together in jobs(tmp_path / "together"):
+        alone = tmp_path / "alone" / together["digest"]
+        trained.append(read_record(tmp_path / "together" / together["digest"])["trained"])
+        found, wanted = (read_examples(f)[2] for f in (tmp_path / "together" / together["digest"], alone))
+        assert found == pytest.approx(wanted, rel=1e-5)
+        assert read_record(alone)["trained"] == "alone"
+    assert trained == ["in a fleet of 2", "in a fleet of 2", "alone"]
+    assert checksum(worker._model) == checksum(open_model(SPEC.model, dtype="float32"))
+
+
 def test_phases_judge_on_their_own_rows_and_seeds_differ(setup, tmp_path):
     messages = []
     worker = Worker(setup, messages.append)
