@@ -15,6 +15,11 @@ LICENCE = (
     "(attribution: OpenStax, Open English WordNet, Microsoft PowerShell documentation, tldr-pages, ELTeC)."
 )
 
+DATA = (
+    "plain English (textbooks, world factbook, dictionary definitions, Python enhancement proposals, shell "
+    "documentation, public-domain novels), in order, one pass"
+)
+
 OBJECTIVES = {
     "causal": "next token",
     "masked": "masked tokens, 20 % of them, without next-sentence prediction",
@@ -58,6 +63,10 @@ def card(run: Run, parameters: int, held: float) -> str:
         "unigram": "a Unigram tokenizer with 100 sentinels, trained on the same text",
     }
     lengths = " and ".join(map(str, base.lengths)) + (" in turn" if len(base.lengths) > 1 else "")
+    optimiser = (
+        f"Muon {base.muon:g} (scaled to AdamW's size of update) for the matrices of the blocks, AdamW "
+        f"{base.adamw:g} for all else; 150 steps of warm-up, level, straight down to 0 over the last 40 %"
+    )
     return f"""# {base.name}
 
 A small trained base for measuring LoRA placement: {base.title}; {parameters:,} parameters, vocabulary
@@ -66,10 +75,10 @@ A small trained base for measuring LoRA placement: {base.title}; {parameters:,} 
 | | |
 |---|---|
 | objective | {OBJECTIVES[base.objective]} |
-| data | {run.corpus.name}: plain English (textbooks, world factbook, dictionary definitions, Python enhancement proposals, shell documentation, public-domain novels), in order, one pass |
+| data | {DATA} |
 | steps | {run.steps:,} of {TOKENS:,} tokens of text, rows of {lengths} |
 | tokens | {tokens / 1e6:.1f} M |
-| optimiser | Muon {base.muon:g} (scaled to AdamW's size of update) for the matrices of the blocks, AdamW {base.adamw:g} for all else; 150 steps of warm-up, level, straight down to 0 over the last 40 % |
+| optimiser | {optimiser} |
 | held-out loss | {held:.3f} nats per predicted token, on {HELD_OUT:,} tokens of held-out text |
 | time | {run.log["seconds"] / 3600:.1f} processor hours, one thread |
 | seed | {run.seed} |
