@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, help="instead of 256, for a trial")
     parser.add_argument("--layers", type=int, help="instead of the base's own number, for a trial")
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps")
+    parser.add_argument(
+        "--stop-after", type=int, help="this step, with a checkpoint; the same command goes on"
+    )
     arguments = parser.parse_args()
     import torch
     from card import write
@@ -47,7 +50,7 @@ def main() -> None:
         small=small,
         seed=arguments.seed,
     )
-    run.train(every=arguments.checkpoint_every)
+    run.train(every=arguments.checkpoint_every, until=arguments.stop_after)
     if not run.stopped:
         write(run)
 

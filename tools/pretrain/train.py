@@ -99,7 +99,7 @@ class Run:
             for i in range(count)
         ]
 
-    def train(self, *, every: int = 100, held_every: int = 250) -> None:
+    def train(self, *, every: int = 100, held_every: int = 250, until: int | None = None) -> None:
         """All steps that are left; a signal to end writes a checkpoint first."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -115,6 +115,7 @@ class Run:
                 total, count = total + float(loss.detach()), count + labelled
             norm = self.optimizer.step(step, schedule(step, self.steps), count)
             self.log["step"] = step + 1
+            self.stopped = self.stopped or step + 1 == until
             self.log["seconds"] += time.process_time() - begun
             self.log["train"].append(round(total / count, 4))
             if (step + 1) % 25 == 0:
