@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from loratlas.anatomy import structure
 
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 101}
 _MODERN = {
@@ -95,3 +99,14 @@ def build(case: str, **changes) -> PretrainedConfig:
     """The config of a case."""
     model_type, options = CASES[case]
     return CONFIG_MAPPING[model_type](**(options | changes))
+
+
+_matrices = structure.matrices
+
+
+def nameless(model):
+    """The matrices of a model, every attribute and class around them called alike."""
+    return [
+        replace(matrix, leaf="x", trail=((("x",), ("x",)),) * len(matrix.trail), held=("x",))
+        for matrix in _matrices(model)
+    ]

@@ -100,13 +100,16 @@ def test_something_else_than_a_model_is_an_error():
     assert "Linear" in caught.value.given
 
 
-def test_gemma3_with_a_vision_tower_is_read_as_its_text_part(small):
+def test_gemma3_with_a_vision_tower_is_read_whole_and_its_towers_lie_outside_the_text(small):
     from transformers import Gemma3Config
 
     text = small("gemma3_text")
     anatomy = read(Gemma3Config(text_config=text.to_dict()))
     assert anatomy.unresolved == ()
-    assert [site.path for site in anatomy] == [site.path for site in read(text)]
+    assert {site.scope for site in anatomy} == {"vision", "connector", "decoder"}
+    mine = [site for site in anatomy if site.scope == "decoder"]
+    assert [(site.role, site.shape) for site in mine] == [(site.role, site.shape) for site in read(text)]
+    assert all(site.path.startswith(("model.language_model.", "lm_head.")) for site in mine)
 
 
 class _Memory(TorchDispatchMode):

@@ -6,14 +6,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from anatomy_cases import CASES
+from anatomy_cases import CASES, nameless
 
-from loratlas.anatomy import names
+from loratlas.anatomy import parts, structure
 from loratlas.anatomy.load import meta_model
 from loratlas.anatomy.read import read
-from loratlas.anatomy.roles import decide
-from loratlas.anatomy.sizes import sizes
-from loratlas.anatomy.structure import matrices
 
 # Case → parameter of the first block, or outside the blocks → role, with the shape (d_out, d_in).
 _LLAMA = {
@@ -168,8 +165,7 @@ def test_every_parameter_of_two_dimensions_is_listed_once_in_model_order(case, s
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_roles_come_out_when_all_names_are_hidden(case, small, monkeypatch):
     wanted = [(site.path, site.role, site.layout) for site in read(small(case))]
-    monkeypatch.setattr(names, "words", lambda _name: ())
-    monkeypatch.setattr(names, "class_words", lambda _module, _prefix: ())
+    monkeypatch.setattr(structure, "matrices", nameless)
     assert [(site.path, site.role, site.layout) for site in read(small(case))] == wanted
 
 
@@ -203,23 +199,47 @@ def test_the_name_of_the_model_has_no_vote(small):
         assert read(small("llama")).unresolved == ()
 
 
-def test_a_shape_that_contradicts_leaves_its_attention_unresolved_and_the_rest_alone(small):
-    model = meta_model(small("llama"))
-    found = matrices(model)
-    lying = replace(sizes(model.config), kv_heads=3)
-    roles = {path: decision.role for path, decision in decide(model, found, lying).items()}
-    assert all(role is None for path, role in roles.items() if "self_attn" in path)
-    assert all(role is not None for path, role in roles.items() if "self_attn" not in path)
+def _tower(small, **sizes: int):
+    """A Gemma 3 with a vision tower of one layer, which no pass on token ids reaches."""
+    from transformers import Gemma3Config, SiglipVisionConfig
+
+    vision = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 40}
+    tower = SiglipVisionConfig(**vision, image_size=28, patch_size=14)
+    return Gemma3Config(text_config=small("gemma3_text").to_dict(), vision_config=tower.to_dict(), **sizes)
+
+
+def test_what_did_not_run_is_read_by_names_that_shapes_bear_out(small):
+    anatomy = read(_tower(small))
+    assert anatomy.unresolved == ()
+    seen = {site.path.split("layers.0.")[-1]: site.role for site in anatomy if site.scope == "vision"}
+    assert seen["self_attn.out_proj.weight"] == "attn.o"
+    assert seen["mlp.fc1.weight"] == "ffn.up"
+
+
+def test_a_shape_that_contradicts_leaves_its_feedforward_unresolved_and_the_rest_alone(small, monkeypatch):
+    original = structure.matrices
+
+    def longer(model):
+        return [
+            replace(m, shape=(m.shape[0] + 1, m.shape[1])) if "encoder.layers.0.mlp.fc1" in m.path else m
+            for m in original(model)
+        ]
+
+    monkeypatch.setattr(structure, "matrices", longer)
+    unresolved = read(_tower(small)).unresolved
+    assert {item.path.split("layers.0.")[1] for item in unresolved} == {"mlp.fc1.weight", "mlp.fc2.weight"}
+    assert all("only its name says" in item.reason for item in unresolved)
 
 
 def test_a_leaf_that_is_called_otherwise_is_not_guessed(small, monkeypatch):
-    original = names.part
-    monkeypatch.setattr(names, "part", lambda m: "k" if m.leaf == "q_proj" else original(m))
+    original = parts.attention
+    monkeypatch.setattr(parts, "attention", lambda m, said: "k" if "q" in said else original(m, said))
     anatomy = read(small("llama"))
-    reasons = {item.reason for item in anatomy.unresolved}
-    assert reasons == {
-        f"model.layers.{i}.self_attn.q_proj behaves as attn.q but is named after k" for i in range(3)
+    assert {item.path for item in anatomy.unresolved} == {
+        f"model.layers.{i}.self_attn.q_proj.weight" for i in range(3)
     }
+    assert {item.reason for item in anatomy.unresolved} == {"behaves as attn.q but is named after attn.k"}
+    assert anatomy.unresolved[0].opinions == ("names: attn.k", "trace: attn.q")
 
 
 def test_a_model_that_does_not_run_is_read_by_names_and_shapes():
@@ -286,14 +306,18 @@ def test_settings_that_change_the_code_path_change_no_role(case, changes, small)
     assert seen == wanted
 
 
-def test_what_is_not_called_is_not_guessed(small):
+def test_cross_attention_is_seen_where_an_encoder_could_be_attended_to(small):
     anatomy = read(small("gpt2", add_cross_attention=True))
-    assert {".".join(item.path.split(".")[3:]) for item in anatomy.unresolved} == {
-        "crossattention.c_attn.weight",
-        "crossattention.q_attn.weight",
-        "crossattention.c_proj.weight",
+    seen = {
+        ".".join(site.path.split(".")[4:]): (site.role, site.layout)
+        for site in anatomy
+        if ".0.crossattention" in site.path
     }
-    assert {item.reason for item in anatomy.unresolved} == {"its module was not called in the forward pass"}
+    assert seen == {
+        "c_attn.weight": ("xattn.kv", "contiguous:k,v"),
+        "q_attn.weight": ("xattn.q", None),
+        "c_proj.weight": ("xattn.o", None),
+    }
 
 
 def test_a_gate_without_nonlinearity_is_no_gate(small):

@@ -132,8 +132,10 @@ def test_taking_away_what_is_not_there():
 
 def test_what_cannot_carry_an_adapter_is_refused_with_the_reason():
     model = mixture()
-    assert "experts" in refuses("all:1", model).found
-    assert "moe.gate_up" in refuses("all:1", model).instead
+    assert "model.layers.0.experts.gate_up" in found("all:1", model)
+    raw = anatomy([site("h.0.q", "attn.q", (8, 8), layer=0, kind="parameter")], layers=1)
+    assert "kind parameter" in refuses("all:1", raw).found
+    assert "attn.q" in refuses("all:1", raw).instead
     assert "shares its weights" in refuses("embed:1", model).found
     assert "shares its weights" in refuses("head.lm:1", model).found
     inert = anatomy([site("h.0.q.weight", "attn.q", (8, 8), layer=0, flags=frozenset({"inert"}))], layers=1)

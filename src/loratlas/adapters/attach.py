@@ -17,6 +17,8 @@ from loratlas.adapters.ordinary import remember_start
 from loratlas.adapters.patterns import anchored
 from loratlas.adapters.proof import differences, expected_warnings, prove_on_meta, some
 from loratlas.adapters.rows import Row
+from loratlas.adapters.targets import adapted as adapted_layers
+from loratlas.adapters.targets import targets, task_type
 from loratlas.errors import AttachError, SettingsError
 
 if TYPE_CHECKING:
@@ -75,18 +77,20 @@ def lora_config(
     from peft import LoraConfig
 
     _check(rows, dropout, init)
-    rank, ranks = _pattern([(row.site.module, row.rank) for row in rows])
-    alpha, alphas = _pattern([(row.site.module, row.alpha) for row in rows])
+    named = targets(rows, model)
+    rank, ranks = _pattern([(key, row.rank) for key, row in zip(named.keys, rows, strict=True)])
+    alpha, alphas = _pattern([(key, row.alpha) for key, row in zip(named.keys, rows, strict=True)])
     conv1d = Counter(row.site.kind == "conv1d" for row in rows)
     with expected_warnings():
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=task_type(model),
             r=rank,
             lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float is what its arithmetic takes
-            target_modules=anchored(row.site.module for row in rows),
+            target_modules=named.modules,
+            target_parameters=named.parameters,
             rank_pattern=ranks,
             alpha_pattern=alphas,
-            lora_dropout=dropout,
+            lora_dropout=0.0 if named.parameters else dropout,
             bias="none",
             use_rslora=rslora,
             init_lora_weights=init,  # pyright: ignore[reportArgumentType]
@@ -134,7 +138,7 @@ def attach(
             + (" (it carries adapters already)" if any(".lora_A" in name for name in names) else ""),
             instead="the bare model that the plan was made for",
         )
-    config = lora_config(rows, rslora=rslora, dropout=dropout, init=init, prove=False)
+    config = lora_config(rows, model=model, rslora=rslora, dropout=dropout, init=init, prove=False)
     training = model.training
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda), expected_warnings():
@@ -149,15 +153,27 @@ def attach(
         raise AttachError(
             given=f"a plan of {len(rows)} sites", found=wrong, instead="a report of this as a bug"
         )
+    if dropout and config.target_parameters:
+        _drop_out(adapted, adapter_name, dropout)
     if takes_from_base(init):
         remember_start(adapted, adapter_name)
     return adapted.train(training)
 
 
+def _drop_out(adapted: Any, adapter_name: str, dropout: float) -> None:
+    """Dropout on the linear sites of a model with parameter-wise adapters, which PEFT refuses it for."""
+    import torch
+    from peft.tuners.lora.layer import ParamWrapper
+
+    for layer in adapted_layers(adapted).values():
+        if not isinstance(layer, ParamWrapper):
+            layer.lora_dropout[adapter_name] = torch.nn.Dropout(dropout)
+
+
 def _check(rows: Sequence[Row], dropout: float, init: bool | str) -> None:
     if not rows:
         raise AttachError(given="a plan without rows", found="nothing to adapt", instead="at least one site")
-    twice = [module for module, n in Counter(row.site.module for row in rows).items() if n > 1]
+    twice = [path for path, n in Counter(row.site.path for row in rows).items() if n > 1]
     if twice:
         raise AttachError(given="a plan", found=f"{some(twice)} in it twice", instead="each site once")
     for row in rows:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.files import whole_folder
 from loratlas.adapters.ordinary import ordinary_state
 from loratlas.adapters.proof import expected_warnings
+from loratlas.adapters.targets import adapted, restore_full_names
 from loratlas.errors import AttachError, ModelError, OutputError
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def save_adapter(
     folder = Path(folder)
     state, config = ordinary_state(peft_model, adapter_name)
     config.inference_mode = True
+    names = adapted(peft_model)
+    parameters = {name for name, layer in names.items() if hasattr(layer, "parameter_name")}
+    restore_full_names(config, [name for name in names if name not in parameters], sorted(parameters))
     about = {
         "schema": SCHEMA,
         "version": VERSION,

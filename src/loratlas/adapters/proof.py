@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.rows import Row
+from loratlas.adapters.targets import adapted as adapted_layers
 from loratlas.errors import AttachError
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def lora_layers(model: Any) -> dict[str, Any]:
 
 def differences(rows: Sequence[Row], adapted: Any, adapter_name: str, rslora: bool) -> str:
     """What the adapted model has that the rows do not say, in words; empty where they agree."""
-    layers = {name: layer for name, layer in lora_layers(adapted).items() if adapter_name in layer.r}
-    wanted = {row.site.module: row for row in rows}
+    layers = {name: layer for name, layer in adapted_layers(adapted).items() if adapter_name in layer.r}
+    # A plan names a stack of experts by its parameter; a matrix that PEFT took by parameter as well.
+    wanted = {row.site.path if row.site.path in layers else row.site.module: row for row in rows}
     extra = [name for name in layers if name not in wanted]
     missing = [name for name in wanted if name not in layers]
     if extra or missing:
@@ -91,6 +93,13 @@ def differences(rows: Sequence[Row], adapted: Any, adapter_name: str, rslora: bo
         layer = layers[name]
         if layer.r[adapter_name] != row.rank:
             return f"rank {layer.r[adapter_name]} at {name} where the plan has {row.rank}"
+        count = sum(
+            factor[adapter_name].weight.numel()
+            for factor in (layer.lora_A, layer.lora_B)
+            if adapter_name in factor
+        )
+        if count and count != row.trainable:
+            return f"{count} parameters at {name} where the plan has {row.trainable}"
         if not math.isclose(layer.scaling[adapter_name], row.scaling(rslora=rslora), rel_tol=1e-12):
             return f"scale {layer.scaling[adapter_name]} at {name} where the plan has {row.scaling(rslora=rslora)}"
     return ""

@@ -138,8 +138,7 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
     """Build the model on the meta device: all names and shapes, no memory.
 
     Args:
-        config: of a causal language model; of one with several towers, the text part is built. Of another
-            kind of model, the sequence-to-sequence or masked language model is built.
+        config: of a model for text, other towers included.
 
     Returns:
         The model in eval mode, parameters on the meta device, tied ones tied.
@@ -147,19 +146,56 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         ModelError: transformers has no such model for this config, or cannot build it.
     """
+    chosen = model_class(config)
+    if chosen is None:
+        raise ModelError(
+            given=f"a config of type {config.model_type!r}",
+            found="transformers has no model for text of that type",
+            instead="a model for text such as gpt2, llama, bert, t5, mixtral or mamba",
+        )
+    return _build_on_meta(*chosen)
+
+
+_KINDS = ("CausalLM", "Seq2SeqLM", "MaskedLM", "SequenceClassification")
+
+
+def model_class(config: PretrainedConfig) -> tuple[Any, PretrainedConfig] | None:
+    """The class that a config is read as, and the part of the config that this class takes.
+
+    What the config itself names under ``architectures`` comes first, where transformers maps it to a model for
+    text; then the causal, sequence-to-sequence, masked language model and classifier, in an order that suits the
+    type: an encoder-decoder is read whole, an encoder as a masked language model.
+    """
     import transformers
 
+    parts = [config]
     text = config.get_text_config(decoder=True)
-    for kind in ("CausalLM", "Seq2SeqLM", "MaskedLM"):
-        auto = getattr(transformers, f"AutoModelFor{kind}")
-        for chosen in (text, config):
-            if type(chosen) in auto._model_mapping:
-                return _build_on_meta(auto._model_mapping[type(chosen)], chosen)
-    raise ModelError(
-        given=f"a config of type {config.model_type!r}",
-        found="transformers has no model for text of that type",
-        instead="a decoder such as gpt2, llama, mistral, qwen3, gemma3 or phi3",
-    )
+    if type(text) is not type(config):
+        parts.append(text)
+    found: dict[str, tuple[Any, PretrainedConfig]] = {}
+    for part in parts:
+        for kind in _KINDS:
+            mapped = getattr(transformers, f"AutoModelFor{kind}")._model_mapping
+            if kind not in found and type(part) in mapped:
+                cls = mapped[type(part)]
+                # Some types of several towers are mapped to the class of their text part.
+                fits = next((one for one in (part, text) if isinstance(one, cls.config_class)), part)
+                found[kind] = cls, fits
+        if found:
+            break
+    for name in getattr(config, "architectures", None) or ():
+        for cls, part in found.values():
+            if cls.__name__ == name:
+                return cls, part
+    return next((found[kind] for kind in _order(config) if kind in found), None)
+
+
+def _order(config: PretrainedConfig) -> tuple[str, ...]:
+    if getattr(config, "is_encoder_decoder", False):
+        return ("Seq2SeqLM", *_KINDS)
+    if getattr(config, "is_decoder", True) is False and not getattr(config, "causal", False):
+        return ("MaskedLM", *_KINDS)
+    return _KINDS
 
 
 def copy_on_meta(model: Any) -> PreTrainedModel:
@@ -248,7 +284,6 @@ def load_model(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     if dtype is not None and dtype not in _DTYPES:
         raise ModelError(
@@ -258,10 +293,9 @@ def load_model(
     if not base_dropout:
         zero_dropout(config)
     config.use_cache = False
-    text = config.get_text_config(decoder=True)
-    known = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
-    if type(text) in known:
-        config = text
+    chosen = model_class(config)
+    if chosen is not None:
+        config = chosen[1]  # the part that the class takes: what is read is what is loaded
     options: dict[str, Any] = {"config": config, "trust_remote_code": False}
     options["dtype"] = getattr(torch, dtype) if dtype else "auto"
     if quantize is not None:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.load import collector_paused, copy_on_meta, load_config, meta_model
+from loratlas.anatomy.scopes import scope
 from loratlas.anatomy.sites import Anatomy, Site, Unresolved
 from loratlas.anatomy.sizes import config_digest, sizes
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
+    from loratlas.anatomy.roles import Decision
     from loratlas.anatomy.structure import Matrix
 
 
@@ -74,17 +76,19 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
                 )
             )
             continue
+        experts = _experts(matrix, decision)
         sites.append(
             Site(
                 path=matrix.path,
                 module=matrix.module,
                 layer=matrix.layer,
-                scope=_scope(model, matrix.path),
+                scope=scope(model, matrix),
                 role=decision.role,
-                shape=matrix.linear_shape,
-                kind=matrix.kind,
-                flags=_flags(matrix, tied_to),
+                shape=_shape(matrix, decision),
+                kind="experts" if experts is not None else matrix.kind,
+                flags=_flags(matrix, decision, tied_to),
                 layout=decision.layout,
+                experts=experts,
                 input_group=decision.input_group,
                 tied_to=tied_to,
             )
@@ -105,27 +109,35 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
     )
 
 
-_TOWERS = {
-    "vision": frozenset({"vision", "visual", "image"}),
-    "audio": frozenset({"audio", "speech"}),
-}
+def _shape(matrix: Matrix, decision: Decision) -> tuple[int, int]:
+    """(d_out, d_in), as the matrix was used; of one that was not, as it is stored."""
+    if matrix.kind == "parameter" and decision.call is not None and not decision.call.lookup:
+        return decision.call.width, decision.call.into
+    if matrix.kind == "parameter" and decision.role in ("moe.gate_up", "moe.up", "moe.gate", "moe.down"):
+        rows, columns = matrix.linear_shape
+        return (columns, rows) if getattr(matrix.holder, "is_transposed", False) else (rows, columns)
+    return matrix.linear_shape
 
 
-def _scope(model: PreTrainedModel, path: str) -> str:
-    said = {word for part in path.split(".") for word in part.split("_")}
-    for scope, votes in _TOWERS.items():
-        if votes & said:
-            return scope
-    if model.config.is_encoder_decoder:
-        return "encoder" if "encoder" in path.split(".") else "decoder"
-    return "encoder" if type(model).__name__.endswith("ForMaskedLM") else "decoder"
+def _experts(matrix: Matrix, decision: Decision) -> int | None:
+    """How many maps are stacked in one parameter; None where it is one map."""
+    if matrix.kind != "parameter" or decision.role in (None, "vector", "router", "residual"):
+        return None
+    rows, columns = _shape(matrix, decision)
+    count = matrix.parameter.numel() // (rows * columns)
+    family = str(decision.role).partition(".")[0]
+    stacked = family in ("moe", "shared") or "experts" in matrix.held
+    return count if stacked and (count > 1 or len(matrix.shape) == 3) else None
 
 
-def _flags(matrix: Matrix, tied_to: str | None) -> frozenset[str]:
+def _flags(matrix: Matrix, decision: Decision, tied_to: str | None) -> frozenset[str]:
+    call = decision.call
     held = {
-        "transposed": matrix.kind == "conv1d",
+        "transposed": matrix.kind == "conv1d" or (call is not None and call.transposed),
+        "interleaved": (decision.layout or "").startswith("interleaved"),
         "tied": tied_to is not None,
-        "inert": matrix.kind == "embedding" and not _looks_up(matrix.holder),
+        "shared": "shared" in decision.flags,
+        "inert": (matrix.kind == "embedding" and not _looks_up(matrix.holder)) or "dead" in decision.flags,
     }
     return frozenset(flag for flag, true in held.items() if true)
 

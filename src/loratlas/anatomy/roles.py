@@ -1,11 +1,12 @@
-"""What each matrix does. Three witnesses must agree: behaviour, shape, and whatever the names say.
+"""What each matrix does: the agreement of two readers that know nothing of one another.
 
-* **Behaviour** (:mod:`loratlas.anatomy.trace`) proposes a role; names do where a model cannot be run.
-* **Shape** must be the one that this role has in a model of these sizes.
-* **Ownership**: the modules around the matrix hold nothing that this role leaves unexplained, and neither
-  their names nor the leaf's speak for another role (:mod:`loratlas.anatomy.names`).
+* **Behaviour** (:mod:`loratlas.anatomy.trace`): what was multiplied with what in one observed pass. No names.
+* **Names** (:mod:`loratlas.anatomy.names`): what owners and leaves are called. No behaviour.
 
-Where one of them objects, the matrix stays unresolved, with the objection as its reason.
+Where both speak they must agree, or the matrix stays unresolved with both opinions. Where only one speaks, the
+shapes of the matrices around it must bear it out (:mod:`loratlas.anatomy.shapes`); a matrix that ran and did not
+behave like what it is called is not believed. A short table (:mod:`loratlas.anatomy.overrides`) settles what was
+looked up by hand.
 """
 
 from __future__ import annotations
@@ -14,26 +15,46 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratlas.anatomy import names
-from loratlas.anatomy.flow import Flow, observe
+from loratlas.anatomy.flow import observe
+from loratlas.anatomy.outside import outside
+from loratlas.anatomy.overrides import settled
+from loratlas.anatomy.records import Call, Flow
+from loratlas.anatomy.shapes import bears_out
 from loratlas.anatomy.sizes import Sizes
-from loratlas.anatomy.structure import Matrix, model_prefix
+from loratlas.anatomy.structure import Matrix
 from loratlas.anatomy.trace import Opinion, opinions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_ELEMENTWISE = frozenset({"aten.mul", "aten.add"})
+_ELEMENTWISE = frozenset({"mul", "add", "sub", "div"})
+_EITHER = frozenset({"moe", "shared"})
+# Roles that must be seen in a pass that ran: whatever is called so and does not behave so is something else.
+_SEEN = frozenset({"attn", "xattn", "ffn", "moe", "shared", "mixer"})
+_SEEN_NOT = frozenset({"rel", "index", "relbias", "adapter"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The role of one matrix, or why it has none."""
+    """The role of one matrix, or why it has none.
+
+    Args:
+        role: or None.
+        layout: row layout of a fused role.
+        input_group: name of the first module that reads the same tensor.
+        reason: why there is no role.
+        opinions: what each reader said, e.g. ``("names: attn.q", "trace: attn.q")``.
+        call: how the matrix was used in the observed pass, if it was.
+        flags: what else was seen: ``dead`` (what stands in for its module would not act), ``shared``.
+    """
 
     role: str | None = None
     layout: str | None = None
     input_group: str | None = None
     reason: str = ""
     opinions: tuple[str, ...] = ()
+    call: Call | None = None
+    flags: frozenset[str] = frozenset()
 
 
 def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[str, Decision]:
@@ -47,22 +68,21 @@ def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[st
     Returns:
         Decisions by parameter name.
     """
-    flow = observe(
-        model,
-        {m.module for m in found if m.kind != "parameter"},
-        {m.block for m in found if m.block is not None},
-        {m.path: m.parameter for m in found if m.kind == "parameter"},
-    )
-    if flow.complete:
-        seen = opinions(flow, kv_heads=sizes.kv_heads, heads=sizes.heads)
-    else:
-        seen = names.propose(found, model, model_prefix(model), sizes)
-    reader = _Reader(model, found, sizes, flow, seen)
-    groups = _groups(found, flow)
+    flow = observe(model, found)
+    seen = opinions(flow, found, kv_heads=sizes.kv_heads, heads=sizes.heads)
+    named = names.propose(found)
+    reader = _Reader(model, found, flow, seen, named)
+    groups: dict[tuple[str | None, tuple[int, ...]], str] = {}
     decisions = {}
     for matrix in found:
-        decision = reader.outside(matrix) if matrix.block is None else reader.inside(matrix)
-        decisions[matrix.path] = replace(decision, input_group=groups.get(matrix.module))
+        decision = reader.decision(matrix)
+        call = flow.calls.get(reader.observed(matrix))
+        if call is not None:
+            decision = replace(decision, call=call, flags=reader.flags(matrix, call))
+            if not call.lookup:
+                group = groups.setdefault((matrix.block, call.reads), matrix.module)
+                decision = replace(decision, input_group=group)
+        decisions[matrix.path] = decision
     return decisions
 
 
@@ -71,129 +91,126 @@ class _Reader:
         self,
         model: PreTrainedModel,
         found: list[Matrix],
-        sizes: Sizes,
         flow: Flow,
-        proposed: dict[str, Opinion],
+        seen: dict[str, Opinion],
+        named: dict[str, str],
     ) -> None:
-        self.model, self.sizes, self.flow, self.proposed = model, sizes, flow, proposed
-        self.prefix = model_prefix(model)
-        self.by_module = {matrix.module: matrix for matrix in found}
+        self.model, self.flow, self.seen, self.named = model, flow, seen, named
         self.by_block: dict[str | None, list[Matrix]] = {}
         for matrix in found:
             self.by_block.setdefault(matrix.block, []).append(matrix)
-        base = getattr(model, "base_model", model)
-        self.base = next((name for name, module in model.named_modules() if module is base), "")
-        self.token_width = int(getattr(model.get_input_embeddings(), "weight").shape[1])  # noqa: B009
-        self.head = model.get_output_embeddings()
+        self.first: dict[int, str] = {}
+        for matrix in found:
+            self.first.setdefault(id(matrix.parameter), matrix.path)
+        self.outside = outside(model, found, flow)
 
-    def outside(self, matrix: Matrix) -> Decision:
-        """Embeddings, the output head, and projections between the embedding's width and the model's."""
-        if matrix.holder is self.head:
-            return Decision(role="head.lm")
-        width = self.token_width
-        if matrix.kind == "embedding":
-            if matrix.shape[1] in (width, self.sizes.hidden):
-                return Decision(role="embed")
-            return Decision(reason="an embedding, but of neither the model's nor the tokens' width")
-        inner = bool(self.base) and matrix.module.startswith(self.base + ".")
-        between = {(width, self.sizes.hidden), (self.sizes.hidden, width)}
-        if (
-            inner
-            and matrix.kind == "linear"
-            and width != self.sizes.hidden
-            and matrix.linear_shape in between
-        ):
-            return Decision(role="proj")
-        return Decision(
-            reason="stands outside the blocks and is no embedding, output head or known projection"
+    def observed(self, matrix: Matrix) -> str:
+        """The path under which this matrix was watched: its own, or that of the block built alike."""
+        twin = self.flow.twins.get(matrix.block or "")
+        if twin is None or matrix.block is None:
+            return matrix.path
+        return twin + matrix.path[len(matrix.block) :]
+
+    def flags(self, matrix: Matrix, call: Call) -> frozenset[str]:
+        path = self.observed(matrix)
+        return frozenset(
+            flag
+            for flag, true in {
+                "dead": not call.alive or path in self.flow.odd or not _plain(matrix, call),
+                "shared": path in self.flow.repeated,
+            }.items()
+            if true
         )
 
-    def inside(self, matrix: Matrix) -> Decision:
-        """Attention and feed-forward matrices of a block."""
-        said = [f"names: {one}" for one in sorted(names.family(matrix, self.model, self.prefix))]
-        if self._scales(matrix):
-            return Decision(role="vector")
-        opinion = self.proposed.get(matrix.module)
-        if opinion is None:
-            return Decision(reason=self._silence(matrix), opinions=tuple(said))
-        if self.flow.complete:
-            said.append(f"trace: {opinion.role}")
-        objection = next(
-            (text for module in sorted(opinion.together) if (text := self._objection(module, opinion))), None
+    def decision(self, matrix: Matrix) -> Decision:
+        named, opinion = self.named.get(matrix.path), self.seen.get(matrix.path)
+        traced = opinion.role if opinion else None
+        said = tuple(
+            f"{reader}: {role}" for reader, role in (("names", named), ("trace", traced)) if role is not None
         )
-        if objection is not None:
-            return Decision(reason=objection, opinions=tuple(said))
-        return Decision(role=opinion.role, layout=opinion.layout)
+        role = settled(self.model.config.model_type, matrix.path)
+        if role is not None:
+            return Decision(role=role, opinions=(*said, f"table: {role}"), layout=_layout(role, opinion))
+        if matrix.kind == "parameter" and self._scales(matrix):
+            return Decision(role="vector", opinions=said)
+        if matrix.block is None and not _within(named, traced):
+            told = self.outside.get(matrix.path)
+            if told is None:
+                return Decision(
+                    reason="stands outside the blocks and fits nothing known there", opinions=said
+                )
+            return Decision(role=told, opinions=said)
+        if named is not None and traced is not None:
+            return self._both(named, traced, opinion, said)
+        if traced is not None and opinion is not None:
+            return self._behaviour(matrix, opinion, said)
+        if named is not None:
+            return self._name(matrix, named, said)
+        return Decision(reason=self._silence(matrix), opinions=said)
+
+    def _both(self, named: str, traced: str, opinion: Opinion | None, said: tuple[str, ...]) -> Decision:
+        role = agreed(named, traced)
+        if role is None:
+            reason = f"behaves as {traced} but is named after {named}"
+            return Decision(reason=reason, opinions=said)
+        return Decision(role=role, layout=_layout(role, opinion), opinions=said)
+
+    def _behaviour(self, matrix: Matrix, opinion: Opinion, said: tuple[str, ...]) -> Decision:
+        if opinion.role.startswith("*") or ("." not in opinion.role and opinion.role in _SEEN):
+            return Decision(
+                reason=f"behaves as part of {opinion.role}, and no name says which", opinions=said
+            )
+        return Decision(role=opinion.role, layout=opinion.layout, opinions=said)
+
+    def _name(self, matrix: Matrix, named: str, said: tuple[str, ...]) -> Decision:
+        family, _, part = named.partition(".")
+        if family in _SEEN and part not in _SEEN_NOT:
+            if self.observed(matrix) in self.flow.calls and self.flow.complete:
+                return Decision(
+                    reason="what was observed fits neither attention, feed-forward nor mixer", opinions=said
+                )
+            if not bears_out(matrix, named, self.by_block[matrix.block], self.named):
+                return Decision(reason=f"only its name says {named}: {self._silence(matrix)}", opinions=said)
+        return Decision(role=named, opinions=said)
 
     def _scales(self, matrix: Matrix) -> bool:
         """Whether a parameter only ever scales or shifts, element by element: weights of a norm per head."""
-        uses = self.flow.uses.get(matrix.path, set())
-        return self.flow.complete and len(matrix.shape) == 2 and bool(uses) and uses <= _ELEMENTWISE
+        path = self.observed(matrix)
+        uses = self.flow.uses.get(path, set())
+        return path not in self.flow.calls and bool(uses) and uses <= _ELEMENTWISE
 
     def _silence(self, matrix: Matrix) -> str:
+        if self.observed(matrix) in self.flow.calls:
+            return "what was observed says nothing"
         if not self.flow.complete:
             return f"the model did not run on token ids alone ({self.flow.reason})"
-        if matrix.kind in ("parameter", "conv"):
-            return f"a {'convolution' if matrix.kind == 'conv' else 'raw or stacked parameter'} in a block"
-        if matrix.module not in self.flow.order:
-            return "its module was not called in the forward pass"
-        return "what was observed fits neither softmax attention nor a feed-forward"
-
-    def _objection(self, module: str, opinion: Opinion) -> str | None:
-        """Why this module of an attention or feed-forward cannot have the role that the trace gives it."""
-        matrix, role = self.by_module[module], self.proposed[module].role
-        kind, _, part = role.partition(".")
-        if matrix.block is None or matrix.kind not in ("linear", "conv1d"):
-            return f"{module} is not a linear map in a block"
-        if not self._shape_fits(matrix, role, opinion.together):
-            return f"{module} has shape {matrix.linear_shape}, which {role} has not in this model"
-        voted = names.family(matrix, self.model, self.prefix)
-        if voted and voted != {kind}:
-            return f"{module} behaves as {role} but is named after {', '.join(sorted(voted))}"
-        named = names.part(matrix)
-        if named is not None and named != part:
-            return f"{module} behaves as {role} but is named after {named}"
-        return self._unexplained(matrix.block, opinion)
-
-    def _unexplained(self, block: str, opinion: Opinion) -> str | None:
-        """A matrix beside these that the trace does not explain: an expert, a router, a compressed key."""
-        modules = sorted(opinion.together)
-        first, last = (name.split(".") for name in (modules[0], modules[-1]))
-        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        ancestor = ".".join(first[:same])
-        if opinion.role.startswith("ffn") and ancestor != block:
-            # An expert is a feed-forward too: look at all that stands in the same part of the block.
-            ancestor = ".".join(ancestor.split(".")[: block.count(".") + 2])
-        for other in self.by_block[block]:
-            inside = other.module.startswith(ancestor + ".")
-            if inside and other.module not in self.proposed and not self._scales(other):
-                return f"{other.path} beside it is not explained"
-        return None
-
-    def _shape_fits(self, matrix: Matrix, role: str, together: frozenset[str]) -> bool:
-        sizes = self.sizes
-        inner = next(
-            (self.by_module[m].linear_shape[1] for m in together if self.proposed[m].role == "ffn.down"), 0
-        )
-        wanted = {
-            "attn.q": (sizes.q_width, sizes.hidden),
-            "attn.k": (sizes.kv_width, sizes.hidden),
-            "attn.v": (sizes.kv_width, sizes.hidden),
-            "attn.qkv": (sizes.q_width + 2 * sizes.kv_width, sizes.hidden),
-            "attn.o": (sizes.hidden, sizes.q_width),
-            "ffn.up": (inner, sizes.hidden),
-            "ffn.gate": (inner, sizes.hidden),
-            "ffn.gate_up": (2 * inner, sizes.hidden),
-            "ffn.down": (sizes.hidden, inner),
-        }
-        return matrix.linear_shape == wanted.get(role)
+        return "it took no part in the forward pass on token ids"
 
 
-def _groups(found: list[Matrix], flow: Flow) -> dict[str, str]:
-    """Module → name of the first module that reads the same tensor."""
-    first: dict[tuple[int, ...], str] = {}
-    return {
-        matrix.module: first.setdefault(flow.reads[matrix.module], matrix.module)
-        for matrix in found
-        if matrix.module in flow.reads and matrix.kind != "embedding"
-    }
+def agreed(named: str, traced: str) -> str | None:
+    """The role on which both opinions agree; a family alone agrees with all of its parts.
+
+    >>> agreed("mixer.q", "mixer"), agreed("shared.up", "*.up"), agreed("attn.q", "attn.k")
+    ('mixer.q', 'shared.up', None)
+    """
+    if named == traced or named.startswith(traced + "."):
+        return named
+    if traced.startswith(named + "."):
+        return traced
+    if traced.startswith("*.") and named.partition(".")[0] in _EITHER and named.endswith(traced[1:]):
+        return named
+    return None
+
+
+def _plain(matrix: Matrix, call: Call) -> bool:
+    """Whether a module did with its weight what its class promises: one map from all columns to all rows."""
+    return matrix.kind not in ("linear", "conv1d") or matrix.linear_shape == (call.width, call.into)
+
+
+def _layout(role: str, opinion: Opinion | None) -> str | None:
+    return opinion.layout if opinion is not None and role.endswith(opinion.role.lstrip("*")) else None
+
+
+def _within(named: str | None, traced: str | None) -> bool:
+    """Whether a matrix outside the blocks is claimed by a family of theirs: a pooling attention."""
+    return any(role is not None and role.partition(".")[0] in _SEEN for role in (named, traced))

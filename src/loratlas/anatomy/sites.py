@@ -15,8 +15,8 @@ from loratlas.errors import ModelError
 SCHEMA = "loratlas.map"
 VERSION = 1
 
-# Kinds that PEFT can adapt by module name. Stacked experts, convolutions and raw parameters are mapped only.
-_BY_NAME = frozenset({"linear", "conv1d", "embedding"})
+# Kinds that PEFT can adapt by the name of a module or (experts) of a parameter; others are mapped only.
+_BY_NAME = frozenset({"linear", "conv1d", "embedding", "experts"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

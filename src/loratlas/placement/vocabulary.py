@@ -24,15 +24,16 @@ FAMILIES = (
 
 _ATTENTION = (
     "q", "k", "v", "o", "qkv", "kv", "qk", "q_a", "q_b", "kv_a", "kv_b", "o_a", "o_b", "gate", "rel", "index",
-    "relbias",
+    "relbias", "adapter",
 )  # fmt: skip
 _FEEDFORWARD = ("gate", "up", "gate_up", "down")
+_ADAPTED = (*_FEEDFORWARD, "adapter")  # Zamba2 carries adapters of its own beside its tied feed-forwards.
 _MIXER = ("in", "q", "k", "v", "qkv", "gate", "decay", "beta", "x", "dt", "out")
 
 PARTS_OF: dict[str, tuple[str, ...]] = {
     "attn": _ATTENTION,
     "xattn": _ATTENTION,
-    "ffn": _FEEDFORWARD,
+    "ffn": _ADAPTED,
     "shared": _FEEDFORWARD,
     "moe": _FEEDFORWARD,
     "mixer": _MIXER,
@@ -40,7 +41,8 @@ PARTS_OF: dict[str, tuple[str, ...]] = {
 }
 PARTS = tuple(dict.fromkeys(part for parts in PARTS_OF.values() for part in parts))
 
-_NOT_IN_ATTENTION = frozenset({"rel", "index", "relbias"})
+_NOT_IN_ATTENTION = frozenset({"rel", "index", "relbias", "adapter"})
+_NOT_IN_FEEDFORWARD = frozenset({"adapter"})
 _NOT_IN_ALL = frozenset({"decay", "beta", "dt", "x"})
 
 MADE_OF = {
@@ -69,7 +71,7 @@ def in_set(name: str, role: str) -> bool:
     if name == "attention":
         return family in ("attn", "xattn") and part not in _NOT_IN_ATTENTION
     if name == "feedforward":
-        return family in ("ffn", "shared", "moe")
+        return family in ("ffn", "shared", "moe") and part not in _NOT_IN_FEEDFORWARD
     mixer = family == "mixer" and part not in _NOT_IN_ALL
     return mixer or in_set("attention", role) or in_set("feedforward", role)
 

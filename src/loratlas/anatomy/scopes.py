@@ -1,0 +1,64 @@
+"""Which tower a matrix stands in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from loratlas.anatomy.structure import Matrix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# In this order: a projector inside a vision tower belongs to the connection, not to the tower.
+_TOWERS = (
+    ("connector", frozenset({"projector", "connector", "qformer", "multimodal"})),
+    ("vision", frozenset({"vision", "visual", "image", "img", "patch", "pixel"})),
+    ("audio", frozenset({"audio", "speech", "acoustic", "semantic", "ctc", "conformer", "transcribe"})),
+)
+
+
+def scope(model: PreTrainedModel, matrix: Matrix) -> str:
+    """``decoder``, ``encoder``, ``vision``, ``audio`` or ``connector``."""
+    attributes = [word for attribute, _ in matrix.trail for word in attribute]
+    said = (
+        set(attributes) | {word for _, cls in matrix.trail[1:] for word in cls} | set(matrix.path.split("."))
+    )
+    if {"multi", "modal"} <= said and "projector" in said:
+        return "connector"
+    for tower, votes in _TOWERS:
+        if votes & said and _several(model):
+            return tower
+    return text_scope(model, matrix.path)
+
+
+def text_scope(model: PreTrainedModel, path: str) -> str:
+    """Encoder or decoder, of a model for text."""
+    config: Any = model.config
+    if config.is_encoder_decoder:
+        parts = path.split(".")
+        inside = next((part for part in parts if part.split("_")[-1] in ("encoder", "decoder")), "decoder")
+        return inside.split("_")[-1]
+    return "encoder" if reads_both_ways(model) else "decoder"
+
+
+def reads_both_ways(model: PreTrainedModel) -> bool:
+    """Whether every token sees those after it: a masked language model, or a classifier on one."""
+    from transformers.models.auto import modeling_auto as auto
+
+    config: Any = model.config
+    if getattr(config, "is_decoder", False) or getattr(config, "causal", False) is True:
+        return False
+    kind = config.model_type
+    if kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    return (
+        type(model).__name__.endswith("ForMaskedLM")
+        or kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
+
+
+def _several(model: PreTrainedModel) -> bool:
+    return (
+        bool(getattr(model.config, "sub_configs", None)) or model.config is not model.config.get_text_config()
+    )
