@@ -33,6 +33,73 @@ OVERRIDES: tuple[Override, ...] = (
         "adapter",
         "an adapter per language is a small feed-forward on the stream; its width does not tell it apart",
     ),
+    Override(
+        "axk2",
+        r"model\.layers\.\d+\.\w+_layernorm\.mlp\.fc[12]\.weight",
+        "residual",
+        "a low-rank gate of the normed stream, built like a feed-forward but only scaling its own input",
+    ),
+    Override(
+        "axk2",
+        r"model\.layers\.\d+\.self_attn\.q_gate_proj\.weight",
+        "attn.q_b",
+        "queries fused with the output gate, expanded from the compressed queries",
+    ),
+    Override(
+        "big_bird",
+        r"bert\.encoder\.layer\.\d+\.attention\.(?:self\.(?P<p>q|k|v)\w+|output\.dense)\.weight",
+        "attn.",
+        "block-sparse attention gathers unlike numbers of queries and keys from one stream",
+    ),
+    Override(
+        "yoso",
+        r"yoso\.encoder\.layer\.\d+\.attention\.(?:self\.(?P<p>q|k|v)\w+|output\.dense)\.weight",
+        "attn.",
+        "attention by hashing: an estimate of softmax attention without a softmax",
+    ),
+    Override(
+        "inkling2_text",
+        r"model\.layers\.\d+\.self_attn\.[kv]_sconv\.weight_proj\.weight",
+        "conv",
+        "makes the weights of a short convolution over keys or values for each token",
+    ),
+    Override(
+        "mra",
+        r"mra\.encoder\.layer\.\d+\.attention\.(?:self\.(?P<p>q|k|v)\w+|output\.dense)\.weight",
+        "attn.",
+        "attention at several resolutions, normalised by hand and not by a softmax",
+    ),
+    Override(
+        "funnel",
+        r"funnel\.encoder\.blocks\.\d+\.\d+\.attention\.(?P<p>q|k|v)_head\.weight",
+        "attn.",
+        "the first layer of a block attends from pooled tokens to all tokens of the same stream",
+    ),
+    Override(
+        "funnel",
+        r"funnel\.encoder\.blocks\.\d+\.\d+\.attention\.post_proj\.weight",
+        "attn.o",
+        "see the entry before",
+    ),
+    Override(
+        "funnel",
+        r"funnel\.encoder\.blocks\.\d+\.\d+\.attention\.r_kernel",
+        "attn.rel",
+        "see the entry before",
+    ),
+    Override(
+        "fsmt",
+        r"model\.decoder\.output_projection\.weight",
+        "head.lm",
+        "maps to the target vocabulary inside the decoder, under a size that the config calls otherwise",
+    ),
+    Override(
+        "zaya",
+        r"model\.layers\.\d+\.self_attn\.qkv_proj\.(?P<p>q|k|v)_proj(?:_current|_delayed)?\.weight",
+        "attn.",
+        "queries and keys pass two convolutions before they meet, values come from this and the last token",
+    ),
+    Override("zaya", r"model\.layers\.\d+\.self_attn\.o_proj\.weight", "attn.o", "see the entry before"),
 )
 
 
@@ -46,5 +113,6 @@ def settled(model_type: str, path: str) -> str | None:
     for pattern, role in _for(model_type):
         match = pattern.fullmatch(path)
         if match is not None:
-            return match.expand(role)
+            # A role that ends in a dot is completed by the part that the name spells; without one it is the output.
+            return role + (match["p"] or "o") if role.endswith(".") else match.expand(role)
     return None

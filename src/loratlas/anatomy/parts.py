@@ -64,7 +64,7 @@ def attention(matrix: Matrix, said: frozenset[str]) -> str | None:
         return "rel" if said & {"rel", "pos"} else None
     if said & {"indexer", "indexers", "index"}:
         return "index"
-    if bare & {"conv", "dt", "sink", "static"} and matrix.kind != "conv":
+    if (bare & {"conv", "dt", "sink", "static"} or "sconv" in near) and matrix.kind != "conv":
         return None
     if "gate" in said or bare == {"g"}:
         return "gate"

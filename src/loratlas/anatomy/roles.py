@@ -131,6 +131,8 @@ class _Reader:
         role = settled(self.model.config.model_type, matrix.path)
         if role is not None:
             return Decision(role=role, opinions=(*said, f"table: {role}"), layout=_layout(role, opinion))
+        if matrix.kind == "embedding" and matrix.holder is self.model.get_input_embeddings():
+            return Decision(role="embed", opinions=said)
         if matrix.kind == "parameter" and self._scales(matrix):
             return Decision(role="vector", opinions=said)
         if matrix.block is None and not _within(named, traced):
@@ -197,6 +199,8 @@ def agreed(named: str, traced: str) -> str | None:
         return named
     if traced.startswith(named + "."):
         return traced
+    if (named, traced) == ("attn.relbias", "embed"):
+        return named  # looked up outside the blocks, and added to the scores inside them
     if traced.startswith("*.") and named.partition(".")[0] in _EITHER and named.endswith(traced[1:]):
         return named
     return None
