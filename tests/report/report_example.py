@@ -356,11 +356,97 @@ def hostile() -> dict[str, Any]:
     return made
 
 
+def measured() -> dict[str, Any]:
+    """The same with what may be measured beside the loss; the task turns one finding round, the median another."""
+    made = study()
+    units = {"token_mean": "loss", "example_mean": "loss", "mean_example_perplexity": "perplexity"}
+    units |= {"median": "loss", "exact_match": "share"}
+    scores = {"full": 0.31, "attention": 0.46, "feedforward": 0.335}
+    for each in made["arms"]:
+        nll = each["nll"]
+        values = {
+            "token_mean": nll,
+            "example_mean": nll + 0.11,
+            "mean_example_perplexity": math.exp(nll + 0.4),
+        }
+        values["median"] = 7.0 - nll if each["name"] == "feedforward" else nll - 0.05
+        each["definitions"] = values
+        score = scores[each["name"]]
+        each["metric"] = {
+            "name": "exact_match",
+            "value": score,
+            "ci": [score - 0.04, score + 0.04],
+            "rows": 100,
+        }
+        before, after = 4.2113, round(4.2113 + 2 * (4.0464 - nll) / 10, 6)
+        each["forgetting"] = {"before": before, "after": after, "change": after - before, "rows": 200}
+        each["forgetting"]["ci"] = [after - before - 0.021, after - before + 0.021]
+
+    def values(each: dict[str, Any], by: str) -> float:
+        return each["metric"]["value"] if by == "exact_match" else each["definitions"][by]
+
+    turned = {0: ["exact_match"], 1: ["median"]}
+    opposed = []
+    for i, one in enumerate(made["findings"]):
+        arm, reference = made["arms"][i + 1], made["arms"][0]
+        one["by_measure"] = [
+            {
+                "by": by,
+                "unit": unit,
+                "difference": values(arm, by) - values(reference, by),
+                "ci": [None, None],
+                "p": None,
+                "agrees": by not in turned[i],
+            }
+            for by, unit in units.items()
+        ]
+        one["flips"], one["flips_established"] = turned[i], i == 0
+        sentence = (
+            f"The token mean and the {turned[i][0]} put {arm['name']} on two sides of full (p = 0.0412)."
+        )
+        one["flip_sentences"] = [sentence]
+        other = next(m for m in one["by_measure"] if m["by"] == turned[i][0])
+        p = 0.0412 if i == 0 else None
+        opposed.append(
+            {
+                "first": arm["name"],
+                "second": "full",
+                "by": turned[i][0],
+                "loss": {"difference": one["difference"], "ci": one["ci"], "p": one["p"]},
+                "other": {"difference": other["difference"], "ci": [None, None], "p": p},
+                "p": p,
+                "p_holm": p,
+                "established": i == 0,
+                "sentence": sentence,
+            }
+        )
+    made["ranks"] = {
+        "measures": [
+            {"name": by, "unit": unit, "higher_is_better": unit == "share"} for by, unit in units.items()
+        ],
+        "orders": [
+            {
+                "by": by,
+                "arms": [
+                    {"name": each["name"], "value": values(each, by)}
+                    for each in sorted(made["arms"], key=lambda e: values(e, by), reverse=unit == "share")
+                ],
+            }
+            for by, unit in units.items()
+        ],
+        "compared": 12,
+        "opposed": opposed,
+    }
+    made["data"]["forgetting"] = {**made["data"]["evaluation"], "source": "demo:retrieval", "rows": 200}
+    return made
+
+
 VARIANTS = {
     "example": study,
     "undetermined": undetermined,
     "diverged": diverged,
     "incomplete": incomplete,
+    "measured": measured,
     "hostile": hostile,
 }
 

@@ -14,7 +14,7 @@ import yaml
 from report_example import VARIANTS, load, study
 
 from loratlas.errors import OutputError, RequestError
-from loratlas.report import build, facts, figures, forest, tables
+from loratlas.report import beside, build, facts, figures, forest, tables
 from loratlas.report.ledger import FORMS, WAYS, Ledger, plain
 
 # The only numbers that the page's own words may hold: zero as the sign of a difference and the power that
@@ -74,7 +74,7 @@ def resolve(study: Any, path: str) -> Any:
     return study
 
 
-@pytest.mark.parametrize("variant", ["example", "undetermined", "diverged", "incomplete"])
+@pytest.mark.parametrize("variant", ["example", "undetermined", "diverged", "incomplete", "measured"])
 def test_the_page_says_nothing_that_is_not_in_the_study(variant: str, tmp_path: Path) -> None:
     made = VARIANTS[variant]()
     page = Page(page_of(made, tmp_path))
@@ -253,6 +253,38 @@ def test_the_facts_of_the_example() -> None:
         "2 of 3 arms were solved to the reference's parameters; their ranks are whole numbers.",
     ]
     assert facts.banners(ledger) == ()
+
+
+def test_a_finding_that_flips_is_marked(tmp_path: Path) -> None:
+    made = VARIANTS["measured"]()
+    ledger = facts.read(made)
+    assert [beside.mark(ledger, i) for i in range(2)] == [
+        "flips with the task metric",
+        "flips with the definition",
+    ]
+    text = page_of(made, tmp_path)
+    for finding in made["findings"]:
+        assert html.escape(finding["flip_sentences"][0]) in text
+    assert text.count('aria-hidden="true">⇄</span>') == 2
+    plain_page = page_of(study(), tmp_path)
+    assert "⇄</span>" not in plain_page
+    assert 'id="definitions"' not in plain_page, "studies from before have no such section"
+
+
+def test_what_is_measured_beside_the_loss_stands_in_the_tables(tmp_path: Path) -> None:
+    ledger = facts.read(VARIANTS["measured"]())
+    assert plain(beside.forgetting(ledger, 0)).split("\n") == ["+0.091", "[+0.070, +0.112], 4.211 → 4.303"]
+    assert plain(beside.metric(ledger, 0)).split("\n") == ["31 %", "exact match [27 %, 35 %]"]
+    rows = {plain(row[0]): plain(row[1]) for row in beside.orders(ledger).rows}
+    assert rows["token mean"] == "feedforward 3.567 · full 3.589 · attention 3.628"
+    assert rows["exact match"] == "attention 46 % · feedforward 33.5 % · full 31 %"
+    told = [[plain(cell) for cell in row] for row in beside.opposed(ledger).rows]
+    assert told[0][2:] == ["exact match", "+15 points", "0.041", "established"]
+    assert told[1][-2:] == ["–", "no test"]
+    text = page_of(VARIANTS["measured"](), tmp_path)
+    assert "Forgetting, nats per token" in text
+    assert "Forgetting, nats per token" not in page_of(study(), tmp_path)
+    assert [plain(row[0]) for row in tables.data(ledger).rows][-1] == "Forgetting"
 
 
 def test_the_answer_of_every_kind_of_study() -> None:

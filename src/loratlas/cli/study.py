@@ -189,7 +189,7 @@ def _show(data: Mapping[str, Any]) -> None:
     for finding in data["findings"]:
         found.add_row(
             finding["arm"],
-            finding["verdict"],
+            finding["verdict"] + ("\nflips" if finding.get("flips") else ""),
             _number(finding["difference"], sign=True),
             _interval(finding["ci"], sign=True),
             _p(finding["p_holm"]),
@@ -198,12 +198,45 @@ def _show(data: Mapping[str, Any]) -> None:
     output.show(found)
     for finding in data["findings"]:
         output.say(finding["sentence"])
+        for sentence in finding.get("flip_sentences", ()):
+            output.say(f"  flips: {sentence}")
+    _show_beside(data)
     output.say(
         "nats: loss per answer token, less than the reference's is better; p: after Holm's correction;"
     )
     output.say("detectable: the difference that this study would have found with 80 % power.")
     for remark in data.get("notes", ()):
         output.note(remark)
+
+
+def _show_beside(data: Mapping[str, Any]) -> None:
+    """What was measured beside the loss: the task, and rows that no arm was trained for."""
+    metric = next((arm["metric"]["name"] for arm in data["arms"] if arm.get("metric")), None)
+    forgetting = any(arm.get("forgetting") for arm in data["arms"])
+    if not (metric or forgetting):
+        return
+    columns: list[Any] = ["arm"]
+    if metric:
+        columns += [(metric.replace("_", " "), "right"), "95 % interval"]
+    if forgetting:
+        columns += [("before", "right"), ("after", "right"), ("forgetting", "right"), "95 % interval"]
+    drawn = output.table(*columns)
+    for arm in data["arms"]:
+        cells = [arm["name"]]
+        if metric:
+            told = arm.get("metric") or {}
+            cells += [_number(told.get("value")), _interval(told.get("ci"))]
+        if forgetting:
+            told = arm.get("forgetting") or {}
+            cells += [_number(told.get(name)) for name in ("before", "after")]
+            cells += [_number(told.get("change"), sign=True), _interval(told.get("ci"), sign=True)]
+        drawn.add_row(*cells)
+    output.show(drawn)
+    if forgetting:
+        source = data["data"]["forgetting"]["source"]
+        output.say(
+            f"forgetting: loss per token on rows of {source}, which no arm was trained for, after − before."
+        )
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:

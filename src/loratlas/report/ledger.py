@@ -168,6 +168,10 @@ def _percent(value: float) -> str:
     return f"{round(100 * value, 2):g} %"
 
 
+def _points(value: float) -> str:
+    return ("−" if value < 0 else "+") + f"{round(abs(100 * value), 2):g} points"
+
+
 def _probability(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.4f}" if value >= 0.0001 else "under 0.0001"
 
@@ -193,6 +197,7 @@ def _yes(value: Any) -> str:
 
 FORMS: dict[str, Callable[[Any], str]] = {
     "word": lambda value: clean(str(value)),
+    "words": lambda value: clean(str(value)).replace("_", " "),
     "name": _name,
     "yes": _yes,
     "loss": _loss,
@@ -205,10 +210,11 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "times": lambda value: f"{value:.2f} ×",
     "rate": lambda value: f"{value:g}",
     "percent": _percent,
+    "points": _points,
     "probability": _probability,
     "degrees": lambda value: f"{value:.1f}",
 }
-_WORDS = frozenset({"word", "name", "yes"})
+_WORDS = frozenset({"word", "words", "name", "yes"})
 
 WAYS: dict[str, Callable[..., Any]] = {
     "value": lambda value: value,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from loratlas.report import captions, facts, forest, tables
+from loratlas.report import beside, captions, facts, forest, tables
 from loratlas.report.figures import AXES, DARK, LIGHT
 from loratlas.report.ledger import Ledger, clean
 from loratlas.report.markup import attribute, dot, folded, phrase, plot, table, title
@@ -21,6 +22,7 @@ def body(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
     made = [
         ("findings", "Findings", _findings(ledger)),
         ("arms", "Arms", _arms(ledger)),
+        ("definitions", "Definitions", _definitions(ledger)),
         ("trade-offs", "Trade-offs", _pareto(ledger, drawn)),
         ("training", "Training", _curves(ledger, drawn)),
         ("tuning", "Tuning", _tuning(ledger, drawn)),
@@ -75,10 +77,14 @@ def _card(ledger: Ledger, i: int, fact: facts.FindingFact, half: float) -> str:
     if ledger.at(f"/findings/{i}/sentence"):
         own = folded("In full", f"<p>{phrase((ledger.word(f'/findings/{i}/sentence'),))}</p>")
     sign = f'<span aria-hidden="true">{_SIGNS[fact.verdict]}</span>'
+    marked, turned = beside.mark(ledger, i), ""
+    if marked:
+        marked = f' <span class="badge undetermined"><span aria-hidden="true">⇄</span>{marked}</span>'
+        turned = "".join(f'<p class="reason">{phrase(said)}</p>' for said in beside.flips(ledger, i))
     return (
         f'<article class="card finding {fact.verdict}"><div class="says">'
-        f'<span class="badge">{sign}{fact.verdict}</span><h3>{dot(fact.arm)}{phrase(fact.headline)}</h3>'
-        f'{reason}<dl class="numbers">{numbers}</dl>{own}</div><div>{drawing}'
+        f'<span class="badge">{sign}{fact.verdict}</span>{marked}<h3>{dot(fact.arm)}{phrase(fact.headline)}</h3>'
+        f'{reason}{turned}<dl class="numbers">{numbers}</dl>{own}</div><div>{drawing}'
         '<p class="sides" aria-hidden="true"><span>← lower loss</span><span>higher loss →</span></p>'
         "</div></article>"
     )
@@ -105,12 +111,13 @@ _KEY = "".join(
 
 
 def _arms(ledger: Ledger) -> str:
-    content = tables.arms(ledger)
+    content = _with_columns(ledger, tables.arms(ledger))
     if not content.rows:
         return ""
     lead = phrase(facts.gap(ledger))
     lead += " Losses are those of the last step, averaged over the evaluation seeds, with their interval in"
     lead += " brackets. Step times are relative to the reference."
+    lead += phrase(beside.lead(ledger))
     made = table(content, name="arms", caption="The arms of the study")
     runs = tables.runs(ledger)
     every = table(runs, name="runs", caption="Every evaluation run")
@@ -118,6 +125,42 @@ def _arms(ledger: Ledger) -> str:
         title("arms", "Arms", lead)
         + f'<div class="card scroll">{made}</div>'
         + (folded("Every evaluation run", every) if runs.rows else "")
+    )
+
+
+def _with_columns(ledger: Ledger, content: tables.Table) -> tables.Table:
+    """The table of arms with what was measured beside the loss, where anything was."""
+    more = [
+        (heading, make)
+        for what, heading, make in (
+            ("metric", "Task metric", beside.metric),
+            ("forgetting", "Forgetting, nats per token", beside.forgetting),
+        )
+        if beside.has(ledger, what)
+    ]
+    at = content.columns.index("Trainable")
+    return replace(
+        content,
+        columns=(*content.columns[:at], *(heading for heading, _ in more), *content.columns[at:]),
+        rows=tuple(
+            (*row[:at], *(make(ledger, i) for _, make in more), *row[at:])
+            for i, row in enumerate(content.rows)
+        ),
+    )
+
+
+def _definitions(ledger: Ledger) -> str:
+    if not ledger.number("/ranks/compared"):
+        return ""
+    lead = phrase(beside.counted(ledger))
+    lead += " A reversal is established only if both signs are, on new seeds and new examples."
+    made = table(beside.orders(ledger), name="orders", caption="The arms by every measure")
+    turned = beside.opposed(ledger)
+    every = table(turned, name="opposed", caption="Pairs that another measure ranks the other way round")
+    return (
+        title("definitions", "Would another definition rank the arms otherwise?", lead)
+        + f'<div class="card scroll">{made}</div>'
+        + (f'<div class="card scroll">{every}</div>' if turned.rows else "")
     )
 
 

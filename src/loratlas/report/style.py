@@ -75,6 +75,7 @@ font-size:.84rem;font-weight:600;color:var(--v);background:var(--v-bg)}
 .better{--v:var(--better);--v-bg:var(--better-bg)}.worse{--v:var(--worse);--v-bg:var(--worse-bg)}
 .equivalent{--v:var(--equivalent);--v-bg:var(--equivalent-bg)}
 .undetermined{--v:var(--undetermined);--v-bg:var(--undetermined-bg)}
+.card+.card{margin-top:14px}
 .dot{display:inline-block;width:.72em;height:.72em;border-radius:50%;background:var(--c);margin-right:.5em;
 flex:none;vertical-align:baseline}
 svg.forest{display:block;width:100%;height:auto;overflow:visible}

@@ -153,7 +153,7 @@ def runs(ledger: Ledger) -> Table:
 def data(ledger: Ledger) -> Table:
     """The rows that were trained on, tuned on and judged on."""
     rows: list[tuple[Phrase, ...]] = []
-    for part in ("train", "tuning", "evaluation"):
+    for part in ("train", "tuning", "evaluation", "forgetting"):
         at = f"/data/{part}"
         if not ledger.at(at):
             continue
