@@ -20,7 +20,7 @@ from typing import Any
 STEPS = {
     "rules": 120,
     "format": 80,
-    "retrieval": 12,
+    "retrieval": 6,
     "facts-300": 200,
     "facts-1000": 400,
     "facts-3000": 800,

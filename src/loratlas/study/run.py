@@ -21,6 +21,7 @@ from loratlas.study.records import digest, read_record, save_encoded
 from loratlas.study.result import StudyResult, load_study, write_json
 from loratlas.study.schedule import nll, schedule
 from loratlas.study.spec import StudySpec
+from loratlas.training.conditions import Stop, interruptible
 
 ATTEMPTS = 2
 """How often a run is begun whose worker process died."""
@@ -216,12 +217,13 @@ class Coordinator:
         count = workers or (_cores() if device == "cpu" else 1)
         count = max(1, min(count, len(state.pending)))
         threads = 1 if device == "cpu" else None
-        with Pool(setup, self.out / "cache", workers=count, threads=threads) as pool:
-            self._loop(pool)
+        # A Ctrl-C is asked for, not thrown: thrown into a destructor, say, Python would swallow it.
+        with interruptible() as stop, Pool(setup, self.out / "cache", workers=count, threads=threads) as pool:
+            self._loop(pool, stop)
 
-    def _loop(self, pool: Pool) -> None:
+    def _loop(self, pool: Pool, stop: Stop) -> None:
         queue = deque[Key]()
-        while True:
+        while not stop.asked:
             if not queue and not pool.busy:
                 state = schedule(self.spec, self.finished)
                 self.planned = state.planned
@@ -233,6 +235,7 @@ class Coordinator:
                     self._start(process, queue.popleft())
             for process, message in pool.hear():
                 self._heard(pool, process, message, queue)
+        raise KeyboardInterrupt
 
     def _start(self, process: Process, key: Key) -> None:
         identity = self._identity(key)
