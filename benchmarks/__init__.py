@@ -1,0 +1,1 @@
+"""Side by side with peers: what `make bench` measures. See README.md beside this file."""
