@@ -9,7 +9,7 @@ from tests.tiny import tiny_model
 from tests.training.small import adapted, encoded
 
 from loratlas.evaluation import arithmetic
-from loratlas.evaluation.arithmetic import Widened, fast_products
+from loratlas.evaluation.arithmetic import Direct, Widened, fast_products
 from loratlas.evaluation.tokens import score
 
 F = torch.nn.functional
@@ -66,3 +66,52 @@ def test_losses_agree_with_the_emulated_ones(monkeypatch):
         found.append(score(model, data, packed=True))
     np.testing.assert_allclose(found[0].nll / found[0].n, found[1].nll / found[1].n, rtol=2e-2)
     assert found[0].token_mean_nll == pytest.approx(found[1].token_mean_nll, rel=2e-3)
+
+
+DIRECT = [
+    lambda x, w, b: F.linear(x, w),
+    lambda x, w, b: F.linear(x[None], w, b)[0],
+    lambda x, w, b: x @ w.t(),
+    lambda x, w, b: torch.addmm(b, x, w.t()),
+]
+
+
+@pytest.mark.parametrize("product", DIRECT)
+def test_direct_products_are_float32_products(product, monkeypatch):
+    called = []
+    right = arithmetic._linear
+    monkeypatch.setattr(arithmetic, "_linear", lambda *a: (called.append(1), right(*a))[1])
+    x, w, b = torch.randn(70, 50), torch.randn(40, 50), torch.randn(40)
+    with torch.no_grad(), Direct():
+        found = product(x, w, b)
+    assert called
+    wanted = product(x.double(), w.double(), b.double())
+    assert float((found.double() - wanted).abs().max()) < 1e-4
+
+
+def test_what_is_not_taken_directly(monkeypatch):
+    monkeypatch.setattr(arithmetic, "_linear", lambda *a: pytest.fail("taken directly"))
+    x, w = torch.randn(70, 50), torch.randn(40, 50)
+    with Direct():
+        (x @ w.t().requires_grad_()).sum().backward()
+        with torch.no_grad():
+            _ = (
+                x[:3] @ w.t(),
+                x.bfloat16() @ w.t().bfloat16(),
+                x @ torch.randn(50, 40),
+                x.double() @ w.t().double(),
+            )
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_losses_agree_however_products_are_taken(low_rank, monkeypatch):
+    model, data = (adapted() if low_rank else tiny_model("llama")), encoded(12)
+    seen, found = [], []
+    right = arithmetic._linear
+    monkeypatch.setattr(arithmetic, "_linear", lambda *a: (seen.append(1), right(*a))[1])
+    for slow in (True, False):
+        monkeypatch.setattr(arithmetic, "mkl_is_slow", lambda slow=slow: slow)
+        found.append(score(model, data, packed=True))
+        if slow:
+            assert len(seen) >= 14, "every matrix of two layers"
+    np.testing.assert_allclose(found[0].nll / found[0].n, found[1].nll / found[1].n, rtol=1e-6)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loratlas.evaluation.table import Table
     from loratlas.evaluation.tokens import Scores
 
-MAX_TOKENS = 4096
+MAX_TOKENS = 2048
 """Tokens of one forward pass; the result does not depend on it."""
 
 

@@ -15,7 +15,7 @@ from loratlas.errors import DataError
 from loratlas.evaluation.precision import evaluating
 from loratlas.evaluation.storage import SEGMENTS, TokenWriter, read_columns, write_examples, write_tokens
 
-MAX_TOKENS = 4096
+MAX_TOKENS = 2048
 """Tokens of one forward pass."""
 
 MAX_LOGITS = 2**26
