@@ -168,6 +168,7 @@ class _Audit:
         self.rough: list[str] = []
         self.explained: list[list[Explained]] = []
         self.passes: list[str] = []
+        self.regularisers: dict[str, float] = {}
 
     def run(self, model: str, adapters: Sequence[Path], rows: Any) -> dict[str, Any]:
         from loratlas.anatomy.load import load_config
@@ -235,6 +236,8 @@ class _Audit:
 
         self._note("each example alone and whole")
         table = of.table(self.options["scratch"] / "reference", uniform=True)
+        known = self.options["sizes"] or next((log.batch_sizes for log in self.logs if log.batch_sizes), ())
+        self.regularisers = of.regularisers(known)
         self._enter(REFERENCE, table, rough=self.options["dtype"] != "float32")
 
     def _more(self, of: Subject, *, adapted: bool) -> None:
@@ -275,6 +278,7 @@ class _Audit:
                 smoothing=told["smoothing"],
                 tolerance=told["tolerance"],
                 rough=self.rough,
+                regularisers=self.regularisers,
             )
             for log in self.logs
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,26 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.cli.folders import adapter_folder, check_out, check_tokenizer
+from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
+    from loratlas.cli.passes import Pass, Subject
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.evaluation.definitions import Definition, Evidence
     from loratlas.evaluation.tokens import Scores
+
+
+class Also(StrEnum):
+    """Conditions of a forward pass that tools run a model under, beside the one that loratlas judges with."""
+
+    dropout = "dropout"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+    adapter_off = "adapter-off"
+    filled_right = "filled-right"
+    filled_left = "filled-left"
+    shifted = "shifted-twice"
 
 
 def evaluate(
@@ -58,6 +73,34 @@ def evaluate(
             rich_help_panel=options.DATA,
         ),
     ] = None,
+    also: Annotated[
+        list[Also] | None,
+        typer.Option(
+            "--also",
+            help="Also run the model so, and tell the loss that this gives; may be repeated.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window",
+            metavar="TOKENS",
+            min=2,
+            help="Also tell the loss in windows of so many tokens.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            "--stride",
+            metavar="TOKENS",
+            min=1,
+            help="How far windows advance; by their length unless given.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +127,8 @@ def evaluate(
     from loratlas.evaluation.texts import texts_of
     from loratlas.study.inputs import model_source, open_model
 
+    if stride is not None and window is None:
+        raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
     folder = adapter_folder(adapter) if adapter is not None else None
     check_out(out)
     tokenizer = load_tokenizer(model_source(model))
@@ -104,8 +149,23 @@ def evaluate(
         scores = scores_of(table)
         if out is not None:
             write_examples(out, example=scores.example, n=scores.n, nll=scores.nll)
-    evidence = Evidence(tables={REFERENCE: table}, texts=texts_of(encoded, rows, tokenizer))
-    chosen = catalogue(evidence, batch_sizes=batch_size or BATCH_SIZES, smoothing=smoothing or ())
+    tables = {REFERENCE: table}
+    plan = wanted(
+        of, also or (), dtype=dtype.chosen, adapted=folder is not None, window=window, stride=stride,
+        sizes=batch_size or BATCH_SIZES,
+    )  # fmt: skip
+    with workspace(None) as place:
+        for one in plan:
+            output.note(f"Once more {one.words}")
+            tables[one.name] = one.take(of, place / one.name, max_length=max_length)
+    sizes = batch_size or BATCH_SIZES
+    evidence = Evidence(tables=tables, texts=texts_of(encoded, rows, tokenizer))
+    chosen = catalogue(
+        evidence,
+        batch_sizes=sizes,
+        smoothing=smoothing or (),
+        regularisers={name.replace(" ", "_"): size for name, size in of.regularisers(sizes).items()},
+    )
     facts = summary(scores, evidence, chosen)
     if as_json:
         output.emit(
@@ -130,6 +190,41 @@ def evaluate(
     _show(facts, chosen)
     if out is not None:
         output.say(f"Losses of every example and token: {out / 'examples.parquet'}, {out / 'tokens.parquet'}")
+
+
+def wanted(
+    of: Subject,
+    also: Sequence[Also],
+    *,
+    dtype: str,
+    adapted: bool,
+    sizes: Sequence[int],
+    window: int | None,
+    stride: int | None,
+) -> list[Pass]:
+    """The passes that were asked for.
+
+    Raises:
+        SettingsError: one that this model has no use for.
+    """
+    from loratlas.cli.passes import further
+
+    names = {Also.shifted: "ahead"}
+    plan = {
+        one.name: one
+        for one in further(of, dtype=dtype, adapted=adapted, sizes=sizes, window=window, stride=stride)
+    }
+    found = [plan["windows"]] if window is not None else []
+    for each in dict.fromkeys(also):
+        name = names.get(each, each.name)
+        if name not in plan:
+            why = {
+                Also.dropout: "a model without dropout",
+                Also.adapter_off: "no adapter to switch off",
+            }.get(each, f"a model that computes in {dtype} already")
+            raise SettingsError(given=f"--also {each.value}", found=why, instead="the command without it")
+        found.append(plan[name])
+    return found
 
 
 def rows_to_judge(data: str, *, split: str | None, columns: Mapping[str, str], limit: int | None) -> Rows:
@@ -209,6 +304,8 @@ def _show(facts: dict[str, Any], chosen: Sequence[Definition]) -> None:
         for gap in facts["gaps"]:
             start, end = (gap[side].replace("_", " ") for side in ("from", "to"))
             words = gap["term"] if "→" in gap["term"] else f"{start} → {end}: {gap['term']}"
+            if "estimate" in gap:
+                words += f" (to second order {gap['estimate']:+.4f})"
             drawn.add_row(words, f"{gap['nats']:+.6f}")
         drawn.add_row("left unexplained", f"{facts['residual']:+.1e}")
         output.show(drawn)

@@ -46,7 +46,62 @@ class Subject:
             uniform: take what label smoothing mixes in.
             only_counted: leave prompts and special tokens out.
         """
-        return self._measure(out, self.encoded.examples, None, uniform=uniform, everything=not only_counted)
+        found = self._measure(out, self.encoded.examples, None, uniform=uniform, everything=not only_counted)
+        self._require_finite(found)
+        return found
+
+    def _require_finite(self, table: Table) -> None:
+        """Refuse a loss that no mean survives, by the row and the token as they stand in the data."""
+        import numpy as np
+
+        from loratlas.errors import DataError
+        from loratlas.evaluation.table import COUNTED
+
+        bad = np.flatnonzero(table.covered(COUNTED) & ~np.isfinite(table.nll))
+        if not len(bad):
+            return
+        first, examples = bad[0], self.encoded.examples
+        example, place = examples[int(table.example[first])], int(table.position[first])
+        row = self.rows.rows[example.row].source_row + 1
+        token = int(example.input_ids[place])
+        what = "−inf" if table.nll[first] == np.inf else "that is no number"
+        raise DataError(
+            given=f"{self.rows.source}, row {row}",
+            found=f"token {place} of it, {self.tokenizer.decode([token])!r} (id {token}), has a log-probability "
+            f"{what}; {len(bad):,} tokens of {len(np.unique(table.example[bad])):,} rows do",
+            instead="a model whose logits are finite there (--dtype float32 instead of float16), or rows without it",
+        )
+
+    def regularisers(self, sizes: Sequence[int]) -> dict[str, float]:
+        """What this model adds to the loss that it returns to a trainer, name → nats; {} for most models.
+
+        Args:
+            sizes: of batches, on which the balance of experts depends; the first is taken.
+        """
+        import torch
+
+        from loratlas.evaluation.regularisers import orthogonality, router_balance
+
+        found = {}
+        size = orthogonality(self.model)
+        if size:
+            found["AdaLoRA's orthogonality"] = size
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        config = inner.config.get_text_config()
+        if not (
+            getattr(config, "router_aux_loss_coef", None) and getattr(config, "num_experts_per_tok", None)
+        ):
+            return found
+        device = inner.get_input_embeddings().weight.device
+        many, batches = usual(sizes), []
+        for start in range(0, len(self.encoded.examples), many):
+            group = [torch.as_tensor(e.input_ids).long() for e in self.encoded.examples[start : start + many]]
+            ids = torch.nn.utils.rnn.pad_sequence(group, batch_first=True, padding_value=self.encoded.pad_id)
+            lengths = torch.tensor([len(each) for each in group])
+            mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+            batches.append((ids.to(device), mask.long().to(device)))
+        found["balance of the experts"] = router_balance(self.model, batches)
+        return found
 
     def under(self, condition: Condition, out: Path, *, examples: Sequence[Example] | None = None) -> Table:
         """The same rows under another condition."""
@@ -78,6 +133,15 @@ class Subject:
             max_tokens=MAX_TOKENS,
         )
         return read_table(out, condition=condition.words if condition else "")
+
+
+def usual(sizes: Sequence[int]) -> int:
+    """The batch size that is most likely among those that a log allows: a power of two, else the first.
+
+    >>> usual([13, 14, 15, 16]), usual([5, 6]), usual([])
+    (16, 5, 8)
+    """
+    return next((b for b in sizes if b & (b - 1) == 0), sizes[0] if sizes else 8)
 
 
 def subject(model: Any, rows: Rows, encoded: Encoded, tokenizer: Any) -> tuple[Subject, str]:
@@ -189,7 +253,7 @@ def further(
         )
     if of.encoded.report.cut:
         yield Pass(name="cut_right", words="rows cut at their end", condition=Condition(), whole=True)
-    size = sizes[0] if sizes else 8
+    size = usual(sizes)
     yield Pass(
         name="filled_right",
         words=f"filled at the right in batches of {size}",

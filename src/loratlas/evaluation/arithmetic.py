@@ -79,7 +79,7 @@ class Direct(TorchFunctionMode):
         ):
             return _linear(args[0], args[1].t(), None)
         if func is torch.addmm and not kwargs:
-            bias, x, turned = args
+            bias, x, turned = list(args)
             if bias.dim() == 1 and _is_view(turned) and _direct(x, turned.t()):
                 return _linear(x, turned.t(), bias)
         return func(*args, **kwargs)

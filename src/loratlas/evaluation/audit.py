@@ -19,7 +19,7 @@ from loratlas.evaluation.tokens import Scores
 Source: TypeAlias = Scores | Table | Evidence
 """What an audit is made of: losses of examples, a table of tokens, or tables of several conditions."""
 
-UNITS = ("sum", "bits", "digits")
+UNITS = ("sum", "nats_per_example", "bits", "digits")
 """Units that only rename a number: no gap is told for them."""
 
 

@@ -16,7 +16,7 @@ def token_mean() -> Definition:
     return Definition(
         name="token_mean",
         formula="Σ L_i / Σ n_i",
-        used_by="loratlas; lm-evaluation-harness (rolling), torch.nn.CrossEntropyLoss over a whole split",
+        used_by="loratlas; torch.nn.CrossEntropyLoss over all tokens of a split at once",
     )
 
 
@@ -73,7 +73,7 @@ def catalogue(
             Definition(
                 name=f"capped_{cap:g}",
                 formula="min(Σ L / Σ n, c)",
-                used_by="Megatron-LM and fairseq: perplexity = exp(min(20, loss))",
+                used_by="Megatron-LM: perplexity = exp(min(20, loss))",
                 cap=cap,
             )
             for cap in caps
@@ -90,6 +90,18 @@ def catalogue(
         )
         for name, other in evidence.tables.items()
         if name != REFERENCE
+    ]
+    found += [
+        Definition(
+            name=f"{name}_{words}_included",
+            formula="Σ over covered tokens of ℓ / n",
+            used_by=f"labels = input_ids of batches that are filled ({other.condition or name})",
+            table=name,
+            covers=covers,
+        )
+        for name, other in evidence.tables.items()
+        if name != REFERENCE and (other.part == PARTS.index("padding")).any()
+        for words, covers in (("padding", (*COUNTED, "padding")), ("padding_and_prompt", PARTS))
     ]
     return found
 
@@ -137,6 +149,12 @@ def _means() -> list[Definition]:
             used_by="lm-evaluation-harness (loglikelihood, with the other sign)",
             unit="sum",
         ),
+        Definition(
+            name="example_sum",
+            formula="Σ L_i / N",
+            used_by="losses of whole sequences; its exponential: lm-evaluation-harness (perplexity of LAMBADA)",
+            unit="nats_per_example",
+        ),
     ]
 
 
@@ -160,7 +178,9 @@ def _batches(sizes: Sequence[int]) -> list[Definition]:
 
 def _units(evidence: Evidence) -> list[Definition]:
     found = [
-        Definition(name="bits", formula="Σ L / (Σ n · ln 2)", used_by="logarithm to base 2", unit="bits"),
+        Definition(
+            name="bits", formula="Σ L / (Σ n · ln 2)", used_by="fairseq (loss, to base 2)", unit="bits"
+        ),
         Definition(
             name="digits",
             formula="Σ L / (Σ n · ln 10)",

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 Aggregate: TypeAlias = Literal["token", "example", "batch", "log_mean_exp", "median"]
 Unit: TypeAlias = Literal[
-    "nats", "sum", "bits", "digits", "bits_per_byte", "bits_per_character", "nats_per_word"
+    "nats",
+    "sum",
+    "nats_per_example",
+    "bits",
+    "digits",
+    "bits_per_byte",
+    "bits_per_character",
+    "nats_per_word",
 ]
 
 REFERENCE = "reference"
@@ -47,7 +54,7 @@ class Definition:
         smoothing: ε of label smoothing.
         regulariser: λR, what is added to the loss, nats.
         cap: largest loss that is let through, nats.
-        unit: what the value is told in. ``digits``: logarithm to base 10.
+        unit: what the value is told in. ``digits``: logarithm to base 10; ``nats_per_example``: Σ L_i / N.
         exponential: the exponential of the value in nats is shown (of bits per byte: nothing in use).
     """
 
@@ -146,6 +153,15 @@ def sums(definition: Definition, evidence: Evidence) -> Sums:
             instead="a pass that takes it: measure(…, uniform=True)",
         )
 
+    if definition.smoothing and table.uniform is not None and not np.isfinite(table.uniform[covered]).all():
+        first = np.flatnonzero(covered & ~np.isfinite(table.uniform))[0]
+        raise DataError(
+            given=f"definition {definition.name!r} with label smoothing",
+            found=f"token {int(table.position[first])} of example {int(table.example[first])}: the model gives some "
+            "token of its vocabulary no probability at all, and smoothing asks for all of them",
+            instead="a definition without label smoothing",
+        )
+
     def added(values: np.ndarray) -> np.ndarray:
         return np.bincount(index[covered], weights=values[covered], minlength=len(names))
 
@@ -239,6 +255,8 @@ def factor(definition: Definition, found: Sums, texts: Texts | None) -> float:
         DataError: a unit of text without texts, or texts without anything in them.
     """
     n = float(found.n.sum())
+    if definition.unit == "nats_per_example":
+        return n / len(found.n)
     if definition.unit in ("nats", "sum", "bits", "digits"):
         return {"nats": 1.0, "sum": n, "bits": 1 / LN2, "digits": 1 / LN10}[definition.unit]
     if texts is None:

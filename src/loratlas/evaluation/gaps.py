@@ -12,6 +12,7 @@ import numpy as np
 
 from loratlas.errors import DataError
 from loratlas.evaluation.definitions import (
+    REFERENCE,
     Definition,
     Evidence,
     Sums,
@@ -233,7 +234,7 @@ def _between(
 
 
 def _condition(name: str, table: Table) -> str:
-    return table.condition or name
+    return table.condition or ("each example alone and whole" if name == REFERENCE else name)
 
 
 def _tokenizers(before: Sums, after: Sums) -> Iterator[Term]:

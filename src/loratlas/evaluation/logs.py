@@ -157,8 +157,18 @@ def read_logs(path: Path) -> list[Log]:
                 found="none of the files that tools write",
                 instead=f"a folder with {', '.join(KNOWN)} or results_*.json, or the file itself",
             )
-        return [read_log(file) for file in found]
+        return _without_repeats([read_log(file) for file in found])
     return [read_log(path)]
+
+
+def _without_repeats(logs: list[Log]) -> list[Log]:
+    """Without files whose numbers all stand in one before them: all_results.json repeats eval_results.json."""
+    kept: list[Log] = []
+    for log in logs:
+        seen = {(number.name, number.value) for before in kept for number in before.numbers}
+        if not {(number.name, number.value) for number in log.numbers} <= seen:
+            kept.append(log)
+    return kept
 
 
 def read_log(path: Path) -> Log:
@@ -223,7 +233,9 @@ def _state(path: Path, value: Mapping[str, Any]) -> Log:
         step = entry.get("step")
         numbers += _numbers(entry, lambda key, at=index: _pointer("log_history", at, key), step)
     log = _trainer("transformers Trainer", path, tuple(numbers), history)
-    known = {name: value[name] for name in ("global_step", "max_steps", "train_batch_size") if name in value}
+    known = {
+        name: value[name] for name in ("global_step", "max_steps", "train_batch_size") if value.get(name)
+    }
     return Log(
         tool=log.tool,
         path=path,
@@ -282,6 +294,18 @@ def _printed(path: Path, text: str) -> Log:
             }
             entries.append(entry)
             numbers += _numbers(entry, lambda key, at=place: f"line {at}, {key}", None)
+    said = re.search(r"Average perplexity is ([\d.]*\d)", text)
+    if said and not numbers:  # what cal_ppl.py of LLaMA-Factory prints beside the list that it saves
+        value = _Printed(said.group(1))
+        where = f"line {text[: said.start()].count(chr(10)) + 1}"
+        mean = Number(
+            name="average perplexity",
+            value=float(value),
+            kind="perplexity",
+            where=where,
+            rounding=_rounding(value),
+        )
+        return Log(tool="LLaMA-Factory cal_ppl", path=path, numbers=(mean,), missing=CAL_PPL)
     tool = "axolotl" if "axolotl" in text else "transformers Trainer"
     return _trainer(tool, path, tuple(numbers), entries, rough=True)
 

@@ -12,14 +12,14 @@ Several may. First among them is what the tool is known to print, then what depa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from loratlas.errors import DataError
-from loratlas.evaluation.catalogue import token_mean
+from loratlas.evaluation.catalogue import catalogue, token_mean
 from loratlas.evaluation.definitions import (
     REFERENCE,
     Definition,
@@ -28,6 +28,7 @@ from loratlas.evaluation.definitions import (
     aggregate,
     example_means,
     factor,
+    log_value,
     sums,
 )
 from loratlas.evaluation.gaps import decompose
@@ -39,6 +40,9 @@ EXACT, ROUGH = 2e-5, 1e-3
 
 COMMON_SIZES = (2, 4, 8, 16, 32, 64)
 """Batch sizes that are tried where the log leaves it open; those of 1 are the example mean."""
+
+WORLD_SIZES = (2, 4, 8)
+"""Numbers of processes whose sampler is tried."""
 
 NEAREST = 3
 """Candidates that are told of a number that none reproduces."""
@@ -160,6 +164,7 @@ def explain(
     smoothing: Sequence[float] = (0.1,),
     tolerance: float | None = None,
     rough: Sequence[str] = (),
+    regularisers: Mapping[str, float] | None = None,
 ) -> list[Explained]:
     """Say of every number of a log which definition reproduces it.
 
@@ -170,6 +175,7 @@ def explain(
         smoothing: ε's that are tried where the reference table has ū.
         tolerance: largest |value − number| instead of the default.
         rough: names of tables that were made in 16 bits.
+        regularisers: what the model may have added to its loss, name → nats (`loratlas.evaluation.regularisers`).
 
     Raises:
         DataError: rows without an answer token, an infinite loss (it names token and example).
@@ -177,7 +183,13 @@ def explain(
     # A batch of all examples is the token mean, which is tried in any case.
     examples = len(np.unique(evidence.tables[REFERENCE].example))
     sizes = tuple(batch_sizes) or log.batch_sizes or tuple(b for b in COMMON_SIZES if b < examples)
-    made = _Maker(evidence=evidence, sizes=sizes, smoothing=tuple(smoothing), rough=frozenset(rough))
+    made = _Maker(
+        evidence=evidence,
+        sizes=sizes,
+        smoothing=tuple(smoothing),
+        rough=frozenset(rough),
+        regularisers=regularisers or {},
+    )
     # What this model gives of these rows must be a number at all; that error is not to be lost among candidates.
     sums(token_mean(), evidence)
     last = max((n.step for n in log.numbers if n.step is not None and not n.training), default=None)
@@ -202,7 +214,9 @@ def _one(number: Number, log: Log, made: _Maker, last: int | None, tolerance: fl
     matches = sorted((c for c in found if abs(c.value - number.value) <= allowed(c)), key=rank)
     if matches:
         return Explained(number=number, verdict="reproduced", matches=tuple(matches))
-    closest = tuple(sorted(found, key=lambda c: abs(c.value - number.value))[:NEAREST])
+    # Passes that change nothing give the same value again: the plainest of them is told.
+    distinct = {f"{c.value:.7g}": c for c in sorted(found, key=lambda c: c.departs, reverse=True)}
+    closest = tuple(sorted(distinct.values(), key=lambda c: abs(c.value - number.value))[:NEAREST])
     if last is not None and number.step is not None and number.step < last:
         words = f"the model after {number.step} steps; the last evaluation of this log was after {last}"
         return Explained(number=number, verdict="earlier", nearest=closest, could_be=(words,))
@@ -222,6 +236,7 @@ class _Maker:
     sizes: tuple[int, ...]
     smoothing: tuple[float, ...]
     rough: frozenset[str]
+    regularisers: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._sums: dict[tuple[str, tuple[str, ...]], Sums | None] = {}
@@ -235,6 +250,7 @@ class _Maker:
             "which tokens are labels": any((t.part == PARTS.index("prompt")).any() for t in tables),
             "train_on_prompt": any((t.part == PARTS.index("prompt")).any() for t in tables),
             "number format of the pass": bool(self.rough),
+            "number of processes": True,
         }.get(setting.name, False)
 
     def of(self, kind: Kind, tool: str) -> list[Candidate]:
@@ -254,7 +270,8 @@ class _Maker:
                     continue
                 for definition, averaged, departs in self._averages(table, covers, counted, kind, tool):
                     try:
-                        loss = aggregate(definition, found) * factor(definition, found, self.evidence.texts)
+                        loss = aggregate(definition, found) + definition.regulariser
+                        loss *= factor(definition, found, self.evidence.texts)
                     except DataError:  # these rows do not allow this one: it has not printed the number
                         continue
                     value = _shown(loss, kind)
@@ -268,6 +285,26 @@ class _Maker:
                         value=value,
                         rough=table in self.rough,
                     )
+        yield from self._rare(kind)
+
+    def _rare(self, kind: Kind) -> Iterator[Candidate]:
+        """Examples that a distributed sampler repeats, and losses capped before their exponential is taken."""
+        if kind not in ("loss", "perplexity"):
+            return
+        found = catalogue(self.evidence, batch_sizes=(), smoothing=(), world_sizes=WORLD_SIZES)
+        chosen = [(d, f"{d.name.removeprefix('sampler_')} processes") for d in found if d.times]
+        if kind == "perplexity":
+            chosen += [(d, f"loss above {d.cap:g} told as {d.cap:g}") for d in found if d.cap is not None]
+        exp = "exp of the " if kind == "perplexity" else ""
+        for definition, words in chosen:
+            yield Candidate(
+                definition=replace(definition, exponential=kind == "perplexity"),
+                counted="answers",
+                averaged=f"{exp}token mean, {words}",
+                departs=3,
+                value=_shown(log_value(definition, self.evidence), kind),
+                rough=REFERENCE in self.rough,
+            )
 
     def _summed(self, table: str, counted: str, covers: tuple[str, ...]) -> Sums | None:
         key = (table, covers)
@@ -279,7 +316,9 @@ class _Maker:
             else:
                 try:
                     # Any smoothing makes the sums hold ū.
-                    any_smoothing = float(self.evidence.tables[table].uniform is not None)
+                    uniform = self.evidence.tables[table].uniform
+                    # A model that gives some token no probability at all has an infinite ū, and no smoothed loss.
+                    any_smoothing = float(uniform is not None and bool(np.isfinite(uniform).all()))
                     definition = Definition(name=counted, table=table, covers=covers, smoothing=any_smoothing)
                     self._sums[key] = sums(definition, self.evidence)
                 except DataError:
@@ -329,6 +368,17 @@ class _Maker:
                 "mean of the examples' perplexities",
                 0 if tool == "LLaMA-Factory cal_ppl" else 1,
             )
+        if kind == "perplexity" and tool == "lm-evaluation-harness":
+            yield made("example_sum_perplexity", unit="nats_per_example"), "exp of the mean summed loss", 0
+        for name, size in self.regularisers.items() if trainer and table == REFERENCE else ():
+            for b in self.sizes:
+                more = made(
+                    f"batch_mean_{b}{end} + {name}", aggregate="batch", batch_size=b, regulariser=size
+                )
+                yield more, f"{exp}mean of batches of {b} + {name}", 1
+            yield made(f"token_mean{end} + {name}", regulariser=size), f"{exp}token mean + {name}", 2
+            more = made(f"example_mean{end} + {name}", aggregate="example", regulariser=size)
+            yield more, f"{exp}example mean, as of batches of 1, + {name}", 2
         if self.evidence.tables[table].uniform is not None and counted in ("answers", "all tokens"):
             for epsilon in self.smoothing:
                 for size in self.sizes if trainer else ():

@@ -21,7 +21,7 @@ def base_precision(model: Any) -> Iterator[None]:
             # A quantised matrix stores integers; its computing type is the activations', which PEFT looks after.
             if base is None or not base.is_floating_point():
                 continue
-            for holder in ("lora_A", "lora_B"):
+            for holder in ("lora_A", "lora_B", "lora_E"):  # lora_E: AdaLoRA's singular values
                 for factor in getattr(module, holder, {}).values():
                     weight = getattr(factor, "weight", factor)  # AdaLoRA keeps bare parameters
                     if weight.dtype != base.dtype:

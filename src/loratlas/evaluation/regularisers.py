@@ -12,7 +12,8 @@ from loratlas.evaluation.precision import evaluating
 def orthogonality(model: Any) -> float:
     """AdaLoRA's term: λ · mean over the factors P of ‖P Pᵀ − I‖_F, added to every loss, in evaluation as well.
 
-    P is lora_A [r, d_in], or lora_B [d_out, r] transposed, of the adapter that trains; λ is its ``orth_reg_weight``.
+    P is lora_A [r, d_in], or lora_B [d_out, r] transposed, of the adapter that trains, or of the first one where none
+    does; λ is its ``orth_reg_weight``.
 
     Args:
         model: a `PeftModel` with an AdaLoRA adapter.
@@ -25,8 +26,11 @@ def orthogonality(model: Any) -> float:
     import torch
 
     tuner = getattr(model, "base_model", model)
-    name = getattr(tuner, "trainable_adapter_name", None)
-    config = getattr(tuner, "peft_config", {}).get(name)
+    configs = getattr(tuner, "peft_config", {})
+    # Loaded for inference, no adapter of the model trains; the tool that printed the loss had it training.
+    first = next((name for name, config in configs.items() if hasattr(config, "orth_reg_weight")), None)
+    name = getattr(tuner, "trainable_adapter_name", None) or first
+    config = configs.get(name)
     strength = getattr(config, "orth_reg_weight", 0.0)
     norms = []
     for path, p in tuner.named_parameters() if strength else ():
