@@ -33,7 +33,9 @@ def train(model: Any, data: Encoded, schedule: Schedule, *, dtype: str, steps: i
 
     def on_step(event: StepEvent) -> None:
         tape.count(
-            labelled=event.labelled_tokens - seen[0], tokens=event.tokens - seen[1], places=event.tokens - seen[1]
+            labelled=event.labelled_tokens - seen[0],
+            tokens=event.tokens - seen[1],
+            places=event.tokens - seen[1],
         )
         seen[:] = [event.labelled_tokens, event.tokens]
         tape.step()

@@ -105,6 +105,4 @@ class Tape:
         if len(merged) != len(self.steps):  # the last step had fewer batches
             extra = merged[len(self.steps) :]
             merged = [*merged[: len(self.steps) - 1], merged[len(self.steps) - 1] + sum(extra)]
-        return Outcome(
-            whole=whole, steps=self.steps, labelled=merged, tokens=self.tokens, places=self.places
-        )
+        return Outcome(whole=whole, steps=self.steps, labelled=merged, tokens=self.tokens, places=self.places)

@@ -101,9 +101,7 @@ def train(
             made = inner(batch)
             places = made["input_ids"].numel()
             # The first place of an example is never predicted; TRL marks it like that itself.
-            tape.count(
-                labelled=int((made["labels"][:, 1:] != IGNORED).sum()), tokens=places, places=places
-            )
+            tape.count(labelled=int((made["labels"][:, 1:] != IGNORED).sum()), tokens=places, places=places)
             return made
 
         trainer.data_collator = collate
