@@ -1,1 +1,1 @@
-"""Side by side with peers: what `make bench` measures. See README.md beside this file."""
+"""Side by side with peers: what `make bench` measures, and the checks of what a study claims."""

@@ -23,7 +23,7 @@ STEPS = {
     "retrieval": 6,
     "facts-300": 200,
     "facts-1000": 400,
-    "facts-3000": 800,
+    "facts-3000": 1200,
 }
 RATES = {"full": (5e-4, 1e-3, 2e-3), "all:1": (5e-3, 1.25e-2, 3e-2)}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

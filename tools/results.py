@@ -24,7 +24,7 @@ def arms(study: dict[str, Any]) -> str:
     rows = []
     for arm in study["arms"]:
         low, high = arm["ci"]
-        ranks = sorted({site["rank"] for site in arm["plan"]["rows"]} if "rows" in arm["plan"] else set())
+        ranks = sorted({site["rank"] for site in arm["plan"]["sites"]})
         rows.append(
             [
                 arm["name"],

@@ -1,1 +1,1 @@
-"""What every measurement shares: clocks, pairs, machine facts, bases and rows, proofs of equal work, results on disk."""
+"""What every measurement shares: clocks, pairs, machine facts, bases and rows, proofs of equal work, results."""

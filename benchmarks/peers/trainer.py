@@ -176,7 +176,7 @@ def run(trainer: Any, tape: Tape) -> Outcome:
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Keep what a peer leaves in the process from the next one: its switches for compilation, compiled code, remarks."""
+    """Keep what a peer leaves in the process from the next: its switches for compilation, compiled code, remarks."""
     import transformers
 
     level = transformers.logging.get_verbosity()

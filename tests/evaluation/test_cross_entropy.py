@@ -116,3 +116,16 @@ def test_an_adapted_or_trained_output_embedding_gets_its_gradient():
     head.weight.requires_grad_(True)
     token_losses(model, batch()).sum().backward()
     assert float(head.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_target_whose_probability_rounds_to_nothing_has_a_finite_loss(dtype):
+    """Logits 300 apart: e^-300 is 0 in float32, and the loss is 300 all the same."""
+    weight = torch.eye(4, dtype=dtype)
+    states = torch.tensor([[300.0, 0.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]], dtype=dtype, requires_grad=True)
+    targets = torch.tensor([1, 2])
+    found = nll_of_states(states, weight, None, targets)
+    wanted = torch.nn.functional.cross_entropy(states.float(), targets, reduction="none")
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(found.sum(), states)
+    assert gradient[0].tolist() == [1.0, -1.0, 0.0, 0.0]

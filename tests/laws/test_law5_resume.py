@@ -120,7 +120,11 @@ except Interrupted as error:
 
 def started(out):
     """A process that trains slowly, once it has done five steps."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(out)], env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-ROWS = 64
-"""Rows of logits worked on at a time, at least."""
+ROWS = 128
+"""Rows of logits worked on at a time, at least: with fewer, reading the output embedding costs more than the rows."""
 
 NUMBERS = {"cpu": 2**21}
 """Logits worked on at a time: on a CPU what its caches hold (float32: 8 MiB), elsewhere `OTHERS`."""
 
 OTHERS = 2**26
+
+FAINT = 1e-30
+"""A target less probable than this has its logarithm taken from the logits: its probability may be rounded to 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +80,10 @@ def nll_of_states(
         g_i = (softmax(y_i) − onehot_i) ∘ slope,  ∂L_i/∂states_i = g_i · weight
 
     so that the backward pass is one multiplication. The output embedding must be frozen: it gets no gradient.
-    Measured forward + backward on one core, float32, 2,097 rows, 8,192 tokens of vocabulary, 256 channels: 0.23 s
-    against 0.57 s of logits as a whole.
+    All rows share one piece of memory, and the loss is −log of the target's probability, so that the exponentials
+    are taken once; what the target's probability lacks to 1 is −expm1(−loss), which does not cancel.
+    Measured forward + backward on one core, 8,192 tokens of vocabulary, 256 channels: float32, 2,097 rows, 0.23 s
+    against 0.57 s of logits as a whole; bfloat16, 853 rows, 27 ms, of which the two matrix products are 18.
 
     Args:
         states: [n, d], what the output embedding reads.
@@ -136,17 +141,26 @@ class _FromStates(torch.autograd.Function):
         number = torch.promote_types(states.dtype, torch.float32)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         losses = states.new_empty(len(targets), dtype=number)
-        rows = rows_at_a_time(len(weight), states.device)
+        rows = min(rows_at_a_time(len(weight), states.device), max(1, len(targets)))
+        room = states.new_empty(rows, len(weight))
+        lifted = room if states.dtype == number else room.new_empty(room.shape, dtype=number)
+        room_p = lifted.new_empty(lifted.shape)
         for start in range(0, len(targets), rows):
             here = slice(start, start + rows)
-            logits = shape(torch.nn.functional.linear(states[here], weight, bias))
-            slope = shape.slope(logits)
-            losses[here], logp = _losses(logits, targets[here], number)
+            n = len(targets[here])
+            logits = _linear(states[here], weight, bias, room[:n])
+            shaped = shape(logits)
+            y = shaped if shaped.dtype == number else lifted[:n].copy_(shaped)
+            p = torch.softmax(y, -1, out=room_p[:n])
+            losses[here] = loss = _surprise(p, y, targets[here])
             if gradient is not None:
-                error = _error(logp, targets[here])
+                p.scatter_(1, targets[here, None], torch.expm1(-loss)[:, None])
+                slope = shape.slope(shaped)
                 if not (isinstance(slope, float) and slope == 1.0):
-                    error = error.mul_(slope)
-                torch.mm(error.to(states.dtype), weight, out=gradient[here])
+                    p.mul_(slope)
+                # The logits have served, unless the slope's own memory is theirs: it has been read by now.
+                error = p if p.dtype == states.dtype else logits.copy_(p)
+                torch.mm(error, weight, out=gradient[here])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return losses
@@ -158,6 +172,25 @@ class _FromStates(torch.autograd.Function):
     ) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[:, None].to(gradient.dtype), None, None, None, None
+
+
+def _linear(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> torch.Tensor:
+    if bias is None:
+        return torch.mm(states, weight.t(), out=out)
+    return torch.addmm(bias, states, weight.t(), out=out)
+
+
+def _surprise(p: torch.Tensor, y: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """−log p of the targets [n], where p = softmax(y) [n, V]."""
+    of_target = p.gather(1, targets[:, None])[:, 0]
+    losses = -of_target.log()
+    faint = of_target < FAINT
+    if bool(faint.any()):
+        rows = y[faint]
+        losses[faint] = rows.logsumexp(-1) - rows.gather(1, targets[faint, None])[:, 0]
+    return losses
 
 
 def _losses(

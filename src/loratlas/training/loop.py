@@ -18,7 +18,7 @@ from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
 from loratlas.training.conditions import dropout_stream, interruptible, training_mode
 from loratlas.training.masters import Masters
-from loratlas.training.memory import Peak
+from loratlas.training.memory import Peak, kept_pages
 from loratlas.training.microbatches import microbatches
 from loratlas.training.optimizer import Optimizer
 from loratlas.training.patience import Patience
@@ -75,6 +75,7 @@ def fit(
     with ExitStack() as stack:
         stack.enter_context(training_mode(model, checkpointing=settings.checkpointing))
         stack.enter_context(lean(model))
+        stack.enter_context(kept_pages())
         stream = stack.enter_context(dropout_stream(settings.seed))
         stop = stack.enter_context(interruptible())
         run.masters.open()
