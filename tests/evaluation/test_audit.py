@@ -32,6 +32,7 @@ def by_hand(n, means):
         "median_perplexity": math.exp(median),
         "mean_example_perplexity": sum(math.exp(m) for m in means) / len(means),
         "sum": total,
+        "example_sum": total / len(means),
         "batch_mean_8": by_batches(n, means, 8),
         "batch_mean_8_perplexity": math.exp(by_batches(n, means, 8)),
         "bits": total / tokens / math.log(2),

@@ -237,18 +237,14 @@ def faster(model: Any) -> Any:
         >>> type(faster(torch.nn.Sequential(torch.nn.Linear(2, 2)))[0]).__name__  # nothing of PEFT's, nothing to swap
         'Linear'
     """
-    _swap(model)
-    _say_what_is_not_covered(model)
-    return model
-
-
-def _swap(model: Any) -> None:
     layers = {name: module for name, module in model.named_modules() if type(module) is Linear}
     for layer in layers.values():
         layer.__class__ = LeanLinear
     for group in _groups(model, layers):
         for layer in group.layers:
             layer._group = group
+    _say_what_is_not_covered(model)
+    return model
 
 
 def slower(model: Any) -> Any:
@@ -272,14 +268,14 @@ def slower(model: Any) -> Any:
 
 @contextmanager
 def lean(model: Any) -> Iterator[int]:
-    """Within this context a model is `faster`, without remarks; one that is already stays so.
+    """Within this context a model is `faster`; one that is already stays so.
 
     Yields:
         How many layers compute as `LeanLinear`.
     """
     before = {id(module) for module in model.modules() if type(module) is LeanLinear}
     if not before:
-        _swap(model)
+        faster(model)
     try:
         yield sum(type(module) is LeanLinear for module in model.modules())
     finally:
