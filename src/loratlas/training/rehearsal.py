@@ -64,6 +64,19 @@ def even_rows(rows: int, length: int) -> tuple[Example, ...]:
     return tuple(Example(input_ids=ids, labelled=counted, row=row) for row in range(rows))
 
 
+def as_step(examples: Sequence[Example]) -> Encoded:
+    """Examples of one step as a run takes its rows."""
+    tokens, counted = (
+        sum(len(example) for example in examples),
+        sum(int(e.labelled.sum()) for e in examples),
+    )
+    n = len(examples)
+    report = EncodeReport(rows=n, kept=n, cut=0, dropped=0, empty=0, tokens=tokens, answer_tokens=counted)
+    return Encoded(
+        examples=tuple(examples), report=report, digest="", template="", pad_id=0, source="a rehearsal"
+    )
+
+
 def rehearse(
     config: PretrainedConfig,
     rows: Sequence[Row],
@@ -170,7 +183,7 @@ def _record(model: Any, examples: Sequence[Example], settings: Settings, packed:
     from loratlas.training.step import step_loss
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = _encoded(examples)
+    data = as_step(examples)
     with ExitStack() as stack:
         stack.enter_context(training_mode(model, checkpointing=settings.checkpointing))
         stack.enter_context(_no_remembered_tables())
@@ -252,15 +265,3 @@ def _no_remembered_tables() -> Iterator[None]:
         yield
     finally:
         _bias.cache_clear()
-
-
-def _encoded(examples: Sequence[Example]) -> Encoded:
-    tokens, counted = (
-        sum(len(example) for example in examples),
-        sum(int(e.labelled.sum()) for e in examples),
-    )
-    n = len(examples)
-    report = EncodeReport(rows=n, kept=n, cut=0, dropped=0, empty=0, tokens=tokens, answer_tokens=counted)
-    return Encoded(
-        examples=tuple(examples), report=report, digest="", template="", pad_id=0, source="a rehearsal"
-    )
