@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -190,9 +191,7 @@ def _tiny() -> tuple[Any, Any, Any]:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4}
     config = LlamaConfig(**sizes, vocab_size=64)
     rows = [
-        Row(site=site, rank=4, alpha=8.0)
-        for site in read(config).adaptable
-        if site.family in ("attn", "ffn")
+        Row(site=site, rank=4, alpha=8.0) for site in read(config).adaptable if site.family in ("attn", "ffn")
     ]
     return config, rows, even_rows(2, 8)
 
@@ -228,4 +227,4 @@ def _tiny_step(clock: Callable[[], float], device: torch.device, steps: int = 20
         packed=True,
         on_step=lambda _event: laps.append(clock()),
     )
-    return median(b - a for a, b in zip(laps[4:], laps[5:], strict=False))
+    return median(after - before for before, after in pairwise(laps[4:]))

@@ -1,4 +1,4 @@
-"""One operation as data: what runs on which shapes, strides and types, so that it can be counted, named and run again."""
+"""One operation as data: what runs on which shapes, strides and types, to be counted, named and run again."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.adapters.rows import Row
+    from loratlas.anatomy.sites import Anatomy
     from loratlas.training.operations import Call
 
 
@@ -62,6 +63,17 @@ def even_rows(rows: int, length: int) -> tuple[Example, ...]:
     """
     ids, counted = np.zeros(length, dtype=np.int32), np.arange(length) > 0
     return tuple(Example(input_ids=ids, labelled=counted, row=row) for row in range(rows))
+
+
+def typical(examples: Sequence[Example], count: int) -> tuple[Example, ...]:
+    """The rows of a typical step: of so many equal parts of all rows, sorted by length, the middle one each.
+
+    >>> [len(row) for row in typical([*even_rows(1, 9), *even_rows(1, 4), *even_rows(2, 6)], 2)]
+    [6, 9]
+    """
+    ordered = sorted(examples, key=len)
+    places = (np.arange(count) + 0.5) / count * len(ordered)
+    return tuple(ordered[int(place)] for place in places)
 
 
 def as_step(examples: Sequence[Example]) -> Encoded:
@@ -114,8 +126,11 @@ def rehearse(
         >>> wide.saved_bytes > narrow.saved_bytes
         True
     """
-    from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        UnsupportedFakeTensorException,
+    )
 
     from loratlas.data.packing import why_padded
 
@@ -139,6 +154,38 @@ def rehearse(
             found=f"a path that depends on numbers ({type(error).__name__}: {words})",
             instead="a short run: `loratlas train` measures its step time and its peak",
         ) from error
+
+
+class PeakMemory:
+    """Tells what a table of ranks holds at its peak: the measure of a memory budget (`loratlas.placement.budget`).
+
+    Args:
+        config: of the base.
+        anatomy: of the base.
+        examples: of a step.
+        settings: of the run.
+
+    Example:
+        ``place(anatomy, "attention", budget="memory=6GB", memory=PeakMemory(config, anatomy, even_rows(16, 128), …))``
+    """
+
+    def __init__(
+        self, config: PretrainedConfig, anatomy: Anatomy, examples: Sequence[Example], settings: Settings
+    ) -> None:
+        self._config, self._examples, self._settings = config, examples, settings
+        self._sites = {site.path: site for site in anatomy.sites}
+        self._known: dict[tuple[tuple[str, int], ...], int] = {}
+
+    def __call__(self, ranks: Mapping[str, int]) -> int:
+        """Peak bytes; asked again, the same."""
+        from loratlas.adapters.rows import Row
+
+        table = tuple(sorted(ranks.items()))
+        if table not in self._known:
+            rows = [Row(site=self._sites[path], rank=rank, alpha=2.0 * rank) for path, rank in ranks.items()]
+            found = rehearse(self._config, rows, self._examples, self._settings)
+            self._known[table] = found.peak_bytes
+        return self._known[table]
 
 
 def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rslora: bool) -> Any:
