@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +17,10 @@ import pytest
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
 ROOT = Path(__file__).resolve().parents[1]
+# What tests measure of the machine is no measurement: it must not end up in the user's cache.
+os.environ["LORATLAS_CACHE"] = tempfile.mkdtemp(prefix="loratlas-cache-")
+atexit.register(shutil.rmtree, os.environ["LORATLAS_CACHE"], ignore_errors=True)
+
 SHARED = Path(os.environ.get("LORATLAS_SHARED", ROOT.parent / "shared"))
 
 

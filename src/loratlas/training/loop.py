@@ -16,6 +16,7 @@ from loratlas.adapters.kernels import lean
 from loratlas.data.batches import training_order
 from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
+from loratlas.training.compilation import Compilation
 from loratlas.training.conditions import dropout_stream, interruptible, training_mode
 from loratlas.training.masters import Masters
 from loratlas.training.memory import Peak, kept_pages
@@ -83,15 +84,21 @@ def fit(
         if resume:
             run.take_up()
         report = stack.enter_context(reporters(settings, model, out, steps=run.steps))
+        compilation = stack.enter_context(run.compilation.run())
         peak = run.peak()
         setup = time.perf_counter() - begun
         try:
             while not run.finished:
                 stream(run.tally.done)
                 with peak.watch(run.tally.done):
-                    event = run.step()
+                    try:
+                        event = run.step()
+                    except RuntimeError as error:
+                        compilation.failed(error)
+                        event = run.step()
                 if event is None:
                     break
+                compilation.stepped(run.tally.done, *run.tally.last_step)
                 report(event)
                 if on_step is not None:
                     on_step(event)
@@ -132,6 +139,13 @@ class Run:
         self._check_dtype()
         self.optimizer = Optimizer(self.masters, settings, steps=self.steps)
         self.tally = Tally(steps=self.steps, log_every=settings.log_every)
+        self.compilation = Compilation(
+            model,
+            settings.compile,
+            steps=self.steps,
+            dtype=settings.dtype,
+            dropout=bool(settings.dropout),
+        )
         self.patience = Patience(settings, steps=self.steps)
         self.diverged_at: int | None = None
         self.before = 0.0  # seconds of a step that passed before it was asked for (in a fleet)
@@ -318,6 +332,8 @@ class Run:
             peak_bytes=peak_bytes,
             packing="packed" if self.packed else "padded",
             packing_reason=self.reason,
+            compiled=self.compilation.on,
+            compile_reason=self.compilation.reason,
             diverged=self.diverged_at is not None,
             diverged_at=self.diverged_at,
             stopped_early=self.patience.over and self.tally.done < self.steps,
