@@ -77,7 +77,10 @@ def evaluate(
         list[Also] | None,
         typer.Option(
             "--also",
-            help="Also run the model so, and tell the loss that this gives; may be repeated.",
+            metavar="WAY",
+            help="Also run the model so, and tell the loss that this gives; may be repeated: "
+            + ", ".join(way.value for way in Also)
+            + ".",
             rich_help_panel=options.DATA,
         ),
     ] = None,
@@ -144,16 +147,16 @@ def evaluate(
 
         base = load_adapter(base, folder)
     of, reason = subject(to_device(base), rows, encoded, tokenizer)
+    plan = wanted(
+        of, also or (), dtype=dtype.chosen, adapted=folder is not None, window=window, stride=stride,
+        sizes=batch_size or BATCH_SIZES,
+    )  # fmt: skip
     with workspace(out) as place:
         table = of.table(place, uniform=bool(smoothing))
         scores = scores_of(table)
         if out is not None:
             write_examples(out, example=scores.example, n=scores.n, nll=scores.nll)
     tables = {REFERENCE: table}
-    plan = wanted(
-        of, also or (), dtype=dtype.chosen, adapted=folder is not None, window=window, stride=stride,
-        sizes=batch_size or BATCH_SIZES,
-    )  # fmt: skip
     with workspace(None) as place:
         for one in plan:
             output.note(f"Once more {one.words}")
