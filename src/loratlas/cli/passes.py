@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas.cli import output
+
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded, Example
     from loratlas.data.rows import Rows
@@ -119,19 +121,23 @@ class Subject:
         from loratlas.evaluation.measure import measure
         from loratlas.evaluation.table import read_table
 
-        measure(
-            self.model,
-            examples,
-            packed=self.packed,
-            out=out,
-            condition=condition,
-            everything=everything,
-            special=self.tokenizer.all_special_ids,
-            uniform=uniform,
-            bounds=False,
-            pad_id=self.encoded.pad_id,
-            max_tokens=MAX_TOKENS,
-        )
+        windows = condition is not None and condition.window is not None
+        with output.Progress("scoring", total=len(examples), unit="rows") as bar:
+            measure(
+                self.model,
+                examples,
+                packed=self.packed,
+                out=out,
+                condition=condition,
+                everything=everything,
+                special=self.tokenizer.all_special_ids,
+                uniform=uniform,
+                bounds=False,
+                pad_id=self.encoded.pad_id,
+                max_tokens=MAX_TOKENS,
+                # How many windows there will be nobody knows before the last row.
+                on_lines=None if windows else lambda lines: bar.to(lines, ""),
+            )
         return read_table(out, condition=condition.words if condition else "")
 
 
