@@ -154,7 +154,7 @@ def evaluate(
     )  # fmt: skip
     with workspace(out) as place:
         try:
-            table = of.table(place, uniform=bool(smoothing))
+            table = of.table(place, uniform=bool(smoothing), bounds=out is not None)
         except KeyboardInterrupt:
             raise _stopped(out) from None
         scores = scores_of(table)
