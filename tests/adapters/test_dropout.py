@@ -44,7 +44,9 @@ def test_the_random_state_decides(p):
 def test_too_few_are_drawn_again(monkeypatch):
     """A draw that stops short is continued from where it stopped."""
     ones = torch.zeros(1)
-    monkeypatch.setattr(torch, "rand", lambda n: ones.new_zeros(min(n, 7)))  # nothing stays between the dropped
+    monkeypatch.setattr(
+        torch, "rand", lambda n: ones.new_zeros(min(n, 7))
+    )  # nothing stays between the dropped
     assert draw(torch.ones(5, 5), 0.1).tolist() == list(range(25))
 
 

@@ -64,7 +64,9 @@ def dropped(x: torch.Tensor, drop: torch.Tensor | None) -> torch.Tensor:
     """
     if drop is None:
         return x
-    return x * drop if drop.dtype == torch.bool else drop_(x.clone(memory_format=torch.contiguous_format), drop)
+    return (
+        x * drop if drop.dtype == torch.bool else drop_(x.clone(memory_format=torch.contiguous_format), drop)
+    )
 
 
 def drop_(x: torch.Tensor, drop: torch.Tensor) -> torch.Tensor:

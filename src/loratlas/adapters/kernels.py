@@ -42,7 +42,7 @@ class _Site:
 
 
 class _LowRank(torch.autograd.Function):
-    """(x [T, d_in], what is dropped, 1/(1 − p), scales, then W, bias, A, B of every site) → y [T, d_out] of every site."""
+    """(x [T, d_in], what is dropped, 1/(1 − p), scales, then W, bias, A, B of each site) → y [T, d_out] of each."""
 
     @staticmethod
     def forward(
