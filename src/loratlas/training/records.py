@@ -76,6 +76,7 @@ class FitResult:
         packing_reason: why.
         compiled: whether the last steps ran compiled layers.
         compile_reason: why, or why not.
+        kept_layers: lowest layers whose result was computed once for every row (`loratlas.training.prefix`).
         diverged: the loss or its gradient became NaN or infinite, and the run was stopped.
         diverged_at: the step (from 1) whose loss or gradient it was.
         stopped_early: ``early_stop`` ended the run.
@@ -96,6 +97,7 @@ class FitResult:
     packing_reason: str = ""
     compiled: bool = False
     compile_reason: str = ""
+    kept_layers: int = 0
     diverged: bool = False
     diverged_at: int | None = None
     stopped_early: bool = False
