@@ -145,7 +145,11 @@ def prepare(spec: StudySpec) -> Prepared:
     )
     whole = encode(train_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
     config = load_config(source)
-    memory = PeakMemory(config, anatomy, typical(whole.examples, spec.batch_size), _settings(spec))
+    # Of tuning rows, which are held out from them, there are few: what a run sees again is close to all of them.
+    seen = min(len(whole), spec.subset or len(whole))
+    again = whole.report.tokens * seen // len(whole) if spec.steps * spec.batch_size > seen else None
+    step = typical(whole.examples, spec.batch_size)
+    memory = PeakMemory(config, anatomy, step, _settings(spec), again=again)
     resolved, matches = plans(spec, anatomy, memory)
     _check_arms(spec, resolved, source)
     judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
