@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loratlas.cli import options, output
+from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
     from loratlas.anatomy.cost import Cost
@@ -62,6 +64,8 @@ def plan_model(
     model: options.ModelOrConfig,
     placement: options.Placement,
     budget: options.Budget = None,
+    scores: options.Scores = None,
+    by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     peft: Annotated[
@@ -76,15 +80,23 @@ def plan_model(
 ) -> None:
     """Turn a placement into a table of exact sites and ranks, and say what it costs.
 
-    No weights are read. Parts without a rank get 16, or whatever the budget leaves them.
+    No weights are read. Parts without a rank get 16, or whatever the budget leaves them. --placement auto spends the
+    budget by the scores of an earlier scan.
     """
     from loratlas.anatomy.cost import cost
     from loratlas.anatomy.load import load_config
-    from loratlas.placement.plan import place
     from loratlas.study.inputs import model_source
+    from loratlas.study.scan import is_auto
 
     anatomy = read_named(model)
-    plan = place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora)
+    check_scores(placement, scores)
+    if is_auto(placement) and scores is None:
+        raise SettingsError(
+            given="--placement auto without --scores",
+            found="no scores to place by; they need weights and rows",
+            instead=f"loratlas scan {model} DATA --json > scan.json, then --scores scan.json",
+        )
+    plan = placed(anatomy, placement, budget, scores, by, alpha, rslora)
     config = output.plain(plan.to_peft(load_config(model_source(model))).to_dict())
     if peft and not as_json:
         output.emit(config)
@@ -99,10 +111,41 @@ def plan_model(
             }
         )
         return
-    _show_plan(anatomy, plan)
+    show_plan(anatomy, plan)
     _show_cost(spent)
     output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
     output.say("PEFT adapts exactly these sites, proven on a copy without weights; its LoraConfig: --peft.")
+
+
+def check_scores(placement: str | None, scores: Path | None) -> None:
+    """Refuse scores for a placement that does not ask for them."""
+    from loratlas.study.scan import is_auto
+
+    if scores is not None and not is_auto(placement):
+        raise SettingsError(
+            given=f"--scores with --placement {placement}",
+            found="a placement that names its sites itself",
+            instead="--placement auto, or no --scores",
+        )
+
+
+def placed(
+    anatomy: Anatomy,
+    placement: str,
+    budget: str | None,
+    scores: Path | None,
+    by: str,
+    alpha: float | None,
+    rslora: bool,
+) -> Plan:
+    """The plan of a placement; of ``auto``, by the scores in a file."""
+    from loratlas.placement.plan import place
+    from loratlas.study.scan import load_scan, plan_from
+
+    if scores is None:
+        return place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora)
+    plan, _ = plan_from(load_scan(scores), anatomy, budget=budget, by=by, alpha=alpha, rslora=rslora)
+    return plan
 
 
 def read_named(model: str) -> Anatomy:
@@ -113,7 +156,7 @@ def read_named(model: str) -> Anatomy:
     return replace(read(model_source(model)), model=model)
 
 
-def _show_plan(anatomy: Anatomy, plan: Plan) -> None:
+def show_plan(anatomy: Anatomy, plan: Plan) -> None:
     output.say(f"{plan.placement} on {anatomy.model} ({anatomy.model_type}): {len(plan.rows)} sites")
     shares = output.table("", ("", "right"), "")
     shares.show_header = False

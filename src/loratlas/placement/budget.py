@@ -163,7 +163,7 @@ def solve(table: Sequence[tuple[Site, int | None]], budget: Budget, anatomy: Ana
             instead=f"at least {_least(budget, least, allowed)}, or fewer sites",
         )
     if auto:
-        _share_out(ranks, auto, allowed - least, _steps(anatomy, ranks, auto, budget.quantity))
+        _share_out(ranks, auto, allowed - least, rank_costs(anatomy, ranks, auto, budget.quantity))
     return ranks
 
 
@@ -177,10 +177,17 @@ def _least(budget: Budget, least: int, allowed: int) -> str:
     return f"{budget.quantity}={least}"
 
 
-def _steps(
+def rank_costs(
     anatomy: Anatomy, ranks: Mapping[str, int], auto: Sequence[Site], quantity: Quantity
 ) -> dict[str, int]:
-    """What one more rank costs at each site."""
+    """What one more rank costs at each of these sites.
+
+    Args:
+        anatomy: of the model.
+        ranks: path → rank; every site of ``auto`` has one.
+        auto: the sites.
+        quantity: in which unit.
+    """
     if quantity == "params":
         return {site.path: site.lora_parameters(1) for site in auto}
     # Sites alike in role, shape and layer cost alike; in layers above the lowest one, all do.

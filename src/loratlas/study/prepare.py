@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loratlas.errors import DataError
+from loratlas.placement.plan import Plan
 from loratlas.study import beside
 from loratlas.study.inputs import DEMO, model_source, open_rows
 from loratlas.study.match import Match, naming, plans
+from loratlas.study.scan import DECIDES, is_auto
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
-    from loratlas.placement.plan import Plan
+    from loratlas.study.scan import Scan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,7 @@ class Prepared:
         asked: evaluation rows as text, where a task metric is to be measured.
         forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
+        scan: what placed the arms whose placement is ``auto``, as plain data; None where there is none.
     """
 
     source: str
@@ -55,6 +58,7 @@ class Prepared:
     asked: Rows | None
     forgetting: Encoded | None
     notes: tuple[str, ...]
+    scan: dict[str, Any] | None = None
 
     def facts(self, spec: StudySpec) -> dict[str, Any]:
         """What the ledger keeps about the whole study, as plain data."""
@@ -95,6 +99,7 @@ class Prepared:
                 ],
             },
             "notes": list(self.notes),
+            **({} if self.scan is None else {"scan": self.scan}),
         }
 
     def _forgetting(self, spec: StudySpec) -> dict[str, Any]:
@@ -116,8 +121,12 @@ class Prepared:
         }
 
 
-def prepare(spec: StudySpec) -> Prepared:
+def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared:
     """Read the base's anatomy, resolve the arms and encode the rows.
+
+    Args:
+        spec: the study.
+        begun: facts of the ledger, where the study has begun: its scan is not made again.
 
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
@@ -128,8 +137,9 @@ def prepare(spec: StudySpec) -> Prepared:
 
     source = model_source(spec.model, folder=spec.folder)
     anatomy = replace(read(source), model=spec.model)
-    resolved, matches = plans(spec, anatomy)
-    _check_arms(spec, resolved, source)
+    autos = [name for name, arm in spec.arms.items() if is_auto(arm.placement)]
+    resolved, matches = ({}, {}) if autos else plans(spec, anatomy)
+    _check_arms(spec, resolved, source)  # before minutes go into the rows
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
@@ -149,6 +159,13 @@ def prepare(spec: StudySpec) -> Prepared:
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
     evaluation = _drawn(judged, spec.evaluation.rows, chosen)
+    scanned = None
+    if autos:
+        kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
+        found = None if begun else _scan(spec, anatomy, train, source)
+        scanned = begun["scan"] if begun else found and found.to_json(gains=False)
+        resolved, matches = plans(spec, anatomy, scan=found, known=kept)
+        _check_arms(spec, resolved, source)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -193,7 +210,18 @@ def prepare(spec: StudySpec) -> Prepared:
         asked=beside.asked_rows(spec, judged_rows, evaluation),
         forgetting=forgetting,
         notes=tuple(notes),
+        scan=scanned,
     )
+
+
+def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str) -> Scan:
+    """Measure where adaptation pays, on training rows alone."""
+    from loratlas.anatomy.load import load_model
+    from loratlas.study.scan import scan, signal_of
+
+    model = load_model(source, dtype=spec.dtype)
+    packed = False if spec.packing == "off" else None
+    return scan(model, anatomy, train, signals=[signal_of(DECIDES)], seed=spec.seed, packed=packed)
 
 
 def training(spec: StudySpec) -> dict[str, Any]:
@@ -225,11 +253,12 @@ def _check_arms(spec: StudySpec, plans: dict[str, Plan], source: str) -> None:
     from loratlas.training.settings import Settings
 
     config = load_config(source)
-    for name, arm in spec.arms.items():
+    for name, plan in plans.items():
+        arm = spec.arms[name]
         with naming(name):
             special = {"dropout": arm.dropout, "init": arm.init}
             Settings(**training(spec), lr=spec.learning_rates[0], loraplus=arm.loraplus, **special)
-            plans[name].to_peft(config, **special, prove=False)
+            plan.to_peft(config, **special, prove=False)
 
 
 def _split(
