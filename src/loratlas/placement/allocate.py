@@ -228,8 +228,8 @@ class _Spender:
             prices = {
                 name: sum(site.lora_parameters(1) for site in unit) for name, unit in self.units.items()
             }
-            left = self._greedy(prices, self.allowed - start)
-            spent = self.allowed - left
+            self._greedy(prices, self.allowed - start)
+            spent = self._cost(self.ranks())
         else:
             prices, spent = self._by_arithmetic()
         ranks = self.ranks()
@@ -281,8 +281,8 @@ class _Spender:
             best = max(able, key=lambda name: self.steps[name][0].gain)
             self.taken[best].append(self.steps[best][0])
 
-    def _greedy(self, prices: Mapping[str, float], left: float) -> float:
-        """Take steps, best first, while they fit; returns what is left."""
+    def _greedy(self, prices: Mapping[str, float], left: float) -> None:
+        """Take steps, best first, while they fit into what is left."""
         queue: list[tuple[float, int, str]] = []
         order = {name: place for place, name in enumerate(self.units)}
 
@@ -302,7 +302,6 @@ class _Spender:
                 left -= step.ranks * prices[name]
                 self.taken[name].append(step)
                 offer(name)
-        return left
 
     def _told(self, ranks: dict[str, int], prices: Mapping[str, float], spent: int) -> Allocation:
         unit = UNITS[self.budget.quantity]

@@ -50,18 +50,14 @@ class Activation(Signal):
     def reset(self, model: Any) -> None:
         self.inputs, self.gradients = _Covariances(self, "input"), _Covariances(self, "gradient")
         self._groups = {site.path: site.input_group or site.path for site in self.sites}
-        firsts: dict[str, str] = {}
+        self._speaks: dict[str, str] = {}  # of the sites that read the same tensor, the first
         for site in self.sites:
-            firsts.setdefault(self._groups[site.path], site.path)
-        self._first = firsts
-
-    def _input_key(self, path: str, expert: int) -> Key:
-        return self._first[self._groups[path]], expert
+            self._speaks.setdefault(self._groups[site.path], site.path)
 
     def read(self, use: Use, output: Output) -> None:
-        key = self._input_key(*use.key)
-        if key == use.key:  # the first of those that read this tensor
-            self.inputs.add(self.fold, key, use.x)
+        group = self._groups[use.site.path]
+        if self._speaks[group] == use.site.path:
+            self.inputs.add(self.fold, (group, use.expert), use.x)
 
     def learn(self, use: Use, g: torch.Tensor) -> None:
         self.gradients.add(self.fold, use.key, g)
@@ -86,7 +82,7 @@ class Activation(Signal):
     def _shares(self, site: Any, folds: Sequence[int]) -> dict[str, list[float]]:
         """λ_j / tr C; of a stack the mean over its experts, weighted by their tokens."""
         keys = {
-            "activation": (self.inputs, True, [self._input_key(site.path, e) for e in experts_of(site)]),
+            "activation": (self.inputs, True, [(self._groups[site.path], e) for e in experts_of(site)]),
             "activation_gradient": (self.gradients, False, [(site.path, e) for e in experts_of(site)]),
         }
         found = {}
@@ -111,7 +107,7 @@ class _Covariances:
     def add(self, fold: int, key: Key, x: torch.Tensor) -> None:
         if key not in self._random:
             k = min(3 * self.owner.rank, x.shape[1])
-            self._random[key] = self.owner.draw(f"{self.what} {key[0]} {key[1]}", x.shape[1], k, x)
+            self._random[key] = self.owner.draw_basis(f"{self.what} {key[0]} {key[1]}", x.shape[1], k, x)
         self.Y.add(fold, key, x.t() @ (x @ self._random[key]))
         self.rows.add(fold, key, x.sum(0, dtype=torch.float32))
         squares = torch.linalg.vector_norm(x, dtype=torch.float32).square()

@@ -136,7 +136,7 @@ class Signal(ABC):
     """
 
     name: ClassVar[str]
-    columns: ClassVar[tuple[Column, ...]]
+    columns: tuple[Column, ...]
     needs: ClassVar[str]
     """``"weights"`` (no pass), ``"forward"`` or ``"backward"``."""
 
@@ -200,6 +200,11 @@ class Signal(ABC):
         """Gaussian numbers [rows, columns] that depend on the seed and on ``what``, in the numbers of ``like``."""
         random = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {what}".encode()))
         return torch.randn(rows, columns, generator=random).to(like.device, like.dtype)
+
+    def draw_basis(self, what: str, rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
+        """An orthonormal basis [rows, columns] of a random subspace; better conditioned than the numbers themselves."""
+        basis, _ = torch.linalg.qr(self.draw(what, rows, columns, like.new_empty((), dtype=torch.float32)))
+        return basis.to(like.dtype)
 
 
 def experts_of(site: Site) -> range:

@@ -11,7 +11,7 @@ import torch
 from loratlas.signals.base import ALL_FOLDS, Column, Key, Signal, Sums, Use, experts_of
 from loratlas.signals.sketch import singular
 
-RANK = 8
+RANK = 4
 """Singular values that a score adds up."""
 
 
@@ -34,12 +34,13 @@ class Gradient(Signal):
     Unit: nats per counted token, per unit of step size (of squared step for the Fisher).
 
     Cost: beside one forward and one backward pass, 2·T·(k·(d_in + d_out) + l·(d_in + d_out)) operations for T tokens,
-    k = 2r, l = 2k + 1. Memory: (k·d_out + l·d_in) numbers per site and fold, and the site's input until the backward
+    k = 2r, l = 3k. Memory: (k·d_out + l·d_in) numbers per site and fold, and the site's input until the backward
     pass comes by, once for all sites that read it. No tensor of the weight's size exists.
 
-    Bias and variance: see `loratlas.signals.sketch.singular`; the k-th value is rough, those up to r = k/2 are within a
-    few percent where the spectrum falls. The gradient itself is that of a sample of rows: its noise adds to all
-    singular values, which the jackknife shows in part.
+    Bias and variance: see `loratlas.signals.sketch.singular`. Measured at r = 4 on 21 matrices of a trained base of 8
+    million parameters and 32 rows of instructions: energy +2 % (median; standard deviation 7 %), `gradient` +4 % (8 %);
+    on flat spectra of random models up to +14 % (19 %). The gradient itself is that of a sample of rows: its noise adds
+    to all singular values, which the jackknife shows in part.
 
     Source: range finder of Halko, Martinsson, Tropp (2011), arXiv:0909.4061, in the one-pass form of Tropp et al.
     (2017), arXiv:1609.00048. The energy is what LoRA-GA, arXiv:2407.05000, initialises from. Departure: LoRA-GA holds
@@ -83,7 +84,7 @@ class Gradient(Signal):
         """(k, l): columns of Ω and rows of Ψ for a matrix of this shape."""
         d_out, d_in = shape
         k = min(2 * self.rank, d_out, d_in)
-        return k, min(2 * k + 1, d_out)
+        return k, min(3 * k, d_out)
 
     def learn(self, use: Use, g: torch.Tensor) -> None:
         Omega, Psi = self._pair(use.key, (g.shape[1], use.x.shape[1]), g)
@@ -99,8 +100,8 @@ class Gradient(Signal):
         k, rows = self.sizes(shape)
         if (key, "right") not in self._random:
             name = f"{key[0]} {key[1]}"
-            self._random[key, "right"] = self.draw(f"right {name}", shape[1], k, like)
-            self._random[key, "left"] = self.draw(f"left {name}", rows, shape[0], like)
+            self._random[key, "right"] = self.draw_basis(f"right {name}", shape[1], k, like)
+            self._random[key, "left"] = self.draw_basis(f"left {name}", shape[0], rows, like).t()
         return self._random[key, "right"], self._random[key, "left"]
 
     def spectrum(
@@ -159,7 +160,8 @@ class Gradient(Signal):
         left = site.max_rank - len(sigma)
         if Y is None or left <= 0:
             return 0.0
-        whole = float((Y.double() / self.labelled(ALL_FOLDS)).square().sum()) / Y.shape[1]
+        # A random subspace of k out of d_in directions holds k/d_in of the energy, on average.
+        whole = float((Y.double() / self.labelled(ALL_FOLDS)).square().sum()) * site.shape[1] / Y.shape[1]
         rest = max(whole - float(sigma.square().sum()), 0.0) / left
         # ‖u‖₁ of a random unit vector is √(2 d/π). No later direction adds more than an earlier one.
         fall = math.sqrt(rest) * math.sqrt(2 * Y.shape[0] / math.pi)

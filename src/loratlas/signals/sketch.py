@@ -16,8 +16,8 @@ def singular(
         Q = orth(Y), X = (Ψ Q)⁺ W, G ≈ Q X
 
     Args:
-        Y: G Ω, [m, k]; Ω Gaussian [n, k].
-        W: Ψ G, [l, n]; Ψ Gaussian [l, m], l > k (or l = m).
+        Y: G Ω, [m, k]; Ω random [n, k].
+        W: Ψ G, [l, n]; Ψ random [l, m], l > k (or l = m).
         Psi: Ψ.
 
     Returns:
@@ -45,7 +45,7 @@ def eigenvalues(Y: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
 
     Args:
         Y: C Ω, [n, k].
-        Omega: Gaussian, [n, k].
+        Omega: an orthonormal basis of a random subspace, [n, k].
 
     Returns:
         [k].

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, final
 
 import torch
 
 from loratlas.anatomy.sites import Site
+from loratlas.errors import ModelError
 from loratlas.signals.base import ALL_FOLDS, Column, Signal
 
 
@@ -41,8 +43,14 @@ class Spectrum(Signal):
     def reset(self, model: Any) -> None:
         self._found: dict[str, tuple[float, float]] = {}
         for site in self.sites:
-            stack = _weights(model, site)
-            values = [torch.linalg.svdvals(W.detach().float()) for W in stack]
+            stack = [W.detach().float() for W in _weights(model, site)]
+            if not all(bool(torch.isfinite(W).all()) for W in stack):
+                raise ModelError(
+                    given=f"the weights of {model.name_or_path or type(model).__name__}",
+                    found=f"NaN or infinite numbers, first at {site.module}",
+                    instead="the weights as they were before they broke",
+                )
+            values = [torch.linalg.svdvals(W) for W in stack]
             told = [(float(s[0]), float(s[-1]), float(s.square().sum())) for s in values if float(s[0]) > 0]
             if told:
                 decades = [math.log10(high / max(low, 1e-12 * high)) for high, low, _ in told]
@@ -61,7 +69,5 @@ def _weights(model: Any, site: Site) -> Sequence[torch.Tensor]:
     parameter = model.get_parameter(site.path)
     state = getattr(parameter, "quant_state", None)
     if state is not None:
-        from bitsandbytes.functional import dequantize_4bit
-
-        parameter = dequantize_4bit(parameter.data, state)
+        parameter = import_module("bitsandbytes.functional").dequantize_4bit(parameter.data, state)
     return list(parameter) if site.kind == "experts" else [parameter]

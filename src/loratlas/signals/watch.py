@@ -266,7 +266,7 @@ class _Products(TorchFunctionMode):
         y: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> None:
-        first = (W.storage_offset() - stack.storage_offset()) // stack.stride(0)
+        first = int(W.storage_offset() - stack.storage_offset()) // stack.stride(0)
         if W.dim() == 2:
             self.watch.use(site, first, x, y, bias, lambda z: z @ W)
             return
