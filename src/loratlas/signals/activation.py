@@ -71,12 +71,12 @@ class Activation(Signal):
                     found[name][site.path] = sum(share[: self.rank])
         return found
 
-    def gains(self, ranks: int) -> Mapping[str, Sequence[float]]:
-        """Path → λ_j / tr C of each further input direction: EVA's order."""
-        found = {}
+    def gains(self, ranks: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """λ_j / tr C of each further direction; of the inputs it is EVA's order."""
+        found: dict[str, dict[str, list[float]]] = {column.name: {} for column in self.columns}
         for site in self.sites:
-            share = self._shares(site, ALL_FOLDS)["activation"]
-            found[site.path] = (share + [0.0] * ranks)[: min(ranks, site.max_rank)]
+            for name, share in self._shares(site, ALL_FOLDS).items():
+                found[name][site.path] = (share + [0.0] * ranks)[: min(ranks, site.max_rank)]
         return found
 
     def _shares(self, site: Any, folds: Sequence[int]) -> dict[str, list[float]]:

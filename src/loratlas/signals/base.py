@@ -186,9 +186,9 @@ class Signal(ABC):
     def values(self, folds: Sequence[int] = ALL_FOLDS) -> dict[str, dict[str, float]]:
         """Column → path → value, from these folds alone; sites without one are left out."""
 
-    def gains(self, ranks: int) -> Mapping[str, Sequence[float]] | None:
-        """Path → what rank 1, 2, … adds, where the signal knows more than one number per site."""
-        return None
+    def gains(self, ranks: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """Column → path → what rank 1, 2, … adds, for columns that know more than one number per site."""
+        return {}
 
     def held(self) -> Iterator[torch.Tensor]:
         """The tensors that it keeps between passes."""

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 
+from loratlas.anatomy.sites import Site
 from loratlas.signals.base import ALL_FOLDS, Column, Key, Signal, Sums, Use, experts_of
 from loratlas.signals.sketch import singular
 
@@ -137,35 +138,35 @@ class Gradient(Signal):
                     found["fisher"][site.path] = float(total[0] / total[1])
         return found
 
-    def gains(self, ranks: int) -> Mapping[str, Sequence[float]]:
-        """Path → what each further rank adds to `gradient`; beyond k, the rest of the energy spread evenly."""
-        found = {}
+    def gains(self, ranks: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
+        """What each further rank adds; beyond the k ranks of the sketch, the energy that is left, spread evenly."""
+        found: dict[str, dict[str, list[float]]] = {"gradient": {}, "gradient_energy": {}}
         for site in self.sites:
-            total = [0.0] * min(ranks, site.max_rank)
+            size = min(ranks, site.max_rank)
+            total = torch.zeros(2, size, dtype=torch.float64)
             for expert in experts_of(site):
                 part = self.spectrum((site.path, expert))
-                if part is None:
-                    continue
-                U, sigma = part
-                falls = (sigma * U.abs().sum(0)).tolist()
-                tail = self._tail((site.path, expert), sigma, site)
-                for place in range(len(total)):
-                    total[place] += falls[place] if place < len(falls) else tail
-            found[site.path] = total
+                if part is not None:
+                    U, sigma = part
+                    sketched = torch.stack([sigma * U.abs().sum(0), sigma.square()]).cpu()[:, :size]
+                    total[:, : sketched.shape[1]] += sketched
+                    total[:, sketched.shape[1] :] += self._beyond((site.path, expert), sigma, site)
+            for name, gains in zip(found, total.tolist(), strict=True):
+                found[name][site.path] = gains
         return found
 
-    def _tail(self, key: Key, sigma: torch.Tensor, site: Any) -> float:
-        """σ‖u‖₁ of one direction beyond the sketch: an equal share of what energy is left, dense left vectors."""
+    def _beyond(self, key: Key, sigma: torch.Tensor, site: Site) -> torch.Tensor:
+        """(σ‖u‖₁, σ²) [2, 1] of one direction that the sketch does not reach: an equal share of the energy left."""
         Y = self.Y.total(key, ALL_FOLDS)
         left = site.max_rank - len(sigma)
         if Y is None or left <= 0:
-            return 0.0
+            return torch.zeros(2, 1, dtype=torch.float64)
         # A random subspace of k out of d_in directions holds k/d_in of the energy, on average.
         whole = float((Y.double() / self.labelled(ALL_FOLDS)).square().sum()) * site.shape[1] / Y.shape[1]
-        rest = max(whole - float(sigma.square().sum()), 0.0) / left
-        # ‖u‖₁ of a random unit vector is √(2 d/π). No later direction adds more than an earlier one.
-        fall = math.sqrt(rest) * math.sqrt(2 * Y.shape[0] / math.pi)
-        return min(fall, float(sigma[-1]) * math.sqrt(Y.shape[0]))
+        # No later direction has more than an earlier one; ‖u‖₁ of a random unit vector is √(2 d/π).
+        energy = min(max(whole - float(sigma.square().sum()), 0.0) / left, float(sigma[-1]) ** 2)
+        fall = math.sqrt(energy) * math.sqrt(2 * Y.shape[0] / math.pi)
+        return torch.tensor([[fall], [energy]], dtype=torch.float64)
 
 
 def _squares(x: torch.Tensor, g: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:

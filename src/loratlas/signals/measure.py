@@ -180,7 +180,7 @@ def _readings(signal: Signal, passes: int, ranks: int) -> dict[str, Reading]:
             repeats=repeats,
             repeats_top=top,
             silent=silent,
-            gains=gains if name == signal.name else None,
+            gains=gains.get(name),
         )
     return found
 
