@@ -14,7 +14,7 @@ def page(result: Mapping[str, Any]) -> str:
         f"Made by `{result['command']}`; all figures are in [oracle.json](oracle.json). Every choice",
         "spends the same parameters, has its own best learning rate, was screened on some seeds and is judged on fresh",
         "ones. Regret: nats per token that a rule's choice loses, against the winner of the screening seeds (lower",
-        "bound) and against the lowest fresh mean (upper bound), over what a random plan loses: 0 is best, 1 is chance.",
+        "bound) and against the lowest fresh mean (upper bound), over what a random plan loses: 0: best, 1: chance.",
         "",
         "| rule | regret, upper | lower | 95 % interval of the lower | nats, upper | cases |",
         "|---|---|---|---|---|---|",
@@ -43,6 +43,18 @@ def page(result: Mapping[str, Any]) -> str:
             f"| {case['case']}{' (tie)' if case['tie'] else ''} | {next(iter(case['fresh']))} | {case['winner']} | "
             f"{case['scale']:.4f} | {case['noise_over_spread']:.2f} | {told} | {_percent(case['scan_of_a_run'])} |"
         )
+    rules = list(dict.fromkeys(rule for case in result["cases"] for rule in case["regret"]))
+    lines += [
+        "",
+        "Regret in each case, nats per token, upper bound:",
+        "",
+        "| rule | " + " | ".join(case["case"] for case in result["cases"]) + " |",
+        "|---" * (1 + len(result["cases"])) + "|",
+    ]
+    for rule in rules:
+        told = [case["regret"].get(rule) for case in result["cases"]]
+        cells = ["–" if one is None else f"{one['upper']:.4f} ({one['choice']})" for one in told]
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "Rank correlation (Spearman) between what a score predicts of a plan and what training found:",

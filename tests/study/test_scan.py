@@ -48,6 +48,11 @@ def test_fewer_rows_than_folds_are_refused(found):
     assert [len(batch.lengths) for batch in small] == [1] * 6
 
 
+def test_look_ups_are_no_candidates(found):
+    with pytest.raises(SettingsError, match="looks rows up"):
+        candidates(found[1], "embed")
+
+
 def test_the_seed_draws_the_rows():
     rows = wrap(examples(40))
     one, same, other = (

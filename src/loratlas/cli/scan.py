@@ -99,8 +99,9 @@ def scan(
     )
     if budget is not None:
         parse_budget(budget)
-    owner = room.signal_of(by)
     chosen = list(dict.fromkeys(signals or room.NAMES))
+    room.check_signals(chosen)
+    owner = room.signal_of(by)
     if owner not in chosen:
         if signals:
             raise SettingsError(

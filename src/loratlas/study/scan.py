@@ -351,6 +351,21 @@ def calibration(rows: Encoded, *, most_rows: int, seed: int, packed: bool) -> li
     ]
 
 
+def check_signals(names: Sequence[str]) -> None:
+    """Refuse names that are no signals, or none at all.
+
+    Raises:
+        SettingsError: so.
+    """
+    unknown = [name for name in names if name not in (*NAMES, "probe")]
+    if unknown or not names:
+        raise SettingsError(
+            given=f"the signal {unknown[0]!r}" if unknown else "no signal",
+            found="no such signal" if unknown else "nothing to measure",
+            instead=f"among {', '.join(NAMES)}, probe",
+        )
+
+
 def _made(names: Sequence[str], seed: int, fisher: bool) -> list[Signal]:
     from loratlas.signals.activation import Activation
     from loratlas.signals.alignment import Alignment
@@ -365,13 +380,7 @@ def _made(names: Sequence[str], seed: int, fisher: bool) -> list[Signal]:
         "attention": lambda: Attention(seed=seed),
         "spectrum": lambda: Spectrum(seed=seed),
     }
-    unknown = [name for name in names if name not in (*kinds, "probe")]
-    if unknown or not names:
-        raise SettingsError(
-            given=f"the signal {unknown[0]!r}" if unknown else "no signal",
-            found="no such signal" if unknown else "nothing to measure",
-            instead=f"among {', '.join(kinds)}, probe",
-        )
+    check_signals(names)
     return [kinds[name]() for name in dict.fromkeys(names) if name != "probe"]
 
 
