@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loratlas.errors import DataError
+from loratlas.placement.plan import Plan
 from loratlas.study import beside
 from loratlas.study.inputs import DEMO, model_source, open_rows
 from loratlas.study.match import Match, naming, plans
+from loratlas.study.scan import DECIDES, is_auto
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
+    from loratlas.study.scan import Scan
     from loratlas.training.rehearsal import PeakMemory
     from loratlas.training.settings import Settings
 
@@ -46,6 +49,7 @@ class Prepared:
         forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
         memory: tells the peak bytes of a typical step.
+        scan: what placed the arms whose placement is ``auto``, as plain data; None where there is none.
     """
 
     source: str
@@ -59,6 +63,7 @@ class Prepared:
     forgetting: Encoded | None
     notes: tuple[str, ...]
     memory: PeakMemory
+    scan: dict[str, Any] | None = None
 
     def facts(self, spec: StudySpec) -> dict[str, Any]:
         """What the ledger keeps about the whole study, as plain data."""
@@ -99,6 +104,7 @@ class Prepared:
                 ],
             },
             "notes": list(self.notes),
+            **({} if self.scan is None else {"scan": self.scan}),
         }
 
     def _forgetting(self, spec: StudySpec) -> dict[str, Any]:
@@ -119,8 +125,12 @@ class Prepared:
         return found
 
 
-def prepare(spec: StudySpec) -> Prepared:
+def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared:
     """Read the base's anatomy, resolve the arms and encode the rows.
+
+    Args:
+        spec: the study.
+        begun: facts of the ledger, where the study has begun: its scan is not made again.
 
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
@@ -132,6 +142,7 @@ def prepare(spec: StudySpec) -> Prepared:
 
     source = model_source(spec.model, folder=spec.folder)
     anatomy = replace(read(source), model=spec.model)
+    autos = [name for name, arm in spec.arms.items() if is_auto(arm.placement)]
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
@@ -146,7 +157,7 @@ def prepare(spec: StudySpec) -> Prepared:
     whole = encode(train_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
     config = load_config(source)
     memory = PeakMemory(config, anatomy, typical(whole.examples, spec.batch_size), _settings(spec))
-    resolved, matches = plans(spec, anatomy, memory)
+    resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
     _check_arms(spec, resolved, source)
     judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
     for encoded in (whole, judged):
@@ -154,6 +165,13 @@ def prepare(spec: StudySpec) -> Prepared:
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
     evaluation = _drawn(judged, spec.evaluation.rows, chosen)
+    scanned = None
+    if autos:
+        kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
+        found = None if begun else _scan(spec, anatomy, train, source)
+        scanned = begun["scan"] if begun else found and found.to_json(gains=False)
+        resolved, matches = plans(spec, anatomy, memory, scan=found, known=kept)
+        _check_arms(spec, resolved, source)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -199,7 +217,18 @@ def prepare(spec: StudySpec) -> Prepared:
         forgetting=forgetting,
         notes=tuple(notes),
         memory=memory,
+        scan=scanned,
     )
+
+
+def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str) -> Scan:
+    """Measure where adaptation pays, on training rows alone."""
+    from loratlas.anatomy.load import load_model
+    from loratlas.study.scan import scan, signal_of
+
+    model = load_model(source, dtype=spec.dtype)
+    packed = False if spec.packing == "off" else None
+    return scan(model, anatomy, train, signals=[signal_of(DECIDES)], seed=spec.seed, packed=packed)
 
 
 def training(spec: StudySpec) -> dict[str, Any]:
@@ -238,11 +267,12 @@ def _check_arms(spec: StudySpec, plans: dict[str, Plan], source: str) -> None:
     from loratlas.training.settings import Settings
 
     config = load_config(source)
-    for name, arm in spec.arms.items():
+    for name, plan in plans.items():
+        arm = spec.arms[name]
         with naming(name):
             special = {"dropout": arm.dropout, "init": arm.init}
             Settings(**training(spec), lr=spec.learning_rates[0], loraplus=arm.loraplus, **special)
-            plans[name].to_peft(config, **special, prove=False)
+            plan.to_peft(config, **special, prove=False)
 
 
 def _split(
