@@ -41,6 +41,14 @@ class Schedule(StrEnum):
     constant = "constant"
 
 
+class Compile(StrEnum):
+    """Whether layers go through torch.compile."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class Quantize(StrEnum):
     """How the base's weights are stored."""
 
@@ -243,6 +251,15 @@ QuantizeOption = Annotated[
         "--quantize",
         help="Store the base in 4 bits (needs bitsandbytes).",
         show_default=False,
+        rich_help_panel=TRAIN,
+    ),
+]
+
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="torch.compile for the base's layers; auto: where the steps left pay for it, by this machine's evidence.",
         rich_help_panel=TRAIN,
     ),
 ]

@@ -160,6 +160,7 @@ def train(
             rich_help_panel=options.TRAIN,
         ),
     ] = False,
+    compile: options.CompileOption = options.Compile.auto,
     out: options.Out,
     resume: options.Resume = False,
     report_to: Annotated[
@@ -196,6 +197,7 @@ def train(
         seed=seed,
         dtype=dtype.chosen,
         checkpointing=checkpointing,
+        compile=compile.value,
         init=True if init is None else init,
         report_to=tuple(report_to or ()),
     )

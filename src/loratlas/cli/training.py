@@ -301,6 +301,8 @@ def _finish(
         "peak_bytes": result.peak_bytes,
         "packing": result.packing,
         "packing_reason": result.packing_reason,
+        "compiled": result.compiled,
+        "compile_reason": result.compile_reason,
         "stopped_early": result.stopped_early,
         "diverged": result.diverged,
         "eval": None,
@@ -335,6 +337,8 @@ def _finish(
 def _show(facts: dict[str, Any]) -> None:
     if facts["packing"] != "packed":
         output.note(f"Padded instead of packed: {facts['packing_reason']}")
+    reason = facts["compile_reason"]
+    output.note(f"torch.compile: {reason}")
     drawn = output.table("run", ("", "right"))
     drawn.add_row("steps", output.count(facts["steps"]))
     drawn.add_row("loss on the last steps", f"{facts['train_nll']:.4f}")

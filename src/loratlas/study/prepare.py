@@ -244,6 +244,8 @@ def training(spec: StudySpec) -> dict[str, Any]:
         "dtype": spec.dtype,
         "checkpointing": spec.checkpointing,
         "subset": spec.subset,
+        # Left out where it is off, so that runs trained before it could be asked for are still the same runs.
+        **({"compile": "on"} if spec.compile == "on" else {}),
     }
 
 

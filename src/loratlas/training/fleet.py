@@ -78,6 +78,8 @@ def why_alone(model: Any, member: Member) -> str | None:
         return "recomputed layers would draw other dropout masks"
     if settings.dropout and model.get_input_embeddings().weight.device.type != "cpu":
         return "its dropout masks are drawn by the accelerator, whose stream a fleet does not follow"
+    if settings.compile == "on":
+        return "its layers are compiled, with its own adapters in them"
     if settings.report_to:
         return "it reports to a tracker while it trains"
     for row in member.rows:
