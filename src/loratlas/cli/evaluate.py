@@ -11,14 +11,14 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.cli.folders import adapter_folder, check_out, check_tokenizer
+from loratlas.cli.judging import summary
 from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
     from loratlas.cli.passes import Pass, Subject
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
-    from loratlas.evaluation.definitions import Definition, Evidence
-    from loratlas.evaluation.tokens import Scores
+    from loratlas.evaluation.definitions import Definition
 
 
 class Also(StrEnum):
@@ -235,30 +235,6 @@ def rows_to_judge(data: str, *, split: str | None, columns: Mapping[str, str], l
     return open_rows(data, split=chosen, mapping=columns, limit=limit)
 
 
-def summary(
-    scores: Scores, evidence: Evidence | None = None, among: Sequence[Definition] | None = None
-) -> dict[str, Any]:
-    """The numbers of `eval --json`: the loss, its definitions and the gaps between them.
-
-    Args:
-        scores: losses of the examples.
-        evidence: what else was measured; without it the examples alone.
-        among: the definitions; without them all that the evidence can answer.
-    """
-    from loratlas.evaluation.audit import definitions, gaps, residual
-
-    source = scores if evidence is None else evidence
-    return {
-        "token_mean_nll": scores.token_mean_nll,
-        "perplexity": scores.perplexity,
-        "examples": len(scores.n),
-        "labelled_tokens": int(scores.n.sum()),
-        "definitions": definitions(source, among=among),
-        "gaps": gaps(source, among=among),
-        "residual": residual(source, among=among),
-    }
-
-
 def to_device(model: Any) -> Any:
     """Move a model to the GPU, if there is one; a quantised base is there already."""
     import torch
@@ -267,20 +243,6 @@ def to_device(model: Any) -> Any:
     if torch.cuda.is_available() and not getattr(inner, "is_quantized", False):
         return model.to("cuda")
     return model
-
-
-def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:
-    """Score every example once, packed where this model proves that packing is exact.
-
-    Returns:
-        The scores, whether they were packed, and why not where they were not.
-    """
-    from loratlas.cli.passes import MAX_TOKENS
-    from loratlas.data.packing import prove_packing
-    from loratlas.evaluation.tokens import score
-
-    proof = prove_packing(model)
-    return score(model, encoded, packed=proof.exact, max_tokens=MAX_TOKENS), proof.exact, proof.reason
 
 
 def _report(encoded: Encoded) -> dict[str, int]:

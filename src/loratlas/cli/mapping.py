@@ -12,6 +12,8 @@ import typer
 from loratlas.cli import options, output
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from loratlas.anatomy.cost import Cost
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.placement.plan import Plan
@@ -105,12 +107,17 @@ def plan_model(
     output.say("PEFT adapts exactly these sites, proven on a copy without weights; its LoraConfig: --peft.")
 
 
-def read_named(model: str) -> Anatomy:
-    """The anatomy of a model under the name that the user wrote."""
+def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:
+    """The anatomy of a model under the name that the user wrote.
+
+    Args:
+        model: as written.
+        config: of the task that it is for; None for what its directory says.
+    """
     from loratlas.anatomy.read import read
     from loratlas.study.inputs import model_source
 
-    return replace(read(model_source(model)), model=model)
+    return replace(read(model_source(model) if config is None else config), model=model)
 
 
 def _show_plan(anatomy: Anatomy, plan: Plan) -> None:

@@ -48,6 +48,7 @@ def train(
     split: options.Split = None,
     columns: options.Columns = None,
     limit: options.Limit = None,
+    task: options.TaskOption = None,
     loss: options.LossOver = options.Loss.answer,
     max_length: options.MaxLength = 512,
     evaluate: Annotated[
@@ -74,7 +75,7 @@ def train(
             "--samples",
             metavar="N",
             min=0,
-            help="Write answers to the first N evaluation rows and count exact matches.",
+            help="Write answers to the first N evaluation rows, and count exact matches.",
             rich_help_panel=options.DATA,
         ),
     ] = 0,
@@ -173,6 +174,9 @@ def train(
 ) -> None:
     """Train adapters at the sites of a placement, and write them as an ordinary PEFT adapter.
 
+    Rows of text and label train a classifier, whose head is trained and saved with the adapter; an encoder-decoder
+    writes targets from sources; every other model goes on with a text.
+
     The base stays frozen. Ctrl-C saves the state; the same command with --resume then ends with the same numbers.
     """
     from loratlas.cli.training import Job, go
@@ -210,6 +214,7 @@ def train(
             split=split,
             columns=options.columns_of(columns),
             limit=limit,
+            task=None if task is None else task.value,
             loss=loss.value,
             max_length=max_length,
             evaluate=evaluate,

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.cli import output
-from loratlas.cli.evaluate import rows_to_judge, score_all, summary, to_device
+from loratlas.cli.evaluate import rows_to_judge, to_device
 from loratlas.cli.folders import adapter_folder, check_out, write_json
+from loratlas.cli.judging import adapter_task, headline, judge, told
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from loratlas.anatomy.tasks import Task
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
@@ -41,6 +45,7 @@ class Job:
     split: str | None
     columns: Mapping[str, str]
     limit: int | None
+    task: str | None
     loss: str
     max_length: int
     evaluate: str | None
@@ -60,34 +65,41 @@ def go(job: Job, *, as_json: bool) -> None:
         DivergedError: the loss became NaN or infinite; the last good adapter was written.
         Interrupted: Ctrl-C; the state was saved.
     """
-    from loratlas.anatomy.load import load_config
-    from loratlas.data.encode import check_positions, encode, load_tokenizer
-    from loratlas.study.inputs import model_source, open_model, open_rows
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.tasks import encode_for
+    from loratlas.study.inputs import model_source, open_model, open_rows, open_task
 
     _check(job)
     source = model_source(job.model)
-    tokenizer, config = load_tokenizer(source), load_config(source)
+    tokenizer = load_tokenizer(source)
+    rows = open_rows(job.data, split=job.split, mapping=job.columns, limit=job.limit)
+    task, config = open_task(source, rows, tokenizer, asked=job.task, known=adapter_task(job.adapter))
 
     def prepare(rows: Rows) -> Encoded:
-        encoded = encode(rows, tokenizer, max_length=job.max_length, loss=job.loss)
-        check_positions(encoded, config)
+        encoded = encode_for(
+            task, rows, tokenizer, config=config or source, max_length=job.max_length, loss=job.loss
+        )
         output.note(f"{rows.source}: {encoded.report.sentence()}")
         return encoded
 
-    rows = open_rows(job.data, split=job.split, mapping=job.columns, limit=job.limit)
     train = prepare(rows)
     judged = _judged(job)
+    _check_samples(job, task)
     test = None if judged is None else prepare(judged)
-    plan = None if job.adapter is not None else _plan(job)
+    plan = None if job.adapter is not None else _plan(job, config)
     base = open_model(
-        job.model, dtype=job.settings.dtype, quantize=job.quantize, base_dropout=job.base_dropout
+        job.model,
+        dtype=job.settings.dtype,
+        quantize=job.quantize,
+        base_dropout=job.base_dropout,
+        config=config,
     )
     # Attached first: the seed then gives the same initialisation on every device.
     model = to_device(_adapted(job, base, plan))
     packed = False if job.base_dropout else None
     with output.Progress("training", total=job.settings.steps or 1, unit="steps") as bar:
         result = _fit(job, model, train, test, packed, bar)
-    facts = _finish(job, model, tokenizer, plan, result, test, judged)
+    facts = _finish(job, task, model, tokenizer, plan, result, test, judged)
     if as_json:
         output.emit(facts)
     else:
@@ -132,18 +144,28 @@ def _check(job: Job) -> None:
     check_out(job.out, mine=MINE if job.resume else (), what="run, or --resume to go on with the one there")
 
 
+def _check_samples(job: Job, task: Task) -> None:
+    if job.samples and task.labels:
+        raise SettingsError(
+            given="--samples in a classification",
+            found="a classifier writes no answers; its predictions are in eval/predictions.parquet",
+            instead="no --samples",
+        )
+
+
 def _judged(job: Job) -> Rows | None:
     if job.evaluate is None and job.eval_split is None:
         return None
     return rows_to_judge(job.evaluate or job.data, split=job.eval_split, columns=job.columns, limit=None)
 
 
-def _plan(job: Job) -> Plan:
+def _plan(job: Job, config: PretrainedConfig | None) -> Plan:
     from loratlas.cli.mapping import read_named
     from loratlas.placement.plan import place
 
     assert job.placement is not None  # _check said so
-    return place(read_named(job.model), job.placement, budget=job.budget, alpha=job.alpha, rslora=job.rslora)
+    anatomy = read_named(job.model, config)
+    return place(anatomy, job.placement, budget=job.budget, alpha=job.alpha, rslora=job.rslora)
 
 
 def _adapted(job: Job, base: Any, plan: Plan | None) -> Any:
@@ -188,6 +210,7 @@ def _fit(
 
 def _finish(
     job: Job,
+    task: Task,
     model: Any,
     tokenizer: Any,
     plan: Plan | None,
@@ -196,6 +219,7 @@ def _finish(
     judged: Rows | None,
 ) -> dict[str, Any]:
     from loratlas.adapters.export import save_adapter
+    from loratlas.adapters.heads import head_size
 
     facts: dict[str, Any] = {
         "schema": "loratlas.train",
@@ -205,6 +229,8 @@ def _finish(
         "data": job.data,
         "placement": plan.placement if plan else None,
         "trainable": plan.trainable if plan else None,
+        "head": head_size(model),
+        "task": task.to_json(),
         "from": str(job.adapter) if job.adapter else None,
         "settings": asdict(job.settings),
         "steps": result.steps,
@@ -225,7 +251,10 @@ def _finish(
     }
     adapter = job.out / "adapter"
     save_adapter(
-        model, adapter, plan_json=plan.to_json() if plan else None, extra={"settings": asdict(job.settings)}
+        model,
+        adapter,
+        plan_json=plan.to_json() if plan else None,
+        extra={"settings": asdict(job.settings), "task": task.to_json()},
     )
     facts["adapter"] = str(adapter)
     write_json(job.out / "curve.json", [asdict(point) for point in result.curve])
@@ -237,9 +266,7 @@ def _finish(
             instead="a lower --lr, a longer --warmup, or --dtype float32",
         )
     if test is not None and judged is not None:
-        scores, _, _ = score_all(model, test)
-        scores.write(job.out / "eval")
-        facts["eval"] = summary(scores)
+        facts["eval"] = judge(model, test, job.out / "eval")
         if job.samples:
             from loratlas.evaluation.generate import samples
 
@@ -255,28 +282,42 @@ def _show(facts: dict[str, Any]) -> None:
     drawn = output.table("run", ("", "right"))
     drawn.add_row("steps", output.count(facts["steps"]))
     drawn.add_row("loss on the last steps", f"{facts['train_nll']:.4f}")
-    if facts["eval"]:
-        drawn.add_row("evaluation loss", f"{facts['eval']['token_mean_nll']:.4f}")
-        drawn.add_row("evaluation perplexity", f"{facts['eval']['perplexity']:.3f}")
+    for name, value in headline(facts["eval"]) if facts["eval"] else ():
+        drawn.add_row(f"evaluation {name}", value)
+    if facts["samples"]:
+        for name, value in told(facts["samples"]):
+            drawn.add_row(name, value)
     if facts["trainable"]:
         drawn.add_row("trainable parameters", output.count(facts["trainable"]))
+    if facts["head"]:
+        drawn.add_row("and the head, trained whole", output.count(facts["head"]))
     drawn.add_row("tokens per second", output.count(facts["tokens_per_second"]))
     drawn.add_row("counted tokens per second", output.count(facts["labelled_tokens_per_second"]))
     output.show(drawn)
     output.say(f"Adapter: {facts['adapter']}. Load it with:")
-    for line in _loading(facts["model"], facts["adapter"]):
+    for line in _loading(facts["model"], facts["adapter"], facts["task"]):
         output.say(f"  {line}")
 
 
-def _loading(model: str, adapter: str) -> list[str]:
+_AUTO = {
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classification": "AutoModelForSequenceClassification",
+}
+
+
+def _loading(model: str, adapter: str, task: Mapping[str, Any]) -> list[str]:
     """How to load the adapter, in Python."""
+    auto, more = _AUTO[task["name"]], ""
+    if "id2label" in task:
+        more = f", id2label={ {int(place): label for place, label in task['id2label'].items()} }"
     base, embedded = f'"{model}"', model.startswith("demo:")
     if embedded:
         base = f'base_path("{model}")'
     return [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {auto}",
         *(["from loratlas.demo import base_path"] if embedded else []),
-        f"base = AutoModelForCausalLM.from_pretrained({base})",
+        f"base = {auto}.from_pretrained({base}{more})",
         f'model = PeftModel.from_pretrained(base, "{adapter}")',
     ]

@@ -268,7 +268,7 @@ def subset(encoded: Encoded, indices: Sequence[int] | np.ndarray) -> Encoded:
             encoded.report,
             kept=len(examples),
             tokens=sum(len(example) for example in examples),
-            answer_tokens=sum(int(example.labelled.sum()) for example in examples),
+            answer_tokens=sum(example.counted for example in examples),
         ),
         digest=hashed.hexdigest()[:16],
     )

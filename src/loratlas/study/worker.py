@@ -233,7 +233,7 @@ class Worker:
 
     def _restore(self, model: Any) -> None:
         """Take the adapter off; load the base again if that did not give it back bit for bit."""
-        from loratlas.training.fleet import take_off
+        from loratlas.adapters.heads import take_off
 
         base = take_off(model)
         base.eval()
