@@ -127,3 +127,8 @@ def _wrappers(inner: Any) -> dict[str, Any]:
     from peft.utils import ModulesToSaveWrapper
 
     return {name: m for name, m in inner.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+
+
+def trained_whole(adapted: Any) -> tuple[str, ...]:
+    """Modules that an adapter brings along whole."""
+    return tuple(_wrappers(adapted.get_base_model())) if hasattr(adapted, "get_base_model") else ()

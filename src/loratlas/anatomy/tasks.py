@@ -128,6 +128,18 @@ def recognise(source: str | Path | PretrainedConfig, form: str, *, asked: str | 
     return CAUSAL
 
 
+def own_labels(config: PretrainedConfig) -> tuple[str, ...]:
+    """The classes of a model that is a classifier already; none of any other.
+
+    Where its config only counts them (``LABEL_0``, ``LABEL_1``, …) they are the numbers.
+    """
+    if class_kind(config) != "SequenceClassification":
+        return ()
+    named = [str(config.id2label[place]) for place in range(config.num_labels)]
+    counted = named == [f"LABEL_{place}" for place in range(len(named))]
+    return tuple(str(place) for place in range(len(named))) if counted else tuple(named)
+
+
 def _no_source(config: PretrainedConfig) -> DataError:
     return DataError(
         given=f"raw text and an encoder-decoder ({config.model_type})",

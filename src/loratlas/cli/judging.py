@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas.cli import output
 from loratlas.cli.folders import adapter_folder
+from loratlas.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
     from loratlas.anatomy.tasks import Task
@@ -30,8 +32,56 @@ def adapter_task(adapter: Path | None) -> Task | None:
     return Task.from_json(told) if told else None
 
 
-def judge(model: Any, encoded: Encoded, out: Path | None = None) -> dict[str, Any]:
-    """Every row once; the numbers of ``--json``.
+def check_samples(task: Task, *, samples: int, rouge: bool) -> None:
+    """Refuse answers that could not be had or scored, before anything is loaded.
+
+    Raises:
+        SettingsError: of a classifier, ROUGE-L of no answers, or without its package.
+    """
+    if samples and task.labels:
+        raise SettingsError(
+            given="--samples in a classification",
+            found="a classifier writes no answers",
+            instead="no --samples; accuracy and macro F1 are told as they are",
+        )
+    if rouge and not samples:
+        raise SettingsError(
+            given="--rouge without --samples", found="no answers to score", instead="--samples 50"
+        )
+    if rouge:
+        from loratlas.evaluation.rouge import rouge_l
+
+        rouge_l()
+
+
+def check_head(model: Any, adapter: Path | None) -> Any:
+    """A classifier whose head was trained: by the adapter, or with the base.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: its head is what was drawn when it was loaded.
+    """
+    from loratlas.adapters.heads import heads_of, trained_whole
+    from loratlas.anatomy.heads import new_head
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not new_head(inner) or trained_whole(model):
+        return model
+    raise ModelError(
+        given="a classification with " + ("a base alone" if adapter is None else f"the adapter {adapter}"),
+        found=f"no trained head for these labels ({', '.join(heads_of(inner))} would be random)",
+        instead="--adapter DIR, of a classifier that was trained on these labels"
+        if adapter is None
+        else "an adapter that was trained as a classifier, or --task causal",
+    )
+
+
+def judge(
+    model: Any, encoded: Encoded, out: Path | None = None
+) -> tuple[dict[str, Any], Sequence[Definition]]:
+    """Every row once: the numbers of ``--json``, and the definitions of the loss among them.
 
     Args:
         model: on its device.
@@ -44,11 +94,15 @@ def judge(model: Any, encoded: Encoded, out: Path | None = None) -> dict[str, An
         found = classify(model, encoded, max_tokens=MAX_TOKENS)
         if out is not None:
             found.write(out)
-        return class_summary(found, encoded.task)
+        return class_summary(found, encoded.task), ()
+    from loratlas.evaluation.audit import evidence_of
+    from loratlas.evaluation.catalogue import catalogue
+
     scores, _, _ = score_all(model, encoded)
     if out is not None:
         scores.write(out)
-    return summary(scores)
+    chosen = catalogue(evidence_of(scores))
+    return summary(scores, among=chosen), chosen
 
 
 def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:
@@ -127,3 +181,20 @@ def told(samples: Mapping[str, Any]) -> list[tuple[str, str]]:
     if samples.get("rouge_l") is not None:
         found.append(("ROUGE-L", f"{samples['rouge_l']:.4f}"))
     return found
+
+
+def show_classes(facts: Mapping[str, Any]) -> None:
+    """What `class_summary` found, as a sentence and a table."""
+    output.say(
+        f"accuracy {facts['accuracy']:.2%}, macro F1 {facts['macro_f1']:.4f}, loss {facts['mean_nll']:.4f} nats "
+        f"per row ({output.count(facts['examples'])} rows)"
+    )
+    drawn = output.table(
+        "class", ("rows", "right"), ("precision", "right"), ("recall", "right"), ("F1", "right")
+    )
+    for each in facts["classes"]:
+        shares = (each["precision"], each["recall"], each["f1"])
+        drawn.add_row(
+            each["label"], output.count(each["rows"]), *("–" if s is None else f"{s:.4f}" for s in shares)
+        )
+    output.show(drawn)

@@ -150,6 +150,24 @@ LossOver = Annotated[
     Loss,
     typer.Option("--loss", help="Count the answer's tokens only, or all of them.", rich_help_panel=DATA),
 ]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=0,
+        help="Write answers to the first N rows that are judged, and count exact matches.",
+        rich_help_panel=DATA,
+    ),
+]
+Rouge = Annotated[
+    bool,
+    typer.Option(
+        "--rouge",
+        help="Also score those answers by ROUGE-L (needs rouge-score).",
+        rich_help_panel=DATA,
+    ),
+]
 TaskOption = Annotated[
     TaskName | None,
     typer.Option(

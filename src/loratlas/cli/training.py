@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.cli import output
 from loratlas.cli.evaluate import rows_to_judge, to_device
 from loratlas.cli.folders import adapter_folder, check_out, write_json
-from loratlas.cli.judging import adapter_task, headline, judge, told
+from loratlas.cli.judging import adapter_task, check_head, check_samples, headline, judge, told
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Job:
     evaluate: str | None
     eval_split: str | None
     samples: int
+    rouge: bool
     settings: Settings
     quantize: str | None
     base_dropout: bool
@@ -84,7 +85,7 @@ def go(job: Job, *, as_json: bool) -> None:
 
     train = prepare(rows)
     judged = _judged(job)
-    _check_samples(job, task)
+    check_samples(task, samples=job.samples, rouge=job.rouge)
     test = None if judged is None else prepare(judged)
     plan = None if job.adapter is not None else _plan(job, config)
     base = open_model(
@@ -144,15 +145,6 @@ def _check(job: Job) -> None:
     check_out(job.out, mine=MINE if job.resume else (), what="run, or --resume to go on with the one there")
 
 
-def _check_samples(job: Job, task: Task) -> None:
-    if job.samples and task.labels:
-        raise SettingsError(
-            given="--samples in a classification",
-            found="a classifier writes no answers; its predictions are in eval/predictions.parquet",
-            instead="no --samples",
-        )
-
-
 def _judged(job: Job) -> Rows | None:
     if job.evaluate is None and job.eval_split is None:
         return None
@@ -175,7 +167,7 @@ def _adapted(job: Job, base: Any, plan: Plan | None) -> Any:
     from loratlas.adapters.export import load_adapter
 
     assert job.adapter is not None  # _check said so
-    return load_adapter(base, adapter_folder(job.adapter), trainable=True)
+    return check_head(load_adapter(base, adapter_folder(job.adapter), trainable=True), job.adapter)
 
 
 def _fit(
@@ -266,18 +258,18 @@ def _finish(
             instead="a lower --lr, a longer --warmup, or --dtype float32",
         )
     if test is not None and judged is not None:
-        facts["eval"] = judge(model, test, job.out / "eval")
+        facts["eval"], _ = judge(model, test, job.out / "eval")
         if job.samples:
             from loratlas.evaluation.generate import samples
 
-            facts["samples"] = samples(model, tokenizer, judged, limit=job.samples)
+            facts["samples"] = samples(model, tokenizer, judged, limit=job.samples, rouge=job.rouge)
             write_json(job.out / "samples.json", facts["samples"])
     write_json(job.out / "run.json", facts)
     return facts
 
 
 def _show(facts: dict[str, Any]) -> None:
-    if facts["packing"] != "packed":
+    if facts["packing"] != "packed" and facts["task"]["name"] == "causal":
         output.note(f"Padded instead of packed: {facts['packing_reason']}")
     drawn = output.table("run", ("", "right"))
     drawn.add_row("steps", output.count(facts["steps"]))

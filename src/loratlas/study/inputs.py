@@ -107,7 +107,7 @@ def open_task(
 
     Args:
         source: what `model_source` returned.
-        rows: of the training; their labels are the classes.
+        rows: their labels are the classes, unless the base is a classifier that knows them all.
         tokenizer: of the base; its pad or end token fills rows of a classifier whose config names none.
         asked: the task, instead of what is recognised.
         known: the task of an adapter that is to be judged or trained further.
@@ -118,14 +118,20 @@ def open_task(
     Raises:
         DataError, ModelError: see `loratlas.anatomy.tasks.recognise` and `loratlas.data.tasks.label_set`.
     """
-    from loratlas.anatomy.tasks import CAUSAL, CLASSIFICATION, Task, for_task, recognise
+    from loratlas.anatomy.load import load_config
+    from loratlas.anatomy.tasks import CAUSAL, CLASSIFICATION, Task, for_task, own_labels, recognise
     from loratlas.data.tasks import label_set
 
     name = recognise(source, rows.form, asked=asked or (known.name if known else None))
     if known is not None and known.name == name:
         task = known
+    elif name == CLASSIFICATION:
+        own = own_labels(load_config(source))
+        task = Task(
+            name=name, labels=own if {str(row.label) for row in rows.rows} <= set(own) else label_set(rows)
+        )
     else:
-        task = Task(name=name, labels=label_set(rows) if name == CLASSIFICATION else ())
+        task = Task(name=name)
     if name == CAUSAL:
         return task, None
     tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
