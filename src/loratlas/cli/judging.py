@@ -147,7 +147,7 @@ def summary(
 
 def class_summary(found: Classes, task: Task) -> dict[str, Any]:
     """The numbers of a classifier: loss per row, accuracy, macro F1, and each class by itself."""
-    from loratlas.evaluation.classes import by_class
+    from loratlas.evaluation.predictions import by_class
 
     return {
         "mean_nll": found.scores.token_mean_nll,
