@@ -205,8 +205,10 @@ def _show(data: Mapping[str, Any]) -> None:
         for sentence in finding.get("flip_sentences", ()):
             output.say(f"  flips: {sentence}")
     _show_beside(data)
+    rows = (data.get("task") or {}).get("name") == "classification"
     output.say(
-        f"nats: loss per {'row' if data.get('task', {}).get('name') == 'classification' else 'answer token'}, less than the reference's is better; p: after Holm's correction;"
+        f"nats: loss per {'row' if rows else 'answer token'}, less than the reference's is better; p: after Holm's "
+        "correction;"
     )
     output.say("detectable: the difference that this study would have found with 80 % power.")
     for remark in data.get("notes", ()):
@@ -238,8 +240,10 @@ def _show_beside(data: Mapping[str, Any]) -> None:
     output.show(drawn)
     if forgetting:
         source = data["data"]["forgetting"]["source"]
+        rows = (data.get("task") or {}).get("name") == "classification"
         output.say(
-            f"forgetting: loss per {'row' if data['task']['name'] == 'classification' else 'token'} on rows of {source}, which no arm was trained for, after − before."
+            f"forgetting: loss per {'row' if rows else 'token'} on rows of {source}, which no arm was trained for, "
+            "after − before."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.anatomy.tasks import Task
+from loratlas.anatomy.tasks import CAUSAL, CLASSIFICATION, SEQ2SEQ, Task
 from loratlas.data.rows import Rows
 from loratlas.data.template import render, template_name
 from loratlas.errors import DataError, ModelError
@@ -47,6 +47,13 @@ class Example:
     def counted(self) -> int:
         """What the loss counts of it: its labelled tokens, or its one label."""
         return int(self.labelled.sum()) if self.label is None else 1
+
+
+def task_of(example: Example) -> str:
+    """Name of the task that an example is for."""
+    if example.label is not None:
+        return CLASSIFICATION
+    return CAUSAL if example.source is None else SEQ2SEQ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
