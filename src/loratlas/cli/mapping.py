@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loratlas.cli import options, output
+from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from loratlas.anatomy.sites import Anatomy, Site
+    from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
 
 STRIP = 16
@@ -61,6 +66,8 @@ def plan_model(
     model: options.ModelOrConfig,
     placement: options.Placement,
     budget: options.Budget = None,
+    scores: options.Scores = None,
+    by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     batch_size: options.BatchSize = 16,
@@ -95,16 +102,24 @@ def plan_model(
 ) -> None:
     """Turn a placement into a table of exact sites and ranks, and say what it costs.
 
-    No weights are read. Parts without a rank get 16, or whatever the budget leaves them.
+    No weights are read. Parts without a rank get 16, or whatever the budget leaves them. --placement auto spends the
+    budget by the scores of an earlier scan.
     """
     from loratlas.anatomy.load import load_config
     from loratlas.cli.pricing import Step, price, show
-    from loratlas.placement.plan import place
     from loratlas.study.inputs import model_source
+    from loratlas.study.scan import is_auto
 
     anatomy, source = read_named(model), load_config(model_source(model))
+    check_scores(placement, scores)
+    if is_auto(placement) and scores is None:
+        raise SettingsError(
+            given="--placement auto without --scores",
+            found="no scores to place by; they need weights and rows",
+            instead=f"loratlas scan {model} DATA --json > scan.json, then --scores scan.json",
+        )
     step = Step(config=source, anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.chosen)
-    plan = place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, memory=step.memory())
+    plan = placed(anatomy, placement, budget, scores, by, alpha, rslora, memory=step.memory())
     config = output.plain(plan.to_peft(source).to_dict())
     if peft and not as_json:
         output.emit(config)
@@ -113,21 +128,60 @@ def plan_model(
     if as_json:
         output.emit({**plan.to_json(), "cost": spent, "peft": config})
         return
-    _show_plan(anatomy, plan)
+    show_plan(anatomy, plan)
     show(spent)
     output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
     output.say("PEFT adapts exactly these sites, proven on a copy without weights; its LoraConfig: --peft.")
 
 
-def read_named(model: str) -> Anatomy:
-    """The anatomy of a model under the name that the user wrote."""
+def check_scores(placement: str | None, scores: Path | None) -> None:
+    """Refuse scores for a placement that does not ask for them."""
+    from loratlas.study.scan import is_auto
+
+    if scores is not None and not is_auto(placement):
+        raise SettingsError(
+            given=f"--scores with --placement {placement}",
+            found="a placement that names its sites itself",
+            instead="--placement auto, or no --scores",
+        )
+
+
+def placed(
+    anatomy: Anatomy,
+    placement: str,
+    budget: str | None,
+    scores: Path | None,
+    by: str,
+    alpha: float | None,
+    rslora: bool,
+    memory: Memory | None = None,
+) -> Plan:
+    """The plan of a placement; of ``auto``, by the scores in a file."""
+    from loratlas.placement.plan import place
+    from loratlas.study.scan import load_scan, plan_from
+
+    if scores is None:
+        return place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, memory=memory)
+    plan, _ = plan_from(
+        load_scan(scores), anatomy, budget=budget, by=by, alpha=alpha, rslora=rslora, memory=memory
+    )
+    return plan
+
+
+def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:
+    """The anatomy of a model under the name that the user wrote.
+
+    Args:
+        model: as written.
+        config: of the task that it is for; None for what its directory says.
+    """
     from loratlas.anatomy.read import read
     from loratlas.study.inputs import model_source
 
-    return replace(read(model_source(model)), model=model)
+    return replace(read(model_source(model) if config is None else config), model=model)
 
 
-def _show_plan(anatomy: Anatomy, plan: Plan) -> None:
+def show_plan(anatomy: Anatomy, plan: Plan) -> None:
     output.say(f"{plan.placement} on {anatomy.model} ({anatomy.model_type}): {len(plan.rows)} sites")
     shares = output.table("", ("", "right"), "")
     shares.show_header = False

@@ -19,6 +19,14 @@ class Loss(StrEnum):
     all = "all"
 
 
+class TaskName(StrEnum):
+    """What a model is trained to do, or judged by."""
+
+    causal = "causal"
+    seq2seq = "seq2seq"
+    classification = "classification"
+
+
 class Dtype(StrEnum):
     """The type the base computes in; adapters are kept in float32 either way."""
 
@@ -108,6 +116,57 @@ Budget = Annotated[
         rich_help_panel=PLACE,
     ),
 ]
+Scores = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores",
+        metavar="FILE",
+        help="With --placement auto: what `loratlas scan --json` printed, instead of a new scan.",
+        show_default=False,
+        rich_help_panel=PLACE,
+    ),
+]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="COLUMN",
+        help="The score that places adapters, e.g. gradient, activation, alignment, probe.",
+        rich_help_panel=PLACE,
+    ),
+]
+MinRank = Annotated[
+    int,
+    typer.Option("--min-rank", metavar="N", min=0, help="Ranks that every site gets.", rich_help_panel=PLACE),
+]
+MaxRank = Annotated[
+    int | None,
+    typer.Option("--max-rank", metavar="N", min=1, help="Most ranks of a site.", rich_help_panel=PLACE),
+]
+Multiple = Annotated[
+    int,
+    typer.Option(
+        "--multiple",
+        metavar="N",
+        min=1,
+        help="Ranks are multiples of N; 8 for fast kernels.",
+        rich_help_panel=PLACE,
+    ),
+]
+WholeLayers = Annotated[
+    bool,
+    typer.Option("--whole-layers", help="All sites of a layer get the same rank.", rich_help_panel=PLACE),
+]
+TopLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--top-layers",
+        metavar="N",
+        min=1,
+        help="Only the N layers nearest the output, so that the backward pass ends early.",
+        rich_help_panel=PLACE,
+    ),
+]
 Alpha = Annotated[
     float | None,
     typer.Option(
@@ -150,13 +209,40 @@ LossOver = Annotated[
     Loss,
     typer.Option("--loss", help="Count the answer's tokens only, or all of them.", rich_help_panel=DATA),
 ]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=0,
+        help="Write answers to the first N rows that are judged, and count exact matches.",
+        rich_help_panel=DATA,
+    ),
+]
+Rouge = Annotated[
+    bool,
+    typer.Option(
+        "--rouge",
+        help="Also score those answers by ROUGE-L (needs rouge-score).",
+        rich_help_panel=DATA,
+    ),
+]
+TaskOption = Annotated[
+    TaskName | None,
+    typer.Option(
+        "--task",
+        help="What the rows are for; told from their fields and the architecture unless given.",
+        show_default=False,
+        rich_help_panel=DATA,
+    ),
+]
 MaxLength = Annotated[
     int,
     typer.Option(
         "--max-length",
         metavar="TOKENS",
         min=2,
-        help="Longer rows lose the left end of their prompt.",
+        help="Longer rows lose the left end of their prompt (a classified text and a source their right end).",
         rich_help_panel=DATA,
     ),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from loratlas.report import beside, captions, facts, forest, tables
+from loratlas.report import beside, captions, facts, forest, scanned, tables
 from loratlas.report.figures import AXES, DARK, LIGHT
 from loratlas.report.ledger import Ledger, clean
 from loratlas.report.markup import attribute, dot, folded, phrase, plot, table, title
@@ -26,6 +26,7 @@ def body(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
         ("trade-offs", "Trade-offs", _pareto(ledger, drawn)),
         ("training", "Training", _curves(ledger, drawn)),
         ("tuning", "Tuning", _tuning(ledger, drawn)),
+        ("scan", "Scan", _scan(ledger, drawn)),
         ("maps", "Maps", _maps(ledger, drawn)),
         ("limits", "Limits", _limits(ledger)),
         ("repeat", "Repeat it", _repeat(ledger)),
@@ -63,7 +64,7 @@ def _findings(ledger: Ledger) -> str:
     lead += (". A difference below 0 is better: a lower loss on rows that nothing was chosen on.",)
     half = forest.scale([fact.interval for fact in found])
     cards = "".join(_card(ledger, i, fact, half) for i, fact in enumerate(found))
-    return title("findings", "Findings", phrase(lead)) + cards + _KEY
+    return title("findings", "Findings", phrase(lead)) + cards + _key(ledger)
 
 
 def _card(ledger: Ledger, i: int, fact: facts.FindingFact, half: float) -> str:
@@ -95,19 +96,22 @@ def _sample(drawing: str, text: str) -> str:
     return f"<li>{svg}{text}</li>"
 
 
-_KEY = "".join(
-    (
-        '<ul class="key" aria-label="How to read the intervals">',
-        _sample('<circle class="point" cx="13" cy="7" r="5.5"/>', "difference, nats per token"),
-        _sample('<path class="ci" d="M2 7H24M2 3v8M24 3v8"/>', "interval that decides"),
-        _sample('<rect class="band" width="26" height="14"/>', "±δ: counts as equivalent"),
-        _sample(
-            '<path class="detectable" d="M6 3v11M20 3v11"/>',
-            "detectable: the smallest difference that would have been found with 80 % power",
-        ),
-        "</ul>",
+def _key(ledger: Ledger) -> str:
+    return "".join(
+        (
+            '<ul class="key" aria-label="How to read the intervals">',
+            _sample(
+                '<circle class="point" cx="13" cy="7" r="5.5"/>', f"difference, {html.escape(ledger.per)}"
+            ),
+            _sample('<path class="ci" d="M2 7H24M2 3v8M24 3v8"/>', "interval that decides"),
+            _sample('<rect class="band" width="26" height="14"/>', "±δ: counts as equivalent"),
+            _sample(
+                '<path class="detectable" d="M6 3v11M20 3v11"/>',
+                "detectable: the smallest difference that would have been found with 80 % power",
+            ),
+            "</ul>",
+        )
     )
-)
 
 
 def _arms(ledger: Ledger) -> str:
@@ -134,7 +138,7 @@ def _with_columns(ledger: Ledger, content: tables.Table) -> tables.Table:
         (heading, make)
         for what, heading, make in (
             ("metric", "Task metric", beside.metric),
-            ("forgetting", "Forgetting, nats per token", beside.forgetting),
+            ("forgetting", f"Forgetting, {ledger.per}", beside.forgetting),
         )
         if beside.has(ledger, what)
     ]
@@ -211,6 +215,21 @@ def _tuning(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
         title("tuning", "Tuning of the learning rate", lead)
         + f'<div class="card"><figure>{drawing}</figure></div>'
         + folded("Every tuning run", every)
+    )
+
+
+def _scan(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
+    """What placed the arms whose placement is ``auto``."""
+    if "scan" not in drawn:
+        return ""
+    drawing = plot("scan", scanned.caption(ledger), tall=False)
+    signals = table(scanned.signals(ledger), name="signals", caption="What the scan measured")
+    why = scanned.reasons(ledger)
+    every = table(why, name="reasons", caption="Why every site has its rank")
+    return (
+        title("scan", "Where adaptation pays, measured before training", phrase(scanned.lead(ledger)))
+        + f'<figure class="card">{drawing}</figure><div class="card scroll">{signals}</div>'
+        + (folded("Why every site has its rank", every) if why.rows else "")
     )
 
 

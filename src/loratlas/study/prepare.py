@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,16 +18,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loratlas.errors import DataError
+from loratlas.placement.plan import Plan
 from loratlas.study import beside
-from loratlas.study.inputs import DEMO, model_source, open_rows
+from loratlas.study.inputs import DEMO, model_source, open_rows, open_task
 from loratlas.study.match import Match, naming, plans
+from loratlas.study.scan import DECIDES, is_auto
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from loratlas.anatomy.sites import Anatomy
+    from loratlas.anatomy.tasks import Task
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
+    from loratlas.study.scan import Scan
     from loratlas.training.rehearsal import PeakMemory
     from loratlas.training.settings import Settings
 
@@ -38,6 +44,8 @@ class Prepared:
 
     Args:
         source: what loads the base: a path or a Hub id.
+        task: what it is trained to do.
+        head: parameters that train beside the adapters of every arm, because the task has added a head.
         anatomy: of the base.
         plans: arm → plan. matches: arm → how its spending compares with the reference's, None for the
             reference.
@@ -46,9 +54,12 @@ class Prepared:
         forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
         memory: tells the peak bytes of a typical step.
+        scan: what placed the arms whose placement is ``auto``, as plain data; None where there is none.
     """
 
     source: str
+    task: Task
+    head: int
     anatomy: Anatomy
     plans: dict[str, Plan]
     matches: dict[str, Match | None]
@@ -59,6 +70,7 @@ class Prepared:
     forgetting: Encoded | None
     notes: tuple[str, ...]
     memory: PeakMemory
+    scan: dict[str, Any] | None = None
 
     def facts(self, spec: StudySpec) -> dict[str, Any]:
         """What the ledger keeps about the whole study, as plain data."""
@@ -66,6 +78,8 @@ class Prepared:
             "spec": spec.to_json(),
             "spec_digest": spec.digest,
             "arms": list(spec.arms),
+            "task": self.task.to_json(),
+            "head": self.head,
             "base": {
                 "model": spec.model,
                 "model_type": self.anatomy.model_type,
@@ -99,6 +113,7 @@ class Prepared:
                 ],
             },
             "notes": list(self.notes),
+            **({} if self.scan is None else {"scan": self.scan}),
         }
 
     def _forgetting(self, spec: StudySpec) -> dict[str, Any]:
@@ -119,45 +134,61 @@ class Prepared:
         return found
 
 
-def prepare(spec: StudySpec) -> Prepared:
+def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared:
     """Read the base's anatomy, resolve the arms and encode the rows.
+
+    Args:
+        spec: the study.
+        begun: facts of the ledger, where the study has begun: its scan is not made again.
 
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
     """
+    from loratlas.adapters.heads import head_size
     from loratlas.anatomy.load import load_config
     from loratlas.anatomy.read import read
-    from loratlas.data.encode import check_positions, encode, load_tokenizer
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.tasks import encode_for
     from loratlas.training.rehearsal import PeakMemory, typical
 
     source = model_source(spec.model, folder=spec.folder)
-    anatomy = replace(read(source), model=spec.model)
+    base_config = load_config(source)
+    autos = [name for name, arm in spec.arms.items() if is_auto(arm.placement)]
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
         data.train, split=data.split, mapping=data.map or None, limit=data.limit, folder=spec.folder
     )
+    task, its_config = open_task(source, train_rows, tokenizer, asked=spec.task)
+    _check_task(spec, task)
+    config = its_config or base_config
+    anatomy = replace(read(its_config or source), model=spec.model)
     judged_rows = open_rows(
         data.eval or data.train,
         split=data.eval_split or ("eval" if (data.eval or data.train).startswith(DEMO) else None),
         mapping=data.map or None,
         folder=spec.folder,
     )
-    whole = encode(train_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
-    config = load_config(source)
+    options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
+    whole = encode_for(task, train_rows, tokenizer, **options)
     # Of tuning rows, which are held out from them, there are few: what a run sees again is close to all of them.
     seen = min(len(whole), spec.subset or len(whole))
     again = whole.report.tokens * seen // len(whole) if spec.steps * spec.batch_size > seen else None
     step = typical(whole.examples, spec.batch_size)
     memory = PeakMemory(config, anatomy, step, _settings(spec), again=again)
-    resolved, matches = plans(spec, anatomy, memory)
-    _check_arms(spec, resolved, source)
-    judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
-    for encoded in (whole, judged):
-        check_positions(encoded, config)
+    resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
+    _check_arms(spec, resolved, config)
+    judged = encode_for(task, judged_rows, tokenizer, **options)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
     evaluation = _drawn(judged, spec.evaluation.rows, chosen)
+    scanned = None
+    if autos:
+        kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
+        found = None if begun else _scan(spec, anatomy, train, source)
+        scanned = begun["scan"] if begun else found and found.to_json(gains=False)
+        resolved, matches = plans(spec, anatomy, memory, scan=found, known=kept)
+        _check_arms(spec, resolved, config)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -174,7 +205,7 @@ def prepare(spec: StudySpec) -> Prepared:
         notes.append(
             f"{known:,} of the {len(evaluation):,} evaluation rows stand in the training rows as well."
         )
-    forgetting = beside.forgetting_rows(spec, tokenizer, config)
+    forgetting = beside.forgetting_rows(spec, task, tokenizer, config)
     if forgetting is not None and spec.forgetting is not None:
         forgetting = _drawn(forgetting, spec.forgetting.rows, np.random.SeedSequence([spec.seed, 4]))
         known = sum(example.input_ids.tobytes() in seen for example in forgetting.examples)
@@ -193,6 +224,8 @@ def prepare(spec: StudySpec) -> Prepared:
         )
     return Prepared(
         source=source,
+        task=task,
+        head=head_size(config),
         anatomy=anatomy,
         plans=resolved,
         matches=matches,
@@ -203,7 +236,18 @@ def prepare(spec: StudySpec) -> Prepared:
         forgetting=forgetting,
         notes=tuple(notes),
         memory=memory,
+        scan=scanned,
     )
+
+
+def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str) -> Scan:
+    """Measure where adaptation pays, on training rows alone."""
+    from loratlas.anatomy.load import load_model
+    from loratlas.study.scan import scan, signal_of
+
+    model = load_model(source, dtype=spec.dtype)
+    packed = False if spec.packing == "off" else None
+    return scan(model, anatomy, train, signals=[signal_of(DECIDES)], seed=spec.seed, packed=packed)
 
 
 def training(spec: StudySpec) -> dict[str, Any]:
@@ -238,17 +282,32 @@ def evaluation_source(spec: StudySpec) -> str:
     return f"{source} [{split}]" if split else source
 
 
-def _check_arms(spec: StudySpec, plans: dict[str, Plan], source: str) -> None:
+def _check_task(spec: StudySpec, task: Task) -> None:
+    """Refuse what the task does not have: a metric of another, or rows laid end to end."""
+    from loratlas.errors import SpecError
+
+    beside.check_metric(spec, task)
+    for name, arm in spec.arms.items():
+        if is_auto(arm.placement) and task.name != "causal":
+            raise SpecError(
+                given=f"arms.{name}: auto, for {task.name}",
+                found="signals are measured on causal language models",
+                instead="a placement in words, such as all:8",
+            )
+    if spec.packing == "on" and task.why_padded is not None:
+        raise SpecError(given="packing: on", found=task.why_padded, instead="packing: auto")
+
+
+def _check_arms(spec: StudySpec, plans: dict[str, Plan], config: PretrainedConfig) -> None:
     """Refuse here what would otherwise end a worker: settings, dropout and initialisation of every arm."""
-    from loratlas.anatomy.load import load_config
     from loratlas.training.settings import Settings
 
-    config = load_config(source)
-    for name, arm in spec.arms.items():
+    for name, plan in plans.items():
+        arm = spec.arms[name]
         with naming(name):
             special = {"dropout": arm.dropout, "init": arm.init}
             Settings(**training(spec), lr=spec.learning_rates[0], loraplus=arm.loraplus, **special)
-            plans[name].to_peft(config, **special, prove=False)
+            plan.to_peft(config, **special, prove=False)
 
 
 def _split(
@@ -287,7 +346,7 @@ def subset(encoded: Encoded, indices: Sequence[int] | np.ndarray) -> Encoded:
             encoded.report,
             kept=len(examples),
             tokens=sum(len(example) for example in examples),
-            answer_tokens=sum(int(example.labelled.sum()) for example in examples),
+            answer_tokens=sum(example.counted for example in examples),
         ),
         digest=hashed.hexdigest()[:16],
     )

@@ -127,7 +127,12 @@ def _tiny() -> tuple[Any, Any, Any]:
     from loratlas.anatomy.read import read
     from loratlas.training.rehearsal import even_rows
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 4,
+    }
     config = LlamaConfig(**sizes, vocab_size=64)
     rows = [
         Row(site=site, rank=4, alpha=8.0) for site in read(config).adaptable if site.family in ("attn", "ffn")
