@@ -13,6 +13,7 @@ switched off again, and either way the outcome is remembered.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,12 @@ class Compilation:
             switch_on(self._model)
             self.on, self.reason = True, "compiled, as asked"
         try:
-            yield self
+            with warnings.catch_warnings():
+                # Dynamo looks at every tensor's gradient and then warns that it did.
+                warnings.filterwarnings(
+                    "ignore", message="The .grad attribute of a Tensor that is not a leaf"
+                )
+                yield self
         finally:
             switch_off(self._model)
 
@@ -134,13 +140,18 @@ class Compilation:
             return
         found = Remembered("compiled", self._device(), self._folder).values.get(self._key)
         evidence = Evidence(**found) if found else GUESS
+        if evidence.ratio > FASTER:
+            self.reason = (
+                f"not compiled: compiled steps took {evidence.ratio:.2f} of the time of others before"
+            )
+            return
         step = _pace(self._eager) * _mean_tokens(self._eager)
         saved = left * step * (1 - evidence.ratio)
         known = "as measured before" if found else "as a guess"
         words = (
             f"{left:,} steps of {step:.2g} s are left; compiling, {known}, takes {evidence.seconds:.0f} s "
         )
-        words += f"and saves {max(0.0, saved):.0f} s"
+        words += f"and saves {saved:.0f} s"
         if saved <= evidence.seconds * (1.0 if found else CAUTION):
             self.reason = f"not compiled: {words}"
             return
