@@ -246,7 +246,11 @@ def _finish(
         model,
         adapter,
         plan_json=plan.to_json() if plan else None,
-        extra={"settings": asdict(job.settings), "task": task.to_json()},
+        extra={
+            "settings": asdict(job.settings),
+            "task": task.to_json(),
+            "pad_id": model.config.get_text_config().pad_token_id,
+        },
     )
     facts["adapter"] = str(adapter)
     write_json(job.out / "curve.json", [asdict(point) for point in result.curve])
