@@ -148,6 +148,8 @@ def test_what_splits_a_row_is_in_the_digest(tmp_path):
     both = digest(CLASSES, "bert", BertConfig(), [one])
     assert both != digest(CLASSES, "bert", BertConfig(), [{**one, "label": "bad"}])
     target = {"prompt": "w5 w6", "completion": "w7"}
+    ends = encode_for(TARGETS, rows(tmp_path, [target]), tokenizer("gpt2"), config=T5Config(), max_length=9)
+    assert ends.examples[0].input_ids.tolist() == [5, 6, 7, 2]  # this tokenizer ends no text by itself
     assert digest(TARGETS, "gpt2", T5Config(), [target]) != digest(
         TARGETS, "gpt2", T5Config(), [{"prompt": "w5", "completion": "w6 w7"}]
     )

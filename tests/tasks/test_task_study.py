@@ -82,14 +82,11 @@ def test_a_classification_is_told_per_row_with_its_metrics(classified):
     assert "nats per row" in finding["sentence"]
     assert [m["by"] for m in finding["by_measure"]] == ["token_mean", "accuracy", "macro_f1"]
     assert data["ranks"]["compared"] == 2
-    assert all(
-        run["packing"].startswith("padded")
-        for run in [
-            json.loads((out / "runs" / r["digest"] / "record.json").read_text())
-            for arm in data["arms"]
-            for r in arm["runs"]
-        ]
-    )
+    for arm in data["arms"]:
+        _, folders = runs(data, out, arm["name"])
+        records = [json.loads((folder / "record.json").read_text()) for folder in folders]
+        assert all(record["packing"].startswith("padded") for record in records)
+        assert all(record["trained"] == "alone" for record in records)
 
 
 def test_the_page_of_a_classification_speaks_of_rows(classified, tmp_path):

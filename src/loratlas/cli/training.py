@@ -223,6 +223,7 @@ def _finish(
         "trainable": plan.trainable if plan else None,
         "head": head_size(model),
         "task": task.to_json(),
+        "pad_id": model.config.get_text_config().pad_token_id,
         "from": str(job.adapter) if job.adapter else None,
         "settings": asdict(job.settings),
         "steps": result.steps,
@@ -249,7 +250,7 @@ def _finish(
         extra={
             "settings": asdict(job.settings),
             "task": task.to_json(),
-            "pad_id": model.config.get_text_config().pad_token_id,
+            "pad_id": facts["pad_id"],
         },
     )
     facts["adapter"] = str(adapter)
@@ -291,7 +292,7 @@ def _show(facts: dict[str, Any]) -> None:
     drawn.add_row("counted tokens per second", output.count(facts["labelled_tokens_per_second"]))
     output.show(drawn)
     output.say(f"Adapter: {facts['adapter']}. Load it with:")
-    for line in _loading(facts["model"], facts["adapter"], facts["task"]):
+    for line in _loading(facts):
         output.say(f"  {line}")
 
 
@@ -302,11 +303,13 @@ _AUTO = {
 }
 
 
-def _loading(model: str, adapter: str, task: Mapping[str, Any]) -> list[str]:
+def _loading(facts: Mapping[str, Any]) -> list[str]:
     """How to load the adapter, in Python."""
+    model, adapter, task = facts["model"], facts["adapter"], facts["task"]
     auto, more = _AUTO[task["name"]], ""
     if "id2label" in task:
-        more = f", id2label={ {int(place): label for place, label in task['id2label'].items()} }"
+        labels = {int(place): label for place, label in task["id2label"].items()}
+        more = f", id2label={labels}, pad_token_id={facts['pad_id']}"
     base, embedded = f'"{model}"', model.startswith("demo:")
     if embedded:
         base = f'base_path("{model}")'
