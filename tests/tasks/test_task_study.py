@@ -12,6 +12,7 @@ from loratlas.errors import DataError, SettingsError, SpecError
 from loratlas.evaluation.predictions import f1_rows
 from loratlas.evaluation.storage import read_columns
 from loratlas.report import build
+from loratlas.study.beside import told_metrics
 from loratlas.study.result import load_study
 from loratlas.study.run import run_study
 from loratlas.study.spec import parse_spec
@@ -134,7 +135,7 @@ def test_a_study_of_targets_has_its_answers_scored(bases, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"metric": "exact_match"}, "a classification task, which has no such metric"),
+        ({"metric": {"name": "exact_match", "rows": 4}}, "a classification task, which has no such metric"),
         ({"packing": "on"}, "a classifier reads one place of every row"),
         ({"task": "seq2seq"}, "no class for it that does this"),
     ],
@@ -145,6 +146,17 @@ def test_what_a_classification_does_not_have_is_refused(classified, tmp_path, ch
         run_study(parse_spec(spec), tmp_path / "out", workers=1)
     assert isinstance(caught.value, (SpecError, DataError, SettingsError)) or "model" in caught.value.code
     assert not (tmp_path / "out").exists()
+
+
+def test_the_metric_that_is_asked_for_stands_first(classified):
+    def names(metric, task):
+        spec = parse_spec({**classified[2], **({"metric": metric} if metric else {})})
+        return [measure.name for measure in told_metrics(spec, {"name": task})]
+
+    assert names(None, "classification") == ["accuracy", "macro_f1"]
+    assert names("macro_f1", "classification") == ["macro_f1", "accuracy"]
+    assert names({"name": "exact_match", "rows": 4}, "causal") == ["exact_match"]
+    assert names(None, "seq2seq") == []
 
 
 def test_forgetting_needs_rows_of_the_task(classified, tmp_path):

@@ -44,6 +44,9 @@ WIDEST_FACTOR = 3.0
 BESIDE = ("metric", "forgetting")
 """Keys of what is measured beside the loss; none of them changes a run's training."""
 
+WRITTEN = ("exact_match", "rouge_l")
+"""Metrics of answers that a model writes."""
+
 UNSAID = (*BESIDE, "task")
 """Keys that a study without them does not have, so that it is the study that it was before they existed."""
 
@@ -414,7 +417,8 @@ def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
             "one seed cannot tell a good rate from a lucky one",
             f"{FEWEST_TUNING_SEEDS} or more (or demonstration: true)",
         )
-    if spec.metric is not None and spec.metric.rows > spec.evaluation.rows:
+    written = spec.metric is not None and spec.metric.name in WRITTEN
+    if spec.metric is not None and written and spec.metric.rows > spec.evaluation.rows:
         yield (
             f"metric.rows: {spec.metric.rows}",
             f"{spec.evaluation.rows} evaluation rows to take them from",
