@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loratlas.anatomy.labels import Labelled
 from loratlas.anatomy.load import quiet
 from loratlas.anatomy.records import Flow
-from loratlas.anatomy.watch import Shortcuts, Watch
+from loratlas.anatomy.shortcuts import Shortcuts
+from loratlas.anatomy.watch import Watch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +66,7 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
     names: dict[int, tuple[torch.Tensor, list[str]]] = {}
     for matrix in found:
         names.setdefault(id(matrix.parameter), (matrix.parameter, []))[1].append(matrix.path)
-    watch = Watch(flow, list(names.values()))
+    known = Labelled(flow, list(names.values()))
     holders: dict[str, list[str]] = {}
     for matrix in found:
         holders.setdefault(matrix.module, []).append(matrix.path)
@@ -73,14 +75,14 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
     def enter(name: str) -> Callable[..., None]:
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name in blocks:
-                watch.forget()
-                _streams(watch, args, kwargs)
-            watch.running.append(name)
+                known.forget()
+                _streams(known, args, kwargs)
+            known.running.append(name)
 
         return note
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        name = watch.running.pop()
+        name = known.running.pop()
         if name in holders and not isinstance(output, torch.Tensor):
             flow.odd.update(holders[name])
 
@@ -96,13 +98,13 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
             torch.device("meta"),
             _stacked(model),
             _once(model, blocks, flow),
-            watch,
-            Shortcuts(watch),
+            Watch(known),
+            Shortcuts(known),
         ):
             output = model(**given)
             logits = getattr(output, "logits", None)
             if isinstance(logits, torch.Tensor):
-                flow.outputs = watch.of(logits)
+                flow.outputs = known.of(logits)
         flow.complete = True
     except Exception as error:
         # A model that does not run so is still read, by its names and shapes.
@@ -113,11 +115,11 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
     return flow
 
 
-def _streams(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _streams(known: Labelled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     number = 0
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor) and value.ndim >= 3 and value.dtype.is_floating_point:
-            watch.stream(value, number)
+            known.stream(value, number)
             number += 1
 
 
