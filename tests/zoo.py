@@ -49,7 +49,8 @@ _SIZES: dict[str, int] = {
 
 # What a type needs beyond that: fields without which transformers does not build it, or sizes that must fit.
 _EXACT: dict[str, dict[str, Any]] = {
-    "mistral4": {"qk_rope_head_dim": 64, "qk_nope_head_dim": 64},
+    **dict.fromkeys(("axk1", "deepseek_v3", "youtu"), {"num_key_value_heads": 4}),
+    "mistral4": {"qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "num_key_value_heads": 4},
     "zamba": {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2},
     "blt": {"encoder_hash_byte_group_vocab": 300},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
@@ -68,7 +69,8 @@ _EXACT: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "longcat_flash": {"expert_ffn_hidden_size": 40, "zero_expert_num": 2, "n_routed_experts": 8},
+    "lilt": {"hidden_size": 96},
+    "longcat_flash": {"num_key_value_heads": 4, "expert_ffn_hidden_size": 40, "zero_expert_num": 2, "n_routed_experts": 8},
     "luke": {"entity_vocab_size": 40, "entity_emb_size": 32},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 12},
     "ministral": {"head_dim": 16},
@@ -79,7 +81,7 @@ _EXACT: dict[str, dict[str, Any]] = {
     "squeezebert": {"embedding_size": 64},
     "zamba2": {
         "num_hidden_layers": 4,
-        "layer_types": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
     },
 }  # fmt: skip
 

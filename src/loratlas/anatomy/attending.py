@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loratlas.anatomy.evidence import Evidence, Opinion, Part, paths
-from loratlas.anatomy.records import Attention, Labels, View
+from loratlas.anatomy.records import MIXED, Attention, Labels, View
 
 Paths = frozenset[str]
 
@@ -16,8 +16,16 @@ def attention(seen: Evidence, event: Attention, outputs: list[str]) -> None:
         event: the attention.
         outputs: the matrices that read its result.
     """
-    v = seen.sources(event.v)
-    pairs = [(seen.sources(q), seen.sources(k)) for q, k in event.pairs]
+    adapters: dict[str, str] = {}
+
+    def sources(labels: Labels) -> Paths:
+        found = seen.sources(labels)
+        beside = seen.low_rank(found)
+        adapters.update(beside)
+        return found - beside.keys()
+
+    v = sources(event.v)
+    pairs = [(sources(q), sources(k)) for q, k in event.pairs]
     chosen = _content(seen, pairs, v)
     if chosen is None:
         _queries(seen, pairs, v, outputs)
@@ -39,6 +47,8 @@ def attention(seen: Evidence, event: Attention, outputs: list[str]) -> None:
             seen.say(low, f"{family}.{part}_a")
             part = f"{part}_b"
         seen.say(path, f"{family}.{part}", layout)
+    for path in {*adapters, *adapters.values()}:
+        seen.say(path, f"{family}.adapter")
     for other, relative in pairs:
         for path in (other | relative) - q - k - v:
             if not seen.streams([path]):
@@ -78,6 +88,8 @@ def _fused(
         return {next(iter(k)): ("kv", layout)} | dict.fromkeys(q, ("q", None))
     if q == k and len(q) == 1 and not q & v:
         return {next(iter(q)): ("qk", None), **dict.fromkeys(v, ("v", None))}
+    if k == v and not q & k:
+        return dict.fromkeys(q, ("q", None)) | dict.fromkeys(k, ("kv", None))
     if q & k or q & v or k & v:
         return None
     return {path: (name, None) for name, (found, _) in parts.items() for path in found}
@@ -124,7 +136,8 @@ def _outputs(seen: Evidence, outputs: list[str], family: str, sources: frozenset
         seen.say(first, f"{family}.o")
     for label in seen.calls[first].labels:
         origin = label.origin
-        if isinstance(origin, View) and label.activated and origin.path not in sources:
+        gates = label.activated and not label.marks & MIXED
+        if isinstance(origin, View) and gates and origin.path not in sources:
             _gates(seen, origin.path, family)
 
 

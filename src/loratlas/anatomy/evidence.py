@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loratlas.anatomy.layouts import layout
-from loratlas.anatomy.records import MIXED, Attended, Call, Flow, Labels, Stream, View
+from loratlas.anatomy.records import MIXED, ROUTED, Attended, Call, Flow, Labels, Stream, View
 
 if TYPE_CHECKING:
     from loratlas.anatomy.structure import Matrix
@@ -76,6 +76,38 @@ class Evidence:
     def is_router(self, path: str) -> bool:
         """Whether this was found to be a router."""
         return path in self.given and self.given[path].role == "router"
+
+    def is_routed(self, path: str) -> bool:
+        """Whether a choice picked parts of this matrix, or the tokens that it reads."""
+        return path in self.flow.routed or any(
+            label.marks & ROUTED
+            and not (isinstance(label.origin, View) and self.is_router(label.origin.path))
+            for label in self.calls[path].labels
+        )
+
+    def low_rank(self, found: Iterable[str]) -> dict[str, str]:
+        """Of matrices whose outputs were summed: the second half of a low-rank pair beside another → the first.
+
+        Both halves stand beside a matrix that reads what the first one reads and is as wide as the second: an
+        adapter that the model brings along.
+        """
+        found = set(found)
+        pairs: dict[str, str] = {}
+        for path in found:
+            feeders = self.direct(path)
+            if len(feeders) != 1 or any(label.marks for label in self.calls[path].labels):
+                continue
+            first = next(iter(feeders))
+            call = self.calls[first]
+            if first not in found and any(
+                other != path
+                and self.calls[other].reads == call.reads
+                and self.calls[other].width == self.calls[path].width
+                and call.width < min(call.into, self.calls[path].width)
+                for other in found
+            ):
+                pairs[path] = first
+        return pairs
 
     def chain(self, path: str) -> set[str]:
         """Matrices of which alone this one's input is made, and theirs."""

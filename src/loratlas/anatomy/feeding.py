@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from loratlas.anatomy.evidence import Evidence, Opinion, Part, paths
 from loratlas.anatomy.records import MIXED, Stream, View
 
@@ -9,7 +11,7 @@ from loratlas.anatomy.records import MIXED, Stream, View
 def feedforward(seen: Evidence, down: str) -> None:
     """Say what leads up to this matrix, if it leads back down from a nonlinearity."""
     call = seen.calls[down]
-    if down in seen.given or call.kernel or call.lookup or seen.blocks.get(down) is None:
+    if down in seen.given or call.kernel or call.lookup:
         return
     labels = frozenset(
         label
@@ -20,18 +22,22 @@ def feedforward(seen: Evidence, down: str) -> None:
         return
     if not all(isinstance(i.origin, View) and not i.marks & MIXED for i in labels):
         return
-    found = {path for path in paths(labels) if path not in seen.given or path in _pairs(seen, down)}
-    if found != paths(labels) or not found or not _reads_stream(seen, found):
+    adapters = seen.low_rank(paths(labels))
+    made_of = paths(labels) - adapters.keys()
+    found = {path for path in made_of if path not in seen.given or path in _pairs(seen, down)}
+    if found != made_of or not found or not _reads_stream(seen, found):
         return
     if {seen.calls[path].into for path in found} != {call.width}:
         return  # it does not lead back to where it came from
-    roles = _halves(seen, found)
+    roles = _halves(seen, found, adapters.keys())
     if roles is None:
         return
     family = _kind(seen, down, found)
     for path, (part, layout) in roles.items():
         seen.say(path, f"{family}.{part}", layout)
     seen.say(down, f"{family}.down")
+    for path in {*adapters, *adapters.values()}:
+        seen.say(path, f"{family}.adapter")
 
 
 def _pairs(seen: Evidence, down: str) -> set[str]:
@@ -55,17 +61,17 @@ def _reads_stream(seen: Evidence, found: set[str]) -> bool:
     return True
 
 
-def _halves(seen: Evidence, found: set[str]) -> dict[str, Part] | None:
-    gates = [
-        gate
-        for gate in seen.flow.gates
-        if paths(gate.gate) | paths(gate.up) == found and not any(i.activated for i in gate.up)
+def _halves(seen: Evidence, found: set[str], beside: Iterable[str]) -> dict[str, Part] | None:
+    products = [
+        gate for gate in seen.flow.gates if (paths(gate.gate) | paths(gate.up)).difference(beside) == found
     ]
+    gates = [gate for gate in products if not any(i.activated for i in gate.up)]
     if len(found) == 1:
         only = next(iter(found))
-        if not gates:
+        if not products:
             return {only: ("up", None)}
-        layout = seen.layout({"gate": gates[0].gate, "up": gates[0].up})
+        # Where both halves pass a nonlinearity, nothing tells which of them gates.
+        layout = seen.layout({"gate": gates[0].gate, "up": gates[0].up}) if gates else None
         return {only: ("gate_up", layout)}
     if len(found) != 2 or not gates or len(paths(gates[0].gate)) != 1 or len(paths(gates[0].up)) != 1:
         return None
@@ -76,7 +82,7 @@ def _halves(seen: Evidence, found: set[str]) -> dict[str, Part] | None:
 
 
 def _kind(seen: Evidence, down: str, found: set[str]) -> str:
-    if down in seen.flow.routed or found & seen.flow.routed:
+    if any(seen.is_routed(path) for path in (down, *found)):
         return "moe"
     if len(seen.matrices[down].shape) == 3 and seen.matrices[down].kind == "parameter":
         return "*"  # stacked, and no choice was seen to pick from them: routed or shared

@@ -96,7 +96,7 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
             quiet(),
             torch.no_grad(),
             torch.device("meta"),
-            _stacked(model),
+            _plainly(model),
             _once(model, blocks, flow),
             Watch(known),
             Shortcuts(known),
@@ -183,24 +183,27 @@ def _build(block: nn.Module) -> tuple[Any, ...]:
     return tuple(said)
 
 
+_SETTINGS = {"_experts_implementation_internal": "batched_mm", "use_cache": False}
+"""Stacks of experts multiply in one batch, which needs no counts of tokens per expert; nothing is cached."""
+
+
 @contextlib.contextmanager
-def _stacked(model: nn.Module) -> Iterator[None]:
-    """Let stacks of experts multiply in one batch, which needs no counts of tokens per expert."""
-    configs = {
-        id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None
-    }
+def _plainly(model: nn.Module) -> Iterator[None]:
+    """Let the model and all models inside it run under the settings above."""
+    configs = {id(value): value for m in model.modules() if (value := getattr(m, "config", None)) is not None}
     before = [
-        (config, getattr(config, "_experts_implementation_internal", None)) for config in configs.values()
+        (config, name, getattr(config, name))
+        for config in configs.values()
+        for name in _SETTINGS
+        if hasattr(config, name)
     ]
-    for config in configs.values():
-        if hasattr(config, "_experts_implementation_internal"):
-            config._experts_implementation_internal = "batched_mm"
+    for config, name, _ in before:
+        setattr(config, name, _SETTINGS[name])
     try:
         yield
     finally:
-        for config, value in before:
-            if hasattr(config, "_experts_implementation_internal"):
-                config._experts_implementation_internal = value
+        for config, name, value in before:
+            setattr(config, name, value)
 
 
 def _inputs(model: nn.Module) -> list[dict[str, Any]]:

@@ -42,7 +42,8 @@ class Labelled:
         """Drop all labels: what comes next is told apart by itself (called at the entry of every block)."""
         self.stage += 1
         self.kept: list[Any] = []  # storages stay alive, so that their addresses stay distinct
-        self.roots: dict[int, tuple[str, int]] = {}
+        # Outputs of matrices, and sums of several: path and width of each.
+        self.roots: dict[int, tuple[tuple[str, int], ...]] = {}
         self.labels: dict[int, Labels] = {}
         # Scores that products of activations made, before and after their softmax.
         self.products: dict[int, Pairs] = {}
@@ -66,9 +67,8 @@ class Labelled:
             return NOTHING
         key = self.key(tensor)
         if key in self.roots:
-            path, width = self.roots[key]
             geometry = (tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
-            return frozenset({Label(View(path, geometry, width))})
+            return frozenset(Label(View(path, geometry, width)) for path, width in self.roots[key])
         return self.labels.get(key, NOTHING)
 
     def key(self, tensor: torch.Tensor) -> int:
@@ -76,6 +76,17 @@ class Labelled:
         storage = tensor.untyped_storage()
         self.kept.append(storage)
         return storage._cdata
+
+    def sum(self, terms: list[torch.Tensor], output: torch.Tensor) -> bool:
+        """Keep what a sum of two whole outputs can be cut into; false where it is no such sum."""
+        keys = [self.key(term) for term in terms]
+        whole = all(term.shape == output.shape and term.is_contiguous() for term in terms)
+        if len(keys) != 2 or not whole or any(key not in self.roots for key in keys):
+            return False
+        out = self.key(output)
+        self.roots[out] = tuple(dict.fromkeys(self.roots[keys[0]] + self.roots[keys[1]]))
+        self.labels.pop(out, None)
+        return True
 
     def attend(self, output: torch.Tensor, pairs: Pairs, v: Labels, lengths: tuple[int, int]) -> None:
         """Note one attention operation; ``output`` is what came out."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from loratlas.anatomy.labels import Labelled, marked
-from loratlas.anatomy.records import MIXED, NOTHING, ROUTED, Call, Label, View
+from loratlas.anatomy.records import MIXED, NOTHING, Call, Label, View
 
 # Product → positions of its factors among the tensors it is given. Names are without the underscore of in-place.
 PRODUCTS: dict[str, tuple[int, int]] = {
@@ -89,9 +89,8 @@ def _apply(
     out = known.key(output)
     width, into = (output.shape[-1], 0) if use is None else use.widths(read, output)
     kernel = use is not None and use.kernel
-    first = ""
-    for name in sorted(made):
-        first, alive = known.alias(name)
+    used = [known.alias(name) for name in sorted(made)]
+    for first, alive in used:
         before = known.flow.calls.get(first)
         if before is not None and before.stage != known.stage:
             known.flow.repeated.add(first)
@@ -111,13 +110,11 @@ def _apply(
     known.products.pop(out, None)
     known.roots.pop(out, None)
     if use is not None and use.convolution:
-        own = Label(View(first, None, width), MIXED if kernel else 0)
-        known.labels[out] = (marked(labels, MIXED) if kernel else NOTHING) | {own}
+        own = {Label(View(path, None, width), MIXED if kernel else 0) for path, _ in used}
+        known.labels[out] = (marked(labels, MIXED) if kernel else NOTHING) | own
         return
-    known.roots[out] = (first, width)
+    known.roots[out] = tuple((path, width) for path, _ in used)
     known.labels.pop(out, None)
-    if any(label.marks & ROUTED for label in labels):
-        known.flow.routed.add(first)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,10 @@ class Watch(TorchDispatchMode):
             self._inherit(packet, keys, labels, outputs)
         if packet == "mul" and len(labels) == 2:
             known.gate(*labels)
+        if packet == "add" and known.sum(
+            [value for value, found in zip(inputs, labels, strict=True) if found], outputs[0]
+        ):
+            return
         if packet in _NONLINEAR:
             union = marked(union, ACTIVATED | (POSITIVE if packet in _POSITIVE else 0))
         if packet in _SCANS:
