@@ -22,7 +22,7 @@ def feedforward(seen: Evidence, down: str) -> None:
         return
     if not all(isinstance(i.origin, View) and not i.marks & MIXED for i in labels):
         return
-    adapters = seen.low_rank(paths(labels))
+    adapters = seen.pairs(paths(labels))
     made_of = paths(labels) - adapters.keys()
     found = {path for path in made_of if path not in seen.given or path in _pairs(seen, down)}
     if found != made_of or not found or not _reads_stream(seen, found):

@@ -118,6 +118,15 @@ OVERRIDES: tuple[Override, ...] = (
     ),
     *(
         Override(
+            "doge",
+            rf"model\.layers\.\d+\.mlp\.{leaf}\.weight",
+            role,
+            "tables of experts one neuron wide: a chosen row of the one reads the stream, that of the other writes it",
+        )
+        for leaf, role in (("down_embed", "moe.up"), ("up_embed", "moe.down"))
+    ),
+    *(
+        Override(
             "rwkv",
             rf"rwkv\.blocks\.\d+\.attention\.{leaf}\.weight",
             f"mixer.{part}",
