@@ -49,7 +49,7 @@ _SIZES: dict[str, int] = {
 
 _SPARSE = {
     "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
-    "indexer_compress_ratio": 2, "ple_layer_ids": [2], "ngram_vocab_size_base": 100, "split_ngram_parts": 1,
+    "indexer_compress_ratio": 2,
     "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
 }  # fmt: skip
 
@@ -64,7 +64,7 @@ _EXACT: dict[str, dict[str, Any]] = {
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 32},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16},
     "dots1": {"n_routed_experts": 8, "first_k_dense_replace": 1, "n_shared_experts": 2},
-    "dots3_note": {"text_config": {"num_key_value_heads": 4}},
+    "dots3_note": {"text_config": {"num_key_value_heads": 4, "head_dim": 24}, "vision_config": {"num_hidden_layers": 42}},
     "dots3_note_text": {"num_key_value_heads": 4},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "esmc": {"num_key_value_heads": 4},
@@ -83,7 +83,15 @@ _EXACT: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 12},
     "ministral": {"head_dim": 16},
     "mobilebert": {"hidden_size": 64, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
-    "nemo_speechlm": {"audio_config": {"diarization_config": {"head_config": {"audio_hidden_size": 64}}}},
+    "nemo_speechlm": {
+        "audio_config": {
+            "asr_config": {"num_key_value_heads": 4},
+            "diarization_config": {
+                "audio_config": {"num_key_value_heads": 4}, "head_config": {"audio_hidden_size": 64},
+            },
+        },
+        "word_timestamp_config": {"blank_token_id": 0, "num_key_value_heads": 4},
+    },
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp": {"text_config": _SPARSE},
     "qwen4_exp_text": _SPARSE,
@@ -96,6 +104,29 @@ _EXACT: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
     },
 }  # fmt: skip
+
+
+# Types that are mapped and that transformers builds from no config, and why.
+NEVER: dict[str, str] = {
+    "gemma3n": "its vision tower needs the package timm (its text part is the type gemma3n_text)",
+    "gemma4_assistant": "asks that all layers share keys and values, and then finds none that makes them",
+    "gemma4_unified_assistant": "asks that all layers share keys and values, and then finds none that makes them",
+    "layoutlmv2": "needs the package detectron2",
+}
+
+
+def types() -> list[str]:
+    """Every type that transformers maps to a causal, masked or sequence-to-sequence language model or a classifier."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return sorted(
+        {
+            *auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            *auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+            *auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+            *auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        }
+    )
 
 
 def small(model_type: str, **changes: Any) -> PretrainedConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.records import Flow, View
+from loratlas.anatomy.scopes import scope
 from loratlas.anatomy.structure import Matrix, words
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def _role(
     if matrix.holder is model.get_output_embeddings() or id(matrix.parameter) in tables:
         return "head.lm"
     mine = not (inner and matrix.module.startswith(inner + "."))
-    if mine or leaf & _HEADS or said & (_HEADS - {"cls"}):
+    tower = scope(model, matrix) not in ("decoder", "encoder")
+    if matrix.path in heads or (mine and not tower) or leaf & _HEADS or said & (_HEADS - {"cls"}):
         return _head(model, matrix, said, vocabulary, heads)
     return "proj" if matrix.kind in ("linear", "parameter", "conv1d") else None
 
@@ -63,7 +65,7 @@ def _head(
     classifies = not type(model).__name__.endswith(("ForMaskedLM", "ForCausalLM", "LMHeadModel"))
     labels = getattr(model.config, "num_labels", None)
     if matrix.path in heads:
-        return "head.cls" if classifies and rows == labels else "head.lm"
+        return "head.cls" if rows == 1 or (classifies and rows == labels) else "head.lm"
     if vocabulary in (rows, into) and not (heads and rows == into):
         return "head.lm"
     if rows == 1 or (classifies and rows == labels) or {"classifier", "out"} <= {*said, *words(matrix.leaf)}:

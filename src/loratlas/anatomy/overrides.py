@@ -35,12 +35,6 @@ OVERRIDES: tuple[Override, ...] = (
     ),
     Override(
         "axk2",
-        r"model\.layers\.\d+\.\w+_layernorm\.mlp\.fc[12]\.weight",
-        "residual",
-        "a low-rank gate of the normed stream, built like a feed-forward but only scaling its own input",
-    ),
-    Override(
-        "axk2",
         r"model\.layers\.\d+\.self_attn\.q_gate_proj\.weight",
         "attn.q_b",
         "queries fused with the output gate, expanded from the compressed queries",
