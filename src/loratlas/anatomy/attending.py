@@ -20,7 +20,7 @@ def attention(seen: Evidence, event: Attention, outputs: list[str]) -> None:
 
     def sources(labels: Labels) -> Paths:
         found = seen.sources(labels)
-        beside = seen.low_rank(found)
+        beside = seen.pairs(found)
         adapters.update(beside)
         return found - beside.keys()
 
@@ -41,7 +41,14 @@ def attention(seen: Evidence, event: Attention, outputs: list[str]) -> None:
         for path in q | k | v:
             seen.unclear.add(path)
         return
+    widest = {
+        part: max(seen.calls[path].width for path in roles if roles[path][0] == part)
+        for part, _ in roles.values()
+    }
     for path, (part, layout) in roles.items():
+        if seen.calls[path].width < widest[part]:
+            seen.unclear.add(path)  # it shaped the widest one's output and is no part of it
+            continue
         low = _low_rank(seen, path)
         if low is not None and part in ("q", "kv"):
             seen.say(low, f"{family}.{part}_a")

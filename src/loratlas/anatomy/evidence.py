@@ -85,11 +85,11 @@ class Evidence:
             for label in self.calls[path].labels
         )
 
-    def low_rank(self, found: Iterable[str]) -> dict[str, str]:
-        """Of matrices whose outputs were summed: the second half of a low-rank pair beside another → the first.
+    def pairs(self, found: Iterable[str]) -> dict[str, str]:
+        """Of matrices whose outputs were summed: the second one of a pair beside another matrix → the first.
 
-        Both halves stand beside a matrix that reads what the first one reads and is as wide as the second: an
-        adapter that the model brings along.
+        The other reads what the first one reads and is as wide as the second, and nothing lies between the two:
+        an adapter that the model brings along.
         """
         found = set(found)
         pairs: dict[str, str] = {}
@@ -103,7 +103,6 @@ class Evidence:
                 other != path
                 and self.calls[other].reads == call.reads
                 and self.calls[other].width == self.calls[path].width
-                and call.width < min(call.into, self.calls[path].width)
                 for other in found
             ):
                 pairs[path] = first

@@ -22,7 +22,7 @@ def feedforward(seen: Evidence, down: str) -> None:
         return
     if not all(isinstance(i.origin, View) and not i.marks & MIXED for i in labels):
         return
-    adapters = seen.low_rank(paths(labels))
+    adapters = seen.pairs(paths(labels))
     made_of = paths(labels) - adapters.keys()
     found = {path for path in made_of if path not in seen.given or path in _pairs(seen, down)}
     if found != made_of or not found or not _reads_stream(seen, found):
@@ -30,7 +30,7 @@ def feedforward(seen: Evidence, down: str) -> None:
     if {seen.calls[path].into for path in found} != {call.width}:
         return  # it does not lead back to where it came from
     roles = _halves(seen, found, adapters.keys())
-    if roles is None:
+    if roles is None or _scales_its_input(seen, down, found):
         return
     family = _kind(seen, down, found)
     for path, (part, layout) in roles.items():
@@ -59,6 +59,14 @@ def _reads_stream(seen: Evidence, found: set[str]) -> bool:
         ):
             return False
     return True
+
+
+def _scales_its_input(seen: Evidence, down: str, found: set[str]) -> bool:
+    """Whether what comes out only weighs what went in: a narrow gate on the stream, built like a feed-forward."""
+    read = {label.origin for path in found for label in seen.calls[path].labels}
+    return any(
+        paths(gate.gate) == {down} and read <= {label.origin for label in gate.up} for gate in seen.flow.gates
+    )
 
 
 def _halves(seen: Evidence, found: set[str], beside: Iterable[str]) -> dict[str, Part] | None:

@@ -35,12 +35,6 @@ OVERRIDES: tuple[Override, ...] = (
     ),
     Override(
         "axk2",
-        r"model\.layers\.\d+\.\w+_layernorm\.mlp\.fc[12]\.weight",
-        "residual",
-        "a low-rank gate of the normed stream, built like a feed-forward but only scaling its own input",
-    ),
-    Override(
-        "axk2",
         r"model\.layers\.\d+\.self_attn\.q_gate_proj\.weight",
         "attn.q_b",
         "queries fused with the output gate, expanded from the compressed queries",
@@ -115,6 +109,15 @@ OVERRIDES: tuple[Override, ...] = (
         r"model\.layers\.\d+\.self_attn\.dt_proj\.weight",
         "attn.index",
         "scores every key by its value; beyond a window of keys the best are kept, the rest is masked",
+    ),
+    *(
+        Override(
+            "doge",
+            rf"model\.layers\.\d+\.mlp\.{leaf}\.weight",
+            role,
+            "tables of experts one neuron wide: a chosen row of the one reads the stream, that of the other writes it",
+        )
+        for leaf, role in (("down_embed", "moe.up"), ("up_embed", "moe.down"))
     ),
     *(
         Override(
