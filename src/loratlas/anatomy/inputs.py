@@ -47,7 +47,8 @@ def _ids(model: nn.Module, rows: int, length: int) -> torch.Tensor:
     """Unlike ids of which none is special: padding, the first and the last ones of a vocabulary often are."""
     config: Any = model.config.get_text_config()
     size = getattr(config, "vocab_size", None) or 64
-    return torch.randint(min(5, size - 1), max(size - 20, 6), (rows, length), device=_device(model))
+    first = min(5, size - 1)
+    return torch.randint(first, max(size - 20, first + 1), (rows, length), device=_device(model))
 
 
 def _device(model: nn.Module) -> torch.device:
