@@ -74,6 +74,7 @@ def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[st
     named = names.propose(found)
     reader = _Reader(model, found, flow, seen, named)
     groups: dict[tuple[str | None, tuple[int, ...]], str] = {}
+    called = {id(m.parameter) for m in found if reader.observed(m) in flow.calls}
     decisions = {}
     for matrix in found:
         decision = reader.decision(matrix)
@@ -83,6 +84,8 @@ def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[st
             if not call.lookup:
                 group = groups.setdefault((matrix.block, call.reads), matrix.module)
                 decision = replace(decision, input_group=group)
+        elif flow.complete and id(matrix.parameter) in called:
+            decision = replace(decision, flags=frozenset({"dead"}))  # only its other names are ever called
         decisions[matrix.path] = decision
     return decisions
 

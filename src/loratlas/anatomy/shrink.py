@@ -72,7 +72,11 @@ _EXACT: dict[str, dict[str, Any]] = {
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 16},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_shared_experts": 2},
-    "dots3_note": {"text_config": {"num_key_value_heads": 4, "head_dim": 24}, "vision_config": {"num_hidden_layers": 42}},
+    "dots3_note": {
+        "text_config": {"num_key_value_heads": 4, "head_dim": 24},
+        "vision_config": {"num_hidden_layers": 42, "adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_input_size": 64, "adapter_output_size": 64},
+    },
     "dots3_note_text": {"num_key_value_heads": 4},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "esmc": {"num_key_value_heads": 4},

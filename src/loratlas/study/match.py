@@ -15,6 +15,7 @@ from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
+    from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
 
 
@@ -43,12 +44,19 @@ class Match:
 _LIKE = {"params": "like", "time": "time", "memory": "memory"}
 
 
-def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str, Match | None]]:
+def plans(
+    spec: StudySpec, anatomy: Anatomy, memory: Memory | None = None
+) -> tuple[dict[str, Plan], dict[str, Match | None]]:
     """The plan of every arm, and how its spending compares with the reference's.
 
     The reference comes first: its ranks are those written, or solved from the study's budget, or 16. With
     ``match``, every other arm with a free rank is solved to spend what the reference spends; without, from the
     study's budget, if there is one. An arm's own budget or written ranks are obeyed.
+
+    Args:
+        spec: the study.
+        anatomy: of its base.
+        memory: tells peak bytes of a typical step, where anything is to be matched by them.
 
     Returns:
         Arm → plan, and arm → :class:`Match` (None for the reference and where nothing is to be matched).
@@ -58,7 +66,7 @@ def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str,
     """
     from loratlas.placement.budget import spending
 
-    reference = _plan(spec, spec.reference, anatomy, budget=spec.budget)
+    reference = _plan(spec, spec.reference, anatomy, budget=spec.budget, memory=memory)
     found: dict[str, Plan] = {}
     matches: dict[str, Match | None] = {}
     for name, arm in spec.arms.items():
@@ -66,11 +74,12 @@ def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str,
             found[name], matches[name] = reference, None
             continue
         if spec.match == "none":
-            found[name], matches[name] = _plan(spec, name, anatomy, budget=spec.budget), None
+            found[name], matches[name] = _plan(spec, name, anatomy, budget=spec.budget, memory=memory), None
             continue
-        found[name] = _plan(spec, name, anatomy, budget=f"{_LIKE[spec.match]}={reference.text}")
-        wanted = spending(anatomy, reference.ranks, spec.match)
-        got = spending(anatomy, found[name].ranks, spec.match)
+        like = f"{_LIKE[spec.match]}={reference.text}"
+        found[name] = _plan(spec, name, anatomy, budget=like, memory=memory)
+        wanted = spending(anatomy, reference.ranks, spec.match, memory)
+        got = spending(anatomy, found[name].ranks, spec.match, memory)
         matches[name] = Match(
             quantity=spec.match,
             wanted=wanted,
@@ -92,7 +101,7 @@ def naming(arm: str) -> Iterator[None]:
         raise
 
 
-def _plan(spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None) -> Plan:
+def _plan(spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None, memory: Memory | None) -> Plan:
     """One arm's plan; ``budget`` is used where the arm leaves a rank free and has no budget of its own."""
     from loratlas.placement.language import parse
     from loratlas.placement.plan import place
@@ -102,4 +111,4 @@ def _plan(spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None) -
     with naming(name):
         free = any(rank is None for _, rank in resolve(parse(arm.placement), anatomy, default="auto"))
         chosen = arm.budget or (budget if free else None)
-        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora)
+        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)

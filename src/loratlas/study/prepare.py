@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
+    from loratlas.training.rehearsal import PeakMemory
+    from loratlas.training.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,7 @@ class Prepared:
         asked: evaluation rows as text, where a task metric is to be measured.
         forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
+        memory: tells the peak bytes of a typical step.
     """
 
     source: str
@@ -55,6 +58,7 @@ class Prepared:
     asked: Rows | None
     forgetting: Encoded | None
     notes: tuple[str, ...]
+    memory: PeakMemory
 
     def facts(self, spec: StudySpec) -> dict[str, Any]:
         """What the ledger keeps about the whole study, as plain data."""
@@ -102,18 +106,17 @@ class Prepared:
             return {}
         return {"forgetting": _data(self.forgetting, spec.forgetting.data)}
 
-    def _predicted_peak(self, spec: StudySpec) -> dict[str, int]:
-        """Arm → peak bytes of a step of mean size by arithmetic, for runs whose memory was not measured."""
-        from loratlas.anatomy.cost import cost
+    def _predicted_peak(self, spec: StudySpec) -> dict[str, int | None]:
+        """Arm → peak bytes of a typical step, rehearsed, for runs whose memory was not measured; None: it cannot be."""
+        from loratlas.errors import ModelError
 
-        mean = self.train.report.tokens / len(self.train)
-        rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-        return {
-            name: cost(
-                self.anatomy, plan.ranks, tokens=round(mean * rows), length=round(mean), dtype=spec.dtype
-            ).peak_bytes
-            for name, plan in self.plans.items()
-        }
+        found: dict[str, int | None] = {}
+        for name, plan in self.plans.items():
+            try:
+                found[name] = self.memory(plan.ranks)
+            except ModelError:
+                found[name] = None
+        return found
 
 
 def prepare(spec: StudySpec) -> Prepared:
@@ -125,11 +128,10 @@ def prepare(spec: StudySpec) -> Prepared:
     from loratlas.anatomy.load import load_config
     from loratlas.anatomy.read import read
     from loratlas.data.encode import check_positions, encode, load_tokenizer
+    from loratlas.training.rehearsal import PeakMemory, typical
 
     source = model_source(spec.model, folder=spec.folder)
     anatomy = replace(read(source), model=spec.model)
-    resolved, matches = plans(spec, anatomy)
-    _check_arms(spec, resolved, source)
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
@@ -142,8 +144,11 @@ def prepare(spec: StudySpec) -> Prepared:
         folder=spec.folder,
     )
     whole = encode(train_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
-    judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
     config = load_config(source)
+    memory = PeakMemory(config, anatomy, typical(whole.examples, spec.batch_size), _settings(spec))
+    resolved, matches = plans(spec, anatomy, memory)
+    _check_arms(spec, resolved, source)
+    judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
     for encoded in (whole, judged):
         check_positions(encoded, config)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
@@ -193,6 +198,7 @@ def prepare(spec: StudySpec) -> Prepared:
         asked=beside.asked_rows(spec, judged_rows, evaluation),
         forgetting=forgetting,
         notes=tuple(notes),
+        memory=memory,
     )
 
 
@@ -210,6 +216,13 @@ def training(spec: StudySpec) -> dict[str, Any]:
         "checkpointing": spec.checkpointing,
         "subset": spec.subset,
     }
+
+
+def _settings(spec: StudySpec) -> Settings:
+    """Settings of a run of the study, as far as its memory depends on them."""
+    from loratlas.training.settings import Settings
+
+    return Settings(**training(spec), lr=spec.learning_rates[0])
 
 
 def evaluation_source(spec: StudySpec) -> str:
