@@ -17,12 +17,12 @@ alike: the first one runs, and its result stands in for the others'.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loratlas.anatomy.inputs import inputs
 from loratlas.anatomy.labels import Labelled
 from loratlas.anatomy.load import quiet
 from loratlas.anatomy.records import Flow
@@ -52,7 +52,7 @@ def observe(model: nn.Module, found: list[Matrix]) -> Flow:
         What was seen; ``complete`` is false where the model does not run on token ids alone.
     """
     flow = Flow()
-    for number, given in enumerate(_inputs(model)):
+    for number, given in enumerate(inputs(model, tokens=TOKENS, others=OTHERS)):
         tried = _run(model, found, given)
         if number == 0 or tried.complete or len(tried.calls) > len(flow.calls):
             flow = tried
@@ -132,8 +132,8 @@ def _once(model: nn.Module, blocks: dict[str, int | None], flow: Flow) -> Iterat
     for name in blocks:
         if not modules[name]._modules:
             continue
-        built = (name.rpartition(".")[0], *_build(modules[name]))
-        twin = first.setdefault(built, name)
+        kind = (name.rpartition(".")[0], *built(modules[name]))
+        twin = first.setdefault(kind, name)
         if twin == name:
             replaced.append(modules[name])
             modules[name].forward = _kept(modules[name])
@@ -169,7 +169,7 @@ def _same(twin: Any, module: Any) -> Callable[..., Any]:
     return run
 
 
-def _build(block: nn.Module) -> tuple[Any, ...]:
+def built(block: nn.Module) -> tuple[Any, ...]:
     """All that tells one block from another: classes, shapes and plain settings of every module in it."""
     said = []
     for name, module in block.named_modules():
@@ -204,36 +204,3 @@ def _plainly(model: nn.Module) -> Iterator[None]:
     finally:
         for config, name, value in before:
             setattr(config, name, value)
-
-
-def _inputs(model: nn.Module) -> list[dict[str, Any]]:
-    """What to call the model with, best first: token ids, and an encoder's states where it can attend to some."""
-    config: Any = model.config
-    wanted = inspect.signature(model.forward).parameters
-
-    def ids(length: int, rows: int = 1) -> torch.Tensor:
-        return torch.zeros(rows, length, dtype=torch.long, device="meta")
-
-    given: dict[str, Any] = {"input_ids": ids(TOKENS)}
-    if "use_cache" in wanted:
-        given["use_cache"] = False
-    if "lang_ids" in wanted:
-        given["lang_ids"] = ids(1)[0]
-    if "decoder_input_ids" in wanted and config.is_encoder_decoder:
-        given |= {"input_ids": ids(OTHERS), "decoder_input_ids": ids(TOKENS)}
-    tries = [given]
-    books = getattr(config, "num_codebooks", None)
-    if isinstance(books, int):
-        tries.append(given | {"input_ids": ids(TOKENS, books)})
-    for name in ("encoder_hidden_states", "cross_attention_states"):
-        if name in wanted:
-            width = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 0)
-            if not width:
-                continue
-            states = torch.empty(1, OTHERS, width, device="meta", dtype=_dtype(model))
-            tries = [one | {name: states} for one in tries] + tries
-    return tries
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(value.dtype for value in model.parameters() if value.dtype.is_floating_point)
