@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +22,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
 ROOT = Path(__file__).resolve().parents[1]
+# What tests measure of the machine is no measurement: it must not end up in the user's cache.
+os.environ["LORATLAS_CACHE"] = tempfile.mkdtemp(prefix="loratlas-cache-")
+atexit.register(shutil.rmtree, os.environ["LORATLAS_CACHE"], ignore_errors=True)
+
 SHARED = Path(os.environ.get("LORATLAS_SHARED", ROOT.parent / "shared"))
 
 

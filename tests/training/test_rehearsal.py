@@ -183,7 +183,7 @@ def test_seconds_are_learnt_once_and_kept(tmp_path):
     assert again.seconds(step) == seconds
     wider = rehearse(config, rows, even_rows(2, 24), Settings(dtype="float32"))
     assert again.seconds(wider) is None
-    known.file.write_text(json.dumps({"version": 0}))
+    known._known.file.write_text(json.dumps({"version": 0}))
     assert Calibration(tmp_path).seconds(step) is None
-    known.file.write_text("{")
+    known._known.file.write_text("{")
     assert Calibration(tmp_path).seconds(step) is None

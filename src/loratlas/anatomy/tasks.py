@@ -135,7 +135,8 @@ def own_labels(config: PretrainedConfig) -> tuple[str, ...]:
     """
     if class_kind(config) != "SequenceClassification":
         return ()
-    named = [str(config.id2label[place]) for place in range(config.num_labels)]
+    names: Any = config.id2label or {}
+    named = [str(names[place]) for place in range(len(names))]
     counted = named == [f"LABEL_{place}" for place in range(len(named))]
     return tuple(str(place) for place in range(len(named))) if counted else tuple(named)
 

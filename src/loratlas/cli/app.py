@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from loratlas.cli import audit_log, evaluate, export, mapping, study, train
+from loratlas.cli import audit_log, evaluate, export, mapping, scan, study, train
 
 ABOUT = "\n\n".join(
     (
         "Where in this transformer should LoRA go, for this data, under this budget?",
-        "map shows what can be adapted, plan counts what a placement costs, train and eval do one run, study "
-        "compares placements and says how sure the answer is, export hands the adapter on.",
+        "map shows what can be adapted, plan counts what a placement costs, scan measures where adaptation pays, "
+        "train and eval do one run, study compares placements and says how sure the answer is, export hands the "
+        "adapter on.",
         "Every command takes --json and then prints one JSON object. Exit codes: 0 done, 1 a check failed, "
         "2 the request was wrong, 3 the run failed, 130 stopped by Ctrl-C.",
     )
@@ -39,6 +40,7 @@ def build() -> Any:
             mapping.plan_model,
             'loratlas plan gpt2-medium --placement "feedforward.down" --budget params=1M',
         ),
+        ("scan", scan.scan, "loratlas scan demo:llama-mini demo:facts-300 --budget like=all:1"),
         (
             "train",
             train.train,

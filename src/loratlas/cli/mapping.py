@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loratlas.cli import options, output
+from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.anatomy.sites import Anatomy, Site
+    from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
 
 STRIP = 16
@@ -34,7 +37,8 @@ def map_model(model: options.ModelOrConfig, as_json: options.Json = False) -> No
         f"{anatomy.model} ({anatomy.model_type}): {output.count(anatomy.parameters)} parameters, "
         f"{anatomy.layers} layers, width {anatomy.hidden}"
     )
-    tied = [site for site in anatomy.sites if site.tied_to is not None]
+    copies = {path for site in anatomy.sites for path in site.called_as}
+    tied = [site for site in anatomy.sites if site.tied_to is not None and site.path not in copies]
     drawn = output.table("role", "layers", ("sites", "right"), "shape", "kind", ("one rank costs", "right"))
     for (role, shape, kind), sites in _by_role(anatomy.sites).items():
         cost = sum(site.lora_parameters(1) for site in sites if site.adaptable)
@@ -51,6 +55,13 @@ def map_model(model: options.ModelOrConfig, as_json: options.Json = False) -> No
         output.say("layers: ■ in every layer of the strip, ▪ in some, · in none. shape: out × in.")
     for site in tied:
         output.say(f"{site.module} is the same matrix as {site.tied_to} and is counted there.")
+    several = [site for site in anatomy.sites if site.called_as and "inert" not in site.flags]
+    if several:
+        output.say(
+            f"{len(several)} matrices are called under several names, and one adapter serves all of them: "
+            f"{several[0].module} is also {', '.join(several[0].called_as[1:4])}"
+            f"{', …' if len(several[0].called_as) > 4 or len(several) > 1 else ''}."
+        )
     if anatomy.unresolved:
         output.say(f"\nUnresolved, and left alone ({len(anatomy.unresolved)}):")
         for item in anatomy.unresolved:
@@ -63,6 +74,8 @@ def plan_model(
     model: options.ModelOrConfig,
     placement: options.Placement,
     budget: options.Budget = None,
+    scores: options.Scores = None,
+    by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     batch_size: options.BatchSize = 16,
@@ -97,16 +110,24 @@ def plan_model(
 ) -> None:
     """Turn a placement into a table of exact sites and ranks, and say what it costs.
 
-    No weights are read. Parts without a rank get 16, or whatever the budget leaves them.
+    No weights are read. Parts without a rank get 16, or whatever the budget leaves them. --placement auto spends the
+    budget by the scores of an earlier scan.
     """
     from loratlas.anatomy.load import load_config
     from loratlas.cli.pricing import Step, price, show
-    from loratlas.placement.plan import place
     from loratlas.study.inputs import model_source
+    from loratlas.study.scan import is_auto
 
     anatomy, source = read_named(model), load_config(model_source(model))
+    check_scores(placement, scores)
+    if is_auto(placement) and scores is None:
+        raise SettingsError(
+            given="--placement auto without --scores",
+            found="no scores to place by; they need weights and rows",
+            instead=f"loratlas scan {model} DATA --json > scan.json, then --scores scan.json",
+        )
     step = Step(config=source, anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.chosen)
-    plan = place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, memory=step.memory())
+    plan = placed(anatomy, placement, budget, scores, by, alpha, rslora, memory=step.memory())
     config = output.plain(plan.to_peft(source).to_dict())
     if peft and not as_json:
         output.emit(config)
@@ -115,10 +136,44 @@ def plan_model(
     if as_json:
         output.emit({**plan.to_json(), "cost": spent, "peft": config})
         return
-    _show_plan(anatomy, plan)
+    show_plan(anatomy, plan)
     show(spent)
     output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
     output.say("PEFT adapts exactly these sites, proven on a copy without weights; its LoraConfig: --peft.")
+
+
+def check_scores(placement: str | None, scores: Path | None) -> None:
+    """Refuse scores for a placement that does not ask for them."""
+    from loratlas.study.scan import is_auto
+
+    if scores is not None and not is_auto(placement):
+        raise SettingsError(
+            given=f"--scores with --placement {placement}",
+            found="a placement that names its sites itself",
+            instead="--placement auto, or no --scores",
+        )
+
+
+def placed(
+    anatomy: Anatomy,
+    placement: str,
+    budget: str | None,
+    scores: Path | None,
+    by: str,
+    alpha: float | None,
+    rslora: bool,
+    memory: Memory | None = None,
+) -> Plan:
+    """The plan of a placement; of ``auto``, by the scores in a file."""
+    from loratlas.placement.plan import place
+    from loratlas.study.scan import load_scan, plan_from
+
+    if scores is None:
+        return place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, memory=memory)
+    plan, _ = plan_from(
+        load_scan(scores), anatomy, budget=budget, by=by, alpha=alpha, rslora=rslora, memory=memory
+    )
+    return plan
 
 
 def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:
@@ -134,7 +189,7 @@ def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:
     return replace(read(model_source(model) if config is None else config), model=model)
 
 
-def _show_plan(anatomy: Anatomy, plan: Plan) -> None:
+def show_plan(anatomy: Anatomy, plan: Plan) -> None:
     output.say(f"{plan.placement} on {anatomy.model} ({anatomy.model_type}): {len(plan.rows)} sites")
     shares = output.table("", ("", "right"), "")
     shares.show_header = False

@@ -19,12 +19,14 @@ def train(
         typer.Option(
             "--placement",
             metavar="TEXT",
-            help='Where the adapters go: "attention:16", "all@top/2", "q,v:8 + feedforward.down:4".',
+            help='Where the adapters go: "attention:16", "q,v:8 + feedforward.down:4", or auto: where a scan says.',
             show_default=False,
             rich_help_panel=options.PLACE,
         ),
     ] = None,
     budget: options.Budget = None,
+    scores: options.Scores = None,
+    by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     adapter: Annotated[
@@ -151,6 +153,7 @@ def train(
             rich_help_panel=options.TRAIN,
         ),
     ] = False,
+    compile: options.CompileOption = options.Compile.auto,
     out: options.Out,
     resume: options.Resume = False,
     report_to: Annotated[
@@ -190,6 +193,7 @@ def train(
         seed=seed,
         dtype=dtype.chosen,
         checkpointing=checkpointing,
+        compile=compile.value,
         init=True if init is None else init,
         report_to=tuple(report_to or ()),
     )
@@ -200,6 +204,8 @@ def train(
             out=out,
             placement=placement,
             budget=budget,
+            scores=scores,
+            by=by,
             alpha=alpha,
             rslora=rslora,
             adapter=adapter,

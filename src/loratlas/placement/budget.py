@@ -192,7 +192,7 @@ def solve(
         assert memory is not None  # spending said so
         _share_out_measured(ranks, auto, allowed, memory)
     elif auto:
-        _share_out(ranks, auto, allowed - least, _steps(anatomy, ranks, auto, budget.quantity))
+        _share_out(ranks, auto, allowed - least, rank_costs(anatomy, ranks, auto, budget.quantity))
     return ranks
 
 
@@ -206,24 +206,36 @@ def _least(budget: Budget, least: int, allowed: int) -> str:
     return f"{budget.quantity}={least}"
 
 
-def _steps(
-    anatomy: Anatomy, ranks: Mapping[str, int], auto: Sequence[Site], quantity: Quantity
+def rank_costs(
+    anatomy: Anatomy,
+    ranks: Mapping[str, int],
+    auto: Sequence[Site],
+    quantity: Quantity,
+    memory: Memory | None = None,
 ) -> dict[str, int]:
-    """What one more rank costs at each site."""
+    """What one more rank costs at each of these sites.
+
+    Args:
+        anatomy: of the model.
+        ranks: path → rank; every site of ``auto`` has one.
+        auto: the sites.
+        quantity: in which unit.
+        memory: tells peak bytes, where they are asked for.
+    """
     if quantity == "params":
         return {site.path: site.lora_parameters(1) for site in auto}
-    # Of time: sites alike in role, shape and layer cost alike; in layers above the lowest one, all do.
+    # Of time and memory: sites alike in role, shape and layer cost alike; in layers above the lowest one, all do.
     lowest = min(
         (site.layer for site in anatomy.sites if site.path in ranks and site.layer is not None), default=0
     )
     alike: dict[tuple, list[Site]] = {}
     for site in auto:
         alike.setdefault((site.role, site.shape, site.kind, site.layer in (None, lowest)), []).append(site)
-    base = spending(anatomy, ranks, quantity)
+    base = spending(anatomy, ranks, quantity, memory)
     steps: dict[str, int] = {}
     for sites in alike.values():
         more = {**ranks, sites[0].path: ranks[sites[0].path] + 1}
-        step = spending(anatomy, more, quantity) - base
+        step = spending(anatomy, more, quantity, memory) - base
         steps |= dict.fromkeys((site.path for site in sites), step)
     return steps
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loratlas.errors import DataError
+from loratlas.placement.plan import Plan
 from loratlas.study import beside
 from loratlas.study.inputs import DEMO, model_source, open_rows, open_task
 from loratlas.study.match import Match, naming, plans
+from loratlas.study.scan import DECIDES, is_auto
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
+    from loratlas.study.scan import Scan
     from loratlas.training.rehearsal import PeakMemory
     from loratlas.training.settings import Settings
 
@@ -51,6 +54,7 @@ class Prepared:
         forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
         memory: tells the peak bytes of a typical step.
+        scan: what placed the arms whose placement is ``auto``, as plain data; None where there is none.
     """
 
     source: str
@@ -66,6 +70,7 @@ class Prepared:
     forgetting: Encoded | None
     notes: tuple[str, ...]
     memory: PeakMemory
+    scan: dict[str, Any] | None = None
 
     def facts(self, spec: StudySpec) -> dict[str, Any]:
         """What the ledger keeps about the whole study, as plain data."""
@@ -108,6 +113,7 @@ class Prepared:
                 ],
             },
             "notes": list(self.notes),
+            **({} if self.scan is None else {"scan": self.scan}),
         }
 
     def _forgetting(self, spec: StudySpec) -> dict[str, Any]:
@@ -128,8 +134,12 @@ class Prepared:
         return found
 
 
-def prepare(spec: StudySpec) -> Prepared:
+def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared:
     """Read the base's anatomy, resolve the arms and encode the rows.
+
+    Args:
+        spec: the study.
+        begun: facts of the ledger, where the study has begun: its scan is not made again.
 
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
@@ -143,6 +153,7 @@ def prepare(spec: StudySpec) -> Prepared:
 
     source = model_source(spec.model, folder=spec.folder)
     base_config = load_config(source)
+    autos = [name for name, arm in spec.arms.items() if is_auto(arm.placement)]
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
@@ -161,12 +172,19 @@ def prepare(spec: StudySpec) -> Prepared:
     options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
     whole = encode_for(task, train_rows, tokenizer, **options)
     memory = PeakMemory(config, anatomy, typical(whole.examples, spec.batch_size), _settings(spec))
-    resolved, matches = plans(spec, anatomy, memory)
+    resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
     _check_arms(spec, resolved, config)
     judged = encode_for(task, judged_rows, tokenizer, **options)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
     evaluation = _drawn(judged, spec.evaluation.rows, chosen)
+    scanned = None
+    if autos:
+        kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
+        found = None if begun else _scan(spec, anatomy, train, source)
+        scanned = begun["scan"] if begun else found and found.to_json(gains=False)
+        resolved, matches = plans(spec, anatomy, memory, scan=found, known=kept)
+        _check_arms(spec, resolved, config)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -214,7 +232,18 @@ def prepare(spec: StudySpec) -> Prepared:
         forgetting=forgetting,
         notes=tuple(notes),
         memory=memory,
+        scan=scanned,
     )
+
+
+def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str) -> Scan:
+    """Measure where adaptation pays, on training rows alone."""
+    from loratlas.anatomy.load import load_model
+    from loratlas.study.scan import scan, signal_of
+
+    model = load_model(source, dtype=spec.dtype)
+    packed = False if spec.packing == "off" else None
+    return scan(model, anatomy, train, signals=[signal_of(DECIDES)], seed=spec.seed, packed=packed)
 
 
 def training(spec: StudySpec) -> dict[str, Any]:
@@ -230,6 +259,8 @@ def training(spec: StudySpec) -> dict[str, Any]:
         "dtype": spec.dtype,
         "checkpointing": spec.checkpointing,
         "subset": spec.subset,
+        # Left out where it is off, so that runs trained before it could be asked for are still the same runs.
+        **({"compile": "on"} if spec.compile == "on" else {}),
     }
 
 
@@ -252,6 +283,13 @@ def _check_task(spec: StudySpec, task: Task) -> None:
     from loratlas.errors import SpecError
 
     beside.check_metric(spec, task)
+    for name, arm in spec.arms.items():
+        if is_auto(arm.placement) and task.name != "causal":
+            raise SpecError(
+                given=f"arms.{name}: auto, for {task.name}",
+                found="signals are measured on causal language models",
+                instead="a placement in words, such as all:8",
+            )
     if spec.packing == "on" and task.why_padded is not None:
         raise SpecError(given="packing: on", found=task.why_padded, instead="packing: auto")
 
@@ -260,11 +298,12 @@ def _check_arms(spec: StudySpec, plans: dict[str, Plan], config: PretrainedConfi
     """Refuse here what would otherwise end a worker: settings, dropout and initialisation of every arm."""
     from loratlas.training.settings import Settings
 
-    for name, arm in spec.arms.items():
+    for name, plan in plans.items():
+        arm = spec.arms[name]
         with naming(name):
             special = {"dropout": arm.dropout, "init": arm.init}
             Settings(**training(spec), lr=spec.learning_rates[0], loraplus=arm.loraplus, **special)
-            plans[name].to_peft(config, **special, prove=False)
+            plan.to_peft(config, **special, prove=False)
 
 
 def _split(

@@ -180,7 +180,7 @@ def load_encoded(path: Path) -> Any:
         about = json.loads(stored["about"].tobytes())
         types = np.split(stored["types"], ends)
         whole = zip(stored["rows"], stored["sources"], stored["labels"], strict=True)
-        rest = [tuple(None if number == NONE else int(number) for number in row) for row in whole]
+        rest = [(int(row), *(None if n == NONE else int(n) for n in known)) for row, *known in whole]
     return Encoded(
         examples=tuple(
             Example(input_ids=i, labelled=m, row=r, source=s, label=c, types=None if NONE in t else t)

@@ -9,11 +9,6 @@ takes about as long as a few steps, needs no weights, and the next placement onl
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,13 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from loratlas.training.remembered import Remembered
+
 if TYPE_CHECKING:
     import torch
 
     from loratlas.training.operations import Call
     from loratlas.training.rehearsal import Rehearsal
-
-VERSION = 1
 
 ENOUGH = 0.02
 """Seconds that an operation is repeated for, at most `MOST` times and at least twice; a slow one runs once more."""
@@ -39,24 +34,13 @@ APART = 2**25
 """Bytes that the arguments of repetitions spread over, so that a cache does not hold what it would not in a step."""
 
 
-def cache_folder() -> Path:
-    """Where measurements of this machine are kept: ``LORATLAS_CACHE``, or loratlas' folder in the user's cache."""
-    asked = os.environ.get("LORATLAS_CACHE")
-    if asked:
-        return Path(asked)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "loratlas"
+_OVERHEAD = "overhead"
 
 
 class Calibration:
     """What is known about this machine's speed.
 
-    Times hold for one processor, torch version, device and number of threads, and are kept in one file for each.
+    Times are kept in the user's cache (`loratlas.training.remembered`).
 
     Args:
         folder: where they are kept; None for the user's cache.
@@ -71,22 +55,18 @@ class Calibration:
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.clock = clock
-        facts = _facts(self.device)
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        self.file = (folder or cache_folder()) / f"speed-{digest}.json"
-        self._facts, self._seconds, self._overhead = facts, dict[str, float](), None
-        self._read()
+        self._known = Remembered("speed", self.device, folder)
 
     def seconds(self, rehearsal: Rehearsal) -> float | None:
         """Seconds of one step; None where an operation has not been timed."""
-        if self._overhead is None or self.missing([rehearsal]):
+        if _OVERHEAD not in self._known.values or self.missing([rehearsal]):
             return None
-        return self._operations(rehearsal) + self._overhead * (_count(rehearsal))
+        return self._operations(rehearsal) + self._known.values[_OVERHEAD] * _count(rehearsal)
 
     def missing(self, rehearsals: Iterable[Rehearsal]) -> list[Call]:
         """Operations of these steps that have not been timed, each once."""
         found = Counter(call for rehearsal in rehearsals for call in rehearsal.calls)
-        return [call for call in found if call.key not in self._seconds]
+        return [call for call in found if call.key not in self._known.values]
 
     def learn(self, rehearsals: Sequence[Rehearsal]) -> int:
         """Time what is missing, and keep it.
@@ -96,65 +76,24 @@ class Calibration:
         """
         from loratlas.training.memory import kept_pages
 
+        known, tiny = self._known.values, _tiny_rehearsal()
         with kept_pages():
-            overhead = self._overhead is None
-            tiny = [_tiny_rehearsal()] if overhead else []
-            missing = self.missing([*tiny, *rehearsals])
+            missing = self.missing([tiny, *rehearsals])
             for call in missing:
-                self._seconds[call.key] = _time(call, self.device, self.clock)
-            if overhead:
-                whole = _tiny_step(self.clock, self.device)
-                self._overhead = max(0.0, (whole - self._operations(tiny[0])) / _count(tiny[0]))
+                known[call.key] = _time(call, self.device, self.clock)
+            if _OVERHEAD not in known:
+                beyond = _tiny_step(self.clock, self.device) - self._operations(tiny)
+                known[_OVERHEAD] = max(0.0, beyond / _count(tiny))
         if missing:
-            self._write()
+            self._known.keep()
         return len(missing)
 
     def _operations(self, rehearsal: Rehearsal) -> float:
-        return sum(times * self._seconds[call.key] for call, times in rehearsal.calls.items())
-
-    def _read(self) -> None:
-        try:
-            kept = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return  # nothing measured yet, or nothing that can be read: it is measured again
-        if kept.get("version") == VERSION and kept.get("machine") == self._facts:
-            self._seconds, self._overhead = kept["seconds"], kept["overhead"]
-
-    def _write(self) -> None:
-        kept = {
-            "version": VERSION,
-            "machine": self._facts,
-            "overhead": self._overhead,
-            "seconds": self._seconds,
-        }
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.file.parent, delete=False, encoding="utf-8"
-            ) as new:
-                json.dump(kept, new)
-            Path(new.name).replace(self.file)
-        except OSError:
-            return  # a cache that cannot be written costs the next process the same seconds, and nothing else
+        return sum(times * self._known.values[call.key] for call, times in rehearsal.calls.items())
 
 
 def _count(rehearsal: Rehearsal) -> int:
     return sum(rehearsal.calls.values()) + rehearsal.free
-
-
-def _facts(device: torch.device) -> dict[str, Any]:
-    import platform
-
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.cpu.get_capabilities()
-    return {
-        "device": name if isinstance(name, str) else sorted(f"{key}={value}" for key, value in name.items()),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
 
 
 def _time(call: Call, device: torch.device, clock: Callable[[], float]) -> float:
@@ -188,7 +127,12 @@ def _tiny() -> tuple[Any, Any, Any]:
     from loratlas.anatomy.read import read
     from loratlas.training.rehearsal import even_rows
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 4,
+    }
     config = LlamaConfig(**sizes, vocab_size=64)
     rows = [
         Row(site=site, rank=4, alpha=8.0) for site in read(config).adaptable if site.family in ("attn", "ffn")

@@ -82,9 +82,13 @@ def why_alone(model: Any, member: Member) -> str | None:
         return "recomputed layers would draw other dropout masks"
     if settings.dropout and model.get_input_embeddings().weight.device.type != "cpu":
         return "its dropout masks are drawn by the accelerator, whose stream a fleet does not follow"
+    if settings.compile == "on":
+        return "its layers are compiled, with its own adapters in them"
     if settings.report_to:
         return "it reports to a tracker while it trains"
     for row in member.rows:
+        if len(row.modules) > 1:
+            return f"{row.site.module} is one matrix under {len(row.modules)} names"
         module = model.get_submodule(row.site.module)
         if type(module) not in _SERVED:
             return f"{row.site.module} is a {type(module).__name__}, and a fleet serves plain matrices"

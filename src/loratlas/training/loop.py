@@ -16,6 +16,7 @@ from loratlas.adapters.kernels import lean
 from loratlas.data.batches import training_order
 from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
+from loratlas.training.compilation import Compilation
 from loratlas.training.conditions import dropout_stream, interruptible, training_mode
 from loratlas.training.masters import Masters
 from loratlas.training.memory import Peak, kept_pages
@@ -85,6 +86,7 @@ def fit(
             run.take_up()
         run.prefix = run.find_prefix()
         report = stack.enter_context(reporters(settings, model, out, steps=run.steps))
+        compilation = stack.enter_context(run.compilation.run())
         peak = run.peak()
         try:
             for _ in (
@@ -96,9 +98,14 @@ def fit(
             while not run.finished:
                 stream(run.tally.done)
                 with peak.watch(run.tally.done):
-                    event = run.step()
+                    try:
+                        event = run.step()
+                    except RuntimeError as error:
+                        compilation.failed(error)
+                        event = run.step()
                 if event is None:
                     break
+                compilation.stepped(run.tally.done, *run.tally.last_step)
                 report(event)
                 if on_step is not None:
                     on_step(event)
@@ -139,6 +146,13 @@ class Run:
         self._check_dtype()
         self.optimizer = Optimizer(self.masters, settings, steps=self.steps)
         self.tally = Tally(steps=self.steps, log_every=settings.log_every)
+        self.compilation = Compilation(
+            model,
+            settings.compile,
+            steps=self.steps,
+            dtype=settings.dtype,
+            dropout=bool(settings.dropout),
+        )
         self.patience = Patience(settings, steps=self.steps)
         self.diverged_at: int | None = None
         self.prefix: Prefix | None = None
@@ -341,6 +355,8 @@ class Run:
             peak_bytes=peak_bytes,
             packing="packed" if self.packed else "padded",
             packing_reason=self.reason,
+            compiled=self.compilation.on,
+            compile_reason=self.compilation.reason,
             kept_layers=self.prefix.depth if self.prefix is not None else 0,
             diverged=self.diverged_at is not None,
             diverged_at=self.diverged_at,
