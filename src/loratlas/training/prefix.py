@@ -196,20 +196,34 @@ def prefix_for(
         not one whose layers pass one tensor from each to the next.
     """
     pool = np.unique(order).tolist()
-    layers = layers_of(model)
-    if layers is None or order.size <= len(pool) or _has_dropout(bare(model).config):
-        return None
-    if depth is None:
-        depth = layers.lowest([name for name, p in bare(model).named_parameters() if p.requires_grad])
-        depth = len(layers.modules) if depth is None else depth
-    if depth < 1:
+    if order.size <= len(pool) or _has_dropout(bare(model).config):
         return None
     try:
-        prefix = Prefix(model, data, pool, layers=layers, depth=depth)
+        prefix = kept_below(model, data, pool, depth=depth)
+        if prefix is None:
+            return None
         fits = whatever_memory or prefix.bytes() <= SHARE * free_bytes(prefix.lasting()[0].device)
         return prefix if fits and _proven(model, data, prefix, order) else None
     except Exception:  # whatever a strange model raises, its layers can still be computed every time
         return None
+
+
+def kept_below(model: Any, data: Encoded, pool: Sequence[int], *, depth: int | None = None) -> Prefix | None:
+    """A prefix that nothing has been proven of; None where no whole layer is frozen, or none can be told.
+
+    Args:
+        model: bare or as a `PeftModel`.
+        data: encoded rows.
+        pool: which of them will come.
+        depth: as for `prefix_for`.
+    """
+    layers = layers_of(model)
+    if layers is None:
+        return None
+    if depth is None:
+        depth = layers.lowest([name for name, p in bare(model).named_parameters() if p.requires_grad])
+        depth = len(layers.modules) if depth is None else depth
+    return Prefix(model, data, pool, layers=layers, depth=depth) if depth >= 1 else None
 
 
 def _proven(model: Any, data: Encoded, prefix: Prefix, order: np.ndarray) -> bool:
