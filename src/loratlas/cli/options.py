@@ -41,6 +41,13 @@ class Schedule(StrEnum):
     constant = "constant"
 
 
+class Compile(StrEnum):
+    """Whether the layers are compiled."""
+
+    off = "off"
+    on = "on"
+
+
 class Quantize(StrEnum):
     """How the base's weights are stored."""
 

@@ -158,6 +158,14 @@ def train(
             rich_help_panel=options.TRAIN,
         ),
     ] = False,
+    compile: Annotated[
+        options.Compile,
+        typer.Option(
+            "--compile",
+            help="Put the layers through torch.compile before the first step.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = options.Compile.off,
     out: options.Out,
     resume: options.Resume = False,
     report_to: Annotated[
@@ -194,6 +202,7 @@ def train(
         seed=seed,
         dtype=dtype.chosen,
         checkpointing=checkpointing,
+        compile=compile.value,
         init=True if init is None else init,
         report_to=tuple(report_to or ()),
     )

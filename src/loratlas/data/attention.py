@@ -204,6 +204,7 @@ def register() -> None:
     AttentionInterface.register(NAME, packed_attention)
 
 
+@torch.compiler.disable
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -23,6 +23,7 @@ from loratlas.study.result import StudyResult, load_study, write_json
 from loratlas.study.schedule import nll, schedule
 from loratlas.study.spec import StudySpec
 from loratlas.training.conditions import Stop, interruptible
+from loratlas.training.memory import free_bytes
 
 ATTEMPTS = 2
 """How often a run is begun whose worker process died."""
@@ -222,7 +223,8 @@ class Coordinator:
         count = workers or (_cores() if device == "cpu" else 1)
         count = max(1, min(count, len(state.pending)))
         threads = 1 if device == "cpu" else None
-        self._fleet = fleet_size(self.spec, self.prepared, device)
+        free = free_bytes(device) // count
+        self._fleet = fleet_size(self.spec, self.prepared, device, free=free)
         # A Ctrl-C is asked for, not thrown: thrown into a destructor, say, Python would swallow it.
         with interruptible() as stop, Pool(setup, self.out / "cache", workers=count, threads=threads) as pool:
             self._loop(pool, stop)
@@ -441,16 +443,44 @@ def _words(key: Key | None) -> str:
     )
 
 
-def fleet_size(spec: StudySpec, prepared: Prepared, device: str) -> int:
-    """How many runs a worker trains side by side: as many as share a pass through the base, `MOST` at most.
+def company(tokens: float, device: str) -> int:
+    """How many runs, of steps of so many tokens, share a pass through the base; `MOST` at most.
 
     A pass that one run's step fills gains nothing from company; then every run is trained alone.
+
+    >>> company(400, "cpu"), company(1700, "cpu")
+    (5, 1)
     """
     from loratlas.training.fleet import OTHER_TOKENS, PASS_TOKENS
 
+    return max(1, min(MOST, int(PASS_TOKENS.get(device, OTHER_TOKENS) // max(1.0, tokens))))
+
+
+def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -> int:
+    """How many runs a worker trains side by side: as many as share a pass, and as memory holds.
+
+    The passes of a fleet follow one another, so that the memory of activations is that of one pass; what every run
+    adds lasts: its adapters, their gradients, two moments and the last good state.
+
+    Args:
+        spec: of the study.
+        prepared: its base, plans and rows.
+        device: of the workers.
+        free: bytes that one worker may take, its base included.
+    """
+    from loratlas.anatomy.cost import cost
+
+    mean = prepared.train.report.tokens / len(prepared.train)
     rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-    tokens = max(1.0, rows * prepared.train.report.tokens / len(prepared.train))
-    return max(1, min(MOST, int(PASS_TOKENS.get(device, OTHER_TOKENS) // tokens)))
+    together = company(rows * mean, device)
+    tokens = round(together * rows * mean)
+    prices = [
+        cost(prepared.anatomy, plan.ranks, tokens=tokens, length=round(mean), dtype=spec.dtype)
+        for plan in prepared.plans.values()
+    ]
+    own = max(5 * price.adapter_bytes for price in prices)
+    shared = max(price.peak_bytes - 2 * price.adapter_bytes - price.optimizer_bytes for price in prices)
+    return max(1, min(together, (free - shared) // own))
 
 
 def _device() -> str:

@@ -10,6 +10,7 @@ them. So a resumed run, which has nothing kept, computes the same numbers again,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
 
 SHARE = 0.25
-"""Of the memory that is free when a run begins, what its rows' states may take."""
+"""Of the memory that is free when a run begins, what its rows' states may take; on a CPU, where others may begin too,
+of the part that goes with the cores it uses."""
 
 CHUNK = 1024
 """Tokens computed together when states are made; a longer row is a chunk of its own."""
@@ -206,10 +208,18 @@ def prefix_for(
         return None
     try:
         prefix = Prefix(model, data, pool, layers=layers, depth=depth)
-        fits = whatever_memory or prefix.bytes() <= SHARE * free_bytes(prefix.lasting()[0].device)
+        fits = whatever_memory or prefix.bytes() <= _allowed(prefix.lasting()[0].device)
         return prefix if fits and _proven(model, data, prefix, order) else None
     except Exception:  # whatever a strange model raises, its layers can still be computed every time
         return None
+
+
+def _allowed(device: torch.device) -> float:
+    """Bytes that states may take."""
+    import torch
+
+    cores = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)) if device.type == "cpu" else 1.0
+    return SHARE * cores * free_bytes(device)
 
 
 def _proven(model: Any, data: Encoded, prefix: Prefix, order: np.ndarray) -> bool:
