@@ -218,6 +218,7 @@ def _finish(
         "peak_bytes": result.peak_bytes,
         "packing": result.packing,
         "packing_reason": result.packing_reason,
+        "kept_layers": result.kept_layers,
         "stopped_early": result.stopped_early,
         "diverged": result.diverged,
         "eval": None,

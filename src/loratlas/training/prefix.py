@@ -66,7 +66,10 @@ class Layers:
 
 
 def layers_of(model: Any) -> Layers | None:
-    """The decoder layers of a model, if it has exactly one list of as many modules as its config names layers."""
+    """The decoder layers of a model, if it has exactly one list of as many modules as its config names layers.
+
+    Lists inside such a list, of experts say, do not count.
+    """
     import torch
 
     inner = bare(model)
@@ -76,7 +79,8 @@ def layers_of(model: Any) -> Layers | None:
         for name, module in inner.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == wanted
     ]
-    return Layers(path=lists[0][0], modules=tuple(lists[0][1])) if len(lists) == 1 else None
+    outer = [found for found in lists if not any(found[0].startswith(f"{name}.") for name, _ in lists)]
+    return Layers(path=outer[0][0], modules=tuple(outer[0][1])) if len(outer) == 1 else None
 
 
 class _Reached(Exception):
