@@ -56,14 +56,15 @@ def main() -> int:
 
 
 def _on_cpu(asked: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.parts import alpaca, step, study
+    from benchmarks.parts import alpaca, memory, step, study
 
+    peaks = memory.measure()
     over_floor = step.measure(rounds=asked.rounds, compiled=asked.compiled)
     found = alpaca.measure(steps=asked.steps, rounds=asked.rounds, compiled=asked.compiled)
     recipe = found.pop("recipe")
     runs = study.measure(recipe=recipe, rounds=asked.rounds, steps=asked.study_steps, batch=asked.study_rows)
     faults = [*over_floor.pop("faults"), *found.pop("faults"), *runs.pop("faults")]
-    return {**found, "step": over_floor, "study": runs, "faults": faults}
+    return {**found, "step": over_floor, "memory": peaks, "study": runs, "faults": faults}
 
 
 def _on_cuda(asked: argparse.Namespace) -> dict[str, Any]:

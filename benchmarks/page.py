@@ -34,7 +34,7 @@ def bench(result: dict[str, Any], *, measured_elsewhere: bool) -> str:
     for row in result["table"]:
         figures = [f"{row[kind]['median']:.2f}" for kind in ("steady", "whole", "whole_cpu")]
         lines.append(f"| {row['row']} | {' | '.join(figures)} | ≥ {row['target']:g} |")
-    lines += [*_step(result["step"]), *_study(result["study"])]
+    lines += [*_step(result["step"]), *_memory(result["memory"]), *_study(result["study"])]
     losses = ", ".join(f"{name} {runs[0]['nll']:.3f}" for name, runs in result["runs"].items())
     lines += [
         "",
@@ -68,6 +68,25 @@ def _step(step: dict[str, Any]) -> list[str]:
         code = "compiled" if case["compiled"] else "eager"
         lines.append(
             f"| {case['base']} | {case['dropout']:g} | {code} | {theirs:.2f} | {own:.2f} | ≤ {case['target']:g} |"
+        )
+    return lines
+
+
+def _memory(memory: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        "## The allocator's peak of a run",
+        "",
+        f"{memory['placement']}, over `Trainer`'s at the same precision.",
+        "",
+        "| base | precision | `Trainer`, MiB | loratlas, MiB | ratio | target |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in memory["cases"]:
+        theirs, own = (case[f"{side}_bytes"] / 2**20 for side in ("trainer", "ours"))
+        lines.append(
+            f"| {case['base']} | {case['dtype']} | {theirs:,.0f} | {own:,.0f} | {case['ratio']:.2f} "
+            f"| ≤ {case['target']:g} |"
         )
     return lines
 

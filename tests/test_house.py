@@ -27,6 +27,7 @@ FLOORS: dict[str, int] = {
     "placement": 3,
     "demo": 3,
     "evaluation": 4,
+    "signals": 4,
     "training": 5,
     "study": 6,
     "report": 7,

@@ -441,12 +441,38 @@ def measured() -> dict[str, Any]:
     return made
 
 
+def scanned() -> dict[str, Any]:
+    """The third arm placed by a scan."""
+    made = study()
+    rows = made["arms"][2]["plan"]["sites"]
+    for number, row in enumerate(rows):
+        row["why"] = f"its last rank adds {number + 1} per 1,000 trainable parameters; the budget ended at 1"
+    sites = [site for site in made["anatomy"]["sites"] if site["layer"] is not None]
+    made["scan"] = {
+        "rows": 64,
+        "cost_in_steps": 4.0,
+        "settled": True,
+        "signals": [
+            {"name": name, "unit": "nats per token", "pays": "high", "adam": "none", "repeats": 0.91,
+             "repeats_top": 0.95, "silent": None}
+            for name in ("gradient", "gradient_energy")
+        ],
+        "scores": [
+            {"path": site["path"], "signal": name, "value": 1.0 + number, "unit": "nats per token", "error": 0.1}
+            for name in ("gradient", "gradient_energy")
+            for number, site in enumerate(sites)
+        ],
+    }  # fmt: skip
+    return made
+
+
 VARIANTS = {
     "example": study,
     "undetermined": undetermined,
     "diverged": diverged,
     "incomplete": incomplete,
     "measured": measured,
+    "scanned": scanned,
     "hostile": hostile,
 }
 

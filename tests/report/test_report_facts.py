@@ -14,7 +14,7 @@ import yaml
 from report_example import VARIANTS, load, study
 
 from loratlas.errors import OutputError, RequestError
-from loratlas.report import beside, build, facts, figures, forest, tables
+from loratlas.report import beside, build, facts, figures, forest, scanned, tables
 from loratlas.report.ledger import FORMS, WAYS, Ledger, plain
 
 # The only numbers that the page's own words may hold: zero as the sign of a difference and the power that
@@ -74,7 +74,9 @@ def resolve(study: Any, path: str) -> Any:
     return study
 
 
-@pytest.mark.parametrize("variant", ["example", "undetermined", "diverged", "incomplete", "measured"])
+@pytest.mark.parametrize(
+    "variant", ["example", "undetermined", "diverged", "incomplete", "measured", "scanned"]
+)
 def test_the_page_says_nothing_that_is_not_in_the_study(variant: str, tmp_path: Path) -> None:
     made = VARIANTS[variant]()
     page = Page(page_of(made, tmp_path))
@@ -146,6 +148,25 @@ def test_the_map_shows_every_rank_and_every_bare_site() -> None:
         )
         assert ranks["zmax"] == 6, "one scale for all arms"
         assert "embed" not in ranks["x"], "outside the blocks only where adapted"
+
+
+def test_a_scan_has_its_section(tmp_path: Path) -> None:
+    made = VARIANTS["scanned"]()
+    ledger = facts.read(made)
+    assert plain(scanned.lead(ledger)) == (
+        "A scan read 64 training rows, the price of 4 training steps, and placed feedforward. The top of its order had "
+        "settled: one half of the rows says what the other half says."
+    )
+    (heat,) = figures.figures(ledger)["scan"]["light"]["data"]
+    assert sorted(value for row in heat["z"] for value in row) == [1.0 + i for i in range(56)]
+    told = [[plain(cell) for cell in row] for row in scanned.signals(ledger).rows]
+    assert told[1] == ["gradient energy", "nats per token", "high", "none", "0.91", "0.95"]
+    assert len(scanned.reasons(ledger).rows) == len(made["arms"][2]["plan"]["sites"])
+    text = page_of(made, tmp_path)
+    assert html.escape(made["arms"][2]["plan"]["sites"][0]["why"]) in text
+    made["scan"]["settled"] = False
+    assert "had not settled" in plain(scanned.lead(facts.read(made)))
+    assert 'id="scan"' not in page_of(study(), tmp_path)
 
 
 def test_an_adapted_embedding_gets_its_row() -> None:

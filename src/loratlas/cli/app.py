@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from loratlas.cli import audit_log, evaluate, export, mapping, study, train
+from loratlas.cli import audit_log, evaluate, export, mapping, scan, study, train
 
 ABOUT = "\n\n".join(
     (
         "Where in this transformer should LoRA go, for this data, under this budget?",
-        "map shows what can be adapted, plan counts what a placement costs, train and eval do one run, study "
-        "compares placements and says how sure the answer is, export hands the adapter on.",
+        "map shows what can be adapted, plan counts what a placement costs, scan measures where adaptation pays, "
+        "train and eval do one run, study compares placements and says how sure the answer is, export hands the "
+        "adapter on.",
         "Every command takes --json and then prints one JSON object. Exit codes: 0 done, 1 a check failed, "
         "2 the request was wrong, 3 the run failed, 130 stopped by Ctrl-C.",
     )
@@ -38,6 +40,7 @@ def build() -> Any:
             mapping.plan_model,
             'loratlas plan gpt2-medium --placement "feedforward.down" --budget params=1M',
         ),
+        ("scan", scan.scan, "loratlas scan demo:llama-mini demo:facts-300 --budget like=all:1"),
         (
             "train",
             train.train,
@@ -54,8 +57,13 @@ def build() -> Any:
         ("demo", study.demo, "loratlas demo"),
         ("export", export.export, "loratlas export run --for merged --out model"),
     ):
-        app.command(name, epilog=f"Example: {example}")(function)
+        app.command(name, help=_paragraphs(function), epilog=f"Example: {example}")(function)
     return typer.main.get_command(app)
+
+
+def _paragraphs(function: Callable[..., Any]) -> str:
+    """A docstring with one line per paragraph, so that the terminal's width decides where lines break."""
+    return "\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n"))
 
 
 def _print_version(wanted: bool) -> None:

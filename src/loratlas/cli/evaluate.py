@@ -11,7 +11,7 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.cli.folders import adapter_folder, check_out, check_tokenizer
-from loratlas.errors import SettingsError
+from loratlas.errors import Interrupted, SettingsError
 
 if TYPE_CHECKING:
     from loratlas.cli.passes import Pass, Subject
@@ -77,7 +77,10 @@ def evaluate(
         list[Also] | None,
         typer.Option(
             "--also",
-            help="Also run the model so, and tell the loss that this gives; may be repeated.",
+            metavar="WAY",
+            help="Also run the model so, and tell the loss that this gives; may be repeated: "
+            + ", ".join(way.value for way in Also)
+            + ".",
             rich_help_panel=options.DATA,
         ),
     ] = None,
@@ -123,6 +126,7 @@ def evaluate(
     from loratlas.data.encode import check_positions, encode, load_tokenizer
     from loratlas.evaluation.catalogue import BATCH_SIZES, catalogue
     from loratlas.evaluation.definitions import REFERENCE, Evidence
+    from loratlas.evaluation.parts import FOLDER
     from loratlas.evaluation.storage import write_examples
     from loratlas.evaluation.texts import texts_of
     from loratlas.study.inputs import model_source, open_model
@@ -130,7 +134,7 @@ def evaluate(
     if stride is not None and window is None:
         raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
     folder = adapter_folder(adapter) if adapter is not None else None
-    check_out(out)
+    check_out(out, mine=(FOLDER,))
     tokenizer = load_tokenizer(model_source(model))
     remark = check_tokenizer(folder, tokenizer) if folder is not None else None
     rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
@@ -144,16 +148,19 @@ def evaluate(
 
         base = load_adapter(base, folder)
     of, reason = subject(to_device(base), rows, encoded, tokenizer)
-    with workspace(out) as place:
-        table = of.table(place, uniform=bool(smoothing))
-        scores = scores_of(table)
-        if out is not None:
-            write_examples(out, example=scores.example, n=scores.n, nll=scores.nll)
-    tables = {REFERENCE: table}
     plan = wanted(
         of, also or (), dtype=dtype.chosen, adapted=folder is not None, window=window, stride=stride,
         sizes=batch_size or BATCH_SIZES,
     )  # fmt: skip
+    with workspace(out) as place:
+        try:
+            table = of.table(place, uniform=bool(smoothing), bounds=out is not None)
+        except KeyboardInterrupt:
+            raise _stopped(out) from None
+        scores = scores_of(table)
+        if out is not None:
+            write_examples(out, example=scores.example, n=scores.n, nll=scores.nll)
+    tables = {REFERENCE: table}
     with workspace(None) as place:
         for one in plan:
             output.note(f"Once more {one.words}")
@@ -190,6 +197,20 @@ def evaluate(
     _show(facts, chosen)
     if out is not None:
         output.say(f"Losses of every example and token: {out / 'examples.parquet'}, {out / 'tokens.parquet'}")
+
+
+def _stopped(out: Path | None) -> Interrupted:
+    if out is None:
+        return Interrupted(
+            given="Ctrl-C",
+            found="the pass was stopped before its end",
+            instead="--out DIR, so that the same command can go on later",
+        )
+    return Interrupted(
+        given="Ctrl-C",
+        found=f"the pass was stopped; the rows that were finished are kept in {out}",
+        instead="the same command, to go on from there",
+    )
 
 
 def wanted(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loratlas.cli import options, output
+from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.cost import Cost
     from loratlas.anatomy.sites import Anatomy, Site
+    from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
 
 STRIP = 16
@@ -62,8 +64,30 @@ def plan_model(
     model: options.ModelOrConfig,
     placement: options.Placement,
     budget: options.Budget = None,
+    scores: options.Scores = None,
+    by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    batch_size: options.BatchSize = 16,
+    max_length: Annotated[
+        int,
+        typer.Option(
+            "--max-length",
+            metavar="TOKENS",
+            min=2,
+            help="Tokens of every row of the step that is priced.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = 128,
+    dtype: options.DtypeOption = options.Dtype.auto,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time",
+            help="Predict seconds per step; what this machine has not timed yet is timed first, for some seconds.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     peft: Annotated[
         bool,
         typer.Option(
@@ -76,33 +100,70 @@ def plan_model(
 ) -> None:
     """Turn a placement into a table of exact sites and ranks, and say what it costs.
 
-    No weights are read. Parts without a rank get 16, or whatever the budget leaves them.
+    No weights are read. Parts without a rank get 16, or whatever the budget leaves them. --placement auto spends the
+    budget by the scores of an earlier scan.
     """
-    from loratlas.anatomy.cost import cost
     from loratlas.anatomy.load import load_config
-    from loratlas.placement.plan import place
+    from loratlas.cli.pricing import Step, price, show
     from loratlas.study.inputs import model_source
+    from loratlas.study.scan import is_auto
 
-    anatomy = read_named(model)
-    plan = place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora)
-    config = output.plain(plan.to_peft(load_config(model_source(model))).to_dict())
+    anatomy, source = read_named(model), load_config(model_source(model))
+    check_scores(placement, scores)
+    if is_auto(placement) and scores is None:
+        raise SettingsError(
+            given="--placement auto without --scores",
+            found="no scores to place by; they need weights and rows",
+            instead=f"loratlas scan {model} DATA --json > scan.json, then --scores scan.json",
+        )
+    step = Step(config=source, anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.chosen)
+    plan = placed(anatomy, placement, budget, scores, by, alpha, rslora, memory=step.memory())
+    config = output.plain(plan.to_peft(source).to_dict())
     if peft and not as_json:
         output.emit(config)
         return
-    spent = cost(anatomy, {row.site.path: row.rank for row in plan.rows})
+    spent = price(plan, step, timed=time)
     if as_json:
-        output.emit(
-            {
-                **plan.to_json(),
-                "cost": asdict(spent),
-                "peft": config,
-            }
-        )
+        output.emit({**plan.to_json(), "cost": spent, "peft": config})
         return
-    _show_plan(anatomy, plan)
-    _show_cost(spent)
+    show_plan(anatomy, plan)
+    show(spent)
     output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
     output.say("PEFT adapts exactly these sites, proven on a copy without weights; its LoraConfig: --peft.")
+
+
+def check_scores(placement: str | None, scores: Path | None) -> None:
+    """Refuse scores for a placement that does not ask for them."""
+    from loratlas.study.scan import is_auto
+
+    if scores is not None and not is_auto(placement):
+        raise SettingsError(
+            given=f"--scores with --placement {placement}",
+            found="a placement that names its sites itself",
+            instead="--placement auto, or no --scores",
+        )
+
+
+def placed(
+    anatomy: Anatomy,
+    placement: str,
+    budget: str | None,
+    scores: Path | None,
+    by: str,
+    alpha: float | None,
+    rslora: bool,
+    memory: Memory | None = None,
+) -> Plan:
+    """The plan of a placement; of ``auto``, by the scores in a file."""
+    from loratlas.placement.plan import place
+    from loratlas.study.scan import load_scan, plan_from
+
+    if scores is None:
+        return place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, memory=memory)
+    plan, _ = plan_from(
+        load_scan(scores), anatomy, budget=budget, by=by, alpha=alpha, rslora=rslora, memory=memory
+    )
+    return plan
 
 
 def read_named(model: str) -> Anatomy:
@@ -113,7 +174,7 @@ def read_named(model: str) -> Anatomy:
     return replace(read(model_source(model)), model=model)
 
 
-def _show_plan(anatomy: Anatomy, plan: Plan) -> None:
+def show_plan(anatomy: Anatomy, plan: Plan) -> None:
     output.say(f"{plan.placement} on {anatomy.model} ({anatomy.model_type}): {len(plan.rows)} sites")
     shares = output.table("", ("", "right"), "")
     shares.show_header = False
@@ -142,16 +203,6 @@ def _show_plan(anatomy: Anatomy, plan: Plan) -> None:
             _range([row.alpha for row in rows]),
             output.count(sum(row.site.lora_parameters(row.rank) for row in rows)),
         )
-    output.show(drawn)
-
-
-def _show_cost(spent: Cost) -> None:
-    drawn = output.table("cost of one training step, estimated", ("", "right"))
-    drawn.add_row("arithmetic per token", f"{spent.flops_per_token / 1e9:,.3f} GFLOP")
-    drawn.add_row("adapters", output.size(spent.adapter_bytes))
-    drawn.add_row("optimizer (AdamW)", output.size(spent.optimizer_bytes))
-    drawn.add_row("activations kept, 2,048 tokens", output.size(spent.saved_activation_bytes))
-    drawn.add_row("memory at the peak", output.size(spent.peak_bytes))
     output.show(drawn)
 
 

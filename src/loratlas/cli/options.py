@@ -42,10 +42,11 @@ class Schedule(StrEnum):
 
 
 class Compile(StrEnum):
-    """Whether the layers are compiled."""
+    """Whether layers go through torch.compile."""
 
-    off = "off"
+    auto = "auto"
     on = "on"
+    off = "off"
 
 
 class Quantize(StrEnum):
@@ -104,6 +105,57 @@ Budget = Annotated[
         "--budget",
         metavar="TEXT",
         help="What the placement may spend: params=2M, params=0.5%, or like=attention:16.",
+        rich_help_panel=PLACE,
+    ),
+]
+Scores = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores",
+        metavar="FILE",
+        help="With --placement auto: what `loratlas scan --json` printed, instead of a new scan.",
+        show_default=False,
+        rich_help_panel=PLACE,
+    ),
+]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="COLUMN",
+        help="The score that places adapters, e.g. gradient, activation, alignment, probe.",
+        rich_help_panel=PLACE,
+    ),
+]
+MinRank = Annotated[
+    int,
+    typer.Option("--min-rank", metavar="N", min=0, help="Ranks that every site gets.", rich_help_panel=PLACE),
+]
+MaxRank = Annotated[
+    int | None,
+    typer.Option("--max-rank", metavar="N", min=1, help="Most ranks of a site.", rich_help_panel=PLACE),
+]
+Multiple = Annotated[
+    int,
+    typer.Option(
+        "--multiple",
+        metavar="N",
+        min=1,
+        help="Ranks are multiples of N; 8 for fast kernels.",
+        rich_help_panel=PLACE,
+    ),
+]
+WholeLayers = Annotated[
+    bool,
+    typer.Option("--whole-layers", help="All sites of a layer get the same rank.", rich_help_panel=PLACE),
+]
+TopLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--top-layers",
+        metavar="N",
+        min=1,
+        help="Only the N layers nearest the output, so that the backward pass ends early.",
         rich_help_panel=PLACE,
     ),
 ]
@@ -199,6 +251,15 @@ QuantizeOption = Annotated[
         "--quantize",
         help="Store the base in 4 bits (needs bitsandbytes).",
         show_default=False,
+        rich_help_panel=TRAIN,
+    ),
+]
+
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="torch.compile for the base's layers; auto: where the steps left pay for it, by this machine's evidence.",
         rich_help_panel=TRAIN,
     ),
 ]

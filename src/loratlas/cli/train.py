@@ -19,12 +19,14 @@ def train(
         typer.Option(
             "--placement",
             metavar="TEXT",
-            help='Where the adapters go: "attention:16", "all@top/2", "q,v:8 + feedforward.down:4".',
+            help='Where the adapters go: "attention:16", "q,v:8 + feedforward.down:4", or auto: where a scan says.',
             show_default=False,
             rich_help_panel=options.PLACE,
         ),
     ] = None,
     budget: options.Budget = None,
+    scores: options.Scores = None,
+    by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     adapter: Annotated[
@@ -158,14 +160,7 @@ def train(
             rich_help_panel=options.TRAIN,
         ),
     ] = False,
-    compile: Annotated[
-        options.Compile,
-        typer.Option(
-            "--compile",
-            help="Put the layers through torch.compile before the first step.",
-            rich_help_panel=options.TRAIN,
-        ),
-    ] = options.Compile.off,
+    compile: options.CompileOption = options.Compile.auto,
     out: options.Out,
     resume: options.Resume = False,
     report_to: Annotated[
@@ -213,6 +208,8 @@ def train(
             out=out,
             placement=placement,
             budget=budget,
+            scores=scores,
+            by=by,
             alpha=alpha,
             rslora=rslora,
             adapter=adapter,

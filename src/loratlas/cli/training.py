@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.cli import output
 from loratlas.cli.evaluate import rows_to_judge, score_all, summary, to_device
 from loratlas.cli.folders import adapter_folder, check_out, write_json
+from loratlas.cli.mapping import check_scores
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 
 if TYPE_CHECKING:
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
     from loratlas.training.loop import FitResult, StepEvent
+    from loratlas.training.rehearsal import PeakMemory
     from loratlas.training.settings import Settings
 
-MINE = ("adapter", "checkpoint", "eval", "run.json", "curve.json", "samples.json", "logs")
+PLAN = "plan.json"
+"""Where a run whose placement was found by a scan keeps it."""
+
+MINE = ("adapter", "checkpoint", "eval", "run.json", "curve.json", "samples.json", "logs", PLAN)
 """What a run leaves in its folder."""
 
 
@@ -35,6 +40,8 @@ class Job:
     out: Path
     placement: str | None
     budget: str | None
+    scores: Path | None
+    by: str
     alpha: float | None
     rslora: bool
     adapter: Path | None
@@ -78,10 +85,12 @@ def go(job: Job, *, as_json: bool) -> None:
     train = prepare(rows)
     judged = _judged(job)
     test = None if judged is None else prepare(judged)
-    plan = None if job.adapter is not None else _plan(job)
+    plan = None if job.adapter is not None or _scans(job) else _plan(job, _memory(job, config, train))
     base = open_model(
         job.model, dtype=job.settings.dtype, quantize=job.quantize, base_dropout=job.base_dropout
     )
+    if _scans(job):
+        plan = _scanned(job, base, train, _memory(job, config, train))
     # Attached first: the seed then gives the same initialisation on every device.
     model = to_device(_adapted(job, base, plan))
     packed = False if job.base_dropout else None
@@ -105,6 +114,7 @@ def _check(job: Job) -> None:
         adapter_folder(job.adapter)
         brought = {
             "--budget": job.budget,
+            "--scores": job.scores,
             "--alpha": job.alpha,
             "--rslora": job.rslora,
             "--init": job.settings.init is not True,
@@ -129,6 +139,7 @@ def _check(job: Job) -> None:
             found="no such folder",
             instead="the folder of the stopped run",
         )
+    check_scores(job.placement, job.scores)
     check_out(job.out, mine=MINE if job.resume else (), what="run, or --resume to go on with the one there")
 
 
@@ -138,12 +149,84 @@ def _judged(job: Job) -> Rows | None:
     return rows_to_judge(job.evaluate or job.data, split=job.eval_split, columns=job.columns, limit=None)
 
 
-def _plan(job: Job) -> Plan:
+def _scans(job: Job) -> bool:
+    """Whether the placement is to be found by a scan of this run's own rows."""
+    from loratlas.study.scan import is_auto
+
+    return is_auto(job.placement) and job.scores is None and not job.resume
+
+
+def _memory(job: Job, config: Any, train: Encoded) -> PeakMemory:
+    """The measure of a memory budget: a typical step of this run."""
     from loratlas.cli.mapping import read_named
-    from loratlas.placement.plan import place
+    from loratlas.training.rehearsal import PeakMemory, typical
+
+    settings = job.settings
+    together = min(settings.micro_batch or settings.batch_size, settings.batch_size)
+    return PeakMemory(config, read_named(job.model), typical(train.examples, together), settings)
+
+
+def _plan(job: Job, memory: PeakMemory) -> Plan:
+    from loratlas.cli.mapping import placed, read_named
+    from loratlas.study.scan import is_auto
 
     assert job.placement is not None  # _check said so
-    return place(read_named(job.model), job.placement, budget=job.budget, alpha=job.alpha, rslora=job.rslora)
+    if job.resume and is_auto(job.placement):
+        return _kept(job.out)
+    anatomy = read_named(job.model)
+    return placed(anatomy, job.placement, job.budget, job.scores, job.by, job.alpha, job.rslora, memory)
+
+
+def _scanned(job: Job, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
+    """Find where adaptation pays on this run's rows, and keep the plan for a resumed run."""
+    from loratlas.cli.mapping import read_named
+    from loratlas.cli.scan import watched
+    from loratlas.study.scan import plan_from, scan, signal_of
+
+    anatomy = read_named(job.model)
+    with output.Progress("scanning", total=1, unit="passes") as bar:
+        found = scan(
+            to_device(base),
+            anatomy,
+            train,
+            signals=[signal_of(job.by)],
+            by=job.by,
+            seed=job.settings.seed,
+            on_pass=watched(bar),
+        )
+    plan, _ = plan_from(
+        found,
+        anatomy,
+        budget=job.budget,
+        by=job.by,
+        alpha=job.alpha,
+        rslora=job.rslora,
+        memory=memory,
+    )
+    for said in found.notes(job.by):
+        output.note(said)
+    output.note(
+        f"auto: {plan.trainable:,} parameters at {len(plan.rows)} sites by {job.by}, from {found.rows} rows "
+        f"({found.cost_in_steps:.1f} training steps): {plan.placement}"
+    )
+    job.out.mkdir(parents=True, exist_ok=True)
+    write_json(job.out / PLAN, plan.to_json())
+    return plan
+
+
+def _kept(out: Path) -> Plan:
+    import json
+
+    from loratlas.placement.plan import Plan
+
+    try:
+        return Plan.from_json(json.loads((out / PLAN).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            given=f"--resume with --placement auto and --out {out}",
+            found=f"no {PLAN} in it that can be read",
+            instead="the folder of the stopped run, or the command without --resume",
+        ) from error
 
 
 def _adapted(job: Job, base: Any, plan: Plan | None) -> Any:
@@ -219,6 +302,8 @@ def _finish(
         "packing": result.packing,
         "packing_reason": result.packing_reason,
         "kept_layers": result.kept_layers,
+        "compiled": result.compiled,
+        "compile_reason": result.compile_reason,
         "stopped_early": result.stopped_early,
         "diverged": result.diverged,
         "eval": None,
@@ -253,6 +338,8 @@ def _finish(
 def _show(facts: dict[str, Any]) -> None:
     if facts["packing"] != "packed":
         output.note(f"Padded instead of packed: {facts['packing_reason']}")
+    reason = facts["compile_reason"]
+    output.note(f"torch.compile: {reason}")
     drawn = output.table("run", ("", "right"))
     drawn.add_row("steps", output.count(facts["steps"]))
     drawn.add_row("loss on the last steps", f"{facts['train_nll']:.4f}")

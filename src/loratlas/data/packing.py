@@ -208,10 +208,9 @@ def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -
         The proof; never an exception, for padding always works.
     """
     facts = _facts(bare(model))
-    if not facts.replaceable:
-        return _no("its attention does not go through transformers' attention interface")
-    if not facts.takes_positions:
-        return _no("it takes no position ids")
+    impossible = why_padded(model)
+    if impossible is not None:
+        return _no(impossible)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -222,6 +221,14 @@ def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -
     finally:
         for module, training in modes:
             module.training = training
+
+
+def why_padded(model: Any) -> str | None:
+    """Why a model cannot take packed batches, as far as that can be told without running it; None: nothing known."""
+    facts = _facts(bare(model))
+    if not facts.replaceable:
+        return "its attention does not go through transformers' attention interface"
+    return None if facts.takes_positions else "it takes no position ids"
 
 
 def _no(why: str, worst: float = float("inf")) -> PackingProof:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from loratlas.adapters.rows import Row
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import PlacementError, SettingsError
-from loratlas.placement.budget import Budget, check_auto, parse_budget, solve
+from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
 from loratlas.placement.canonical import table_text
 from loratlas.placement.language import parse
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
@@ -31,6 +31,8 @@ from loratlas.placement.vocabulary import TEXT_SCOPES, holds
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+
+    from loratlas.placement.allocate import Allocation
 
 SCHEMA = "loratlas.plan"
 VERSION = 1
@@ -51,6 +53,8 @@ class Plan:
         rslora: whether adapters are scaled by α/√r instead of α/r.
         parameters: of the base, tied ones counted once.
         full_unit: parameters of ``all`` at rank 1, the measure of "full LoRA".
+        why: row by row why it got its rank, where the plan came from an allocation; None where the ranks were written
+            or shared out alike.
     """
 
     placement: str
@@ -63,6 +67,7 @@ class Plan:
     rslora: bool = False
     parameters: int
     full_unit: int
+    why: tuple[str, ...] | None = None
 
     @property
     def trainable(self) -> int:
@@ -150,7 +155,10 @@ class Plan:
             "of_model": self.of_model,
             "of_full_lora": self.of_full_lora,
             "digest": self.digest,
-            "sites": [{**row.site.to_json(), "rank": row.rank, "alpha": row.alpha} for row in self.rows],
+            "sites": [
+                {**row.site.to_json(), "rank": row.rank, "alpha": row.alpha, **({"why": why} if why else {})}
+                for row, why in zip(self.rows, self.why or [""] * len(self.rows), strict=True)
+            ],
         }
 
     @classmethod
@@ -166,11 +174,13 @@ class Plan:
                 found=f"a plan has schema {SCHEMA!r}, version {VERSION}",
                 instead="what `loratlas plan MODEL --placement TEXT --json` prints",
             )
-        rows = []
+        rows, why = [], [item.get("why", "") for item in data["sites"]]
         for item in data["sites"]:
-            site = {name: value for name, value in item.items() if name not in ("rank", "alpha")}
+            site = {name: value for name, value in item.items() if name not in ("rank", "alpha", "why")}
             rows.append(Row(site=Site.from_json(site), rank=item["rank"], alpha=item["alpha"]))
-        plan = cls(**{name: data[name] for name in _PLAIN}, rows=tuple(rows))
+        plan = cls(
+            **{name: data[name] for name in _PLAIN}, rows=tuple(rows), why=tuple(why) if any(why) else None
+        )
         if data.get("digest", plan.digest) != plan.digest:
             raise PlacementError(
                 given=f"a plan with digest {data['digest']}",
@@ -200,6 +210,7 @@ def place(
     budget: str | Budget | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    memory: Memory | None = None,
 ) -> Plan:
     """Turn a placement into a plan for a model.
 
@@ -210,16 +221,15 @@ def place(
             without a rank are solved from it; without, they get rank 16.
         alpha: α of every site; None for 2r, a scale of 2 at any rank.
         rslora: scale by α/√r.
+        memory: tells the peak bytes of a table of ranks, for a budget of memory; see
+            :class:`loratlas.training.rehearsal.PeakMemory`.
 
     Raises:
         PlacementError: see :func:`~loratlas.placement.resolve.resolve`; or ``auto`` without a budget.
         BudgetError: the budget does not parse, or is smaller than one rank everywhere.
         SettingsError: an alpha that is not above 0.
     """
-    if alpha is not None and not 0 < alpha < math.inf:
-        raise SettingsError(
-            given=f"alpha {alpha}", found="a scale that is not above 0", instead="e.g. 32, or none for 2r"
-        )
+    _check_alpha(alpha)
     placement = parse(text)
     if isinstance(model, Anatomy):
         anatomy = model
@@ -234,12 +244,64 @@ def place(
         check_auto(placement.text, table)
         ranks = {site.path: rank for site, rank in table if rank is not None}
     else:
-        ranks = solve(table, budget, anatomy)
-    sites = [site for site, _ in table]
-    return Plan(
+        ranks = solve(table, budget, anatomy, memory)
+    return _plan(
+        anatomy,
+        ranks,
         placement=placement.text,
-        text=table_text(anatomy, ranks),
         budget=budget.text if budget is not None else None,
+        alpha=alpha,
+        rslora=rslora,
+    )
+
+
+def place_allocation(
+    anatomy: Anatomy, allocation: Allocation, *, alpha: float | None = None, rslora: bool = False
+) -> Plan:
+    """Turn an allocation into a plan whose rows say why they got their rank.
+
+    Args:
+        anatomy: that the allocation was made for.
+        allocation: see :func:`loratlas.placement.allocate.allocate`.
+        alpha, rslora: as for :func:`place`.
+
+    Raises:
+        SettingsError: an alpha that is not above 0.
+    """
+    _check_alpha(alpha)
+    return _plan(
+        anatomy,
+        allocation.ranks,
+        placement=table_text(anatomy, allocation.ranks),
+        budget=allocation.budget,
+        alpha=alpha,
+        rslora=rslora,
+        reasons=allocation.reasons,
+    )
+
+
+def _check_alpha(alpha: float | None) -> None:
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise SettingsError(
+            given=f"alpha {alpha}", found="a scale that is not above 0", instead="e.g. 32, or none for 2r"
+        )
+
+
+def _plan(
+    anatomy: Anatomy,
+    ranks: Mapping[str, int],
+    *,
+    placement: str,
+    budget: str | None,
+    alpha: float | None,
+    rslora: bool,
+    reasons: Mapping[str, str] | None = None,
+) -> Plan:
+    sites = [site for site in anatomy.sites if site.path in ranks]
+    return Plan(
+        placement=placement,
+        text=table_text(anatomy, ranks),
+        budget=budget,
         model=anatomy.model,
         model_type=anatomy.model_type,
         config_digest=anatomy.config_digest,
@@ -254,6 +316,7 @@ def place(
         rslora=rslora,
         parameters=anatomy.parameters,
         full_unit=full_unit(anatomy),
+        why=None if reasons is None else tuple(reasons[site.path] for site in sites),
     )
 
 

@@ -79,7 +79,7 @@ def colour(theme: Theme, i: int) -> str:
 def figures(ledger: Ledger) -> dict[str, dict[str, dict[str, Any]]]:
     """Every figure for both themes: ``{figure: {theme: plotly JSON}}``.
 
-    Figures are named ``pareto.params``, ``pareto.time``, ``pareto.memory``, ``curves``, ``tuning`` and
+    Figures are named ``pareto.params``, ``pareto.time``, ``pareto.memory``, ``curves``, ``tuning``, ``scan`` and
     ``map.0`` for the first arm. A figure that the study has no numbers for is left out.
     """
     import plotly.graph_objects as go
@@ -97,6 +97,7 @@ def figures(ledger: Ledger) -> dict[str, dict[str, dict[str, Any]]]:
             keep(f"pareto.{axis}", name, pareto(ledger, axis, theme))
         keep("curves", name, curves(ledger, theme))
         keep("tuning", name, tuning(ledger, theme))
+        keep("scan", name, scan_map(ledger, theme))
         for i in ledger.items("/arms"):
             keep(f"map.{i}", name, model_map(ledger, i, theme))
     return drawn
@@ -388,5 +389,49 @@ def model_map(ledger: Ledger, i: int, theme: Theme) -> Any:
         textfont={"size": 11},
         hoverongaps=False,
         hovertemplate="layer %{y}, %{x}: rank %{z}<extra></extra>",
+    )
+    return figure
+
+
+def scores(ledger: Ledger) -> dict[tuple[int | None, str], float]:
+    """What the first signal of the study's scan says, by (layer, role); the mean where a role has several sites."""
+    known, column = places(ledger), ledger.at("/scan/signals/0/name")
+    found: dict[tuple[int | None, str], list[float]] = {}
+    for score in ledger.at("/scan/scores") or []:
+        place = known.get(score["path"])
+        if score["signal"] == column and place is not None:
+            found.setdefault(place, []).append(score["value"])
+    return {place: sum(values) / len(values) for place, values in found.items()}
+
+
+def scan_map(ledger: Ledger, theme: Theme) -> Any:
+    """Layers upwards, roles sideways, colour for the score. None without a scan."""
+    told = scores(ledger)
+    if not told:
+        return None
+    roles = list(dict.fromkeys(role for _, role in told))
+    layers: list[int | None] = [*sorted({layer for layer, _ in told if layer is not None})]
+    layers += [None] if any(layer is None for layer, _ in told) else []
+    figure = _figure(
+        theme,
+        x={"tickangle": -90 if len(roles) > 8 else 0, "showgrid": False, "type": "category"},
+        y={"title": "Layer", "showgrid": False, "type": "category", "nticks": 16},
+        height=max(240, min(640, 90 + 24 * len(layers))),
+        margin={"l": 46, "r": 8, "t": 8, "b": 8},
+    )
+    figure.add_heatmap(
+        x=[label(role) for role in roles],
+        y=["none" if layer is None else str(layer) for layer in layers],
+        z=[[told.get((layer, role)) for role in roles] for layer in layers],
+        zmin=0,
+        zmax=max(told.values()),
+        colorscale=[list(stop) for stop in theme.ranks],
+        texttemplate="%{z:.2g}" if len(layers) <= 40 and len(roles) <= 14 else None,
+        textfont={"size": 11},
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        hoverongaps=False,
+        hovertemplate="layer %{y}, %{x}: %{z:.4g}<extra></extra>",
     )
     return figure

@@ -209,6 +209,8 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "seconds": _seconds,
     "times": lambda value: f"{value:.2f} ×",
     "rate": lambda value: f"{value:g}",
+    "score": lambda value: f"{value:.3g}",
+    "tau": lambda value: f"{value:.2f}",
     "percent": _percent,
     "points": _points,
     "probability": _probability,

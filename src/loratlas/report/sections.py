@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from loratlas.report import beside, captions, facts, forest, tables
+from loratlas.report import beside, captions, facts, forest, scanned, tables
 from loratlas.report.figures import AXES, DARK, LIGHT
 from loratlas.report.ledger import Ledger, clean
 from loratlas.report.markup import attribute, dot, folded, phrase, plot, table, title
@@ -26,6 +26,7 @@ def body(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
         ("trade-offs", "Trade-offs", _pareto(ledger, drawn)),
         ("training", "Training", _curves(ledger, drawn)),
         ("tuning", "Tuning", _tuning(ledger, drawn)),
+        ("scan", "Scan", _scan(ledger, drawn)),
         ("maps", "Maps", _maps(ledger, drawn)),
         ("limits", "Limits", _limits(ledger)),
         ("repeat", "Repeat it", _repeat(ledger)),
@@ -211,6 +212,21 @@ def _tuning(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
         title("tuning", "Tuning of the learning rate", lead)
         + f'<div class="card"><figure>{drawing}</figure></div>'
         + folded("Every tuning run", every)
+    )
+
+
+def _scan(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
+    """What placed the arms whose placement is ``auto``."""
+    if "scan" not in drawn:
+        return ""
+    drawing = plot("scan", scanned.caption(ledger), tall=False)
+    signals = table(scanned.signals(ledger), name="signals", caption="What the scan measured")
+    why = scanned.reasons(ledger)
+    every = table(why, name="reasons", caption="Why every site has its rank")
+    return (
+        title("scan", "Where adaptation pays, measured before training", phrase(scanned.lead(ledger)))
+        + f'<figure class="card">{drawing}</figure><div class="card scroll">{signals}</div>'
+        + (folded("Why every site has its rank", every) if why.rows else "")
     )
 
 

@@ -5,7 +5,7 @@ An arm that names its ranks is obeyed, and what it spends is printed beside what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
+    from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
+    from loratlas.study.scan import Scan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +45,27 @@ class Match:
 _LIKE = {"params": "like", "time": "time", "memory": "memory"}
 
 
-def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str, Match | None]]:
+def plans(
+    spec: StudySpec,
+    anatomy: Anatomy,
+    memory: Memory | None = None,
+    *,
+    scan: Scan | None = None,
+    known: Mapping[str, Plan] | None = None,
+) -> tuple[dict[str, Plan], dict[str, Match | None]]:
     """The plan of every arm, and how its spending compares with the reference's.
 
     The reference comes first: its ranks are those written, or solved from the study's budget, or 16. With
     ``match``, every other arm with a free rank is solved to spend what the reference spends; without, from the
-    study's budget, if there is one. An arm's own budget or written ranks are obeyed.
+    study's budget, if there is one. An arm's own budget or written ranks are obeyed. An arm whose placement is
+    ``auto`` spends its budget by a scan.
+
+    Args:
+        spec: the study.
+        anatomy: of the base.
+        memory: tells peak bytes of a typical step, where anything is to be matched by them.
+        scan: of the training rows; needed where an arm is ``auto``.
+        known: plans of ``auto`` arms that the study began with, which need no scan.
 
     Returns:
         Arm → plan, and arm → :class:`Match` (None for the reference and where nothing is to be matched).
@@ -58,7 +75,10 @@ def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str,
     """
     from loratlas.placement.budget import spending
 
-    reference = _plan(spec, spec.reference, anatomy, budget=spec.budget)
+    def planned(name: str, budget: str | None) -> Plan:
+        return (known or {}).get(name) or _plan(spec, name, anatomy, scan, budget=budget, memory=memory)
+
+    reference = planned(spec.reference, spec.budget)
     found: dict[str, Plan] = {}
     matches: dict[str, Match | None] = {}
     for name, arm in spec.arms.items():
@@ -66,11 +86,11 @@ def plans(spec: StudySpec, anatomy: Anatomy) -> tuple[dict[str, Plan], dict[str,
             found[name], matches[name] = reference, None
             continue
         if spec.match == "none":
-            found[name], matches[name] = _plan(spec, name, anatomy, budget=spec.budget), None
+            found[name], matches[name] = planned(name, spec.budget), None
             continue
-        found[name] = _plan(spec, name, anatomy, budget=f"{_LIKE[spec.match]}={reference.text}")
-        wanted = spending(anatomy, reference.ranks, spec.match)
-        got = spending(anatomy, found[name].ranks, spec.match)
+        found[name] = planned(name, f"{_LIKE[spec.match]}={reference.text}")
+        wanted = spending(anatomy, reference.ranks, spec.match, memory)
+        got = spending(anatomy, found[name].ranks, spec.match, memory)
         matches[name] = Match(
             quantity=spec.match,
             wanted=wanted,
@@ -92,14 +112,29 @@ def naming(arm: str) -> Iterator[None]:
         raise
 
 
-def _plan(spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None) -> Plan:
+def _plan(
+    spec: StudySpec,
+    name: str,
+    anatomy: Anatomy,
+    scan: Scan | None,
+    *,
+    budget: str | None,
+    memory: Memory | None,
+) -> Plan:
     """One arm's plan; ``budget`` is used where the arm leaves a rank free and has no budget of its own."""
     from loratlas.placement.language import parse
     from loratlas.placement.plan import place
     from loratlas.placement.resolve import resolve
+    from loratlas.study.scan import is_auto, plan_from
 
     arm = spec.arms[name]
     with naming(name):
+        if is_auto(arm.placement):
+            assert scan is not None  # `loratlas.study.prepare` made it
+            chosen = arm.budget or budget
+            return plan_from(scan, anatomy, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)[
+                0
+            ]
         free = any(rank is None for _, rank in resolve(parse(arm.placement), anatomy, default="auto"))
         chosen = arm.budget or (budget if free else None)
-        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora)
+        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)

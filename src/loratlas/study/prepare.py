@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loratlas.errors import DataError
+from loratlas.placement.plan import Plan
 from loratlas.study import beside
 from loratlas.study.inputs import DEMO, model_source, open_rows
 from loratlas.study.match import Match, naming, plans
+from loratlas.study.scan import DECIDES, is_auto
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
+    from loratlas.study.scan import Scan
+    from loratlas.training.rehearsal import PeakMemory
+    from loratlas.training.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,8 @@ class Prepared:
         asked: evaluation rows as text, where a task metric is to be measured.
         forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
+        memory: tells the peak bytes of a typical step.
+        scan: what placed the arms whose placement is ``auto``, as plain data; None where there is none.
     """
 
     source: str
@@ -55,6 +62,8 @@ class Prepared:
     asked: Rows | None
     forgetting: Encoded | None
     notes: tuple[str, ...]
+    memory: PeakMemory
+    scan: dict[str, Any] | None = None
 
     def facts(self, spec: StudySpec) -> dict[str, Any]:
         """What the ledger keeps about the whole study, as plain data."""
@@ -95,6 +104,7 @@ class Prepared:
                 ],
             },
             "notes": list(self.notes),
+            **({} if self.scan is None else {"scan": self.scan}),
         }
 
     def _forgetting(self, spec: StudySpec) -> dict[str, Any]:
@@ -102,22 +112,25 @@ class Prepared:
             return {}
         return {"forgetting": _data(self.forgetting, spec.forgetting.data)}
 
-    def _predicted_peak(self, spec: StudySpec) -> dict[str, int]:
-        """Arm → peak bytes of a step of mean size by arithmetic, for runs whose memory was not measured."""
-        from loratlas.anatomy.cost import cost
+    def _predicted_peak(self, spec: StudySpec) -> dict[str, int | None]:
+        """Arm → peak bytes of a typical step, rehearsed, for runs whose memory was not measured; None: it cannot be."""
+        from loratlas.errors import ModelError
 
-        mean = self.train.report.tokens / len(self.train)
-        rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-        return {
-            name: cost(
-                self.anatomy, plan.ranks, tokens=round(mean * rows), length=round(mean), dtype=spec.dtype
-            ).peak_bytes
-            for name, plan in self.plans.items()
-        }
+        found: dict[str, int | None] = {}
+        for name, plan in self.plans.items():
+            try:
+                found[name] = self.memory(plan.ranks)
+            except ModelError:
+                found[name] = None
+        return found
 
 
-def prepare(spec: StudySpec) -> Prepared:
+def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared:
     """Read the base's anatomy, resolve the arms and encode the rows.
+
+    Args:
+        spec: the study.
+        begun: facts of the ledger, where the study has begun: its scan is not made again.
 
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
@@ -125,11 +138,11 @@ def prepare(spec: StudySpec) -> Prepared:
     from loratlas.anatomy.load import load_config
     from loratlas.anatomy.read import read
     from loratlas.data.encode import check_positions, encode, load_tokenizer
+    from loratlas.training.rehearsal import PeakMemory, typical
 
     source = model_source(spec.model, folder=spec.folder)
     anatomy = replace(read(source), model=spec.model)
-    resolved, matches = plans(spec, anatomy)
-    _check_arms(spec, resolved, source)
+    autos = [name for name, arm in spec.arms.items() if is_auto(arm.placement)]
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
@@ -142,13 +155,23 @@ def prepare(spec: StudySpec) -> Prepared:
         folder=spec.folder,
     )
     whole = encode(train_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
-    judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
     config = load_config(source)
+    memory = PeakMemory(config, anatomy, typical(whole.examples, spec.batch_size), _settings(spec))
+    resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
+    _check_arms(spec, resolved, source)
+    judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
     for encoded in (whole, judged):
         check_positions(encoded, config)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
     evaluation = _drawn(judged, spec.evaluation.rows, chosen)
+    scanned = None
+    if autos:
+        kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
+        found = None if begun else _scan(spec, anatomy, train, source)
+        scanned = begun["scan"] if begun else found and found.to_json(gains=False)
+        resolved, matches = plans(spec, anatomy, memory, scan=found, known=kept)
+        _check_arms(spec, resolved, source)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -193,7 +216,19 @@ def prepare(spec: StudySpec) -> Prepared:
         asked=beside.asked_rows(spec, judged_rows, evaluation),
         forgetting=forgetting,
         notes=tuple(notes),
+        memory=memory,
+        scan=scanned,
     )
+
+
+def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str) -> Scan:
+    """Measure where adaptation pays, on training rows alone."""
+    from loratlas.anatomy.load import load_model
+    from loratlas.study.scan import scan, signal_of
+
+    model = load_model(source, dtype=spec.dtype)
+    packed = False if spec.packing == "off" else None
+    return scan(model, anatomy, train, signals=[signal_of(DECIDES)], seed=spec.seed, packed=packed)
 
 
 def training(spec: StudySpec) -> dict[str, Any]:
@@ -209,7 +244,16 @@ def training(spec: StudySpec) -> dict[str, Any]:
         "dtype": spec.dtype,
         "checkpointing": spec.checkpointing,
         "subset": spec.subset,
+        # Left out where it is off, so that runs trained before it could be asked for are still the same runs.
+        **({"compile": "on"} if spec.compile == "on" else {}),
     }
+
+
+def _settings(spec: StudySpec) -> Settings:
+    """Settings of a run of the study, as far as its memory depends on them."""
+    from loratlas.training.settings import Settings
+
+    return Settings(**training(spec), lr=spec.learning_rates[0])
 
 
 def evaluation_source(spec: StudySpec) -> str:
@@ -225,11 +269,12 @@ def _check_arms(spec: StudySpec, plans: dict[str, Plan], source: str) -> None:
     from loratlas.training.settings import Settings
 
     config = load_config(source)
-    for name, arm in spec.arms.items():
+    for name, plan in plans.items():
+        arm = spec.arms[name]
         with naming(name):
             special = {"dropout": arm.dropout, "init": arm.init}
             Settings(**training(spec), lr=spec.learning_rates[0], loraplus=arm.loraplus, **special)
-            plans[name].to_peft(config, **special, prove=False)
+            plan.to_peft(config, **special, prove=False)
 
 
 def _split(

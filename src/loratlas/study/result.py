@@ -122,6 +122,7 @@ def build(
         "ranks": compared,
         "pareto": _pareto(arms),
         "anatomy": facts["anatomy"],
+        **({"scan": facts["scan"]} if "scan" in facts else {}),
         "notes": [*facts["notes"], *_notes(spec, facts, state)],
         "runs": {"finished": len(finished), "planned": state.planned},
         "machine": facts["machine"],

@@ -94,7 +94,8 @@ def run_study(
             stack.enter_context(claim(out))
         else:
             _check_parent(out)
-        prepared = prepare(spec)
+        begun = Ledger.open(out).facts if known and (out / NAME).exists() else {}
+        prepared = prepare(spec, begun if begun.get("begun") else None)
         if not known:  # made only now: a request that cannot be met leaves nothing behind
             try:
                 out.mkdir(parents=True, exist_ok=True)

@@ -156,6 +156,8 @@ class StudySpec(_Part):
     clip: Positive | None = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     packing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    compile: Annotated[Literal["on", "off"], BeforeValidator(_switch)] = "off"
+    """Never by a run's own judgement: that goes by its pace, and a study's numbers must not depend on the machine's."""
     checkpointing: bool = False
     base_dropout: bool = False
     delta: Positive = 0.01
@@ -194,10 +196,12 @@ class StudySpec(_Part):
     def to_json(self) -> dict[str, Any]:
         """The spec with all defaults written out; ``${NAME}`` stays as written: no machine is in it.
 
-        What was not asked to be measured beside the loss is left out: a study without it is the study that it was
-        before this could be asked, digest included.
+        What was not asked for (compiling, measures beside the loss) is left out: a study without it is the study that
+        it was before this could be asked, digest included.
         """
         whole = self.model_dump(mode="json")
+        if whole["compile"] == "off":
+            del whole["compile"]
         return {key: value for key, value in whole.items() if key not in BESIDE or value is not None}
 
 

@@ -117,7 +117,7 @@ class Worker:
 
         arm, key = job["arm"], job["key"]
         settings = Settings(
-            **self._setup["training"],
+            **{"compile": "off", **self._setup["training"]},
             lr=key["lr"],
             seed=key["seed"],
             dropout=arm["dropout"],
@@ -210,6 +210,8 @@ class Worker:
             "setup_seconds": result.setup_seconds,
             "tokens_per_second": result.tokens_per_second,
             "peak_bytes": result.peak_bytes,
+            "compiled": result.compiled,
+            "compile_reason": result.compile_reason,
             "trainable": plan.trainable,
             "trained": "alone" if trained is None else f"in a fleet of {len(trained[0].runs)}",
             **more,

@@ -74,12 +74,12 @@ def why_alone(model: Any, member: Member) -> str | None:
         return f"init {settings.init} changes the base, which a fleet shares"
     if settings.early_stop is not None or settings.evaluate_every is not None:
         return "it is evaluated while it trains"
-    if settings.compile == "on":
-        return "it is compiled, and what serves several runs at once is not"
     if settings.checkpointing and settings.dropout:
         return "recomputed layers would draw other dropout masks"
     if settings.dropout and model.get_input_embeddings().weight.device.type != "cpu":
         return "its dropout masks are drawn by the accelerator, whose stream a fleet does not follow"
+    if settings.compile == "on":
+        return "its layers are compiled, with its own adapters in them"
     if settings.report_to:
         return "it reports to a tracker while it trains"
     for row in member.rows:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from loratlas.adapters.kernels import lean
 from loratlas.data.batches import training_order
 from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
-from loratlas.training.compiled import Compiled
+from loratlas.training.compilation import Compilation
 from loratlas.training.conditions import dropout_stream, interruptible, training_mode
 from loratlas.training.masters import Masters
 from loratlas.training.memory import Peak, kept_pages
@@ -31,7 +31,6 @@ from loratlas.training.step import step_loss
 from loratlas.training.tally import Tally
 
 if TYPE_CHECKING:
-    from loratlas.data.batches import Batch
     from loratlas.data.encode import Encoded
 
 
@@ -86,8 +85,8 @@ def fit(
         if resume:
             run.take_up()
         run.prefix = run.find_prefix()
-        run.compiled = Compiled(model) if settings.compile == "on" else None
         report = stack.enter_context(reporters(settings, model, out, steps=run.steps))
+        compilation = stack.enter_context(run.compilation.run())
         peak = run.peak()
         try:
             for _ in (
@@ -99,9 +98,14 @@ def fit(
             while not run.finished:
                 stream(run.tally.done)
                 with peak.watch(run.tally.done):
-                    event = run.step()
+                    try:
+                        event = run.step()
+                    except RuntimeError as error:
+                        compilation.failed(error)
+                        event = run.step()
                 if event is None:
                     break
+                compilation.stepped(run.tally.done, *run.tally.last_step)
                 report(event)
                 if on_step is not None:
                     on_step(event)
@@ -142,10 +146,16 @@ class Run:
         self._check_dtype()
         self.optimizer = Optimizer(self.masters, settings, steps=self.steps)
         self.tally = Tally(steps=self.steps, log_every=settings.log_every)
+        self.compilation = Compilation(
+            model,
+            settings.compile,
+            steps=self.steps,
+            dtype=settings.dtype,
+            dropout=bool(settings.dropout),
+        )
         self.patience = Patience(settings, steps=self.steps)
         self.diverged_at: int | None = None
         self.prefix: Prefix | None = None
-        self.compiled: Compiled | None = None
         self.kept_before: int | None = None  # layers below it, of the process that wrote the checkpoint
         self.before = 0.0  # seconds of a step that passed before it was asked for (in a fleet)
         self._updating = False
@@ -231,23 +241,13 @@ class Run:
         losses = []
         for batch in batches:
             batch = batch.to(self.device)
-            with self._shortcuts(batch):
+            with self.prefix.within(batch) if self.prefix is not None else nullcontext():
                 loss = step_loss(self.model, batch)
             # Law 0: the step's own count divides, not the micro-batch's.
             (loss / labelled).backward()
             self.masters.collect()
             losses.append(loss.detach())
         return sum(float(loss) for loss in losses), labelled, sum(batch.tokens for batch in batches)
-
-    @contextmanager
-    def _shortcuts(self, batch: Batch) -> Iterator[None]:
-        """Within this context the model starts from kept states and runs compiled, as far as the run has them."""
-        with ExitStack() as stack:
-            if self.prefix is not None:
-                stack.enter_context(self.prefix.within(batch))
-            if self.compiled is not None:
-                stack.enter_context(self.compiled.within(self.prefix.depth if self.prefix is not None else 0))
-            yield
 
     def _diverge(self, *, finite_loss: bool) -> None:
         """Stop, and keep the last state whose loss was finite: if this one's is not, the one before its update."""
@@ -355,6 +355,8 @@ class Run:
             peak_bytes=peak_bytes,
             packing="packed" if self.packed else "padded",
             packing_reason=self.reason,
+            compiled=self.compilation.on,
+            compile_reason=self.compilation.reason,
             kept_layers=self.prefix.depth if self.prefix is not None else 0,
             diverged=self.diverged_at is not None,
             diverged_at=self.diverged_at,

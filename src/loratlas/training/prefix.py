@@ -140,7 +140,8 @@ class Prefix:
         def begin(*_given: Any, **_named: Any) -> Any:
             return self._returned(states)
 
-        with _forwards([(layer, hand_on) for layer in self._below[:-1]] + [(self._below[-1], begin)]):
+        changes = [(layer, hand_on) for layer in self._below[:-1]] + [(self._below[-1], begin)]
+        with _not_compiled(self._below), _forwards(changes):
             yield
 
     def _returned(self, states: torch.Tensor) -> Any:
@@ -172,7 +173,7 @@ class Prefix:
 
         hook = self._below[-1].register_forward_hook(keep)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _not_compiled(self._below):
                 forward(self.model, batch.to(self._device))
         except _Reached:
             pass
@@ -262,6 +263,19 @@ def _chunks(data: Encoded, pool: Sequence[int]) -> tuple[dict[int, int], list[li
         chunks[-1].append(row)
         tokens += n
     return {row: place for place, rows in enumerate(chunks) for row in rows}, chunks
+
+
+@contextmanager
+def _not_compiled(layers: Sequence[Any]) -> Iterator[None]:
+    """Within this context layers that are compiled are called as they are."""
+    before = [layer._compiled_call_impl for layer in layers]
+    for layer in layers:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer._compiled_call_impl = own
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from loratlas.errors import SettingsError
 SCHEDULES = ("cosine", "constant")
 DTYPES = ("bfloat16", "float32")
 PACKINGS = ("auto", "on", "off")
-COMPILES = ("off", "on")
+COMPILES = ("auto", "on", "off")
 REPORTERS = ("tensorboard", "wandb")
 
 
@@ -36,12 +36,13 @@ class Settings:
             the record.
         dtype: numbers of the frozen base and of all activations. The adapters' master copies are float32 always.
         checkpointing: keep only the inputs of layers and compute the rest again in the backward pass.
-        compile: ``"on"`` puts the decoder layers through torch.compile: a minute or so before the first step, faster
-            steps after it.
         loraplus: the B factors learn so many times faster (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
         init: PEFT's initialisation, kept for the record like ``dropout``.
         subset: train on so many examples only, drawn by the seed.
         packing: ``"auto"`` packs where the model proves that it is exact, ``"on"`` insists, ``"off"`` pads.
+        compile: ``"on"`` and ``"off"`` say whether layers go through torch.compile; ``"auto"`` lets the run judge by
+            its own pace (`loratlas.training.compilation`). Compiled layers round differently: runs repeat bit for
+            bit only where it is decided beforehand.
         early_stop: stop after so many evaluations in a row without a lower loss.
         evaluate_every: steps between evaluations within the run; None: 10 of them where ``early_stop`` is set,
             and none where it is not.
@@ -74,11 +75,11 @@ class Settings:
     dropout: float = 0.0
     dtype: str = "bfloat16"
     checkpointing: bool = False
-    compile: str = "off"
     loraplus: float | None = None
     init: bool | str = True
     subset: int | None = None
     packing: str = "auto"
+    compile: str = "auto"
     early_stop: int | None = None
     evaluate_every: int | None = None
     log_every: int = 1

@@ -1,0 +1,62 @@
+"""Train every choice, judge every rule.
+
+    LORATLAS_SHARED=../shared python -m benchmarks.oracle --out DIR          the size that fits a CPU
+    python -m benchmarks.oracle --size minute --out DIR                      to see that it works
+
+The same command goes on where it was stopped, and judges at once what is finished. ``--tasks`` does some of the cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.common import machine
+from benchmarks.oracle.judge import report, truth
+from benchmarks.oracle.page import page
+from benchmarks.oracle.run import run
+from benchmarks.oracle.tasks import SIZES, TASKS
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--size", choices=list(SIZES), default="cpu")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), help="instead of the size's own")
+    parser.add_argument("--bases", nargs="+", help="instead of the size's own")
+    parser.add_argument("--out", type=Path, required=True, help="folder for scans, choices and ledgers")
+    parser.add_argument("--workers", type=int, help="runs at a time; one per core unless given")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for oracle.json and oracle.md")
+    arguments = parser.parse_args()
+    size = SIZES[arguments.size]
+    if arguments.tasks:
+        size = replace(size, tasks=tuple(arguments.tasks))
+    if arguments.bases:
+        size = replace(size, bases=tuple(arguments.bases))
+    before, found = machine.load(), []
+    for case, scanned, made, result in run(size, arguments.out, workers=arguments.workers):
+        found.append(
+            (truth(case.name, scanned, made, result.to_json(), case.folder / "study" / "runs"), made)
+        )
+        told = {
+            "command": "python -m benchmarks.oracle " + " ".join(sys.argv[1:]),
+            "size": arguments.size,
+            "machine": machine.machine(),
+            "versions": machine.versions(),
+            "revision": machine.revision(),
+            "busy": machine.busy(before),
+            **report(found),
+        }
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        (arguments.results / "oracle.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        (arguments.results / "oracle.md").write_text(page(told), encoding="utf-8")
+    print(page(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The choice set of a case: every plan spends the same parameters, and every plan is trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.oracle.rules import RULES, Given
+from benchmarks.oracle.tasks import Size
+from loratlas.anatomy.sites import Anatomy
+from loratlas.errors import SettingsError
+from loratlas.placement.allocate import allocate
+from loratlas.placement.plan import place, place_allocation
+from loratlas.study.scan import candidates
+
+REFERENCE = "all"
+PRESETS = ("all", "attention", "feedforward", "q,v")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One plan of the set.
+
+    Args:
+        kind: preset, role, pair, random or rule.
+        placement: with every rank written.
+        same_as: an earlier choice with the same table, which is trained in its place; None where it is trained.
+    """
+
+    kind: str
+    placement: str
+    same_as: str | None = None
+
+
+def choices(given: Given, size: Size, *, seed: int = 0) -> dict[str, Choice]:
+    """Every choice of a case by name, the reference first."""
+    anatomy, budget = given.anatomy, given.budget
+    texts: list[tuple[str, str, str]] = []
+
+    def solved(kind: str, name: str, text: str) -> None:
+        texts.append((kind, name, place(anatomy, text, budget=budget).text))
+
+    for text in PRESETS:
+        solved("preset", text, text)
+    roles = list(dict.fromkeys(site.role for site in candidates(anatomy)))
+    if size.roles:
+        for role in roles:
+            solved("role", role, role)
+    if size.pairs:
+        for role in roles:
+            for first in range(0, anatomy.layers - 1, 2):
+                solved("pair", f"{role} {first}", f"{role}@{first}..{first + 2}")
+    for number in range(size.randoms):
+        texts.append(("random", f"random {number + 1}", _random(anatomy, budget, seed, number)))
+    for rule in size.rules:
+        try:
+            texts.append(("rule", f"rule {rule}", RULES[rule](given)))
+        except SettingsError as silent:  # a rule without a signal abstains
+            print(f"rule {rule} makes no choice: {silent.found}")
+    found: dict[str, Choice] = {}
+    tables: dict[str, str] = {}
+    for kind, name, text in texts:
+        digest = place(anatomy, text).digest
+        found[name] = Choice(kind=kind, placement=text, same_as=tables.get(digest))
+        tables.setdefault(digest, name)
+    return found
+
+
+def _random(anatomy: Anatomy, budget: str, seed: int, number: int) -> str:
+    """A plan from gains that mean nothing: exponential per site, halved with every rank."""
+    stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 7, number])))
+    gains = {
+        site.path: (float(stream.exponential()) * 0.5 ** np.arange(min(64, site.max_rank))).tolist()
+        for site in candidates(anatomy)
+    }
+    return place_allocation(anatomy, allocate(anatomy, gains, budget)).text
+
+
+def keep(path: Path, found: dict[str, Choice]) -> None:
+    """Write a choice set; it is made once, so that a bench that goes on trains what it began with."""
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps({n: asdict(c) for n, c in found.items()}, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def kept(path: Path) -> dict[str, Choice]:
+    """Read what `keep` wrote."""
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {name: Choice(**choice) for name, choice in told.items()}

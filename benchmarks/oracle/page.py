@@ -1,0 +1,82 @@
+"""The tables of the bench as Markdown, every figure from the JSON beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The page of a finished (or begun) bench."""
+    lines = [
+        "# Which rule places adapters best?",
+        "",
+        f"Made by `{result['command']}`; all figures are in [oracle.json](oracle.json). Every choice",
+        "spends the same parameters, has its own best learning rate, was screened on some seeds and is judged on fresh",
+        "ones. Regret: nats per token that a rule's choice loses, against the winner of the screening seeds (lower",
+        "bound) and against the lowest fresh mean (upper bound), over what a random plan loses: 0: best, 1: chance.",
+        "",
+        "| rule | regret, upper | lower | 95 % interval of the lower | nats, upper | cases |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rules"]:
+        interval = " to ".join(_percent(end) for end in row["lower_ci"])
+        lines.append(
+            f"| {row['rule']} | {_percent(row['upper'])} | {_percent(row['lower'])} | {interval} | "
+            f"{row['upper_nats']:.4f} | {row['cases']} |"
+        )
+    lines += [
+        "",
+        "`rule …`: a plan of its own; `rule gradient` is what `--placement auto` does. `pick …`: what a score would",
+        "choose of the presets, roles and random plans.",
+        "",
+        "| case | best choice | screening's winner | random − best | noise / spread | auto − all | scan, of a run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in result["cases"]:
+        against = case["auto_against_all"]
+        told = "–"
+        if against is not None:
+            ends = " to ".join(f"{end:+.4f}" for end in against["ci"])
+            told = f"{against['difference']:+.4f} ({ends})"
+        lines.append(
+            f"| {case['case']}{' (tie)' if case['tie'] else ''} | {next(iter(case['fresh']))} | {case['winner']} | "
+            f"{case['scale']:.4f} | {case['noise_over_spread']:.2f} | {told} | {_percent(case['scan_of_a_run'])} |"
+        )
+    rules = list(dict.fromkeys(rule for case in result["cases"] for rule in case["regret"]))
+    lines += [
+        "",
+        "Regret in each case, nats per token, upper bound:",
+        "",
+        "| rule | " + " | ".join(case["case"] for case in result["cases"]) + " |",
+        "|---" * (1 + len(result["cases"])) + "|",
+    ]
+    for rule in rules:
+        told = [case["regret"].get(rule) for case in result["cases"]]
+        cells = ["–" if one is None else f"{one['upper']:.4f} ({one['choice']})" for one in told]
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Rank correlation (Spearman) between what a score predicts of a plan and what training found:",
+        "",
+        "| score | ρ | 95 % interval |",
+        "|---|---|---|",
+    ]
+    for row in result["correlation"]:
+        lines.append(f"| {row['column']} | {row['rho']:+.2f} | {row['ci'][0]:+.2f} to {row['ci'][1]:+.2f} |")
+    lines += [
+        "",
+        "Choosing the best rule is fitting. The rule that was best on the other tasks, on the one left out:",
+        "",
+        "| left out | rule | regret there, upper |",
+        "|---|---|---|",
+    ]
+    for row in result["left_out"]:
+        lines.append(f"| {row['case']} | {row['rule']} | {_percent(row['upper'])} |")
+    if result["busy"]:
+        lines += ["", "Other work ran on the machine meanwhile; no figure here is a time."]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,182 @@
+"""Probe: short trial training of small adapters everywhere, and what each of them turned out to be worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from loratlas.adapters.rows import Row
+from loratlas.anatomy.sites import Site
+from loratlas.signals.base import Column
+from loratlas.signals.measure import LEVEL, Reading
+from loratlas.signals.ranking import chance, tau, tau_of_top
+
+if TYPE_CHECKING:
+    from loratlas.data.batches import Batch
+    from loratlas.data.encode import Encoded
+
+COLUMNS = (
+    Column(
+        name="probe",
+        unit="nats per token given back without it",
+        pays="high",
+        adam="what Adam itself did in the trial",
+    ),
+    Column(
+        name="probe_norm",
+        unit="Frobenius norm of the learned change",
+        pays="high",
+        adam="what Adam itself did in the trial",
+    ),
+)
+
+SEEDS = 2
+"""Trials; the spread between them is the error."""
+
+STEPS = 20
+LR = 1e-2
+BATCH = 16
+
+
+def probe(
+    model: Any,
+    sites: Sequence[Site],
+    rows: Encoded,
+    judged: Sequence[Batch],
+    *,
+    seed: int = 0,
+    packed: bool = True,
+    steps: int = STEPS,
+    lr: float = LR,
+) -> tuple[dict[str, Reading], float]:
+    """Train adapters of rank 1 at every site for some steps, then take each away by itself.
+
+        probe      = mean over trials of L(without the site's adapter) − L(with all adapters), on ``judged``
+        probe_norm = mean over trials of ‖(α/r) B A‖_F
+
+    Adam's geometry is taken into account: the trial is trained with AdamW. Unlike the other signals this one sees how
+    sites act together, at these few steps.
+
+    Cost: `SEEDS` · ``steps`` training steps, and one forward pass over ``judged`` for every site and trial; small
+    trials share their passes as a fleet.
+
+    Args:
+        model: the bare base; left as it was.
+        sites: where.
+        rows: to train on.
+        judged: batches that losses are taken on; the calibration rows, which the trial may train on as well.
+        seed: of the first trial; the others follow.
+        packed: whether batches may be packed.
+        steps: of 16 rows, per trial.
+        lr: learning rate, cosine after a warm-up of a tenth.
+
+    Returns:
+        Readings by column, and the cost in training steps of 16 rows.
+
+    Source: trial training is old; importance as the loss without a part is that of LeCun, Denker, Solla (1990), Optimal
+    Brain Damage, here measured instead of expanded.
+    """
+    from loratlas.adapters.targets import adapted
+    from loratlas.training.fleet import take_off
+
+    plan = [Row(site=site, rank=1, alpha=2.0) for site in sites]
+    device = model.get_input_embeddings().weight.device
+    batches = [batch.to(device) for batch in judged]
+    lost: list[dict[str, float]] = []
+    norms: list[dict[str, float]] = []
+    for tuned in _trials(model, plan, rows, seed, steps, lr, packed):
+        try:
+            layers = adapted(tuned)
+            named = {row.site.path: layers.get(row.site.path) or layers[row.site.module] for row in plan}
+            norms.append({path: _norm(layer) for path, layer in named.items()})
+            whole = _loss(tuned, batches)
+            lost.append({path: _without(layer, tuned, batches) - whole for path, layer in named.items()})
+        finally:
+            take_off(tuned)
+            model.eval()
+    work = SEEDS * (steps + len(sites) * sum(len(b.lengths) for b in batches) / BATCH / 2)
+    return {
+        column.name: _reading(column, told) for column, told in zip(COLUMNS, (lost, norms), strict=True)
+    }, work
+
+
+def _trials(
+    model: Any, plan: Sequence[Row], rows: Encoded, seed: int, steps: int, lr: float, packed: bool
+) -> Any:
+    """Trained models, one after the other; the one before must have been taken off."""
+    from loratlas.adapters.attach import attach
+    from loratlas.training.fleet import Fleet, Member, why_alone
+    from loratlas.training.loop import fit
+    from loratlas.training.masters import compute_dtype
+    from loratlas.training.settings import Settings
+
+    dtype = str(compute_dtype(model)).removeprefix("torch.")
+    members = [
+        Member(
+            rows=plan,
+            settings=Settings(
+                steps=steps, lr=lr, batch_size=BATCH, warmup=0.1, seed=seed + trial, dtype=dtype
+            ),
+        )
+        for trial in range(SEEDS)
+    ]
+    if packed and all(why_alone(model, member) is None for member in members):
+        fleet = Fleet(model, rows, members)
+        fleet.fit()
+        for place in range(SEEDS):
+            yield fleet.leave(place)
+        return
+    for member in members:
+        tuned = attach(plan, model, seed=member.settings.seed)
+        fit(tuned, rows, member.settings, packed=packed)
+        yield tuned
+
+
+def _loss(model: Any, batches: Sequence[Batch]) -> float:
+    import torch
+
+    from loratlas.evaluation.losses import token_losses
+
+    model.eval()
+    with torch.no_grad():
+        total = sum(float(token_losses(model, batch).sum(dtype=torch.float64)) for batch in batches)
+    return total / sum(batch.labelled for batch in batches)
+
+
+def _without(layer: Any, model: Any, batches: Sequence[Batch]) -> float:
+    before = dict(layer.scaling)
+    layer.scaling.update(dict.fromkeys(before, 0.0))
+    try:
+        return _loss(model, batches)
+    finally:
+        layer.scaling.update(before)
+
+
+def _norm(layer: Any) -> float:
+    """‖s B A‖_F = s · √tr(BᵀB A Aᵀ), which needs no product of the weight's size."""
+    (name,) = layer.lora_A
+    A, B = layer.lora_A[name].weight.detach().double(), layer.lora_B[name].weight.detach().double()
+    return float(layer.scaling[name]) * math.sqrt(max(float(((B.t() @ B) * (A @ A.t())).sum()), 0.0))
+
+
+def _reading(column: Column, told: Sequence[Mapping[str, float]]) -> Reading:
+    values = {path: sum(trial[path] for trial in told) / len(told) for path in told[0]}
+    errors = {
+        path: math.sqrt(
+            sum((trial[path] - values[path]) ** 2 for trial in told) / (len(told) - 1) / len(told)
+        )
+        for path in values
+    }
+    one, two = told[0], told[1]
+    silent = None
+    if chance(one, two) > LEVEL:
+        silent = f"the order does not repeat from one trial to the other (τ = {tau(one, two):.2f})"
+    return Reading(
+        column=column,
+        values=values,
+        errors=errors,
+        repeats=tau(one, two),
+        repeats_top=tau_of_top(one, two),
+        silent=silent,
+    )

@@ -1,0 +1,148 @@
+"""`scan`, and the placement `auto` that it decides: maps, JSON, plans, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+MODEL, DATA = "demo:llama-mini", "demo:facts-300"
+FEW = ("--rows", "16", "--max-length", "48", "--limit", "64", "--among", "all@top/2", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory) -> Path:
+    """The file that ``scan --json`` printed."""
+    from contextlib import redirect_stderr, redirect_stdout
+    from io import StringIO
+
+    from loratlas.cli import run
+
+    out = StringIO()
+    with redirect_stdout(out), redirect_stderr(StringIO()):
+        assert run(["scan", MODEL, DATA, *FEW, "--budget", "params=9k", "--json"]) == 0
+    path = tmp_path_factory.mktemp("scan") / "scan.json"
+    path.write_text(out.getvalue())
+    return path
+
+
+def test_json_keeps_the_contract(scanned: Path):
+    told = json.loads(scanned.read_text())
+    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "gradient")
+    assert {"path", "signal", "value", "unit", "error"} == set(told["scores"][0])
+    columns = {signal["name"] for signal in told["signals"]}
+    assert columns == {
+        "gradient", "gradient_energy", "activation", "activation_gradient", "alignment", "attention",
+        "attention_entropy", "spectrum", "stable_rank",
+    }  # fmt: skip
+    by_column = {name: [s for s in told["scores"] if s["signal"] == name] for name in columns}
+    assert len(by_column["gradient"]) == 28
+    assert len(by_column["attention"]) == 16
+    assert all(score["error"] is not None for score in by_column["gradient"])
+    assert {pair["one"] for pair in told["agreement"]} < columns
+    assert all(-1 <= pair["tau"] <= 1 for pair in told["agreement"])
+    assert told["cost_in_steps"] == told["rows"] / 16
+    assert told["plan"]["trainable"] == told["allocation"]["spent"] <= 9000
+    assert all("per 1,000" in row["why"] for row in told["plan"]["sites"])
+
+
+def test_a_scan_repeats_itself(cli, scanned: Path):
+    again = cli("scan", MODEL, DATA, *FEW, "--signal", "gradient", "--budget", "params=9k", "--json").json
+    told = json.loads(scanned.read_text())
+    assert [s for s in told["scores"] if s["signal"] == "gradient"] == [
+        s for s in again["scores"] if s["signal"] == "gradient"
+    ]
+    assert again["plan"]["digest"] == told["plan"]["digest"]
+
+
+def test_people_get_a_map_in_80_columns(cli):
+    found = cli("scan", MODEL, DATA, *FEW, "--signal", "spectrum", "--by", "stable_rank", "--multiple", "2")
+    assert found.code == 0, found.err
+    lines = found.out.splitlines()
+    drawn = [line for line in lines if not line.startswith(("As text", "stable_rank ("))]
+    assert max(map(len, drawn)) <= 110  # sentences are the terminal's to wrap
+    assert max(len(line) for line in drawn if line.startswith(" ")) <= 80
+    assert any(line.split()[:1] == ["7"] and "█" in found.out for line in lines)
+    assert "Plan for like=all:16" in found.out
+    assert "weights alone" in found.out
+
+
+def test_scores_make_a_plan_without_weights(cli, scanned: Path):
+    told = json.loads(scanned.read_text())
+    found = cli("plan", MODEL, "--placement", "auto", "--scores", scanned, "--budget", "params=9k", "--json")
+    assert found.json["digest"] == told["plan"]["digest"]
+    assert found.json["sites"][0]["why"]
+    by = cli(
+        "plan", MODEL, "--placement", "auto", "--scores", scanned, "--by", "alignment", "--budget",
+        "params=9k", "--json",
+    )  # fmt: skip
+    assert by.json["digest"] != found.json["digest"]
+
+
+def test_train_places_by_a_scan_of_its_own_rows(cli, tmp_path: Path):
+    words = (
+        "train", MODEL, DATA, "--placement", "auto", "--budget", "like=all:1", "--steps", "2", "--batch-size",
+        "4", "--max-length", "48", "--limit", "32", "--dtype", "float32", "--out", tmp_path / "run", "--json",
+    )  # fmt: skip
+    found = cli(*words)
+    assert found.code == 0, found.err
+    assert found.json["trainable"] <= 38_912
+    assert found.json["placement"] != "auto"
+    kept = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert kept["trainable"] == found.json["trainable"]
+    adapter = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert adapter["peft_type"] == "LORA"
+    again = cli(*words[:-1], "--resume", "--json")  # the same plan, and no new scan
+    assert again.json["placement"] == found.json["placement"]
+    assert "scanning" not in again.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plan", MODEL, "--placement", "auto"), "no scores to place by"),
+        (("plan", MODEL, "--placement", "auto", "--scores", "none.json"), "no such file"),
+        (("plan", MODEL, "--placement", "all:1", "--scores", "none.json"), "names its sites itself"),
+        (("scan", MODEL, DATA, "--signal", "magic"), "no such signal"),
+        (("scan", MODEL, DATA, "--by", "magic"), "no such score"),
+        (("scan", MODEL, DATA, "--signal", "spectrum", "--by", "gradient"), "is not measured"),
+        (("scan", MODEL, DATA, "--budget", "params=10", *FEW, "--signal", "spectrum", "--by", "spectrum"),
+         "smallest step anywhere costs"),
+        (("scan", MODEL, DATA, "--multiple", "3", "--min-rank", "4"), "multiples of 3"),
+        (("scan", MODEL, DATA, "--among", "embed"), "shares its weights"),
+        (("scan", MODEL, DATA, "--among", "nothing"), "names nothing"),
+    ],
+)  # fmt: skip
+def test_bad_requests_are_sentences(cli, words, said):
+    found = cli(*words)
+    assert found.code == 2
+    assert said in found.words
+    assert "Traceback" not in found.err
+
+
+def test_scores_of_another_model_are_refused(cli, scanned: Path, tmp_path: Path):
+    told = json.loads(scanned.read_text())
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({**told, "config_digest": "0" * 16, "model": "another"}))
+    found = cli("plan", MODEL, "--placement", "auto", "--scores", path)
+    assert found.code == 2
+    assert "another config" in found.words
+    path.write_text("[]")
+    assert cli("plan", MODEL, "--placement", "auto", "--scores", path).code == 2
+    path.write_text(json.dumps({**told, "schema": "loratlas.map"}))
+    assert (
+        cli("plan", MODEL, "--placement", "auto", "--scores", path, "--json").json["error"]["code"]
+        == "request"
+    )
+
+
+def test_silence_is_no_plan(cli, scanned: Path, tmp_path: Path):
+    told = json.loads(scanned.read_text())
+    for signal in told["signals"]:
+        signal["silent"] = "every value is 0"
+    path = tmp_path / "silent.json"
+    path.write_text(json.dumps(told))
+    found = cli("plan", MODEL, "--placement", "auto", "--scores", path)
+    assert found.code == 2
+    assert "no signal: every value is 0" in found.words

@@ -1,0 +1,177 @@
+"""Budgets spent by gain: exact where it can be, within one step otherwise, and a reason for every rank."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import anatomy, decoder, site
+
+from loratlas.errors import BudgetError, SettingsError
+from loratlas.placement.allocate import Limits, allocate
+from loratlas.placement.budget import spending
+from loratlas.placement.plan import Plan, place, place_allocation
+
+SIZES = ((8, 8), (8, 16), (24, 8))
+
+
+def toy(shapes):
+    sites = [site(f"h.{i}.q.weight", "attn.q", shape, layer=i) for i, shape in enumerate(shapes)]
+    return anatomy(sites, layers=len(sites))
+
+
+falling = st.lists(st.floats(0, 10), min_size=3, max_size=3).map(lambda g: sorted(g, reverse=True))
+anything = st.lists(st.floats(0, 10), min_size=3, max_size=3)
+
+
+def best(model, gains, allowed):
+    """The most that any table of ranks within a budget gains: all of them are tried."""
+    found = 0.0
+    for ranks in product(range(4), repeat=len(model.sites)):
+        cost = sum(s.lora_parameters(r) for s, r in zip(model.sites, ranks, strict=True))
+        if cost <= allowed:
+            found = max(found, sum(sum(gains[s.path][:r]) for s, r in zip(model.sites, ranks, strict=True)))
+    return found
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.lists(falling, min_size=3, max_size=3), st.integers(16, 300))
+def test_concave_gains_are_spent_exactly(curves, allowed):
+    model = toy(SIZES)
+    gains = {s.path: curve for s, curve in zip(model.sites, curves, strict=True)}
+    if not any(g > 0 for curve in curves for g in curve):
+        return
+    found = allocate(model, gains, f"params={allowed}")
+    assert found.spent == spending(model, found.ranks, "params") <= allowed
+    assert found.gain == pytest.approx(sum(sum(gains[path][:rank]) for path, rank in found.ranks.items()))
+    # With unlike prices the budget's end is a knapsack: within the gain of one step of the best.
+    largest = max(g for curve in curves for g in curve)
+    assert found.gain >= best(model, gains, allowed) - largest - 1e-9
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(falling, min_size=3, max_size=3), st.integers(1, 9))
+def test_equal_prices_leave_no_remainder(curves, steps):
+    model = toy([(8, 8)] * 3)
+    gains = {s.path: curve for s, curve in zip(model.sites, curves, strict=True)}
+    if not any(g > 0 for curve in curves for g in curve):
+        return
+    found = allocate(model, gains, f"params={16 * steps}")
+    assert found.gain == pytest.approx(best(model, gains, 16 * steps))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(falling, min_size=3, max_size=3), st.integers(1, 9))
+def test_what_has_been_spent_could_not_be_spent_better(curves, taken):
+    """After any number of steps: no table of the same cost gains more."""
+    model = toy(SIZES)
+    gains = {s.path: curve for s, curve in zip(model.sites, curves, strict=True)}
+    price = {s.path: s.lora_parameters(1) for s in model.sites}
+    order = sorted(
+        ((g / price[path], path, g) for path, curve in gains.items() for g in curve if g > 0), reverse=True
+    )[:taken]
+    if not order:
+        return
+    spent = sum(price[path] for _, path, _ in order)
+    found = allocate(model, gains, f"params={spent}")
+    assert found.gain >= best(model, gains, spent) - 1e-9
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(anything, min_size=3, max_size=3), st.integers(16, 300))
+def test_gains_that_rise_are_taken_together(curves, allowed):
+    model = toy(SIZES)
+    gains = {s.path: curve for s, curve in zip(model.sites, curves, strict=True)}
+    if not any(g > 0 for curve in curves for g in curve):
+        return
+    try:
+        found = allocate(model, gains, f"params={allowed}")
+    except BudgetError:
+        return
+    whole = sum(sum(curve) for curve in curves)
+    assert 0 < found.gain <= whole + 1e-9
+    assert found.spent <= allowed
+
+
+def test_limits_hold():
+    model = decoder(4)
+    gains = {s.path: [1.0 / (1 + j) for j in range(24)] for s in model.sites if s.role.startswith("attn")}
+    found = allocate(model, gains, "params=20k", Limits(floor=2, ceiling=6, multiple=2))
+    assert set(found.ranks) == set(gains)
+    assert {rank % 2 for rank in found.ranks.values()} == {0}
+    assert min(found.ranks.values()) >= 2
+    assert max(found.ranks.values()) == 6
+    eight = allocate(model, gains, "params=3k", Limits(multiple=8))
+    assert set(eight.ranks.values()) == {8}
+
+
+def test_whole_layers_go_together():
+    model = decoder(4)
+    gains = {
+        s.path: [float(s.layer + 1)] * 4 for s in model.sites if s.layer is not None and s.role[:4] == "attn"
+    }
+    layer = sum(s.lora_parameters(1) for s in model.sites if s.layer == 3 and s.path in gains)
+    found = allocate(model, gains, f"params={5 * layer}", Limits(whole_layers=True))
+    by_layer = {
+        number: {rank for path, rank in found.ranks.items() if f".{number}." in path} for number in range(4)
+    }
+    assert by_layer == {0: set(), 1: set(), 2: {1}, 3: {4}}
+    assert "counted with its whole layer" in found.reasons["model.layers.3.attn.q.weight"]
+
+
+def test_top_layers_only():
+    model = decoder(8)
+    gains = {s.path: [1.0] for s in model.sites if s.layer is not None}
+    found = allocate(model, gains, "params=100k", Limits(top=2))
+    assert found.lowest == 6
+    assert {path.split(".")[2] for path in found.ranks} == {"6", "7"}
+
+
+def test_a_budget_of_time_pays_for_a_backward_pass_that_ends_early():
+    model = decoder(8)
+    gains = {s.path: [1.0, 0.5] for s in model.sites if s.layer is not None}
+    near = allocate(model, gains, "time=all@top/4:1")
+    far = allocate(model, gains, "time=all:3")
+    assert near.lowest is not None
+    assert far.lowest is not None
+    assert near.lowest > far.lowest == 0
+    for found in (near, far):
+        assert found.spent == spending(model, found.ranks, "time") <= found.allowed
+    memory = allocate(model, gains, "memory=all@top/2:1")
+    assert memory.spent == spending(model, memory.ranks, "memory") <= memory.allowed
+
+
+def test_every_row_says_why():
+    model = decoder(2)
+    gains = {s.path: [4.0 / (1 + s.layer), 1.0] for s in model.sites if s.role in ("attn.q", "attn.v")}
+    found = allocate(model, gains, "params=120")
+    plan = place_allocation(model, found)
+    assert plan.ranks == found.ranks
+    assert plan.why is not None
+    assert all("per 1,000 trainable parameters; the budget ended at" in why for why in plan.why)
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert place(model, plan.text).ranks == plan.ranks
+    assert set(found.left_out) == set(gains) - set(found.ranks)
+    assert all("per 1,000" in why for why in found.left_out.values())
+    # A plan that was written keeps its contract.
+    assert all("why" not in row for row in place(model, plan.text).to_json()["sites"])
+
+
+def test_what_cannot_be():
+    model = decoder(2)
+    gains = {s.path: [1.0] for s in model.sites if s.role == "attn.v"}
+    with pytest.raises(BudgetError, match="at least 24") as caught:
+        allocate(model, gains, "params=23")
+    assert caught.value.exit_code == 2
+    with pytest.raises(BudgetError, match="every site having rank 2"):
+        allocate(model, gains, "params=50", Limits(floor=2))
+    with pytest.raises(SettingsError, match="no signal"):
+        allocate(model, {path: [0.0] for path in gains}, "params=1k")
+    with pytest.raises(BudgetError, match="bytes at the peak"):
+        allocate(model, gains, "memory=100")
+    for wrong in ({"floor": -1}, {"multiple": 0}, {"ceiling": 4, "multiple": 8}, {"floor": 3, "multiple": 2}):
+        with pytest.raises(SettingsError):
+            Limits(**wrong)

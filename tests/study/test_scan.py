@@ -1,0 +1,145 @@
+"""Scans and trial training on small models, and studies with an arm that a scan places."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tests.signals.brute import examples
+from tests.tiny import tiny_model
+from tests.training.small import wrap
+
+from loratlas.anatomy.read import read
+from loratlas.errors import SettingsError
+from loratlas.placement.plan import Plan
+from loratlas.study import prepare as preparing
+from loratlas.study.ledger import Ledger
+from loratlas.study.probe import probe
+from loratlas.study.run import run_study
+from loratlas.study.scan import Scan, calibration, candidates, gains, plan_from, scan
+from loratlas.study.spec import parse_spec
+from loratlas.training.bank import _SERVED
+
+
+@pytest.fixture(scope="module")
+def found():
+    model = tiny_model("llama")
+    anatomy = read(model.config)
+    return model, anatomy, scan(model, anatomy, wrap(examples(40)), most_rows=32, seed=1)
+
+
+def test_a_scan_survives_its_json(found):
+    _, anatomy, told = found
+    again = Scan.from_json(json.loads(json.dumps(told.to_json())))
+    assert again.to_json() == told.to_json()
+    one, two = (plan_from(each, anatomy, budget="params=2k")[0] for each in (told, again))
+    assert one == two
+    assert told.cost_in_steps == 2
+    # Gains are told to six digits.
+    assert again.readings["gradient"].gains is not None
+
+
+def test_fewer_rows_than_folds_are_refused(found):
+    model, anatomy, _ = found
+    with pytest.raises(SettingsError, match="too few"):
+        scan(model, anatomy, wrap(examples(9)), most_rows=2)
+    small = calibration(wrap(examples(6)), most_rows=128, seed=0, packed=True)
+    assert [len(batch.lengths) for batch in small] == [1] * 6
+
+
+def test_look_ups_are_no_candidates(found):
+    with pytest.raises(SettingsError, match="looks rows up"):
+        candidates(found[1], "embed")
+
+
+def test_the_seed_draws_the_rows():
+    rows = wrap(examples(40))
+    one, same, other = (
+        [batch.rows for batch in calibration(rows, most_rows=16, seed=seed, packed=True)]
+        for seed in (0, 0, 1)
+    )
+    assert one == same
+    assert one != other
+
+
+def test_columns_without_ranks_count_by_the_root(found):
+    _, anatomy, told = found
+    sites = candidates(anatomy)
+    path = sites[0].path
+    high = gains(told.readings["stable_rank"], sites)[path]
+    assert sum(high[:9]) == pytest.approx(3 * told.readings["stable_rank"].values[path])
+    low = gains(told.readings["alignment"], sites)[path]
+    assert low[0] == pytest.approx(1 / told.readings["alignment"].values[path])
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypatch):
+    model = tiny_model("llama")
+    anatomy = read(model.config)
+    sites = candidates(anatomy, "attention@last1 + feedforward@last1")
+    rows = wrap(examples(24))
+    batches = calibration(rows, most_rows=24, seed=0, packed=True)
+    if not together:
+        monkeypatch.setattr("loratlas.training.fleet._SERVED", {})
+        assert _SERVED
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    readings, cost = probe(model, sites, rows, batches, steps=4, packed=True)
+    assert set(readings["probe"].values) == {site.path for site in sites}
+    assert all(norm > 0 for norm in readings["probe_norm"].values.values())
+    assert cost == 2 * (4 + len(sites) * 24 / 16 / 2)
+    assert all(np.isfinite(value) for value in readings["probe"].values.values())
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_probe_knows_that_a_dead_site_is_worth_nothing():
+    model = tiny_model("llama")
+    sites = candidates(read(model.config), "ffn.up,ffn.down@last1")
+    rows = wrap(examples(24))
+    model.model.layers[2].mlp.gate_proj.weight.zero_()  # nothing of `up` comes through
+    readings, _ = probe(
+        model, sites, rows, calibration(rows, most_rows=24, seed=0, packed=True), steps=4, packed=True
+    )
+    assert readings["probe"].values["model.layers.2.mlp.up_proj.weight"] == pytest.approx(0, abs=1e-6)
+    assert readings["probe_norm"].values["model.layers.2.mlp.up_proj.weight"] == pytest.approx(0, abs=1e-6)
+
+
+SPEC = {
+    "name": "auto",
+    "model": "demo:llama-mini",
+    "data": {"train": "demo:facts-300"},
+    "arms": {"full": "all@top/4:1", "auto": "auto"},
+    "reference": "full",
+    "match": "params",
+    "learning_rates": [3e-3],
+    "tuning": {"seeds": 1, "rows": 20, "extensions": 0},
+    "evaluation": {"seeds": 2, "rows": 16},
+    "steps": 1,
+    "batch_size": 4,
+    "max_length": 64,
+    "demonstration": True,
+}
+
+
+def test_a_study_places_an_arm_by_a_scan_and_never_scans_again(tmp_path, monkeypatch):
+    spec = parse_spec(SPEC)
+    result = run_study(spec, tmp_path / "s", workers=1).to_json()
+    (arm,) = [arm for arm in result["arms"] if arm["name"] == "auto"]
+    full = next(arm for arm in result["arms"] if arm["name"] == "full")
+    assert arm["trainable"] <= full["trainable"]
+    assert full["trainable"] - arm["trainable"] < 400
+    assert all(row["why"] for row in arm["plan"]["sites"])
+    assert result["scan"]["config_digest"] == result["base"]["config_digest"]
+    assert result["scan"]["rows"] <= 128
+    assert "gains" not in result["scan"] or not result["scan"]["gains"]
+
+    def refuse(*_, **__):
+        raise AssertionError("scanned again")
+
+    monkeypatch.setattr(preparing, "_scan", refuse)
+    again = run_study(spec, tmp_path / "s", workers=1).to_json()
+    assert again["arms"][1]["plan"] == arm["plan"]
+    facts = Ledger.open(tmp_path / "s").facts
+    assert Plan.from_json(facts["plans"]["auto"]).why is not None
