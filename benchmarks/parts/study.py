@@ -1,7 +1,7 @@
 """A study's 27 runs, three placements × three learning rates × three seeds, by three ways.
 
 `Trainer` at its best trains them one after the other; so does this project's `fit`; and they are trained as
-``loratlas study`` trains them, side by side as far as runs share a pass (`loratlas.study.run.fleet_size`). All runs are
+``loratlas study`` trains them, side by side as far as runs share a pass (`loratlas.study.company`). All runs are
 made by every side, none is multiplied. Batches are small, for that is where company pays on a CPU; at 16 rows a step a
 study trains runs one by one, and the ratio is that of the Alpaca row. Loading the base and judging are not timed.
 """
@@ -22,7 +22,7 @@ from loratlas.data.batches import training_order
 from loratlas.data.encode import Encoded
 from loratlas.evaluation.tokens import score
 from loratlas.placement.plan import place
-from loratlas.study.run import company
+from loratlas.study.company import company
 from loratlas.training.fleet import Fleet, Member, take_off
 from loratlas.training.loop import fit
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loratlas.anatomy.cost import cost
 from loratlas.errors import (
     DataError,
     Interrupted,
@@ -25,10 +24,9 @@ from loratlas.errors import (
     StorageError,
 )
 from loratlas.study.ledger import Ledger
-from loratlas.study.prepare import prepare
 from loratlas.study.records import read_examples
 from loratlas.study.result import load_study
-from loratlas.study.run import MOST, fleet_size, run_study
+from loratlas.study.run import run_study
 from loratlas.study.spec import parse_spec
 from loratlas.study.stats import estimate
 
@@ -345,18 +343,3 @@ def test_a_run_that_lost_its_file_is_told(whole, tmp_path):
     shutil.rmtree(out / "runs" / whole[0].arms[0]["runs"][0]["digest"])
     with pytest.raises(OutputError, match="missing or broken"):
         load_study(out)
-
-
-def test_fleets_are_as_large_as_passes_and_memory_allow():
-    spec = parse_spec(SPEC)
-    prepared = prepare(spec)
-    together = fleet_size(spec, prepared, "cpu", free=2**40)
-    assert 1 < together <= MOST
-    adapters = max(cost(prepared.anatomy, plan.ranks).adapter_bytes for plan in prepared.plans.values())
-    # So much is needed beside the runs that three of them still fit, and a fourth does not.
-    least = next(
-        free for free in range(0, 2**30, 5 * adapters) if fleet_size(spec, prepared, "cpu", free=free) > 1
-    )
-    assert fleet_size(spec, prepared, "cpu", free=least + 5 * adapters) == 3
-    assert fleet_size(spec, prepared, "cpu", free=0) == 1
-    assert fleet_size(parse_spec({**SPEC, "batch_size": 512}), prepared, "cpu", free=2**40) == 1

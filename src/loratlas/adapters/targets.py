@@ -16,7 +16,7 @@ from typing import Any
 from loratlas.adapters.patterns import anchored
 from loratlas.adapters.rows import Row
 
-_TASKS = {"Seq2SeqLM": "SEQ_2_SEQ_LM", "CausalLM": "CAUSAL_LM"}
+_TASKS = {"Seq2SeqLM": "SEQ_2_SEQ_LM", "CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,22 +67,28 @@ def renamed_leaves(model: Any) -> frozenset[str]:
 
 
 def task_type(model: Any) -> str | None:
-    """PEFT's word for what a model is for; None for an encoder, which generates nothing.
+    """PEFT's word for what a model is for; None for an encoder without a head, which does nothing by itself.
 
     Args:
         model: a model or a config; None for a causal language model.
     """
-    from loratlas.anatomy.load import model_class
+    from loratlas.anatomy.heads import is_classifier
+    from loratlas.anatomy.load import class_kind, model_class
 
     if model is None:
         return "CAUSAL_LM"
     config = getattr(model, "config", model)
     if hasattr(model, "named_parameters"):
-        kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if is_classifier(bare):
+            return _TASKS["SequenceClassification"]
+        kind = type(bare)
     else:
         chosen = model_class(config)
         if chosen is None:
             return None
+        if class_kind(config) == "SequenceClassification":
+            return _TASKS["SequenceClassification"]
         kind = chosen[0]
     if not hasattr(kind, "prepare_inputs_for_generation"):
         return None

@@ -14,6 +14,8 @@ from loratlas.cli import options, output
 from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
@@ -166,12 +168,17 @@ def placed(
     return plan
 
 
-def read_named(model: str) -> Anatomy:
-    """The anatomy of a model under the name that the user wrote."""
+def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:
+    """The anatomy of a model under the name that the user wrote.
+
+    Args:
+        model: as written.
+        config: of the task that it is for; None for what its directory says.
+    """
     from loratlas.anatomy.read import read
     from loratlas.study.inputs import model_source
 
-    return replace(read(model_source(model)), model=model)
+    return replace(read(model_source(model) if config is None else config), model=model)
 
 
 def show_plan(anatomy: Anatomy, plan: Plan) -> None:

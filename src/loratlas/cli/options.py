@@ -19,6 +19,14 @@ class Loss(StrEnum):
     all = "all"
 
 
+class TaskName(StrEnum):
+    """What a model is trained to do, or judged by."""
+
+    causal = "causal"
+    seq2seq = "seq2seq"
+    classification = "classification"
+
+
 class Dtype(StrEnum):
     """The type the base computes in; adapters are kept in float32 either way."""
 
@@ -201,13 +209,40 @@ LossOver = Annotated[
     Loss,
     typer.Option("--loss", help="Count the answer's tokens only, or all of them.", rich_help_panel=DATA),
 ]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=0,
+        help="Write answers to the first N rows that are judged, and count exact matches.",
+        rich_help_panel=DATA,
+    ),
+]
+Rouge = Annotated[
+    bool,
+    typer.Option(
+        "--rouge",
+        help="Also score those answers by ROUGE-L (needs rouge-score).",
+        rich_help_panel=DATA,
+    ),
+]
+TaskOption = Annotated[
+    TaskName | None,
+    typer.Option(
+        "--task",
+        help="What the rows are for; told from their fields and the architecture unless given.",
+        show_default=False,
+        rich_help_panel=DATA,
+    ),
+]
 MaxLength = Annotated[
     int,
     typer.Option(
         "--max-length",
         metavar="TOKENS",
         min=2,
-        help="Longer rows lose the left end of their prompt.",
+        help="Longer rows lose the left end of their prompt (a classified text and a source their right end).",
         rich_help_panel=DATA,
     ),
 ]

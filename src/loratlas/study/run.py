@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loratlas.anatomy.tasks import CAUSAL
 from loratlas.errors import DataError, Interrupted, OutputError, RunError
 from loratlas.study import beside
+from loratlas.study.company import fleet_size
 from loratlas.study.ledger import NAME, Key, Ledger, claim, unstorable, unwritable
 from loratlas.study.pool import Pool, Process, rebuilt
 from loratlas.study.prepare import Prepared, machine, prepare, revision, training, versions
@@ -27,9 +29,6 @@ from loratlas.training.memory import free_bytes
 
 ATTEMPTS = 2
 """How often a run is begun whose worker process died."""
-
-MOST = 9
-"""Largest fleet: what a killed worker loses since its last checkpoint stays small."""
 
 OURS = frozenset({NAME, "claim.lock", "runs", "cache", "findings.json", "report.html"})
 """What a study's folder holds."""
@@ -362,6 +361,8 @@ class Coordinator:
         }
         if key.phase != "tuning":
             identity |= beside.identity(spec, prepared.forgetting)
+        if prepared.task.name != CAUSAL:
+            identity["task"] = prepared.task.to_json()
         if key.phase == "base":
             return identity
         return identity | {
@@ -395,6 +396,7 @@ class Coordinator:
             "dtype": self.spec.dtype,
             "base_dropout": self.spec.base_dropout,
             "packing": self.spec.packing,
+            "pad_id": self.prepared.train.pad_id,
             "max_length": self.spec.max_length,
             "device": device,
             "data": data,
@@ -442,46 +444,6 @@ def _words(key: Key | None) -> str:
     return (
         "the bare base" if key.phase == "base" else f"{key.phase} {key.arm}, lr {key.lr:g}, seed {key.seed}"
     )
-
-
-def company(tokens: float, device: str) -> int:
-    """How many runs, of steps of so many tokens, share a pass through the base; `MOST` at most.
-
-    A pass that one run's step fills gains nothing from company; then every run is trained alone.
-
-    >>> company(400, "cpu"), company(1700, "cpu")
-    (5, 1)
-    """
-    from loratlas.training.fleet import OTHER_TOKENS, PASS_TOKENS
-
-    return max(1, min(MOST, int(PASS_TOKENS.get(device, OTHER_TOKENS) // max(1.0, tokens))))
-
-
-def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -> int:
-    """How many runs a worker trains side by side: as many as share a pass, and as memory holds.
-
-    The passes of a fleet follow one another, so that the memory of activations is that of one pass; what every run
-    adds lasts: its adapters, their gradients, two moments and the last good state.
-
-    Args:
-        spec: of the study.
-        prepared: its base, plans and rows.
-        device: of the workers.
-        free: bytes that one worker may take, its base included.
-    """
-    from loratlas.anatomy.cost import cost
-
-    mean = prepared.train.report.tokens / len(prepared.train)
-    rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-    together = company(rows * mean, device)
-    tokens = round(together * rows * mean)
-    prices = [
-        cost(prepared.anatomy, plan.ranks, tokens=tokens, length=round(mean), dtype=spec.dtype)
-        for plan in prepared.plans.values()
-    ]
-    own = max(5 * price.adapter_bytes for price in prices)
-    shared = max(price.peak_bytes - 2 * price.adapter_bytes - price.optimizer_bytes for price in prices)
-    return max(1, min(together, (free - shared) // own))
 
 
 def _device() -> str:

@@ -21,7 +21,6 @@ from statistics import median
 from typing import Any
 
 from loratlas.errors import SettingsError
-from loratlas.training.prefix import layers_of
 from loratlas.training.remembered import Remembered
 
 WATCHED = 10
@@ -186,10 +185,16 @@ def _mean_tokens(steps: list[tuple[float, int]]) -> float:
 
 def layers(model: Any) -> list[Any]:
     """The repeated layers of a model: what is compiled, once for all of them."""
+    from torch.nn import ModuleList
+
     from loratlas.data.packing import bare
 
-    found = layers_of(model)
-    return [bare(model).base_model] if found is None else list(found.modules)
+    inner = bare(model)
+    count = inner.config.get_text_config().num_hidden_layers
+    for module in inner.modules():
+        if isinstance(module, ModuleList) and len(module) == count:
+            return list(module)
+    return [inner.base_model]
 
 
 def switch_on(model: Any) -> None:

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from loratlas.adapters.attach import takes_from_base
+from loratlas.adapters.heads import take_off
+from loratlas.anatomy.heads import head_modules
 from loratlas.data.batches import Batch
 from loratlas.errors import DataError, SettingsError
 from loratlas.evaluation.losses import token_losses
@@ -70,6 +72,8 @@ def why_alone(model: Any, member: Member) -> str | None:
         member: the run.
     """
     settings = member.settings
+    if head_modules(model):
+        return "a head trains beside its adapters, and a fleet holds adapters alone"
     if takes_from_base(settings.init):
         return f"init {settings.init} changes the base, which a fleet shares"
     if settings.early_stop is not None or settings.evaluate_every is not None:
@@ -127,16 +131,6 @@ class _FleetRun(Run):
 
     def _gradient(self, rows: np.ndarray) -> tuple[float, int, int]:
         return self.found
-
-
-def take_off(model: Any) -> Any:
-    """Give back the bare base of a `PeftModel`, as it was before."""
-    base = model.unload()
-    base.requires_grad_(False)
-    # What PEFT leaves on a base it has left: a config that would make the next attachment warn.
-    if hasattr(base, "peft_config"):
-        del base.peft_config
-    return base
 
 
 class Fleet:

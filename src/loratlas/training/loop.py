@@ -372,6 +372,12 @@ def _packing(model: Any, data: Encoded, settings: Settings, packed: bool | None)
         return packed, "decided by the caller"
     if settings.packing == "off":
         return False, "as asked"
+    if data.task.why_padded is not None:
+        if settings.packing == "on":
+            raise SettingsError(
+                given="packing = 'on'", found=data.task.why_padded, instead="packing = 'auto'"
+            )
+        return False, data.task.why_padded
     from loratlas.data.packing import prove_packing
 
     proof = prove_packing(model, max_length=max(len(example) for example in data.examples))

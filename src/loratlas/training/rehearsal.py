@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.data.encode import Encoded, EncodeReport, Example
+from loratlas.anatomy.tasks import CAUSAL, Task
+from loratlas.data.encode import Encoded, EncodeReport, Example, task_of
 from loratlas.errors import ModelError
 from loratlas.training.settings import Settings
 
@@ -80,12 +81,18 @@ def as_step(examples: Sequence[Example]) -> Encoded:
     """Examples of one step as a run takes its rows."""
     tokens, counted = (
         sum(len(example) for example in examples),
-        sum(int(e.labelled.sum()) for e in examples),
+        sum(e.counted for e in examples),
     )
     n = len(examples)
     report = EncodeReport(rows=n, kept=n, cut=0, dropped=0, empty=0, tokens=tokens, answer_tokens=counted)
     return Encoded(
-        examples=tuple(examples), report=report, digest="", template="", pad_id=0, source="a rehearsal"
+        examples=tuple(examples),
+        report=report,
+        digest="",
+        template="",
+        pad_id=0,
+        source="a rehearsal",
+        task=Task(name=task_of(examples[0])),
     )
 
 
@@ -113,8 +120,8 @@ def rehearse(
         What was recorded.
 
     Raises:
-        ModelError: no causal language model, or one whose path depends on its numbers, such as a mixture of experts
-            that sorts tokens by the experts they were sent to.
+        ModelError: a model whose path depends on its numbers, such as a mixture of experts that sorts tokens by the
+            experts they were sent to.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -136,7 +143,7 @@ def rehearse(
 
     model = _blank(config, rows, settings, rslora)
     if packed is None:
-        packed = why_padded(model) is None
+        packed = task_of(examples[0]) == CAUSAL and why_padded(model) is None
     try:
         return _record(model, examples, settings, packed)
     except (
@@ -192,7 +199,6 @@ def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rs
     """The adapted base on the meta device, as `load_model` and `attach` make it, and lean."""
     import torch
     from peft import get_peft_model
-    from transformers.modeling_utils import PreTrainedModel
 
     from loratlas.adapters.attach import lora_config
     from loratlas.adapters.kernels import faster
@@ -202,13 +208,7 @@ def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rs
     config = copy.deepcopy(config)
     zero_dropout(config)
     config.use_cache = False
-    model: PreTrainedModel = meta_model(config)
-    if not hasattr(model, "prepare_inputs_for_generation") or getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            given=f"a step of a model of type {config.model_type!r}",
-            found="no causal language model, and no other is trained",
-            instead="a causal language model",
-        )
+    model = meta_model(config)
     dtype = getattr(torch, settings.dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

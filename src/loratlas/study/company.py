@@ -1,0 +1,58 @@
+"""How many runs of a study a worker trains side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loratlas.study.spec import StudySpec
+
+if TYPE_CHECKING:
+    from loratlas.study.prepare import Prepared
+
+MOST = 9
+"""Largest fleet: what a killed worker loses since its last checkpoint stays small."""
+
+COPIES = 5
+"""Of a run's adapters in float32, that last: themselves, gradients, two moments, the last good state."""
+
+
+def company(tokens: float, device: str) -> int:
+    """How many runs, of steps of so many tokens, share a pass through the base; `MOST` at most.
+
+    A pass that one run's step fills gains nothing from company; then every run is trained alone.
+
+    >>> company(400, "cpu"), company(1700, "cpu")
+    (5, 1)
+    """
+    from loratlas.training.fleet import OTHER_TOKENS, PASS_TOKENS
+
+    return max(1, min(MOST, int(PASS_TOKENS.get(device, OTHER_TOKENS) // max(1.0, tokens))))
+
+
+def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -> int:
+    """How many runs a worker trains side by side: as many as share a pass, and as memory holds.
+
+    The passes of a fleet follow one another, so that the memory of activations is that of one pass; `COPIES` of every
+    run's adapters are there all the time. Runs whose rows stand side by side are trained alone.
+
+    Args:
+        spec: of the study.
+        prepared: its base, plans and rows.
+        device: of the workers.
+        free: bytes that one worker may take, its base included.
+    """
+    if prepared.task.why_padded is not None:
+        return 1
+    from loratlas.anatomy.cost import cost
+
+    mean = prepared.train.report.tokens / len(prepared.train)
+    rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
+    together = company(rows * mean, device)
+    tokens = round(together * rows * mean)
+    prices = [
+        cost(prepared.anatomy, plan.ranks, tokens=tokens, length=round(mean), dtype=spec.dtype)
+        for plan in prepared.plans.values()
+    ]
+    own = max(COPIES * price.adapter_bytes for price in prices)
+    shared = max(price.peak_bytes - 2 * price.adapter_bytes - price.optimizer_bytes for price in prices)
+    return max(1, min(together, (free - shared) // own))
