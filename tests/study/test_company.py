@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from tests.study.test_run import SPEC
 
-from loratlas.anatomy.cost import cost
-from loratlas.study.company import COPIES, MOST, fleet_size
+from loratlas.errors import ModelError
+from loratlas.study.company import MOST, fleet_size
 from loratlas.study.prepare import prepare
 from loratlas.study.spec import parse_spec
 
 
-def test_fleets_are_as_large_as_passes_and_memory_allow():
-    spec = parse_spec(SPEC)
-    prepared = prepare(spec)
-    together = fleet_size(spec, prepared, "cpu", free=2**40)
-    assert 1 < together <= MOST
-    adapters = max(cost(prepared.anatomy, plan.ranks).adapter_bytes for plan in prepared.plans.values())
-    # So much is needed beside the runs that three of them still fit, and a fourth does not.
-    least = next(
-        free
-        for free in range(0, 2**30, COPIES * adapters)
-        if fleet_size(spec, prepared, "cpu", free=free) > 1
-    )
-    assert fleet_size(spec, prepared, "cpu", free=least + COPIES * adapters) == 3
-    assert fleet_size(spec, prepared, "cpu", free=0) == 1
+@pytest.fixture(scope="module")
+def spec():
+    return parse_spec(SPEC)
+
+
+@pytest.fixture(scope="module")
+def prepared(spec):
+    return prepare(spec)
+
+
+def test_as_many_as_share_a_pass(spec, prepared):
+    assert 3 < fleet_size(spec, prepared, "cpu", free=2**40) <= MOST
     assert fleet_size(parse_spec({**SPEC, "batch_size": 512}), prepared, "cpu", free=2**40) == 1
+
+
+def test_as_many_as_memory_holds(spec, prepared):
+    """The base once, and every run's own beside it."""
+    base = 2 * prepared.anatomy.parameters
+    own = max(prepared.memory(plan.ranks) for plan in prepared.plans.values()) - base
+    assert own > 0
+    assert fleet_size(spec, prepared, "cpu", free=base + 3 * own) == 3
+    assert fleet_size(spec, prepared, "cpu", free=base + 3 * own - 1) == 2
+    assert fleet_size(spec, prepared, "cpu", free=0) == 1
+
+
+def test_what_cannot_be_rehearsed_is_not_bounded(spec, prepared):
+    def cannot(ranks):
+        raise ModelError(given="a base", found="nothing to rehearse", instead="another")
+
+    blind = replace(prepared, memory=cannot)
+    assert fleet_size(spec, blind, "cpu", free=0) == fleet_size(spec, prepared, "cpu", free=2**40)

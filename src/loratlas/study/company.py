@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loratlas.errors import ModelError
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
 MOST = 9
 """Largest fleet: what a killed worker loses since its last checkpoint stays small."""
 
-COPIES = 5
-"""Of a run's adapters in float32, that last: themselves, gradients, two moments, the last good state."""
+BYTES = {"bfloat16": 2, "float32": 4}
+"""Of a number of the base."""
 
 
 def company(tokens: float, device: str) -> int:
@@ -32,8 +33,8 @@ def company(tokens: float, device: str) -> int:
 def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -> int:
     """How many runs a worker trains side by side: as many as share a pass, and as memory holds.
 
-    The passes of a fleet follow one another, so that the memory of activations is that of one pass; `COPIES` of every
-    run's adapters are there all the time. Runs whose rows stand side by side are trained alone.
+    Of n runs the base is there once, and n times what a rehearsed run of the costliest arm takes beside it. Runs whose
+    rows stand side by side are trained alone.
 
     Args:
         spec: of the study.
@@ -43,16 +44,14 @@ def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -
     """
     if prepared.task.why_padded is not None:
         return 1
-    from loratlas.anatomy.cost import cost
-
     mean = prepared.train.report.tokens / len(prepared.train)
     rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
     together = company(rows * mean, device)
-    tokens = round(together * rows * mean)
-    prices = [
-        cost(prepared.anatomy, plan.ranks, tokens=tokens, length=round(mean), dtype=spec.dtype)
-        for plan in prepared.plans.values()
-    ]
-    own = max(COPIES * price.adapter_bytes for price in prices)
-    shared = max(price.peak_bytes - 2 * price.adapter_bytes - price.optimizer_bytes for price in prices)
-    return max(1, min(together, (free - shared) // own))
+    if together == 1:
+        return 1
+    base = prepared.anatomy.parameters * BYTES[spec.dtype]
+    try:
+        own = max(prepared.memory(plan.ranks) for plan in prepared.plans.values()) - base
+    except ModelError:  # nothing can be rehearsed on this base
+        return together
+    return max(1, min(together, (free - base) // max(1, own)))
