@@ -8,7 +8,7 @@ import pytest
 from tests.study.test_run import SPEC
 
 from loratlas.errors import ModelError
-from loratlas.study.company import MOST, fleet_size
+from loratlas.study.company import BYTES, MOST, fleet_size
 from loratlas.study.prepare import prepare
 from loratlas.study.spec import parse_spec
 
@@ -30,7 +30,7 @@ def test_as_many_as_share_a_pass(spec, prepared):
 
 def test_as_many_as_memory_holds(spec, prepared):
     """The base once, and every run's own beside it."""
-    base = 2 * prepared.anatomy.parameters
+    base = BYTES[spec.dtype] * prepared.anatomy.parameters
     own = max(prepared.memory(plan.ranks) for plan in prepared.plans.values()) - base
     assert own > 0
     assert fleet_size(spec, prepared, "cpu", free=base + 3 * own) == 3
