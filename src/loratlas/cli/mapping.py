@@ -37,7 +37,8 @@ def map_model(model: options.ModelOrConfig, as_json: options.Json = False) -> No
         f"{anatomy.model} ({anatomy.model_type}): {output.count(anatomy.parameters)} parameters, "
         f"{anatomy.layers} layers, width {anatomy.hidden}"
     )
-    tied = [site for site in anatomy.sites if site.tied_to is not None]
+    copies = {path for site in anatomy.sites for path in site.called_as}
+    tied = [site for site in anatomy.sites if site.tied_to is not None and site.path not in copies]
     drawn = output.table("role", "layers", ("sites", "right"), "shape", "kind", ("one rank costs", "right"))
     for (role, shape, kind), sites in _by_role(anatomy.sites).items():
         cost = sum(site.lora_parameters(1) for site in sites if site.adaptable)
@@ -54,6 +55,13 @@ def map_model(model: options.ModelOrConfig, as_json: options.Json = False) -> No
         output.say("layers: ■ in every layer of the strip, ▪ in some, · in none. shape: out × in.")
     for site in tied:
         output.say(f"{site.module} is the same matrix as {site.tied_to} and is counted there.")
+    several = [site for site in anatomy.sites if site.called_as and "inert" not in site.flags]
+    if several:
+        output.say(
+            f"{len(several)} matrices are called under several names, and one adapter serves all of them: "
+            f"{several[0].module} is also {', '.join(several[0].called_as[1:4])}"
+            f"{', …' if len(several[0].called_as) > 4 or len(several) > 1 else ''}."
+        )
     if anatomy.unresolved:
         output.say(f"\nUnresolved, and left alone ({len(anatomy.unresolved)}):")
         for item in anatomy.unresolved:

@@ -87,6 +87,8 @@ def why_alone(model: Any, member: Member) -> str | None:
     if settings.report_to:
         return "it reports to a tracker while it trains"
     for row in member.rows:
+        if len(row.modules) > 1:
+            return f"{row.site.module} is one matrix under {len(row.modules)} names"
         module = model.get_submodule(row.site.module)
         if type(module) not in _SERVED:
             return f"{row.site.module} is a {type(module).__name__}, and a fleet serves plain matrices"
