@@ -328,6 +328,7 @@ def _finish(
         "peak_bytes": result.peak_bytes,
         "packing": result.packing,
         "packing_reason": result.packing_reason,
+        "kept_layers": result.kept_layers,
         "compiled": result.compiled,
         "compile_reason": result.compile_reason,
         "stopped_early": result.stopped_early,
