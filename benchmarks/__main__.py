@@ -46,6 +46,19 @@ def page(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
+        f"The allocator's peak of a run, {result['memory']['placement']}, over `Trainer`'s at the same precision:",
+        "",
+        "| base | precision | `Trainer`, MiB | loratlas, MiB | ratio | target |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in result["memory"]["cases"]:
+        theirs, own = (case[f"{side}_bytes"] / 2**20 for side in ("trainer", "ours"))
+        lines.append(
+            f"| {case['base']} | {case['dtype']} | {theirs:,.0f} | {own:,.0f} | {case['ratio']:.2f} "
+            f"| ≤ {case['target']:g} |"
+        )
+    lines += [
+        "",
         f"Gradients against PEFT's on fixed rows: {result['gradient_difference']:.1e} apart (float32). Held-out "
         "losses: " + ", ".join(f"{name} {runs[0]['nll']:.3f}" for name, runs in result["runs"].items()) + ".",
         "",
@@ -64,9 +77,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for bench.json and bench.md")
     arguments = parser.parse_args()
     from benchmarks.common import machine
-    from benchmarks.parts import alpaca, step
+    from benchmarks.parts import alpaca, memory, step
 
     before = machine.load()
+    peaks = memory.measure()
     over_floor = step.measure(rounds=arguments.rounds)
     found = alpaca.measure(steps=arguments.steps, rounds=arguments.rounds, compiled=arguments.compiled)
     result = {
@@ -78,6 +92,7 @@ def main() -> int:
         "busy": machine.busy(before),
         **found,
         "step": over_floor,
+        "memory": peaks,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import signal
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,10 +14,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+# A job in the background ignores Ctrl-C and hands that on to every command it starts; tests that send it would wait.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Fixtures hold no examples, and files of one name would be taken for one another when searched for them.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 
 ROOT = Path(__file__).resolve().parents[1]
+# What tests measure of the machine is no measurement: it must not end up in the user's cache.
+os.environ["LORATLAS_CACHE"] = tempfile.mkdtemp(prefix="loratlas-cache-")
+atexit.register(shutil.rmtree, os.environ["LORATLAS_CACHE"], ignore_errors=True)
+
 SHARED = Path(os.environ.get("LORATLAS_SHARED", ROOT.parent / "shared"))
 
 

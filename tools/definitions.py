@@ -110,8 +110,7 @@ def page(groups: Sequence[list[Run]], sources: Sequence[str]) -> str:
         mine = [pair for pair in pairs if pair[2].other == other.name]
         turned = [pair for pair in mine if pair[2].flips]
         apart = [pair for pair in turned if pair[0].arm != pair[1].arm]
-        bounds = [pair[2].bound for pair in mine if pair[2].bound is not None]
-        bound = f"{np.median(bounds):.4f} nats" if bounds else "no bound known"
+        bound = f"{np.median([pair[2].bound or 0.0 for pair in mine]):.4f} nats"
         share = f"{len(turned)} of {len(mine)} ({len(turned) / max(1, len(mine)):.1%})"
         lines.append(f"| {WORDS[other.name]} | {share} | {len(apart)} | {bound} |")
         if turned:
@@ -129,9 +128,8 @@ def page(groups: Sequence[list[Run]], sources: Sequence[str]) -> str:
             *(f"| {run.name} | {_of(BY, run):.5f} | {_of(other, run):.5f} |" for run in (one, two)),
             f"| difference | {found.difference:+.5f} | {found.difference + found.shift:+.5f} |",
             "",
-            f"Σ (v − w) Δ = {found.shift:+.5f} opposes the difference of {found.difference:+.5f} and exceeds it"
-            + ("" if found.bound is None else f"; the bound for these rows is {found.bound:.5f}")
-            + ".",
+            f"The shift of {found.shift:+.5f} opposes the difference of {found.difference:+.5f} and exceeds it; the"
+            f" bound for these rows is {found.bound or 0.0:.5f}.",
             "",
         ]
     return "\n".join(lines)

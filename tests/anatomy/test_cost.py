@@ -1,4 +1,4 @@
-"""The price of a plan: exact where it can be, and close to what PyTorch keeps where it is an estimate."""
+"""What arithmetic knows of a plan's price: exactly what PyTorch counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from loratlas.anatomy.cost import cost, step_flops
+from loratlas.anatomy.cost import cost
 from loratlas.anatomy.read import read
 from loratlas.errors import ModelError
 
@@ -35,30 +35,6 @@ def _attached(case, small, chosen):
     return anatomy, {site.path: RANK for site in sites}, adapted
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen2", "mistral"])
-@pytest.mark.parametrize("chosen", SETS)
-def test_kept_activations_are_what_autograd_keeps(case, chosen, small):
-    anatomy, rows, model = _attached(case, small, chosen)
-    own = {value.untyped_storage()._cdata for value in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return tensor
-
-    ids = torch.randint(0, 100, (BATCH, LENGTH))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # Up to the last norm: logits are priced apart.
-        hidden = model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
-    assert hidden.requires_grad
-    measured = sum(storage.nbytes() for storage in kept.values())
-    predicted = cost(anatomy, rows, tokens=BATCH * LENGTH, dtype="float32").saved_activation_bytes
-    # Left out: rotation tables and the two root mean squares of each norm, one number per token each.
-    assert predicted == pytest.approx(measured, rel=0.05)
-
-
 @pytest.mark.parametrize("chosen", SETS)
 def test_operations_are_what_pytorch_counts(chosen, small):
     anatomy, rows, model = _attached("llama", small, chosen)
@@ -67,20 +43,16 @@ def test_operations_are_what_pytorch_counts(chosen, small):
         model(input_ids=ids, use_cache=False).logits.sum().backward()
     counted = counter.get_flop_counts()["Global"]
     products = sum(value for op, value in counted.items() if "attention" not in str(op))
-    mine = cost(anatomy, rows, tokens=BATCH * LENGTH, length=0).flops_per_token
+    mine = cost(anatomy, rows, length=0).flops_per_token
     assert mine * BATCH * LENGTH == products
 
 
 def test_the_same_parameters_cost_less_higher_up(small):
     anatomy = read(small("llama"))
-    low, high = (
-        cost(anatomy, {f"model.layers.{layer}.mlp.up_proj.weight": 8}, tokens=100) for layer in (0, 2)
-    )
+    low, high = (cost(anatomy, {f"model.layers.{layer}.mlp.up_proj.weight": 8}) for layer in (0, 2))
     assert low.adapter_bytes == high.adapter_bytes == 8 * (48 + 80) * 4
     assert low.optimizer_bytes == 2 * low.adapter_bytes
     assert high.flops_per_token < low.flops_per_token
-    assert high.saved_activation_bytes < low.saved_activation_bytes
-    assert high.peak_bytes < low.peak_bytes
 
 
 def test_in_a_parallel_block_feedforward_does_not_follow_attention(small):
@@ -102,21 +74,18 @@ def test_every_rank_more_costs_more(case, small):
         assert values == sorted(set(values)), name
 
 
-def test_no_plan_costs_the_forward_pass_and_the_weights(small):
+def test_no_plan_costs_the_forward_pass(small):
     anatomy = read(small("llama"))
-    bare = cost(anatomy, {}, tokens=10, length=0)
+    bare = cost(anatomy, {}, length=0)
     maps = sum(2 * s.shape[0] * s.shape[1] for s in anatomy if s.kind == "linear")
     assert bare.flops_per_token == maps
-    assert bare.saved_activation_bytes == bare.adapter_bytes == 0
-    assert bare.peak_bytes == anatomy.parameters * 2 + 10 * anatomy.vocabulary * 10
-    assert step_flops(anatomy, {}, tokens=10, length=0) == 10 * maps
+    assert bare.adapter_bytes == bare.optimizer_bytes == 0
 
 
 @pytest.mark.parametrize(
     ("rows", "options"),
     [
         ({"model.layers.9.mlp.up_proj.weight": 1}, {}),
-        ({"model.layers.0.mlp.up_proj.weight": 1}, {"dtype": "int8"}),
         ({"model.layers.0.mlp.up_proj.weight": 1}, {"optimizer": "lion"}),
     ],
 )

@@ -140,6 +140,18 @@ def test_the_table_fits_and_says_it(cli, trainer: Path):
     assert max(map(len, drawn)) <= 80
 
 
+def test_an_adapter_beside_the_log_that_was_not_given_is_pointed_out(cli, trainer: Path):
+    """Its number cannot be reproduced without it; and an evaluation that was logged twice is told once."""
+    told = cli("audit-log", trainer / "eval_results.json", *SAME)
+    assert told.code == 1
+    assert f"--adapter {trainer} takes it" in " ".join(told.out.split())
+    twice = json.loads((trainer / "trainer_state.json").read_text())
+    assert [entry.get("eval_loss") for entry in twice["log_history"][-2:]] != [None, None]
+    with_it = cli("audit-log", trainer / "trainer_state.json", *SAME, "--adapter", trainer)
+    assert "takes it" not in with_it.out
+    assert with_it.out.count("eval_loss, step 4") == 1
+
+
 def test_an_adapter_that_was_not_active_is_named(cli, trainer: Path, tmp_path: Path):
     """The number of the bare base, told as the adapter's."""
     bare = cli(

@@ -225,6 +225,11 @@ def test_eval_of_the_bare_base_is_another(cli, trained: dict, tmp_path: Path):
     assert scores.token_mean_nll == pytest.approx(told["token_mean_nll"])
     assert scores.tokens is not None
     assert len(scores.tokens.nll) == scores.n.sum() == told["labelled_tokens"]
+    from loratlas.evaluation.table import read_table
+
+    table = read_table(tmp_path / "losses")
+    assert table.error is not None
+    assert (table.error > 0).all(), "how far rounding may have moved each loss"
 
 
 def test_eval_tells_every_definition_and_explains_it(cli):

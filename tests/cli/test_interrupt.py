@@ -126,6 +126,28 @@ def test_ctrl_c_before_anything_is_there_to_save(tmp_path: Path):
     assert "Traceback" not in told.err
 
 
+def test_eval_stops_and_goes_on(cli, tmp_path: Path):
+    """Whole parts of the table are kept, and the same command ends with the table of a pass that was not stopped."""
+    words = ["eval", "demo:llama-mini", "demo:facts-3000", "--limit", "1500", "--max-length", "48", "--json"]
+    process = spawn(*words, "--out", "stopped", cwd=tmp_path)
+    parts = tmp_path / "stopped" / ".tokens.parts"
+    while process.poll() is None and not (parts / "000000.parquet").exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    told = finish(process)
+    assert told.code == 130, told.err
+    assert "stopped" in told.json["error"]["found"]
+    assert not (tmp_path / "stopped" / "tokens.parquet").exists()
+
+    on = finish(spawn(*words, "--out", "stopped", cwd=tmp_path))
+    assert "scoring: 1024/1500 rows" in on.err, "the first part was kept"
+    whole = cli(*words, "--out", tmp_path / "whole")
+    assert on.code == whole.code == 0, on.err
+    assert on.json["token_mean_nll"] == whole.json["token_mean_nll"]
+    ours, theirs = ((tmp_path / name / "tokens.parquet").read_bytes() for name in ("stopped", "whole"))
+    assert ours == theirs
+
+
 def limited(size: int):
     def limit() -> None:
         # A write beyond the limit then fails with "File too large" instead of ending the process.

@@ -69,6 +69,8 @@ def assistant(text: str) -> Turn:
         ({"messages": CHAT}, "messages", tuple(Turn(**turn) for turn in CHAT)),
         ({"text": "All of it."}, "text", (Turn(role="text", content="All of it."),)),
         ({"text": "Dull.", "label": 1}, "label", (user("Dull."), assistant("1"))),
+        ({"text": "Dull.", "label": "bad"}, "label", (user("Dull."), assistant("bad"))),
+        ({"text": "A.", "text_pair": "B.", "label": 1}, "label", (user("A.\n\nB."), assistant("1"))),
         (
             {"instruction": "Sing.", "output": "La.", "system": "You sing."},
             "alpaca",
@@ -79,7 +81,8 @@ def assistant(text: str) -> Turn:
 def test_forms_are_told_apart_by_their_fields(tmp_path, record, form, turns):
     rows = load_rows(write(tmp_path / "a.jsonl", [record]))
     assert rows.form == form
-    assert rows.rows == (Row(turns=turns, label=record.get("label"), source_row=0),)
+    texts = tuple(record[name] for name in ("text", "text_pair") if name in record) if form == "label" else ()
+    assert rows.rows == (Row(turns=turns, label=record.get("label"), texts=texts, source_row=0),)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet"])
@@ -161,9 +164,11 @@ BROKEN = {
     "missing field 'completion' on row 2": '{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n',
     "missing field 'output' on row 1": '{"instruction": "a", "output": null}\n',
     "missing field 'label' on row 2": '{"text": "a", "label": 0}\n{"text": "b"}\n',
-    "label 'good' is not an integer on row 2": '{"text": "a", "label": 1}\n{"text": "b", "label": "good"}\n',
-    "label 0.5 is not an integer on row 1": '{"text": "a", "label": 0.5}\n',
-    "label True is not an integer on row 1": '{"text": "a", "label": true}\n',
+    "labels of two kinds: 1 on row 1, 'good' on row 2": '{"text": "a", "label": 1}\n{"text": "b", "label": "good"}\n',
+    "label 0.5 is neither an integer nor a text on row 1": '{"text": "a", "label": 0.5}\n',
+    "label True is neither an integer nor a text on row 1": '{"text": "a", "label": true}\n',
+    "an empty label on row 1": '{"text": "a", "label": " "}\n',
+    "missing field 'text_pair' on row 2": '{"text": "a", "text_pair": "b", "label": 1}\n{"text": "a", "label": 1}\n',
     "label out of range: -1 on row 2": '{"text": "a", "label": 1}\n{"text": "b", "label": -1}\n',
     "the fields q, a, which are none of the known forms": '{"q": "a", "a": "b"}\n',
     "message 2 of 'messages' has the role 'bot' on row 1": (

@@ -7,8 +7,9 @@ import torch
 from tests.tiny import tiny_model
 from tests.training.small import encoded, weights
 
+from loratlas.adapters.heads import take_off
 from loratlas.placement.plan import place
-from loratlas.training.fleet import Fleet, Member, take_off
+from loratlas.training.fleet import Fleet, Member
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
 

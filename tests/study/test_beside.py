@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loratlas.errors import DataError, OutputError, SpecError
-from loratlas.study.beside import read_forgetting, read_metric
+from loratlas.study.beside import read_forgetting, read_metrics
 from loratlas.study.ledger import Key, Ledger
 from loratlas.study.result import load_study
 from loratlas.study.run import run_study
@@ -117,9 +117,10 @@ def test_forgetting_is_before_and_after_on_the_same_rows(whole):
 def test_the_metric_is_the_mean_over_seeds_and_rows(whole):
     result, out = whole
     for arm in result.arms:
-        scores = [read_metric(out / "runs" / run["digest"]) for run in arm["runs"]]
+        scores = [read_metrics(out / "runs" / run["digest"]) for run in arm["runs"]]
         assert all((rows == np.arange(6)).all() for rows, _ in scores)
-        assert arm["metric"]["value"] == pytest.approx(np.mean([score for _, score in scores]))
+        assert arm["metric"]["value"] == pytest.approx(np.mean([score["exact_match"] for _, score in scores]))
+        assert arm["metrics"] == [arm["metric"]]
         assert (arm["metric"]["name"], arm["metric"]["rows"]) == ("exact_match", 6)
 
 

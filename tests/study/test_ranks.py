@@ -102,19 +102,39 @@ def test_a_task_metric_counts_the_other_way():
     """Higher is better: the arm with the higher loss and the higher score is a reversal, the lower score is none."""
     scores = {name: {s: np.tile([float(name == "b"), 1.0], 30) for s in range(5)} for name in ("a", "b")}
     arms = [
-        Judged(name=a.name, summed=a.summed, tokens=a.tokens, task=scores[a.name])
+        Judged(name=a.name, summed=a.summed, tokens=a.tokens, tasks={TASK.name: scores[a.name]})
         for a in (arm("a", 0.0, 0.0), arm("b", 0.3, 0.3))
     ]
-    by = measures(task=TASK)
+    by = measures(tasks=[TASK])
     (pair,) = ranks(arms, by)["opposed"]
     assert pair["by"] == "exact_match"
     assert pair["established"]
     assert pair["other"]["difference"] == pytest.approx(-0.5)
     swapped = [
-        Judged(name=a.name, summed=a.summed, tokens=a.tokens, task=scores[other])
+        Judged(name=a.name, summed=a.summed, tokens=a.tokens, tasks={TASK.name: scores[other]})
         for a, other in zip(arms, ("b", "a"), strict=True)
     ]
     assert ranks(swapped, by)["opposed"] == []
+
+
+def test_a_label_a_row_has_one_loss_and_the_task_is_held_against_it():
+    """With n = 1 everywhere all definitions agree; the sentence speaks of rows."""
+    scores = {"a": np.zeros((5, 60)), "b": np.tile([1.0, 0.0, 1.0], (5, 20))}
+    arms = [
+        Judged(
+            name=name,
+            summed=dict(enumerate(arm(name, 0.0, shift).summed.values())),
+            tokens=np.ones(60, dtype=np.int64),
+            tasks={TASK.name: dict(enumerate(scores[name]))},
+        )
+        for name, shift in (("a", 0.0), ("b", 0.4))
+    ]
+    told = ranks(arms, measures(tasks=[TASK], per="row"))
+    assert [m["unit"] for m in told["measures"]] == ["row_loss", "share"]
+    assert told["compared"] == 1
+    (pair,) = told["opposed"]
+    assert pair["sentence"].startswith("The mean loss puts a before b (")
+    assert "nats per row), the exact match puts b before a (" in pair["sentence"]
 
 
 def test_a_perplexity_beyond_the_range_of_numbers_is_left_out():

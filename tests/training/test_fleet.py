@@ -8,9 +8,10 @@ from tests.tiny import tiny_model
 from tests.training.small import encoded, weights
 
 from loratlas.adapters.export import load_adapter, save_adapter
+from loratlas.adapters.heads import take_off
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.placement.plan import place
-from loratlas.training.fleet import Fleet, Member, take_off, why_alone
+from loratlas.training.fleet import Fleet, Member, why_alone
 from loratlas.training.settings import Settings
 
 

@@ -5,6 +5,8 @@ of whole, escaped names, and is then watched: on a copy without weights before a
 model afterwards.
 
     y = W x + (α/r) · B A x          (with rsLoRA: α/√r)
+
+A classifier's head trains whole beside them, alike under every plan, and is counted apart.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from loratlas.adapters.heads import check_apart, draw_heads, head_size, heads_of, take_off, unlike
 from loratlas.adapters.ordinary import remember_start
 from loratlas.adapters.patterns import anchored
 from loratlas.adapters.proof import differences, expected_warnings, prove_on_meta, some
 from loratlas.adapters.rows import Row
 from loratlas.adapters.targets import adapted as adapted_layers
 from loratlas.adapters.targets import targets, task_type
+from loratlas.adapters.ties import align, share
 from loratlas.errors import AttachError, SettingsError
 
 if TYPE_CHECKING:
@@ -68,7 +72,8 @@ def lora_config(
 
     Returns:
         A config whose ``target_modules`` is one expression (a list of 20 or more would be saved as suffixes), with
-        the commonest rank and alpha as its defaults and anchored patterns for the others.
+        the commonest rank and alpha as its defaults and anchored patterns for the others. A classifier's head is in
+        ``modules_to_save``.
 
     Raises:
         AttachError: PEFT would adapt other sites, or with other ranks; the message names them.
@@ -77,9 +82,12 @@ def lora_config(
     from peft import LoraConfig
 
     _check(rows, dropout, init)
+    heads = heads_of(model)
+    check_apart(rows, heads)
     named = targets(rows, model)
-    rank, ranks = _pattern([(key, row.rank) for key, row in zip(named.keys, rows, strict=True)])
-    alpha, alphas = _pattern([(key, row.alpha) for key, row in zip(named.keys, rows, strict=True)])
+    keyed = [(key, row) for keys, row in zip(named.keys, rows, strict=True) for key in keys]
+    rank, ranks = _pattern([(key, row.rank) for key, row in keyed])
+    alpha, alphas = _pattern([(key, row.alpha) for key, row in keyed])
     conv1d = Counter(row.site.kind == "conv1d" for row in rows)
     with expected_warnings():
         config = LoraConfig(
@@ -88,6 +96,7 @@ def lora_config(
             lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float is what its arithmetic takes
             target_modules=named.modules,
             target_parameters=named.parameters,
+            modules_to_save=list(heads) or None,
             rank_pattern=ranks,
             alpha_pattern=alphas,
             lora_dropout=0.0 if named.parameters else dropout,
@@ -116,12 +125,14 @@ def attach(
     Args:
         rows: at least one, each site once.
         model: a transformers model without adapters.
-        seed: decides the initial weights alone; the global generators are left as they were.
+        seed: decides the initial weights alone, those of a head that the base does not bring included; the global
+            generators are left as they were.
         rslora, dropout, init: as for :func:`lora_config`.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        The PeftModel, in the mode (train or eval) of ``model``. Adapter weights are float32 on any base.
+        The PeftModel, in the mode (train or eval) of ``model``. Adapter weights are float32 on any base, a head has
+        the base's numbers.
 
     Raises:
         AttachError: the model lacks a site, or PEFT adapted others; the model is as it was then.
@@ -129,27 +140,32 @@ def attach(
     import torch
     from peft import get_peft_model
 
+    if getattr(model, "peft_config", None):
+        raise _carries_one(rows, model)
     names = {name for name, _ in model.named_modules()}
-    missing = [row.site.module for row in rows if row.site.module not in names]
+    missing = [module for row in rows for module in row.modules if module not in names]
     if missing:
         raise AttachError(
             given=f"a plan of {len(rows)} sites",
-            found=f"a {type(model).__name__} without {some(missing)}"
-            + (" (it carries adapters already)" if any(".lora_A" in name for name in names) else ""),
+            found=f"a {type(model).__name__} without {some(missing)}",
             instead="the bare model that the plan was made for",
         )
     config = lora_config(rows, model=model, rslora=rslora, dropout=dropout, init=init, prove=False)
-    training = model.training
+    training, head = model.training, head_size(model)
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda), expected_warnings():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
-    wrong = differences(rows, adapted, adapter_name, rslora)
-    count = trainable(adapted)
-    if not wrong and count != sum(row.trainable for row in rows):
-        wrong = f"{count} trainable parameters where the plan has {sum(row.trainable for row in rows)}"
+        draw_heads(adapted, adapter_name, seed)
+    wrong = differences(rows, adapted, adapter_name, rslora) or unlike(adapted, heads_of(model))
+    if not wrong:
+        align(adapted, adapter_name)
+        share(adapted, adapter_name)
+    count, wanted = trainable(adapted) - head, sum(row.trainable for row in rows)
+    if not wrong and count != wanted:
+        wrong = f"{count} trainable parameters where the plan has {wanted}"
     if wrong:
-        adapted.unload()
+        take_off(adapted)
         raise AttachError(
             given=f"a plan of {len(rows)} sites", found=wrong, instead="a report of this as a bug"
         )
@@ -158,6 +174,19 @@ def attach(
     if takes_from_base(init):
         remember_start(adapted, adapter_name)
     return adapted.train(training)
+
+
+def _carries_one(rows: Sequence[Row], model: Any) -> AttachError:
+    """A second adapter: PEFT would train or route it beside the first, and demands equal stacks of experts."""
+    name, config = next(iter(model.peft_config.items()))
+    first = set(getattr(config, "target_parameters", None) or ())
+    second = {row.site.path for row in rows if row.site.kind == "experts"}
+    stacks = "" if first == second else ", on another set of expert stacks, and PEFT holds one set per model"
+    return AttachError(
+        given=f"a second plan, of {len(rows)} sites",
+        found=f"a model that carries the adapter {name!r} already{stacks}",
+        instead="the bare model: merge the first adapter into it (merge_and_unload), or take it off (unload)",
+    )
 
 
 def _drop_out(adapted: Any, adapter_name: str, dropout: float) -> None:
@@ -177,6 +206,13 @@ def _check(rows: Sequence[Row], dropout: float, init: bool | str) -> None:
     if twice:
         raise AttachError(given="a plan", found=f"{some(twice)} in it twice", instead="each site once")
     for row in rows:
+        if len(row.modules) > 1 and takes_from_base(init):
+            raise SettingsError(
+                given=f"init {init}",
+                found=f"{row.site.module} is called under {len(row.modules)} names, and would be taken apart "
+                "as often",
+                instead="init true",
+            )
         if not row.site.adaptable:
             raise AttachError(
                 given=row.site.path,

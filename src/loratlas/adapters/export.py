@@ -17,6 +17,7 @@ from loratlas.adapters.files import whole_folder
 from loratlas.adapters.ordinary import ordinary_state
 from loratlas.adapters.proof import expected_warnings
 from loratlas.adapters.targets import adapted, restore_full_names
+from loratlas.adapters.ties import share
 from loratlas.errors import AttachError, ModelError, OutputError
 
 if TYPE_CHECKING:
@@ -73,13 +74,24 @@ def save_adapter(
     }
     with whole_folder(folder, marker=MARKER) as new:
         save_file(
-            {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()},
+            _apart(state),
             new / "adapter_model.safetensors",
             metadata={"format": "pt"},
         )
         config.save_pretrained(str(new))
         (new / "loratlas.json").write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
     return folder
+
+
+def _apart(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors on the CPU, those that several names share once for each name, as the format wants them."""
+    seen: set[int] = set()
+    written = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().to("cpu").contiguous()
+        written[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return written
 
 
 def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False) -> PeftModel:
@@ -122,6 +134,7 @@ def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False
                 found=f"an adapter that does not load on this base: {str(error).splitlines()[0][:300]}",
                 instead="the base that it was trained on",
             ) from error
+    share(model, model.active_adapter)
     return model.train(training)
 
 

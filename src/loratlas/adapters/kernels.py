@@ -7,10 +7,10 @@ in the small product, sums happen inside the matrix products, and the input is r
     h = x [A₁; A₂; …]ᵀ,   yᵢ = x Wᵢᵀ + bᵢ;   yᵢ += sᵢ · hᵢ Bᵢᵀ
     ghᵢ = sᵢ · gᵢ Bᵢ,   dx = Σ gᵢ Wᵢ + [gh₁ gh₂ …] [A₁; A₂; …],   dAᵢ = ghᵢᵀ x,   dBᵢ = sᵢ · gᵢᵀ hᵢ
 
-Only x and h are kept for the backward pass; with dropout also one mask of bytes, m, for all sites of the input, and
-x∘m/(1 − p) takes the place of x in h and dA. That sites of one input share a mask is a departure from PEFT, which
-draws one for each; so is that float32 factors over a 16-bit base are rounded to 16 bits, where PEFT lifts every
-activation to float32.
+Only x and h are kept for the backward pass; with dropout also which numbers it took, one draw for all sites of the
+input (`loratlas.adapters.dropout`), and x∘m/(1 − p) takes the place of x in h and dA. That sites of one input share a
+mask m is a departure from PEFT, which draws one for each; so is that float32 factors over a 16-bit base are rounded to
+16 bits, where PEFT lifts every activation to float32.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import torch
 from peft.tuners.lora.layer import Linear, LoraLayer
 from torch.autograd.function import once_differentiable
 
+from loratlas.adapters.dropout import draw, drop_, dropped
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Site:
@@ -40,20 +42,20 @@ class _Site:
 
 
 class _LowRank(torch.autograd.Function):
-    """(x [T, d_in], mask, 1/(1 − p), scales, then W, bias, A, B of every site) → y [T, d_out] of every site."""
+    """(x [T, d_in], what is dropped, 1/(1 − p), scales, then W, bias, A, B of each site) → y [T, d_out] of each."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        mask: torch.Tensor | None,
+        drop: torch.Tensor | None,
         lift: float,
         scales: tuple[float, ...],
         *flat: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         sites = [flat[start : start + 4] for start in range(0, len(flat), 4)]
         down = _together([A for _, _, A, _ in sites])
-        h = (x if mask is None else x * mask) @ down.t()
+        h = dropped(x, drop) @ down.t()
         if lift != 1.0:
             h.mul_(lift)
         outputs, start = [], 0
@@ -65,7 +67,7 @@ class _LowRank(torch.autograd.Function):
             start += B.shape[1]
             outputs.append(y)
         weights = [tensor for W, _, _, B in sites for tensor in (W, B)]
-        ctx.save_for_backward(x, mask, h, down, *weights)
+        ctx.save_for_backward(x, drop, h, down, *weights)
         ctx.lift, ctx.scales = lift, scales
         ctx.set_materialize_grads(False)
         return tuple(outputs)
@@ -75,7 +77,7 @@ class _LowRank(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *upstream: torch.Tensor | None
     ) -> tuple[Any, ...]:
-        x, mask, h, down, *weights = ctx.saved_tensors
+        x, drop, h, down, *weights = ctx.saved_tensors
         dx: torch.Tensor | None = None
         small: list[torch.Tensor] = []
         d_up: list[torch.Tensor | None] = []
@@ -94,11 +96,11 @@ class _LowRank(torch.autograd.Function):
                     dx = g @ W.t() if dx is None else dx.addmm_(g, W.t())
             start += rank
         gh = _together(small, dim=1)
-        if dx is not None and mask is None:
+        if dx is not None and drop is None:
             dx.addmm_(gh, down)
         elif dx is not None:
-            dx.add_((gh @ down).mul_(mask))
-        d_down = gh.t() @ (x if mask is None else x * mask)
+            dx.add_(drop_(gh @ down, drop))
+        d_down = gh.t() @ dropped(x, drop)
         gradients: list[Any] = [dx, None, None, None]
         start = 0
         for place, d_B in enumerate(d_up):
@@ -112,17 +114,12 @@ def _together(parts: list[Any], dim: int = 0) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def _mask(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Which numbers of the input stay, each with probability 1 − p."""
-    return torch.rand(x.shape, device=x.device) >= p
-
-
 def _run(x: torch.Tensor, sites: Sequence[_Site]) -> tuple[torch.Tensor, ...]:
     """Outputs of sites that read x [T, d_in], all with the same dropout."""
     p = sites[0].dropout
-    mask = _mask(x, p) if p else None
+    drop = draw(x, p) if p else None
     flat = [tensor for site in sites for tensor in (site.W, site.bias, site.A, site.B)]
-    return _LowRank.apply(x, mask, 1 / (1 - p), tuple(site.scale for site in sites), *flat)  # type: ignore[no-any-return]
+    return _LowRank.apply(x, drop, 1 / (1 - p), tuple(site.scale for site in sites), *flat)  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True)

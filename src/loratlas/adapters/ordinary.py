@@ -45,6 +45,9 @@ def ordinary_state(peft_model: PeftModel, adapter_name: str) -> tuple[dict[str, 
         return dict(state), config
     doubled = {}
     for name, tensor in state.items():
+        if "lora_" not in name:  # a head, which trains whole
+            doubled[name] = tensor
+            continue
         first = start[name].to(tensor)
         if "lora_A" in name:
             doubled[name] = torch.cat([tensor, first], dim=0)

@@ -16,7 +16,7 @@ from typing import Any
 from loratlas.adapters.patterns import anchored
 from loratlas.adapters.rows import Row
 
-_TASKS = {"Seq2SeqLM": "SEQ_2_SEQ_LM", "CausalLM": "CAUSAL_LM"}
+_TASKS = {"Seq2SeqLM": "SEQ_2_SEQ_LM", "CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +26,12 @@ class Targets:
     Args:
         modules: one anchored expression, or full names.
         parameters: full names, or None.
-        keys: by row, the name that PEFT matches patterns of ranks against.
+        keys: by row, the names that PEFT matches patterns of ranks against.
     """
 
     modules: str | list[str]
     parameters: list[str] | None
-    keys: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
 
 
 def targets(rows: Sequence[Row], model: Any) -> Targets:
@@ -45,10 +45,12 @@ def targets(rows: Sequence[Row], model: Any) -> Targets:
     by_parameter = [
         row.site.kind == "experts" or row.site.module.rpartition(".")[2] in renamed for row in rows
     ]
-    modules = [row.site.module for row, whole in zip(rows, by_parameter, strict=True) if not whole]
+    modules = [
+        name for row, whole in zip(rows, by_parameter, strict=True) if not whole for name in row.modules
+    ]
     parameters = [row.site.path for row, whole in zip(rows, by_parameter, strict=True) if whole]
     keys = tuple(
-        row.site.path if whole else row.site.module for row, whole in zip(rows, by_parameter, strict=True)
+        (row.site.path,) if whole else row.modules for row, whole in zip(rows, by_parameter, strict=True)
     )
     named = modules if renamed or not modules else anchored(modules)
     return Targets(modules=named, parameters=parameters or None, keys=keys)
@@ -67,22 +69,28 @@ def renamed_leaves(model: Any) -> frozenset[str]:
 
 
 def task_type(model: Any) -> str | None:
-    """PEFT's word for what a model is for; None for an encoder, which generates nothing.
+    """PEFT's word for what a model is for; None for an encoder without a head, which does nothing by itself.
 
     Args:
         model: a model or a config; None for a causal language model.
     """
-    from loratlas.anatomy.load import model_class
+    from loratlas.anatomy.heads import is_classifier
+    from loratlas.anatomy.load import class_kind, model_class
 
     if model is None:
         return "CAUSAL_LM"
     config = getattr(model, "config", model)
     if hasattr(model, "named_parameters"):
-        kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if is_classifier(bare):
+            return _TASKS["SequenceClassification"]
+        kind = type(bare)
     else:
         chosen = model_class(config)
         if chosen is None:
             return None
+        if class_kind(config) == "SequenceClassification":
+            return _TASKS["SequenceClassification"]
         kind = chosen[0]
     if not hasattr(kind, "prepare_inputs_for_generation"):
         return None

@@ -1,6 +1,7 @@
-"""What one training step with a plan costs, by arithmetic alone.
+"""What arithmetic alone knows of a plan's price: operations, and the bytes of adapters and optimizer.
 
-Nothing is measured: the formulas are written out in ``docs/method/cost.md``, with what they leave out.
+The formulas are written out in ``docs/method/cost.md``. Memory depends on the code that runs and is not computed here
+but rehearsed, see `loratlas.training.rehearsal`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from dataclasses import asdict, dataclass
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import ModelError
 
-_BYTES = {"float32": 4, "bfloat16": 2}
 # Moments that the optimizer keeps for each trainable parameter.
 _MOMENTS = {"adamw": 2, "sgd": 0}
-_MASTER = 4  # adapter weights, their gradients and moments are float32
+_MASTER = 4  # adapter weights and moments are float32
 _BEFORE, _AFTER = -1, 1 << 30  # where embeddings and heads stand among the layers
 # Order in which a block's matrices are passed. Of a parallel block, see `_upstream`.
 _STAGES = {"q": 0, "k": 0, "v": 0, "qkv": 0, "kv": 0, "o": 1, "gate": 2, "up": 2, "gate_up": 2, "down": 3}
@@ -22,51 +22,37 @@ _STAGES = {"q": 0, "k": 0, "v": 0, "qkv": 0, "kv": 0, "o": 1, "gate": 2, "up": 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a plan costs in one step.
+    """What a plan costs, whatever the batch.
 
     Args:
         flops_per_token: floating point operations for one token, forward and backward.
         adapter_bytes: the adapters themselves, as they lie in memory.
         optimizer_bytes: the optimizer's moments.
-        saved_activation_bytes: what forward keeps for backward, for all tokens of the step.
-        peak_bytes: base weights, adapters, their gradients and moments, saved activations and logits.
     """
 
     flops_per_token: int
     adapter_bytes: int
     optimizer_bytes: int
-    saved_activation_bytes: int
-    peak_bytes: int
 
     def to_json(self) -> dict[str, int]:
         """Plain data."""
         return asdict(self)
 
 
-def cost(
-    anatomy: Anatomy,
-    rows: Mapping[str, int],
-    *,
-    tokens: int = 2048,
-    length: int = 512,
-    dtype: str = "bfloat16",
-    optimizer: str = "adamw",
-) -> Cost:
+def cost(anatomy: Anatomy, rows: Mapping[str, int], *, length: int = 512, optimizer: str = "adamw") -> Cost:
     """Price a plan.
 
     Args:
         anatomy: of the base.
         rows: parameter path → rank.
-        tokens: tokens in one step, all of them labelled.
         length: tokens that one token attends among; half of them on average, attention being causal.
-        dtype: of the base's weights and of the activations.
         optimizer: ``"adamw"`` or ``"sgd"``.
 
     Returns:
         The cost, monotone in every rank.
 
     Raises:
-        ModelError: a path that is no adaptable site, or an unknown type or optimizer.
+        ModelError: a path that is no adaptable site, or an unknown optimizer.
 
     >>> from loratlas.anatomy.read import read
     >>> from transformers import LlamaConfig
@@ -77,32 +63,18 @@ def cost(
     >>> early.adapter_bytes == late.adapter_bytes, early.flops_per_token > late.flops_per_token
     (True, True)
     """
-    for name, value, known in (("dtype", dtype, _BYTES), ("optimizer", optimizer, _MOMENTS)):
-        if value not in known:
-            raise ModelError(
-                given=f"{name} {value!r}", found="no such one to price", instead=" or ".join(known)
-            )
+    if optimizer not in _MOMENTS:
+        raise ModelError(
+            given=f"optimizer {optimizer!r}", found="no such one to price", instead=" or ".join(_MOMENTS)
+        )
     by_path = {site.path: site for site in anatomy.sites}
     adapted = {path: _adaptable(by_path.get(path) or anatomy.site(path)) for path in rows}
-    pass_ = _Pass(anatomy, adapted, rows, _BYTES[dtype])
     trainable = sum(site.lora_parameters(rows[path]) for path, site in adapted.items())
-    saved = pass_.saved_per_token() * tokens
-    logits = (
-        tokens * anatomy.vocabulary * (_BYTES[dtype] + 2 * 4)
-    )  # logits, and twice in float32 for the loss
-    adapters, moments = trainable * _MASTER, trainable * _MASTER * _MOMENTS[optimizer]
     return Cost(
-        flops_per_token=pass_.flops(length),
-        adapter_bytes=adapters,
-        optimizer_bytes=moments,
-        saved_activation_bytes=saved,
-        peak_bytes=anatomy.parameters * _BYTES[dtype] + 2 * adapters + moments + saved + logits,
+        flops_per_token=_Pass(anatomy, adapted, rows).flops(length),
+        adapter_bytes=trainable * _MASTER,
+        optimizer_bytes=trainable * _MASTER * _MOMENTS[optimizer],
     )
-
-
-def step_flops(anatomy: Anatomy, rows: Mapping[str, int], *, tokens: int = 2048, length: int = 512) -> int:
-    """Floating point operations of one step of ``tokens`` tokens: what ``match: time`` holds equal."""
-    return cost(anatomy, rows, tokens=tokens, length=length).flops_per_token * tokens
 
 
 def _adaptable(site: Site) -> Site:
@@ -118,10 +90,8 @@ def _adaptable(site: Site) -> Site:
 class _Pass:
     """One forward and one backward pass, as far down as the lowest adapter."""
 
-    def __init__(
-        self, anatomy: Anatomy, adapted: Mapping[str, Site], rows: Mapping[str, int], width: int
-    ) -> None:
-        self.anatomy, self.adapted, self.rows, self.width = anatomy, adapted, rows, width
+    def __init__(self, anatomy: Anatomy, adapted: Mapping[str, Site], rows: Mapping[str, int]) -> None:
+        self.anatomy, self.adapted, self.rows = anatomy, adapted, rows
         self.lowest = min((self._place(site) for site in adapted.values()), default=(_AFTER, 0))
         self.starts = [site for site in adapted.values() if self._place(site)[0] == self.lowest[0]]
         self.parallel = self._parallel(self.lowest[0])
@@ -172,60 +142,3 @@ class _Pass:
             total += 2 * rank * out + forward
             total += 2 * rank * (2 * out) + forward + (forward if self._upstream(site) else 0)
         return total
-
-    def saved_per_token(self) -> int:
-        """Bytes that one token's forward pass keeps for backward."""
-        if not self.adapted:
-            return 0
-        sites = self.anatomy.sites
-        kept = sum(self.width * size for size in self._adapter_inputs().values())
-        kept += sum(self.width * self.rows[path] for path in self.adapted)
-        layers: dict[int, list[Site]] = {}
-        for site in sites:
-            if site.layer is not None and site.layer >= self.lowest[0]:
-                layers.setdefault(site.layer, []).append(site)
-        for members in layers.values():
-            kept += self._norms(members) + self._attention(members) + self._feedforward(members)
-        return kept + 4 * self.anatomy.hidden  # the norm before the head
-
-    def _adapter_inputs(self) -> dict[str, int]:
-        # Sites that read the same tensor keep it once. Attention keeps its own result, which `o` reads.
-        return {
-            site.input_group or path: site.shape[1]
-            for path, site in self.adapted.items()
-            if site.kind != "embedding" and not (site.role == "attn.o" and self._upstream(site))
-        }
-
-    def _norms(self, members: list[Site]) -> int:
-        # One norm before each distinct tensor that attention or feed-forward reads: its input, in float32.
-        groups = {
-            site.input_group or site.path
-            for site in members
-            if _STAGES.get(site.part) in (0, 2) and self._upstream(site)
-        }
-        return 4 * self.anatomy.hidden * len(groups)
-
-    def _attention(self, members: list[Site]) -> int:
-        output = next((site for site in members if site.role == "attn.o"), None)
-        if output is None or not self._upstream(output):
-            return 0
-        # Queries, keys, values and the result; one float32 per head for the softmax.
-        projected = sum(site.shape[0] for site in members if site.family == "attn" and site is not output)
-        return self.width * (projected + output.shape[1]) + 4 * self.anatomy.heads
-
-    def _feedforward(self, members: list[Site]) -> int:
-        down = next((site for site in members if site.role == "ffn.down"), None)
-        if down is None or not self._upstream(down):
-            return 0
-        inner = down.shape[1] * self.width
-        if not any(site.role in ("ffn.gate", "ffn.gate_up") for site in members):
-            return inner  # what goes into the nonlinearity
-        moving = {
-            site.part
-            for site in members
-            if site.family == "ffn" and (site.path in self.adapted or self._upstream(site))
-        }
-        # The gate's nonlinearity keeps its input; the product keeps each factor whose partner has a gradient.
-        through_gate = bool(moving & {"gate", "gate_up"})
-        through_up = bool(moving & {"up", "gate_up"})
-        return inner * (2 * through_gate + through_up)

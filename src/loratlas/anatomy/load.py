@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas.anatomy.heads import head_parameters, remember_new_head
 from loratlas.errors import ModelError
 
 if TYPE_CHECKING:
@@ -166,6 +167,22 @@ def model_class(config: PretrainedConfig) -> tuple[Any, PretrainedConfig] | None
     text; then the causal, sequence-to-sequence, masked language model and classifier, in an order that suits the
     type: an encoder-decoder is read whole, an encoder as a masked language model.
     """
+    kind = class_kind(config)
+    return None if kind is None else classes(config)[kind]
+
+
+def class_kind(config: PretrainedConfig) -> str | None:
+    """What the class of `model_class` is for: ``CausalLM``, ``Seq2SeqLM``, ``MaskedLM``, ``SequenceClassification``."""
+    found = classes(config)
+    for name in getattr(config, "architectures", None) or ():
+        for kind, (cls, _) in found.items():
+            if cls.__name__ == name:
+                return kind
+    return next((kind for kind in _order(config) if kind in found), None)
+
+
+def classes(config: PretrainedConfig) -> dict[str, tuple[Any, PretrainedConfig]]:
+    """All classes for text that transformers maps a config to, by kind, each with the part of the config it takes."""
     import transformers
 
     parts = [config]
@@ -183,11 +200,7 @@ def model_class(config: PretrainedConfig) -> tuple[Any, PretrainedConfig] | None
                 found[kind] = cls, fits
         if found:
             break
-    for name in getattr(config, "architectures", None) or ():
-        for cls, part in found.values():
-            if cls.__name__ == name:
-                return cls, part
-    return next((found[kind] for kind in _order(config) if kind in found), None)
+    return found
 
 
 def _order(config: PretrainedConfig) -> tuple[str, ...]:
@@ -266,8 +279,9 @@ def load_model(
     quantize: str | None = None,
     attn: str = "sdpa",
     base_dropout: bool = False,
+    config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model, frozen and ready to carry adapters.
+    """Load a model, frozen and ready to carry adapters.
 
     Args:
         source: a Hub id or a directory with weights.
@@ -275,9 +289,11 @@ def load_model(
         quantize: ``"4bit"`` through bitsandbytes, or None.
         attn: name of transformers' attention implementation; one the model lacks falls back to its own.
         base_dropout: keep the config's dropout probabilities. Off by default: they break pairing and packing.
+        config: of `loratlas.anatomy.tasks.for_task`, for anything but a causal language model.
 
     Returns:
-        The model in eval mode, no parameter requiring a gradient, ``config.use_cache`` off.
+        The model in eval mode, no parameter requiring a gradient, ``config.use_cache`` off. A classifier whose head
+        the weights do not hold gets one that is the same every time, see :func:`loratlas.anatomy.heads.new_head`.
 
     Raises:
         ModelError: see :func:`load_config`; weights missing or broken; bitsandbytes not installed.
@@ -289,7 +305,9 @@ def load_model(
         raise ModelError(
             given=f"dtype {dtype!r}", found="not a type to train in", instead=" or ".join(_DTYPES)
         )
-    config = load_config(source)
+    kind, config = (
+        ("CausalLM", load_config(source)) if config is None else (class_kind(config), copy.deepcopy(config))
+    )
     if not base_dropout:
         zero_dropout(config)
     config.use_cache = False
@@ -301,9 +319,12 @@ def load_model(
     if quantize is not None:
         options |= _quantization(quantize, dtype)
     path = Path(source).parent if Path(source).is_file() else source
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
-        with quiet():
-            model, report = _from_pretrained(str(path), attn, options)
+        # What weights do not hold is drawn.
+        with quiet(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            model, report = _from_pretrained(str(path), str(kind), attn, options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if not Path(path).is_dir():
             raise _hub_error(str(source), error) from error
@@ -312,25 +333,35 @@ def load_model(
             found=f"a config but no weights that load: {_first_line(error)}",
             instead="a directory with model.safetensors as save_pretrained writes it",
         ) from error
-    if report["missing_keys"]:
+    drawn = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
+    missing = (
+        sorted(drawn - head_parameters(model).keys()) if kind == "SequenceClassification" else sorted(drawn)
+    )
+    if missing:
         # transformers would go on with random numbers in their place.
-        missing = sorted(report["missing_keys"])
         raise ModelError(
             given=str(source),
             found=f"weights without {missing[0]} ({len(missing)} missing in all)",
-            instead="all weights of a causal language model",
+            instead=f"all weights of a {type(model).__name__}"
+            if kind != "CausalLM"
+            else "all weights of a causal language model",
         )
+    if drawn:
+        remember_new_head(model)
     model.config.use_cache = False
     model.requires_grad_(False)
     return model.eval()
 
 
-def _from_pretrained(path: str, attn: str, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    from transformers import AutoModelForCausalLM
+def _from_pretrained(
+    path: str, kind: str, attn: str, options: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    import transformers
 
     # Annotated as a model alone, though it returns the loading report as well when asked for it.
-    load: Any = AutoModelForCausalLM.from_pretrained
-    options["output_loading_info"] = True
+    load: Any = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
+    # A head for other labels is no head for these.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": kind == "SequenceClassification"}
     try:
         return load(path, attn_implementation=attn, **options)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -56,8 +57,13 @@ def build() -> Any:
         ("demo", study.demo, "loratlas demo"),
         ("export", export.export, "loratlas export run --for merged --out model"),
     ):
-        app.command(name, epilog=f"Example: {example}")(function)
+        app.command(name, help=_paragraphs(function), epilog=f"Example: {example}")(function)
     return typer.main.get_command(app)
+
+
+def _paragraphs(function: Callable[..., Any]) -> str:
+    """A docstring with one line per paragraph, so that the terminal's width decides where lines break."""
+    return "\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n"))
 
 
 def _print_version(wanted: bool) -> None:

@@ -211,7 +211,7 @@ class _Audit:
                     "missing": [asdict(setting) for setting in log.missing],
                     "numbers": [one.to_json(evidence) for one in found],
                     "examples": None if told is None else asdict(told),
-                    "remarks": _remarks(log, len(encoded)),
+                    "remarks": _remarks(log, len(encoded), adapted=bool(adapters)),
                 }
                 for log, found, told in zip(self.logs, self.explained, lists, strict=True)
             ],
@@ -293,9 +293,13 @@ class _Audit:
         return any(one.verdict == "not reproduced" for found in self.explained for one in found)
 
 
-def _remarks(log: Log, rows: int) -> list[str]:
-    """What can be seen without any number: other rows than the log's."""
+def _remarks(log: Log, rows: int, *, adapted: bool) -> list[str]:
+    """What can be seen without any number: other rows than the log's, an adapter beside it that was not given."""
     told = []
+    if not adapted and (log.path.parent / "adapter_config.json").is_file():
+        told.append(
+            f"An adapter lies beside it and was not part of this audit: --adapter {log.path.parent} takes it."
+        )
     for name, words in (("examples", "examples in the list"), ("eval_samples", "evaluation rows in the log")):
         count = log.settings.get(name)
         if isinstance(count, (int, float)) and int(count) != rows:
@@ -309,7 +313,7 @@ def _show(facts: dict[str, Any]) -> None:
         said = ", ".join(f"{name} {_short(value)}" for name, value in one["settings"].items())
         if said:
             output.say(f"It says: {said}.")
-        judged = [n for n in one["numbers"] if n["verdict"] in ("reproduced", "not reproduced")]
+        judged = _once([n for n in one["numbers"] if n["verdict"] in ("reproduced", "not reproduced")])
         if one["missing"] and any(len(number["matches"]) != 1 for number in judged):
             output.say(f"It does not say: {', '.join(setting['name'] for setting in one['missing'])}.")
         for remark in one["remarks"]:
@@ -319,6 +323,11 @@ def _show(facts: dict[str, Any]) -> None:
         _show_rest(one["numbers"])
         if one["examples"]:
             _show_examples(one["examples"])
+
+
+def _once(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Numbers as people need them: an evaluation that was logged twice is one."""
+    return list({(n["name"], n["step"], n["value"]): n for n in numbers}.values())
 
 
 def _show_numbers(numbers: Sequence[dict[str, Any]]) -> None:

@@ -11,14 +11,14 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.cli.folders import adapter_folder, check_out, check_tokenizer
-from loratlas.errors import SettingsError
+from loratlas.cli.judging import adapter_task, check_head, check_samples, judge, show_classes, summary, told
+from loratlas.errors import Interrupted, SettingsError
 
 if TYPE_CHECKING:
     from loratlas.cli.passes import Pass, Subject
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
-    from loratlas.evaluation.definitions import Definition, Evidence
-    from loratlas.evaluation.tokens import Scores
+    from loratlas.evaluation.definitions import Definition
 
 
 class Also(StrEnum):
@@ -48,6 +48,7 @@ def evaluate(
     split: options.Split = None,
     columns: options.Columns = None,
     limit: options.Limit = None,
+    task: options.TaskOption = None,
     loss: options.LossOver = options.Loss.answer,
     max_length: options.MaxLength = 512,
     dtype: options.DtypeOption = options.Dtype.auto,
@@ -77,7 +78,10 @@ def evaluate(
         list[Also] | None,
         typer.Option(
             "--also",
-            help="Also run the model so, and tell the loss that this gives; may be repeated.",
+            metavar="WAY",
+            help="Also run the model so, and tell the loss that this gives; may be repeated: "
+            + ", ".join(way.value for way in Also)
+            + ".",
             rich_help_panel=options.DATA,
         ),
     ] = None,
@@ -101,6 +105,8 @@ def evaluate(
             rich_help_panel=options.DATA,
         ),
     ] = None,
+    samples: options.Samples = 0,
+    rouge: options.Rouge = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -116,44 +122,74 @@ def evaluate(
 
     The loss is the mean over all counted tokens; perplexity is its exponential. Neither depends on how rows are
     packed or batched. Every other definition that tools print is told beside it, each with the exact terms that take
-    the loss there.
+    the loss there. A classifier is told by its accuracy and macro F1 as well.
     """
-    from loratlas.anatomy.load import load_config
     from loratlas.cli.passes import scores_of, subject, workspace
-    from loratlas.data.encode import check_positions, encode, load_tokenizer
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.tasks import encode_for
     from loratlas.evaluation.catalogue import BATCH_SIZES, catalogue
     from loratlas.evaluation.definitions import REFERENCE, Evidence
+    from loratlas.evaluation.parts import FOLDER
     from loratlas.evaluation.storage import write_examples
     from loratlas.evaluation.texts import texts_of
-    from loratlas.study.inputs import model_source, open_model
+    from loratlas.study.inputs import model_source, open_model, open_task
 
     if stride is not None and window is None:
         raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
     folder = adapter_folder(adapter) if adapter is not None else None
-    check_out(out)
-    tokenizer = load_tokenizer(model_source(model))
+    check_out(out, mine=(FOLDER,))
+    source = model_source(model)
+    tokenizer = load_tokenizer(source)
     remark = check_tokenizer(folder, tokenizer) if folder is not None else None
     rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
-    encoded = encode(rows, tokenizer, max_length=max_length, loss=loss.value)
-    check_positions(encoded, load_config(model_source(model)))
+    name = None if task is None else task.value
+    chosen_task, config = open_task(source, rows, tokenizer, asked=name, known=adapter_task(folder))
+    check_samples(chosen_task, samples=samples, rouge=rouge)
+    if config is not None:
+        _only_causal(chosen_task.name, also=also, smoothing=smoothing, window=window)
+    encoded = encode_for(
+        chosen_task, rows, tokenizer, config=config or source, max_length=max_length, loss=loss.value
+    )
     if not as_json:
         output.note(encoded.report.sentence())
-    base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None)
+    base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None, config=config)
     if folder is not None:
         from loratlas.adapters.export import load_adapter
 
         base = load_adapter(base, folder)
-    of, reason = subject(to_device(base), rows, encoded, tokenizer)
-    with workspace(out) as place:
-        table = of.table(place, uniform=bool(smoothing))
-        scores = scores_of(table)
-        if out is not None:
-            write_examples(out, example=scores.example, n=scores.n, nll=scores.nll)
-    tables = {REFERENCE: table}
+    base = to_device(check_head(base, folder))
+    about = {
+        "schema": "loratlas.eval",
+        "version": 1,
+        "model": model,
+        "adapter": None if adapter is None else str(adapter),
+        "task": chosen_task.to_json(),
+        "data": {"source": rows.source, "digest": rows.digest, **_report(encoded)},
+        "remark": remark,
+        "out": None if out is None else str(out),
+    }
+    answers = _answers(base, tokenizer, rows, samples, rouge)
+    if config is not None:
+        facts, chosen = judge(base, encoded, out)
+        if as_json:
+            output.emit({**about, "packed": False, **facts, "samples": answers})
+            return
+        _show_task(facts, chosen, answers, remark, out)
+        return
+    of, reason = subject(base, rows, encoded, tokenizer)
     plan = wanted(
         of, also or (), dtype=dtype.chosen, adapted=folder is not None, window=window, stride=stride,
         sizes=batch_size or BATCH_SIZES,
     )  # fmt: skip
+    with workspace(out) as place:
+        try:
+            table = of.table(place, uniform=bool(smoothing), bounds=out is not None)
+        except KeyboardInterrupt:
+            raise _stopped(out) from None
+        scores = scores_of(table)
+        if out is not None:
+            write_examples(out, example=scores.example, n=scores.n, nll=scores.nll)
+    tables = {REFERENCE: table}
     with workspace(None) as place:
         for one in plan:
             output.note(f"Once more {one.words}")
@@ -170,16 +206,11 @@ def evaluate(
     if as_json:
         output.emit(
             {
-                "schema": "loratlas.eval",
-                "version": 1,
-                "model": model,
-                "adapter": None if adapter is None else str(adapter),
-                "data": {"source": rows.source, "digest": rows.digest, **_report(encoded)},
+                **about,
                 "packed": of.packed,
                 **facts,
                 "about": {d.name: {"formula": d.formula, "used_by": d.used_by} for d in chosen},
-                "remark": remark,
-                "out": None if out is None else str(out),
+                "samples": answers,
             }
         )
         return
@@ -188,8 +219,64 @@ def evaluate(
     if remark:
         output.note(remark)
     _show(facts, chosen)
+    _say_answers(answers)
     if out is not None:
         output.say(f"Losses of every example and token: {out / 'examples.parquet'}, {out / 'tokens.parquet'}")
+
+
+def _only_causal(task: str, **given: Any) -> None:
+    """Refuse what only a causal language model can be asked."""
+    for name, value in given.items():
+        if value:
+            raise SettingsError(
+                given=f"--{name} in a {task} task",
+                found="conditions and definitions for texts that are read token by token",
+                instead=f"no --{name}",
+            )
+
+
+def _answers(model: Any, tokenizer: Any, rows: Rows, limit: int, rouge: bool) -> dict[str, Any] | None:
+    from loratlas.evaluation.generate import samples
+
+    return samples(model, tokenizer, rows, limit=limit, rouge=rouge) if limit else None
+
+
+def _say_answers(answers: Mapping[str, Any] | None) -> None:
+    for name, value in told(answers) if answers else ():
+        output.say(f"{name}: {value}")
+
+
+def _show_task(
+    facts: dict[str, Any],
+    chosen: Sequence[Definition],
+    answers: Mapping[str, Any] | None,
+    remark: str | None,
+    out: Path | None,
+) -> None:
+    if remark:
+        output.note(remark)
+    if "classes" in facts:
+        show_classes(facts)
+    else:
+        _show(facts, chosen)
+    _say_answers(answers)
+    if out is not None:
+        more = "predictions" if "classes" in facts else "tokens"
+        output.say(f"Losses of every example, and its {more}: {out}")
+
+
+def _stopped(out: Path | None) -> Interrupted:
+    if out is None:
+        return Interrupted(
+            given="Ctrl-C",
+            found="the pass was stopped before its end",
+            instead="--out DIR, so that the same command can go on later",
+        )
+    return Interrupted(
+        given="Ctrl-C",
+        found=f"the pass was stopped; the rows that were finished are kept in {out}",
+        instead="the same command, to go on from there",
+    )
 
 
 def wanted(
@@ -235,30 +322,6 @@ def rows_to_judge(data: str, *, split: str | None, columns: Mapping[str, str], l
     return open_rows(data, split=chosen, mapping=columns, limit=limit)
 
 
-def summary(
-    scores: Scores, evidence: Evidence | None = None, among: Sequence[Definition] | None = None
-) -> dict[str, Any]:
-    """The numbers of `eval --json`: the loss, its definitions and the gaps between them.
-
-    Args:
-        scores: losses of the examples.
-        evidence: what else was measured; without it the examples alone.
-        among: the definitions; without them all that the evidence can answer.
-    """
-    from loratlas.evaluation.audit import definitions, gaps, residual
-
-    source = scores if evidence is None else evidence
-    return {
-        "token_mean_nll": scores.token_mean_nll,
-        "perplexity": scores.perplexity,
-        "examples": len(scores.n),
-        "labelled_tokens": int(scores.n.sum()),
-        "definitions": definitions(source, among=among),
-        "gaps": gaps(source, among=among),
-        "residual": residual(source, among=among),
-    }
-
-
 def to_device(model: Any) -> Any:
     """Move a model to the GPU, if there is one; a quantised base is there already."""
     import torch
@@ -267,20 +330,6 @@ def to_device(model: Any) -> Any:
     if torch.cuda.is_available() and not getattr(inner, "is_quantized", False):
         return model.to("cuda")
     return model
-
-
-def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:
-    """Score every example once, packed where this model proves that packing is exact.
-
-    Returns:
-        The scores, whether they were packed, and why not where they were not.
-    """
-    from loratlas.cli.passes import MAX_TOKENS
-    from loratlas.data.packing import prove_packing
-    from loratlas.evaluation.tokens import score
-
-    proof = prove_packing(model)
-    return score(model, encoded, packed=proof.exact, max_tokens=MAX_TOKENS), proof.exact, proof.reason
 
 
 def _report(encoded: Encoded) -> dict[str, int]:

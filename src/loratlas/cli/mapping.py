@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +14,10 @@ from loratlas.cli import options, output
 from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.cost import Cost
+    from transformers import PretrainedConfig
+
     from loratlas.anatomy.sites import Anatomy, Site
+    from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
 
 STRIP = 16
@@ -35,7 +37,8 @@ def map_model(model: options.ModelOrConfig, as_json: options.Json = False) -> No
         f"{anatomy.model} ({anatomy.model_type}): {output.count(anatomy.parameters)} parameters, "
         f"{anatomy.layers} layers, width {anatomy.hidden}"
     )
-    tied = [site for site in anatomy.sites if site.tied_to is not None]
+    copies = {path for site in anatomy.sites for path in site.called_as}
+    tied = [site for site in anatomy.sites if site.tied_to is not None and site.path not in copies]
     drawn = output.table("role", "layers", ("sites", "right"), "shape", "kind", ("one rank costs", "right"))
     for (role, shape, kind), sites in _by_role(anatomy.sites).items():
         cost = sum(site.lora_parameters(1) for site in sites if site.adaptable)
@@ -52,6 +55,13 @@ def map_model(model: options.ModelOrConfig, as_json: options.Json = False) -> No
         output.say("layers: ■ in every layer of the strip, ▪ in some, · in none. shape: out × in.")
     for site in tied:
         output.say(f"{site.module} is the same matrix as {site.tied_to} and is counted there.")
+    several = [site for site in anatomy.sites if site.called_as and "inert" not in site.flags]
+    if several:
+        output.say(
+            f"{len(several)} matrices are called under several names, and one adapter serves all of them: "
+            f"{several[0].module} is also {', '.join(several[0].called_as[1:4])}"
+            f"{', …' if len(several[0].called_as) > 4 or len(several) > 1 else ''}."
+        )
     if anatomy.unresolved:
         output.say(f"\nUnresolved, and left alone ({len(anatomy.unresolved)}):")
         for item in anatomy.unresolved:
@@ -68,6 +78,26 @@ def plan_model(
     by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    batch_size: options.BatchSize = 16,
+    max_length: Annotated[
+        int,
+        typer.Option(
+            "--max-length",
+            metavar="TOKENS",
+            min=2,
+            help="Tokens of every row of the step that is priced.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = 128,
+    dtype: options.DtypeOption = options.Dtype.auto,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time",
+            help="Predict seconds per step; what this machine has not timed yet is timed first, for some seconds.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     peft: Annotated[
         bool,
         typer.Option(
@@ -83,12 +113,12 @@ def plan_model(
     No weights are read. Parts without a rank get 16, or whatever the budget leaves them. --placement auto spends the
     budget by the scores of an earlier scan.
     """
-    from loratlas.anatomy.cost import cost
     from loratlas.anatomy.load import load_config
+    from loratlas.cli.pricing import Step, price, show
     from loratlas.study.inputs import model_source
     from loratlas.study.scan import is_auto
 
-    anatomy = read_named(model)
+    anatomy, source = read_named(model), load_config(model_source(model))
     check_scores(placement, scores)
     if is_auto(placement) and scores is None:
         raise SettingsError(
@@ -96,23 +126,18 @@ def plan_model(
             found="no scores to place by; they need weights and rows",
             instead=f"loratlas scan {model} DATA --json > scan.json, then --scores scan.json",
         )
-    plan = placed(anatomy, placement, budget, scores, by, alpha, rslora)
-    config = output.plain(plan.to_peft(load_config(model_source(model))).to_dict())
+    step = Step(config=source, anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.chosen)
+    plan = placed(anatomy, placement, budget, scores, by, alpha, rslora, memory=step.memory())
+    config = output.plain(plan.to_peft(source).to_dict())
     if peft and not as_json:
         output.emit(config)
         return
-    spent = cost(anatomy, {row.site.path: row.rank for row in plan.rows})
+    spent = price(plan, step, timed=time)
     if as_json:
-        output.emit(
-            {
-                **plan.to_json(),
-                "cost": asdict(spent),
-                "peft": config,
-            }
-        )
+        output.emit({**plan.to_json(), "cost": spent, "peft": config})
         return
     show_plan(anatomy, plan)
-    _show_cost(spent)
+    show(spent)
     output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
     output.say("PEFT adapts exactly these sites, proven on a copy without weights; its LoraConfig: --peft.")
 
@@ -137,23 +162,31 @@ def placed(
     by: str,
     alpha: float | None,
     rslora: bool,
+    memory: Memory | None = None,
 ) -> Plan:
     """The plan of a placement; of ``auto``, by the scores in a file."""
     from loratlas.placement.plan import place
     from loratlas.study.scan import load_scan, plan_from
 
     if scores is None:
-        return place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora)
-    plan, _ = plan_from(load_scan(scores), anatomy, budget=budget, by=by, alpha=alpha, rslora=rslora)
+        return place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, memory=memory)
+    plan, _ = plan_from(
+        load_scan(scores), anatomy, budget=budget, by=by, alpha=alpha, rslora=rslora, memory=memory
+    )
     return plan
 
 
-def read_named(model: str) -> Anatomy:
-    """The anatomy of a model under the name that the user wrote."""
+def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:
+    """The anatomy of a model under the name that the user wrote.
+
+    Args:
+        model: as written.
+        config: of the task that it is for; None for what its directory says.
+    """
     from loratlas.anatomy.read import read
     from loratlas.study.inputs import model_source
 
-    return replace(read(model_source(model)), model=model)
+    return replace(read(model_source(model) if config is None else config), model=model)
 
 
 def show_plan(anatomy: Anatomy, plan: Plan) -> None:
@@ -185,16 +218,6 @@ def show_plan(anatomy: Anatomy, plan: Plan) -> None:
             _range([row.alpha for row in rows]),
             output.count(sum(row.site.lora_parameters(row.rank) for row in rows)),
         )
-    output.show(drawn)
-
-
-def _show_cost(spent: Cost) -> None:
-    drawn = output.table("cost of one training step, estimated", ("", "right"))
-    drawn.add_row("arithmetic per token", f"{spent.flops_per_token / 1e9:,.3f} GFLOP")
-    drawn.add_row("adapters", output.size(spent.adapter_bytes))
-    drawn.add_row("optimizer (AdamW)", output.size(spent.optimizer_bytes))
-    drawn.add_row("activations kept, 2,048 tokens", output.size(spent.saved_activation_bytes))
-    drawn.add_row("memory at the peak", output.size(spent.peak_bytes))
     output.show(drawn)
 
 

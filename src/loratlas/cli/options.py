@@ -19,6 +19,14 @@ class Loss(StrEnum):
     all = "all"
 
 
+class TaskName(StrEnum):
+    """What a model is trained to do, or judged by."""
+
+    causal = "causal"
+    seq2seq = "seq2seq"
+    classification = "classification"
+
+
 class Dtype(StrEnum):
     """The type the base computes in; adapters are kept in float32 either way."""
 
@@ -39,6 +47,14 @@ class Schedule(StrEnum):
 
     cosine = "cosine"
     constant = "constant"
+
+
+class Compile(StrEnum):
+    """Whether layers go through torch.compile."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
 
 
 class Quantize(StrEnum):
@@ -193,13 +209,40 @@ LossOver = Annotated[
     Loss,
     typer.Option("--loss", help="Count the answer's tokens only, or all of them.", rich_help_panel=DATA),
 ]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=0,
+        help="Write answers to the first N rows that are judged, and count exact matches.",
+        rich_help_panel=DATA,
+    ),
+]
+Rouge = Annotated[
+    bool,
+    typer.Option(
+        "--rouge",
+        help="Also score those answers by ROUGE-L (needs rouge-score).",
+        rich_help_panel=DATA,
+    ),
+]
+TaskOption = Annotated[
+    TaskName | None,
+    typer.Option(
+        "--task",
+        help="What the rows are for; told from their fields and the architecture unless given.",
+        show_default=False,
+        rich_help_panel=DATA,
+    ),
+]
 MaxLength = Annotated[
     int,
     typer.Option(
         "--max-length",
         metavar="TOKENS",
         min=2,
-        help="Longer rows lose the left end of their prompt.",
+        help="Longer rows lose the left end of their prompt (a classified text and a source their right end).",
         rich_help_panel=DATA,
     ),
 ]
@@ -243,6 +286,15 @@ QuantizeOption = Annotated[
         "--quantize",
         help="Store the base in 4 bits (needs bitsandbytes).",
         show_default=False,
+        rich_help_panel=TRAIN,
+    ),
+]
+
+CompileOption = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="torch.compile for the base's layers; auto: where the steps left pay for it, by this machine's evidence.",
         rich_help_panel=TRAIN,
     ),
 ]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas.cli import output
+
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded, Example
     from loratlas.data.rows import Rows
@@ -38,15 +40,15 @@ class Subject:
     tokenizer: Any
     packed: bool
 
-    def table(self, out: Path, *, uniform: bool = False, only_counted: bool = False) -> Table:
+    def table(self, out: Path, *, uniform: bool = False, bounds: bool = False) -> Table:
         """The reference: every token scored, each example alone and whole.
 
         Args:
             out: folder for ``tokens.parquet``.
             uniform: take what label smoothing mixes in.
-            only_counted: leave prompts and special tokens out.
+            bounds: take how far the rounding of logits may have moved each loss.
         """
-        found = self._measure(out, self.encoded.examples, None, uniform=uniform, everything=not only_counted)
+        found = self._measure(out, self.encoded.examples, None, uniform=uniform, bounds=bounds)
         self._require_finite(found)
         return found
 
@@ -114,24 +116,28 @@ class Subject:
         condition: Condition | None,
         *,
         uniform: bool = False,
-        everything: bool = True,
+        bounds: bool = False,
     ) -> Table:
         from loratlas.evaluation.measure import measure
         from loratlas.evaluation.table import read_table
 
-        measure(
-            self.model,
-            examples,
-            packed=self.packed,
-            out=out,
-            condition=condition,
-            everything=everything,
-            special=self.tokenizer.all_special_ids,
-            uniform=uniform,
-            bounds=False,
-            pad_id=self.encoded.pad_id,
-            max_tokens=MAX_TOKENS,
-        )
+        windows = condition is not None and condition.window is not None
+        with output.Progress("scoring", total=len(examples), unit="rows") as bar:
+            measure(
+                self.model,
+                examples,
+                packed=self.packed,
+                out=out,
+                condition=condition,
+                everything=True,
+                special=self.tokenizer.all_special_ids,
+                uniform=uniform,
+                bounds=bounds,
+                pad_id=self.encoded.pad_id,
+                max_tokens=MAX_TOKENS,
+                # How many windows there will be nobody knows before the last row.
+                on_lines=None if windows else lambda lines: bar.to(lines, ""),
+            )
         return read_table(out, condition=condition.words if condition else "")
 
 

@@ -93,6 +93,8 @@ def scan(
     from loratlas.placement.budget import parse_budget
     from loratlas.study import scan as room
     from loratlas.study.inputs import model_source, open_model, open_rows
+    from loratlas.training.rehearsal import PeakMemory, typical
+    from loratlas.training.settings import Settings
 
     limits = Limits(
         floor=min_rank, ceiling=max_rank, multiple=multiple, whole_layers=whole_layers, top=top_layers
@@ -134,8 +136,17 @@ def scan(
         )
     plan, allocation = None, None
     if found.readings[by].silent is None:
+        settings = Settings(dtype=dtype.chosen)
         plan, allocation = room.plan_from(
-            found, anatomy, budget=budget, by=by, among=among, limits=limits, alpha=alpha, rslora=rslora
+            found,
+            anatomy,
+            budget=budget,
+            by=by,
+            among=among,
+            limits=limits,
+            alpha=alpha,
+            rslora=rslora,
+            memory=PeakMemory(base.config, anatomy, typical(encoded.examples, settings.batch_size), settings),
         )
     if as_json:
         output.emit(_json(found, by, plan, allocation))

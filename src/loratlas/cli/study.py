@@ -177,6 +177,10 @@ def _show(data: Mapping[str, Any]) -> None:
             _interval(arm.get("ci")),
         )
     output.show(arms)
+    if data.get("head"):
+        output.say(
+            f"trainable: adapters; the head, {output.count(data['head'])} parameters, trains in every arm."
+        )
     reference = str(data.get("reference") or data["spec"]["reference"])
     found = output.table(
         f"against {reference}",
@@ -201,8 +205,10 @@ def _show(data: Mapping[str, Any]) -> None:
         for sentence in finding.get("flip_sentences", ()):
             output.say(f"  flips: {sentence}")
     _show_beside(data)
+    rows = (data.get("task") or {}).get("name") == "classification"
     output.say(
-        "nats: loss per answer token, less than the reference's is better; p: after Holm's correction;"
+        f"nats: loss per {'row' if rows else 'answer token'}, less than the reference's is better; p: after Holm's "
+        "correction;"
     )
     output.say("detectable: the difference that this study would have found with 80 % power.")
     for remark in data.get("notes", ()):
@@ -211,20 +217,20 @@ def _show(data: Mapping[str, Any]) -> None:
 
 def _show_beside(data: Mapping[str, Any]) -> None:
     """What was measured beside the loss: the task, and rows that no arm was trained for."""
-    metric = next((arm["metric"]["name"] for arm in data["arms"] if arm.get("metric")), None)
+    metrics = next((arm["metrics"] for arm in data["arms"] if arm.get("metrics")), ())
     forgetting = any(arm.get("forgetting") for arm in data["arms"])
-    if not (metric or forgetting):
+    if not (metrics or forgetting):
         return
     columns: list[Any] = ["arm"]
-    if metric:
-        columns += [(metric.replace("_", " "), "right"), "95 % interval"]
+    for metric in metrics:
+        columns += [(metric["name"].replace("_", " "), "right"), "95 % interval"]
     if forgetting:
         columns += [("before", "right"), ("after", "right"), ("forgetting", "right"), "95 % interval"]
     drawn = output.table(*columns)
     for arm in data["arms"]:
         cells = [arm["name"]]
-        if metric:
-            told = arm.get("metric") or {}
+        for place in range(len(metrics)):
+            told = arm["metrics"][place] if arm.get("metrics") else {}
             cells += [_number(told.get("value")), _interval(told.get("ci"))]
         if forgetting:
             told = arm.get("forgetting") or {}
@@ -234,8 +240,10 @@ def _show_beside(data: Mapping[str, Any]) -> None:
     output.show(drawn)
     if forgetting:
         source = data["data"]["forgetting"]["source"]
+        rows = (data.get("task") or {}).get("name") == "classification"
         output.say(
-            f"forgetting: loss per token on rows of {source}, which no arm was trained for, after − before."
+            f"forgetting: loss per {'row' if rows else 'token'} on rows of {source}, which no arm was trained for, "
+            "after − before."
         )
 
 

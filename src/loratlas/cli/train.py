@@ -50,6 +50,7 @@ def train(
     split: options.Split = None,
     columns: options.Columns = None,
     limit: options.Limit = None,
+    task: options.TaskOption = None,
     loss: options.LossOver = options.Loss.answer,
     max_length: options.MaxLength = 512,
     evaluate: Annotated[
@@ -70,16 +71,8 @@ def train(
             rich_help_panel=options.DATA,
         ),
     ] = None,
-    samples: Annotated[
-        int,
-        typer.Option(
-            "--samples",
-            metavar="N",
-            min=0,
-            help="Write answers to the first N evaluation rows and count exact matches.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = 0,
+    samples: options.Samples = 0,
+    rouge: options.Rouge = False,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
     lr: options.LearningRate = 1e-3,
@@ -160,6 +153,7 @@ def train(
             rich_help_panel=options.TRAIN,
         ),
     ] = False,
+    compile: options.CompileOption = options.Compile.auto,
     out: options.Out,
     resume: options.Resume = False,
     report_to: Annotated[
@@ -174,6 +168,9 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train adapters at the sites of a placement, and write them as an ordinary PEFT adapter.
+
+    Rows of text and label train a classifier, whose head is trained and saved with the adapter; an encoder-decoder
+    writes targets from sources; every other model goes on with a text.
 
     The base stays frozen. Ctrl-C saves the state; the same command with --resume then ends with the same numbers.
     """
@@ -196,6 +193,7 @@ def train(
         seed=seed,
         dtype=dtype.chosen,
         checkpointing=checkpointing,
+        compile=compile.value,
         init=True if init is None else init,
         report_to=tuple(report_to or ()),
     )
@@ -214,11 +212,13 @@ def train(
             split=split,
             columns=options.columns_of(columns),
             limit=limit,
+            task=None if task is None else task.value,
             loss=loss.value,
             max_length=max_length,
             evaluate=evaluate,
             eval_split=eval_split,
             samples=samples,
+            rouge=rouge,
             settings=settings,
             quantize=quantize.value if quantize else None,
             base_dropout=base_dropout,

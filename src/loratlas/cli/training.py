@@ -7,20 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.cli import output
-from loratlas.cli.evaluate import rows_to_judge, score_all, summary, to_device
+from loratlas.cli.evaluate import rows_to_judge, to_device
 from loratlas.cli.folders import adapter_folder, check_out, write_json
+from loratlas.cli.judging import adapter_task, check_head, check_samples, headline, judge, told
 from loratlas.cli.mapping import check_scores
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from loratlas.anatomy.tasks import Task
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
     from loratlas.training.loop import FitResult, StepEvent
+    from loratlas.training.rehearsal import PeakMemory
     from loratlas.training.settings import Settings
 
 PLAN = "plan.json"
@@ -47,11 +53,13 @@ class Job:
     split: str | None
     columns: Mapping[str, str]
     limit: int | None
+    task: str | None
     loss: str
     max_length: int
     evaluate: str | None
     eval_split: str | None
     samples: int
+    rouge: bool
     settings: Settings
     quantize: str | None
     base_dropout: bool
@@ -67,35 +75,50 @@ def go(job: Job, *, as_json: bool) -> None:
         Interrupted: Ctrl-C; the state was saved.
     """
     from loratlas.anatomy.load import load_config
-    from loratlas.data.encode import check_positions, encode, load_tokenizer
-    from loratlas.study.inputs import model_source, open_model, open_rows
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.tasks import encode_for
+    from loratlas.study.inputs import model_source, open_model, open_rows, open_task
 
     _check(job)
     source = model_source(job.model)
-    tokenizer, config = load_tokenizer(source), load_config(source)
+    tokenizer = load_tokenizer(source)
+    rows = open_rows(job.data, split=job.split, mapping=job.columns, limit=job.limit)
+    task, config = open_task(source, rows, tokenizer, asked=job.task, known=adapter_task(job.adapter))
 
     def prepare(rows: Rows) -> Encoded:
-        encoded = encode(rows, tokenizer, max_length=job.max_length, loss=job.loss)
-        check_positions(encoded, config)
+        encoded = encode_for(
+            task, rows, tokenizer, config=config or source, max_length=job.max_length, loss=job.loss
+        )
         output.note(f"{rows.source}: {encoded.report.sentence()}")
         return encoded
 
-    rows = open_rows(job.data, split=job.split, mapping=job.columns, limit=job.limit)
+    if _scans(job) and task.name != "causal":
+        raise SettingsError(
+            given=f"--placement auto for {task.name}",
+            found="signals are measured on causal language models",
+            instead="a placement in words, such as all:8",
+        )
     train = prepare(rows)
     judged = _judged(job)
+    check_samples(task, samples=job.samples, rouge=job.rouge)
     test = None if judged is None else prepare(judged)
-    plan = None if job.adapter is not None or _scans(job) else _plan(job)
+    measure = partial(_memory, job, config or load_config(source), train)
+    plan = None if job.adapter is not None or _scans(job) else _plan(job, config, measure())
     base = open_model(
-        job.model, dtype=job.settings.dtype, quantize=job.quantize, base_dropout=job.base_dropout
+        job.model,
+        dtype=job.settings.dtype,
+        quantize=job.quantize,
+        base_dropout=job.base_dropout,
+        config=config,
     )
     if _scans(job):
-        plan = _scanned(job, base, train)
+        plan = _scanned(job, base, train, measure())
     # Attached first: the seed then gives the same initialisation on every device.
     model = to_device(_adapted(job, base, plan))
     packed = False if job.base_dropout else None
     with output.Progress("training", total=job.settings.steps or 1, unit="steps") as bar:
         result = _fit(job, model, train, test, packed, bar)
-    facts = _finish(job, model, tokenizer, plan, result, test, judged)
+    facts = _finish(job, task, model, tokenizer, plan, result, test, judged)
     if as_json:
         output.emit(facts)
     else:
@@ -155,18 +178,28 @@ def _scans(job: Job) -> bool:
     return is_auto(job.placement) and job.scores is None and not job.resume
 
 
-def _plan(job: Job) -> Plan:
+def _memory(job: Job, config: PretrainedConfig, train: Encoded) -> PeakMemory:
+    """The measure of a memory budget: a typical step of this run."""
+    from loratlas.cli.mapping import read_named
+    from loratlas.training.rehearsal import PeakMemory, typical
+
+    settings = job.settings
+    together = min(settings.micro_batch or settings.batch_size, settings.batch_size)
+    return PeakMemory(config, read_named(job.model, config), typical(train.examples, together), settings)
+
+
+def _plan(job: Job, config: PretrainedConfig | None, memory: PeakMemory) -> Plan:
     from loratlas.cli.mapping import placed, read_named
     from loratlas.study.scan import is_auto
 
     assert job.placement is not None  # _check said so
     if job.resume and is_auto(job.placement):
         return _kept(job.out)
-    anatomy = read_named(job.model)
-    return placed(anatomy, job.placement, job.budget, job.scores, job.by, job.alpha, job.rslora)
+    anatomy = read_named(job.model, config)
+    return placed(anatomy, job.placement, job.budget, job.scores, job.by, job.alpha, job.rslora, memory)
 
 
-def _scanned(job: Job, base: Any, train: Encoded) -> Plan:
+def _scanned(job: Job, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
     """Find where adaptation pays on this run's rows, and keep the plan for a resumed run."""
     from loratlas.cli.mapping import read_named
     from loratlas.cli.scan import watched
@@ -183,7 +216,15 @@ def _scanned(job: Job, base: Any, train: Encoded) -> Plan:
             seed=job.settings.seed,
             on_pass=watched(bar),
         )
-    plan, _ = plan_from(found, anatomy, budget=job.budget, by=job.by, alpha=job.alpha, rslora=job.rslora)
+    plan, _ = plan_from(
+        found,
+        anatomy,
+        budget=job.budget,
+        by=job.by,
+        alpha=job.alpha,
+        rslora=job.rslora,
+        memory=memory,
+    )
     for said in found.notes(job.by):
         output.note(said)
     output.note(
@@ -217,7 +258,7 @@ def _adapted(job: Job, base: Any, plan: Plan | None) -> Any:
     from loratlas.adapters.export import load_adapter
 
     assert job.adapter is not None  # _check said so
-    return load_adapter(base, adapter_folder(job.adapter), trainable=True)
+    return check_head(load_adapter(base, adapter_folder(job.adapter), trainable=True), job.adapter)
 
 
 def _fit(
@@ -252,6 +293,7 @@ def _fit(
 
 def _finish(
     job: Job,
+    task: Task,
     model: Any,
     tokenizer: Any,
     plan: Plan | None,
@@ -260,6 +302,7 @@ def _finish(
     judged: Rows | None,
 ) -> dict[str, Any]:
     from loratlas.adapters.export import save_adapter
+    from loratlas.adapters.heads import head_size
 
     facts: dict[str, Any] = {
         "schema": "loratlas.train",
@@ -269,6 +312,8 @@ def _finish(
         "data": job.data,
         "placement": plan.placement if plan else None,
         "trainable": plan.trainable if plan else None,
+        "head": head_size(model),
+        "task": task.to_json(),
         "from": str(job.adapter) if job.adapter else None,
         "settings": asdict(job.settings),
         "steps": result.steps,
@@ -282,6 +327,8 @@ def _finish(
         "peak_bytes": result.peak_bytes,
         "packing": result.packing,
         "packing_reason": result.packing_reason,
+        "compiled": result.compiled,
+        "compile_reason": result.compile_reason,
         "stopped_early": result.stopped_early,
         "diverged": result.diverged,
         "eval": None,
@@ -289,7 +336,10 @@ def _finish(
     }
     adapter = job.out / "adapter"
     save_adapter(
-        model, adapter, plan_json=plan.to_json() if plan else None, extra={"settings": asdict(job.settings)}
+        model,
+        adapter,
+        plan_json=plan.to_json() if plan else None,
+        extra={"settings": asdict(job.settings), "task": task.to_json()},
     )
     facts["adapter"] = str(adapter)
     write_json(job.out / "curve.json", [asdict(point) for point in result.curve])
@@ -301,46 +351,60 @@ def _finish(
             instead="a lower --lr, a longer --warmup, or --dtype float32",
         )
     if test is not None and judged is not None:
-        scores, _, _ = score_all(model, test)
-        scores.write(job.out / "eval")
-        facts["eval"] = summary(scores)
+        facts["eval"], _ = judge(model, test, job.out / "eval")
         if job.samples:
             from loratlas.evaluation.generate import samples
 
-            facts["samples"] = samples(model, tokenizer, judged, limit=job.samples)
+            facts["samples"] = samples(model, tokenizer, judged, limit=job.samples, rouge=job.rouge)
             write_json(job.out / "samples.json", facts["samples"])
     write_json(job.out / "run.json", facts)
     return facts
 
 
 def _show(facts: dict[str, Any]) -> None:
-    if facts["packing"] != "packed":
+    if facts["packing"] != "packed" and facts["task"]["name"] == "causal":
         output.note(f"Padded instead of packed: {facts['packing_reason']}")
+    reason = facts["compile_reason"]
+    output.note(f"torch.compile: {reason}")
     drawn = output.table("run", ("", "right"))
     drawn.add_row("steps", output.count(facts["steps"]))
     drawn.add_row("loss on the last steps", f"{facts['train_nll']:.4f}")
-    if facts["eval"]:
-        drawn.add_row("evaluation loss", f"{facts['eval']['token_mean_nll']:.4f}")
-        drawn.add_row("evaluation perplexity", f"{facts['eval']['perplexity']:.3f}")
+    for name, value in headline(facts["eval"]) if facts["eval"] else ():
+        drawn.add_row(f"evaluation {name}", value)
+    if facts["samples"]:
+        for name, value in told(facts["samples"]):
+            drawn.add_row(name, value)
     if facts["trainable"]:
         drawn.add_row("trainable parameters", output.count(facts["trainable"]))
+    if facts["head"]:
+        drawn.add_row("and the head, trained whole", output.count(facts["head"]))
     drawn.add_row("tokens per second", output.count(facts["tokens_per_second"]))
     drawn.add_row("counted tokens per second", output.count(facts["labelled_tokens_per_second"]))
     output.show(drawn)
     output.say(f"Adapter: {facts['adapter']}. Load it with:")
-    for line in _loading(facts["model"], facts["adapter"]):
+    for line in _loading(facts["model"], facts["adapter"], facts["task"]):
         output.say(f"  {line}")
 
 
-def _loading(model: str, adapter: str) -> list[str]:
+_AUTO = {
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classification": "AutoModelForSequenceClassification",
+}
+
+
+def _loading(model: str, adapter: str, task: Mapping[str, Any]) -> list[str]:
     """How to load the adapter, in Python."""
+    auto, more = _AUTO[task["name"]], ""
+    if "id2label" in task:
+        more = f", id2label={ {int(place): label for place, label in task['id2label'].items()} }"
     base, embedded = f'"{model}"', model.startswith("demo:")
     if embedded:
         base = f'base_path("{model}")'
     return [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {auto}",
         *(["from loratlas.demo import base_path"] if embedded else []),
-        f"base = AutoModelForCausalLM.from_pretrained({base})",
+        f"base = {auto}.from_pretrained({base}{more})",
         f'model = PeftModel.from_pretrained(base, "{adapter}")',
     ]

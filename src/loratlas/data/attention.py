@@ -7,10 +7,12 @@ T mask is made, and everything else in the model works on the pack without paddi
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -201,7 +203,15 @@ def register() -> None:
     """Make the function known to transformers (again and again is fine)."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, packed_attention)
+    # Importing the compiler takes a second, and as long as nobody has, nothing is compiled.
+    compiler = "torch._dynamo" in sys.modules
+    AttentionInterface.register(NAME, _kept_out() if compiler else packed_attention)
+
+
+@cache
+def _kept_out() -> Any:
+    """The function for compiled models, which call it as it is: with its blocks, every batch would be compiled anew."""
+    return torch.compiler.disable(packed_attention)
 
 
 def packed_attention(

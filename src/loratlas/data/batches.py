@@ -3,76 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from loratlas.data.batch import IGNORED, Batch
 from loratlas.data.encode import Encoded, Example
+from loratlas.data.sides import side_by_side
 from loratlas.errors import SettingsError
-
-if TYPE_CHECKING:
-    import torch
-
-IGNORED = -100
-"""Target of a place that the loss does not count."""
 
 ORDER_STREAM = 1
 """Word beside the seed, so that order and initialisation do not share random numbers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Some examples as tensors. Packed: shape [1, T], T the sum of lengths. Padded: [B, L], L the longest,
-    filled right.
-
-    Args:
-        input_ids: int64.
-        position_ids: int64; from 0 in every example.
-        targets: int64; ``targets[t]`` is the token after t where that token is counted, else -100. Already
-            shifted.
-        example: int64; index within the batch of the example that a token belongs to, -1 on padding.
-        where: int64 [labelled]; flat indices of the counted places, row by row.
-        lengths: tokens of each example.
-        rows: what the caller calls each example (usually its index in `Encoded`).
-        packed: end to end, or side by side.
-        attention_mask: int64, 1 on tokens and 0 on padding; None when packed.
-        labelled: counted places.
-        tokens: tokens without padding.
-    """
-
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    targets: torch.Tensor
-    example: torch.Tensor
-    where: torch.Tensor
-    lengths: tuple[int, ...]
-    rows: tuple[int, ...]
-    packed: bool
-    attention_mask: torch.Tensor | None
-    labelled: int
-    tokens: int
-
-    @property
-    def answers(self) -> torch.Tensor:
-        """The counted targets, int64 [labelled], in the order of `loratlas.data.packing.forward`'s logits."""
-        return self.targets.reshape(-1)[self.where]
-
-    @property
-    def owners(self) -> torch.Tensor:
-        """Index within the batch of the example of each counted place, int64 [labelled]."""
-        return self.example.reshape(-1)[self.where]
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
-        if self.input_ids.device == device:
-            return self
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if hasattr(value := getattr(self, field.name), "to")
-        }
-        return replace(self, **moved)
 
 
 def collate(
@@ -87,15 +27,20 @@ def collate(
         rows: a name for each example; without it their place in ``examples``.
 
     Returns:
-        The batch; targets shifted, nothing counted across examples.
+        The batch; targets shifted, nothing counted across examples. Examples with a label, or with a source and a
+        target, stand side by side.
 
     Raises:
-        ValueError: no examples.
+        ValueError: no examples, or examples that cannot be packed.
     """
     import torch
 
     if not examples:
         raise ValueError("a batch needs at least one example")
+    if examples[0].label is not None or examples[0].source is not None:
+        if packed:
+            raise ValueError("examples with a label or a target stand side by side")
+        return side_by_side(examples, pad_id=pad_id, rows=rows)
     lengths = tuple(len(example) for example in examples)
     tokens, longest = sum(lengths), max(lengths)
     shape = (1, tokens) if packed else (len(examples), longest)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loratlas.anatomy.tasks import CAUSAL, CLASSIFICATION, SEQ2SEQ, Task
 from loratlas.data.rows import Rows
 from loratlas.data.template import render, template_name
 from loratlas.errors import DataError, ModelError
@@ -27,14 +28,32 @@ class Example:
         labelled: bool [n]; ``labelled[t]`` says that token t is predicted (from the tokens before it) and
             counted. Never at t = 0, for nothing comes before it.
         row: place of the row in its `Rows`, from 0.
+        source: of a source and its target end to end, tokens of the source; None for one text.
+        label: the class of the row, where that is what is predicted; then no token is labelled.
+        types: int8 [n]; which text of a pair a token belongs to, where the tokenizer says so.
     """
 
     input_ids: np.ndarray
     labelled: np.ndarray
     row: int
+    source: int | None = None
+    label: int | None = None
+    types: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def counted(self) -> int:
+        """What the loss counts of it: its labelled tokens, or its one label."""
+        return int(self.labelled.sum()) if self.label is None else 1
+
+
+def task_of(example: Example) -> str:
+    """Name of the task that an example is for."""
+    if example.label is not None:
+        return CLASSIFICATION
+    return CAUSAL if example.source is None else SEQ2SEQ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +67,7 @@ class EncodeReport:
         dropped: rows whose answer alone is longer than the limit.
         empty: rows without an answer.
         tokens: tokens of the kept rows.
-        answer_tokens: tokens that the loss counts.
+        answer_tokens: tokens that the loss counts; labels, in a classification.
     """
 
     rows: int
@@ -87,6 +106,7 @@ class Encoded:
         template: the template that was used, in words.
         pad_id: id to fill padded places with; it is never attended to and never counted.
         source: where the rows came from.
+        task: what the examples are for.
     """
 
     examples: tuple[Example, ...]
@@ -95,6 +115,7 @@ class Encoded:
     template: str
     pad_id: int
     source: str
+    task: Task = field(default_factory=Task)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -198,7 +219,7 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer")
     return Encoded(
         examples=tuple(examples),
         report=report,
-        digest=_digest(examples),
+        digest=digest_of(examples),
         template=template_name(tokenizer, rows.form),
         pad_id=pad_id(tokenizer),
         source=rows.source,
@@ -269,8 +290,8 @@ def check_positions(encoded: Encoded, config: Any) -> None:
     Raises:
         DataError: an example is longer.
     """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(example) for example in encoded.examples), default=0)
+    limit = _positions(config.get_text_config())
+    longest = max((max(_sides(example)) for example in encoded.examples), default=0)
     if isinstance(limit, int) and 0 < limit < longest:
         raise DataError(
             given=f"{encoded.source}, with examples of up to {longest:,} tokens",
@@ -279,12 +300,33 @@ def check_positions(encoded: Encoded, config: Any) -> None:
         )
 
 
-def _digest(examples: Sequence[Example]) -> str:
+_BEHIND_PADDING = ("roberta", "camembert", "xmod", "data2vec-text", "mpnet", "longformer")
+"""Types, or parts of their names, whose positions begin behind the id of the pad token."""
+
+
+def _positions(config: Any) -> Any:
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and any(name in config.model_type for name in _BEHIND_PADDING):
+        return limit - (config.pad_token_id or 0) - 1
+    return limit
+
+
+def _sides(example: Example) -> tuple[int, ...]:
+    """Tokens that share positions: all of them, or the source's and the target's."""
+    return (len(example),) if example.source is None else (example.source, len(example) - example.source)
+
+
+def digest_of(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(len(example).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(example.input_ids, dtype="<i4").tobytes())
         digest.update(np.packbits(example.labelled).tobytes())
+        for place in (example.source, example.label):
+            if place is not None:
+                digest.update(place.to_bytes(8, "little"))
+        if example.types is not None:
+            digest.update(np.packbits(example.types.astype(bool)).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from loratlas.data.batches import Batch, collate
+from loratlas.anatomy.tasks import CLASSIFICATION, SEQ2SEQ
+from loratlas.data.batches import IGNORED, Batch, collate
 from loratlas.data.encode import Example
 
 if TYPE_CHECKING:
@@ -108,11 +109,11 @@ def forward(model: Any, batch: Batch) -> torch.Tensor:
     the whole pass.
 
     Args:
-        model: a causal language model of transformers, bare or as a `PeftModel`.
+        model: of transformers, bare or as a `PeftModel`; of a class that does the batch's task.
         batch: packed or padded, on the model's device.
 
     Returns:
-        [labelled, V], row i for ``batch.answers[i]``.
+        [labelled, V] (V the classes, in a classification), row i for ``batch.answers[i]``.
     """
     logits, selected = _run(model, batch, lambda rows: rows)
     # A model that does not call its output embedding as a module gives all rows: pick ours.
@@ -160,7 +161,28 @@ def _run(
         with packed(model, batch):
             return _logits(model, inner, batch, {"position_ids": batch.position_ids}, head_reads)
     # Padding stands on the right, so that the model's own positions, from 0, are the right ones.
-    return _logits(model, inner, batch, {"attention_mask": batch.attention_mask}, head_reads)
+    extra = {"attention_mask": batch.attention_mask}
+    if batch.token_type_ids is not None:
+        extra["token_type_ids"] = batch.token_type_ids
+    if batch.task == SEQ2SEQ:
+        extra["decoder_input_ids"] = shifted(inner, batch.targets)
+    return _logits(model, inner, batch, extra, head_reads)
+
+
+def shifted(inner: Any, targets: torch.Tensor) -> torch.Tensor:
+    """What a decoder reads to write a target: a start token, then the target without its last token.
+
+    Args:
+        inner: the transformers model, which knows where a target begins; types that say nothing begin with
+            ``decoder_start_token_id``.
+        targets: int64 [B, L], -100 on padding.
+    """
+    if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
+        return inner.prepare_decoder_input_ids_from_labels(labels=targets)
+    config = inner.config
+    moved = targets.new_full(targets.shape, config.decoder_start_token_id)
+    moved[:, 1:] = targets[:, :-1]
+    return moved.masked_fill(moved == IGNORED, config.pad_token_id)
 
 
 def _logits(
@@ -182,7 +204,9 @@ def _logits(
     head = inner.get_output_embeddings()
     hook = head.register_forward_pre_hook(select) if head is not None else None
     try:
-        logits = model(input_ids=batch.input_ids, use_cache=False, **extra).logits
+        if batch.task != CLASSIFICATION:
+            extra = {**extra, "use_cache": False}
+        logits = model(input_ids=batch.input_ids, **extra).logits
     finally:
         if hook is not None:
             hook.remove()
@@ -208,10 +232,9 @@ def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -
         The proof; never an exception, for padding always works.
     """
     facts = _facts(bare(model))
-    if not facts.replaceable:
-        return _no("its attention does not go through transformers' attention interface")
-    if not facts.takes_positions:
-        return _no("it takes no position ids")
+    impossible = why_padded(model)
+    if impossible is not None:
+        return _no(impossible)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -222,6 +245,14 @@ def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -
     finally:
         for module, training in modes:
             module.training = training
+
+
+def why_padded(model: Any) -> str | None:
+    """Why a model cannot take packed batches, as far as that can be told without running it; None: nothing known."""
+    facts = _facts(bare(model))
+    if not facts.replaceable:
+        return "its attention does not go through transformers' attention interface"
+    return None if facts.takes_positions else "it takes no position ids"
 
 
 def _no(why: str, worst: float = float("inf")) -> PackingProof:

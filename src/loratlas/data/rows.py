@@ -8,7 +8,7 @@ form       fields                     what becomes of a row
 messages   messages                   the turns as they are (``role`` and ``content`` each)
 alpaca     instruction, output        user turn: instruction, blank line, ``input`` if any; answer: output
 prompt     prompt, completion         user turn: prompt; answer: completion
-label      text, label                user turn: text; answer: the label's digits; the label is kept as well
+label      text, label                user turn: text; answer: the label as text; text and label are kept apart as well
 text       text                       one turn of role ``text``: all of it is the answer
 =========  =========================  ==================================================================
 """
@@ -34,8 +34,9 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 """Form → the fields that a row of it must have, in the order in which forms are tried."""
 
-OPTIONAL = ("input", "system")
-"""Fields that a row may have: ``input`` in alpaca form, ``system`` in alpaca and prompt form."""
+OPTIONAL = ("input", "system", "text_pair")
+"""Fields that a row may have: ``input`` in alpaca form, ``system`` in alpaca and prompt form, ``text_pair`` (a second
+text) in label form."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -54,12 +55,14 @@ class Row:
 
     Args:
         turns: the messages in order; every assistant (or text) turn is an answer.
-        label: the class, for rows of label form.
+        label: the class, a number or a word, for rows of label form.
+        texts: the text, or the text and its pair, for rows of label form.
         source_row: place of the row in its source, from 0.
     """
 
     turns: tuple[Turn, ...]
-    label: int | None = None
+    label: int | str | None = None
+    texts: tuple[str, ...] = ()
     source_row: int
 
 
@@ -92,7 +95,8 @@ def rows_digest(rows: Iterable[Row]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        content = [[[turn.role, turn.content] for turn in row.turns], row.label]
+        content: list[Any] = [[[turn.role, turn.content] for turn in row.turns], row.label]
+        content += [list(row.texts)] if len(row.texts) > 1 else []
         digest.update(
             json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         )
@@ -119,7 +123,7 @@ def load_rows(
 
     Raises:
         DataError: no such file or data set, broken JSON (with its line), a missing field (with its row), a
-            label that is no class number, an empty file, or a form that is none of ``FORMS``.
+            label that is neither a class number nor a word, an empty file, or a form that is none of ``FORMS``.
     """
     if limit is not None and limit < 1:
         raise DataError(
@@ -143,8 +147,21 @@ def load_rows(
         )
         for index, record in enumerate(records)
     )
+    _check_kinds(rows, source)
     name = f"{source} [{split}]" if split else source
     return Rows(rows=rows, form=form, source=name, digest=rows_digest(rows))
+
+
+def _check_kinds(rows: tuple[Row, ...], source: str) -> None:
+    """Refuse labels of which some are numbers and some are words."""
+    first = rows[0].label
+    for number, row in enumerate(rows, start=1):
+        if type(row.label) is not type(first):
+            raise DataError(
+                given=source,
+                found=f"labels of two kinds: {first!r} on row 1, {row.label!r} on row {number}",
+                instead="numbers or words, not both",
+            )
 
 
 def _mapped(columns: tuple[str, ...], mapping: Mapping[str, str], source: str) -> dict[str, str]:
@@ -212,7 +229,7 @@ def _row(record: dict[str, Any], form: str, index: int, source: str, classes: in
         value = record.get("system")
         return [Turn(role="system", content=value)] if isinstance(value, str) and value.strip() else []
 
-    label = None
+    label, texts = None, ()
     if form == "messages":
         messages = record.get("messages")
         if messages is None:
@@ -228,10 +245,11 @@ def _row(record: dict[str, Any], form: str, index: int, source: str, classes: in
         found = [*system(), *turns("prompt", "user"), *turns("completion", "assistant")]
     elif form == "label":
         label = _label(record.get("label"), classes, fail)
-        found = [Turn(role="user", content=text("text")), Turn(role="assistant", content=str(label))]
+        texts = (text("text"), text("text_pair")) if "text_pair" in record else (text("text"),)
+        found = [Turn(role="user", content="\n\n".join(texts)), Turn(role="assistant", content=str(label))]
     else:
         found = [Turn(role="text", content=text("text"))]
-    return Row(turns=tuple(found), label=label, source_row=index)
+    return Row(turns=tuple(found), label=label, texts=texts, source_row=index)
 
 
 def _turn(message: Any, field: str, number: int, fail: Any) -> Turn:
@@ -249,11 +267,16 @@ def _turn(message: Any, field: str, number: int, fail: Any) -> Turn:
     return Turn(role=role, content=content)
 
 
-def _label(value: Any, classes: int | None, fail: Any) -> int:
+def _label(value: Any, classes: int | None, fail: Any) -> int | str:
+    words = "a class number from 0, or a class's name"
     if value is None:
-        raise fail("missing field 'label'", "a class number from 0")
+        raise fail("missing field 'label'", words)
+    if isinstance(value, str):
+        if not value.strip():
+            raise fail("an empty label", f"{words}; leave rows without a class out")
+        return value.strip()
     if isinstance(value, bool) or not isinstance(value, int):
-        raise fail(f"label {value!r} is not an integer", "a class number from 0")
+        raise fail(f"label {value!r} is neither an integer nor a text", words)
     if value < 0 or (classes is not None and value >= classes):
         upper = f" to {classes - 1}" if classes is not None else ""
         raise fail(

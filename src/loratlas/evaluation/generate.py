@@ -2,87 +2,141 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loratlas.evaluation.precision import evaluating
 
 if TYPE_CHECKING:
-    from loratlas.data.rows import Rows
+    from loratlas.data.rows import Row, Rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """A prompt as text and tokens, and the answer that is wanted, as the tokenizer would give it back."""
+
+    row: int
+    prompt: str
+    ids: list[int]
+    wanted: str
 
 
 def samples(
-    model: Any, tokenizer: Any, rows: Rows, *, limit: int, max_new_tokens: int = 128
+    model: Any, tokenizer: Any, rows: Rows, *, limit: int, max_new_tokens: int = 128, rouge: bool = False
 ) -> dict[str, Any]:
-    """Answer the first rows greedily, and count the answers that are exactly the wanted ones.
+    """Answer the first rows greedily, and score the answers against the wanted ones.
 
-    A row's prompt is everything before its last answer, tokenised as for training. White space at both ends does not
-    count. A row without a prompt (raw text, an answer alone) is left out.
+    A row's prompt is everything before its last answer, tokenised as for training; an encoder-decoder reads it as its
+    source. White space at both ends does not count. A row without a prompt (raw text, an answer alone) is left out.
 
     Args:
-        model: a causal language model, bare or as a `PeftModel`.
+        model: a causal language model or an encoder-decoder, bare or as a `PeftModel`.
         tokenizer: its own.
         rows: `loratlas.data.rows.Rows`.
         limit: rows to answer at most.
         max_new_tokens: longest answer, in tokens; also what the model's context leaves.
+        rouge: take ROUGE-L as well.
 
     Returns:
-        ``{"rows", "exact", "exact_match", "samples": [{"row", "prompt", "answer", "wanted", "exact"}]}``;
-        ``exact_match`` is a share, None where no row was answered.
+        ``{"rows", "exact", "exact_match", "rouge_l", "samples": [{"row", "prompt", "answer", "wanted", "exact"}]}``;
+        ``exact_match`` is a share and ``rouge_l`` a mean, both None where no row was answered; ``rouge_l`` stands
+        there, and in every sample, if it was asked for.
+
+    Raises:
+        SettingsError: ``rouge`` without the package ``rouge-score``.
     """
     import torch
-    from transformers import GenerationConfig
 
-    from loratlas.data.encode import opening_ids, pad_id
-    from loratlas.data.template import render
+    from loratlas.evaluation.rouge import rouge_l
 
-    plain = not tokenizer.chat_template
-    opening = opening_ids(tokenizer) if plain else []
+    alike = rouge_l() if rouge else None
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    sided = bool(inner.config.is_encoder_decoder)
     context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
     device = inner.get_input_embeddings().weight.device
     answered: list[dict[str, Any]] = []
-    for row in rows.rows:
+    for asked in _targets(rows, tokenizer) if sided else _answers(rows, tokenizer):
         if len(answered) >= limit:
             break
+        taken = 1 if sided else len(asked.ids)  # of the positions in which the answer stands
+        room = max_new_tokens if context is None else min(max_new_tokens, context - taken)
+        if room < 1 or (sided and context is not None and len(asked.ids) > context):
+            continue
+        prompt = torch.tensor([asked.ids], device=device)
+        with evaluating(model):
+            out = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=_greedy(inner, tokenizer, room),
+            )
+        answer = tokenizer.decode(out[0, 0 if sided else len(asked.ids) :], skip_special_tokens=True).strip()
+        told = {"row": asked.row, "prompt": asked.prompt, "answer": answer, "wanted": asked.wanted}
+        told["exact"] = answer == asked.wanted
+        answered.append(told | ({"rouge_l": alike(asked.wanted, answer)} if alike else {}))
+    exact, n = sum(sample["exact"] for sample in answered), len(answered)
+    found: dict[str, Any] = {"rows": n, "exact": exact, "exact_match": exact / n if n else None}
+    if alike:
+        found["rouge_l"] = sum(sample["rouge_l"] for sample in answered) / n if n else None
+    return {**found, "samples": answered}
+
+
+def _greedy(inner: Any, tokenizer: Any, room: int) -> Any:
+    from transformers import GenerationConfig
+
+    from loratlas.data.encode import pad_id
+
+    wanted = {"do_sample": False, "max_new_tokens": room, "use_cache": True}
+    if inner.config.is_encoder_decoder:
+        # How a target begins is the model's own matter.
+        config = copy.deepcopy(inner.generation_config)
+        config.update(**wanted, num_beams=1, max_length=None)
+        return config
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad_id(tokenizer)}
+    return GenerationConfig(**wanted, **ends)
+
+
+def _answers(rows: Rows, tokenizer: Any) -> Iterator[_Question]:
+    """What a causal language model is asked."""
+    from loratlas.data.encode import opening_ids
+    from loratlas.data.template import render
+
+    opening = opening_ids(tokenizer) if not tokenizer.chat_template else []
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    for row in rows.rows:
         pieces = render(row, tokenizer)
         ends = [place for place, (_, labelled) in enumerate(pieces) if labelled]
         if not ends or ends[-1] == 0:
             continue
         before = pieces[: ends[-1]]
-        ids = opening + [
-            i for text, _ in before for i in tokenizer(text, add_special_tokens=False)["input_ids"]
-        ]
-        room = max_new_tokens if context is None else min(max_new_tokens, context - len(ids))
-        if room < 1:
-            continue
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=room,
-            use_cache=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=pad_id(tokenizer),
+        yield _Question(
+            row=row.source_row,
+            prompt="".join(text for text, _ in before),
+            ids=opening + [i for text, _ in before for i in ids(text)],
+            wanted=_read(tokenizer, ids(pieces[ends[-1]][0])),
         )
-        prompt = torch.tensor([ids], device=device)
-        with evaluating(model):
-            out = model.generate(
-                input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=config
-            )
-        answer = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
-        label = tokenizer(pieces[ends[-1]][0], add_special_tokens=False)["input_ids"]
-        wanted = tokenizer.decode(label, skip_special_tokens=True).strip()
-        answered.append(
-            {
-                "row": row.source_row,
-                "prompt": "".join(text for text, _ in before),
-                "answer": answer,
-                "wanted": wanted,
-                "exact": answer == wanted,
-            }
+
+
+def _targets(rows: Rows, tokenizer: Any) -> Iterator[_Question]:
+    """What an encoder-decoder is asked."""
+    from loratlas.data.tasks import source_text, target_text
+
+    def question(row: Row) -> _Question:
+        source = source_text(row)
+        label = tokenizer(text_target=target_text(row))["input_ids"]
+        return _Question(
+            row=row.source_row,
+            prompt=source,
+            ids=tokenizer(source)["input_ids"],
+            wanted=_read(tokenizer, label),
         )
-    exact = sum(sample["exact"] for sample in answered)
-    return {
-        "rows": len(answered),
-        "exact": exact,
-        "exact_match": exact / len(answered) if answered else None,
-        "samples": answered,
-    }
+
+    yield from (question(row) for row in rows.rows if source_text(row).strip() and target_text(row).strip())
+
+
+def _read(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -32,7 +32,7 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     the logits it gives for three rows must be those that the formula gives.
 
     Args:
-        model: a causal language model, bare or as a `PeftModel`.
+        model: bare or as a `PeftModel`; of a class that does the batch's task.
         batch: packed or padded, on the model's device.
 
     Returns:

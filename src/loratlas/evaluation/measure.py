@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def measure(
     pad_id: int = 0,
     max_tokens: int = MAX_TOKENS,
     chunk: int = CHUNK,
+    on_lines: Callable[[int], None] | None = None,
 ) -> Path:
     """Score tokens and write ``tokens.parquet`` into a folder.
 
@@ -60,6 +61,7 @@ def measure(
         pad_id: fills places side by side.
         max_tokens: places per forward pass.
         chunk: lines per row group.
+        on_lines: told after every forward pass how many lines (examples, or windows of them) are done.
 
     Returns:
         ``out``, for `loratlas.evaluation.table.read_table`.
@@ -84,7 +86,12 @@ def measure(
     }
     parts = Parts(out, identity)
     source = lines(examples, condition, everything=everything, special=special)
-    scored = done = batches = 0
+    scored = done = batches = seen = 0
+
+    def tell(lines: int) -> None:
+        if on_lines is not None:
+            on_lines(lines)
+
     with under(model, condition):
         while held := list(islice(source, chunk)):
             mark = 0
@@ -92,11 +99,15 @@ def measure(
                 mark = line.digest(mark)
             groups = _groups(held, condition, packed, limit, pad_id, everything)
             scored += sum(int(line.scored.sum()) for group in groups for line in group)
-            if not parts.has(done, mark):
-                told = _score(model, groups, condition, packed, pad_id, uniform, bounds, batches)
+            resumed = parts.has(done, mark)
+            if not resumed:
+                told = _score(model, groups, condition, packed, pad_id, uniform, bounds, batches, seen, tell)
                 parts.write(done, mark, told)
             batches += len(groups)
             done += 1
+            seen += len(held)
+            if resumed:
+                tell(seen)
     if not scored:
         raise DataError(
             given="examples to score",
@@ -138,12 +149,16 @@ def _score(
     uniform: bool,
     bounds: bool,
     before: int,
+    seen: int,
+    tell: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
     """Columns of one row group, ordered by example and position."""
     told: list[dict[str, np.ndarray]] = []
     for index, group in enumerate(groups):
         end_to_end = packed and condition.padding is None
         told.append(_batch(model, group, condition, end_to_end, pad_id, uniform, bounds, before + index))
+        seen += len(group)
+        tell(seen)
     columns = {name: np.concatenate([t[name] for t in told]) for name in told[0]} if told else _nothing()
     order = np.lexsort((columns["position"], columns["example"]))
     return {name: column[order] for name, column in columns.items()}

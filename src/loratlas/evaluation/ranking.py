@@ -31,7 +31,8 @@ class Disagreement:
         difference: first − second by w, nats; negative: the first is better.
         shift: Σ (v − w) Δ, what the other definition adds to it; for a median or a mean of perplexities, which have
             no weights of their own, the difference of the two arms' gaps.
-        bound: no shift between these definitions can be larger for these Δ; None where none is known.
+        bound: no shift between these definitions can be larger for these Δ; None where the two count other tokens or
+            smooth, so that Δ is not all they see.
         flips: the shift opposes the difference and exceeds it.
     """
 
@@ -85,13 +86,15 @@ def _compare(
         )
     difference = aggregate(by, a) - aggregate(by, b)
     bound = None
-    same = np.array_equal(a.n, a2.n) and np.array_equal(a.example, a2.example)
-    if same and by.aggregate in LINEAR and other.aggregate in LINEAR and (a.n > 0).all():
-        delta = (a.nll - b.nll) / a.n
+    same = np.array_equal(a.n, a2.n) and np.array_equal(a.example, a2.example) and (a.n > 0).all()
+    plain = same and not by.smoothing and not other.smoothing
+    delta = (a.nll - b.nll) / a.n if plain else np.zeros(0)
+    if plain and by.aggregate in LINEAR and other.aggregate in LINEAR:
         apart = weights(other, a) - weights(by, a)
         shift, bound = float((apart * delta).sum()), shift_bound(apart, delta)
     else:
         shift = (aggregate(other, a2) - aggregate(by, a)) - (aggregate(other, b2) - aggregate(by, b))
+        bound = range_bound(difference, delta) if plain else None
     return Disagreement(
         first=first,
         second=second,
@@ -102,6 +105,23 @@ def _compare(
         bound=bound,
         flips=bool(difference * (difference + shift) < 0),
     )
+
+
+def range_bound(difference: float, delta: np.ndarray) -> float:
+    """Largest shift to *any* aggregate that grows with every loss and moves with a constant added to all of them.
+
+    Means of all weights, the median and the log of the mean exponential are such: f(b + Δ) lies between f(b) + min Δ
+    and f(b) + max Δ, so the second difference lies in [min Δ, max Δ] and the shift in [min Δ − D, max Δ − D]. An arm
+    that is ahead on every example is ahead by all of them.
+
+    Args:
+        difference: D by the first definition, nats.
+        delta: Δ, [N], nats.
+
+    >>> round(range_bound(-0.2, np.array([-0.5, 0.1])), 3)
+    0.3
+    """
+    return float(max(delta.max() - difference, difference - delta.min()))
 
 
 def shift_bound(apart: np.ndarray, delta: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,20 @@ def storing(path: Path) -> Iterator[None]:
 
 def write_examples(folder: Path, **columns: np.ndarray) -> None:
     """Write ``examples.parquet`` atomically."""
+    write_table(folder / EXAMPLES, columns)
+
+
+def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write a small table atomically."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    draft = _draft(folder, EXAMPLES)
-    with storing(folder / EXAMPLES):
-        folder.mkdir(parents=True, exist_ok=True)
+    draft = _draft(path.parent, path.name)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            parquet.write_table(pa.table(columns), draft, compression="zstd")
-            draft.replace(folder / EXAMPLES)
+            parquet.write_table(pa.table(dict(columns)), draft, compression="zstd")
+            draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
 

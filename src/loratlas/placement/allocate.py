@@ -31,7 +31,15 @@ from dataclasses import dataclass
 
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import BudgetError, SettingsError
-from loratlas.placement.budget import UNITS, Budget, allowance, parse_budget, rank_costs, spending
+from loratlas.placement.budget import (
+    UNITS,
+    Budget,
+    Memory,
+    allowance,
+    parse_budget,
+    rank_costs,
+    spending,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +112,7 @@ def allocate(
     gains: Mapping[str, Sequence[float]],
     budget: str | Budget,
     limits: Limits | None = None,
+    memory: Memory | None = None,
 ) -> Allocation:
     """Spend a budget where it gains most.
 
@@ -112,14 +121,16 @@ def allocate(
         gains: path → what rank 1, 2, … adds; sites that are missing get nothing. A rank beyond the end adds nothing.
         budget: what may be spent.
         limits: see `Limits`.
+        memory: tells peak bytes, for a budget of memory.
 
     Raises:
-        BudgetError: the budget does not parse, or is smaller than the first step at every site (or than the floor).
+        BudgetError: the budget does not parse, nothing tells its memory, or it is smaller than the first step at every
+            site (or than the floor).
         SettingsError: no site has a gain, or limits that contradict each other.
     """
     limits = limits or Limits()
     budget = parse_budget(budget) if isinstance(budget, str) else budget
-    allowed = allowance(budget, anatomy)
+    allowed = allowance(budget, anatomy, memory)
     sites = [site for site in anatomy.sites if site.path in gains]
     if not any(gain > 0 for site in sites for gain in gains[site.path]):
         raise SettingsError(
@@ -132,7 +143,7 @@ def allocate(
     least: list[int] = []
     for cut in cuts:
         inside = [site for site in sites if site.layer is None or site.layer >= cut]
-        found = _Spender(anatomy, inside, gains, budget, allowed, limits).spend(least)
+        found = _Spender(anatomy, inside, gains, budget, allowed, limits, memory).spend(least)
         if found is not None and (best is None or found.gain > best.gain):
             best = found
     if best is None:
@@ -173,7 +184,9 @@ class _Spender:
         budget: Budget,
         allowed: int,
         limits: Limits,
+        memory: Memory | None,
     ) -> None:
+        self.memory = memory
         self.anatomy, self.sites, self.gains = anatomy, sites, gains
         self.budget, self.allowed, self.limits = budget, allowed, limits
         self.units = self._units()
@@ -246,13 +259,13 @@ class _Spender:
         return {site.path: self.steps[name][0].ranks for site in self.units[name]}
 
     def _cost(self, ranks: Mapping[str, int]) -> int:
-        return spending(self.anatomy, ranks, self.budget.quantity) if ranks else 0
+        return spending(self.anatomy, ranks, self.budget.quantity, self.memory) if ranks else 0
 
     def _by_arithmetic(self) -> tuple[dict[str, float], int]:
         """Costs that are not the same whatever else is adapted: priced as if every site took part, which is the most
         they can be, then again with what is really adapted, until nothing more fits."""
         everything = {site.path: 1 for site in self.sites}
-        slope = rank_costs(self.anatomy, everything, self.sites, self.budget.quantity)
+        slope = rank_costs(self.anatomy, everything, self.sites, self.budget.quantity, self.memory)
         prices: dict[str, float] = {
             name: sum(slope[site.path] for site in unit) for name, unit in self.units.items()
         }

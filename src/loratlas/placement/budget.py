@@ -5,7 +5,9 @@ The law: spent ≤ budget; what is left buys no further rank at any site; and a 
 Ranks are solved in two steps. First the largest rank that all ``auto`` sites can have alike (no matrix gets more
 than its smaller side). What is left is given out one rank at a time, site by site, in an order that depends on
 the sites alone: layers spread over the depth (0, ½, ¼, ¾, …), and within a layer the model's own order; a site
-whose next rank costs more than what is left is passed over. Costs are affine in the ranks: cost = c₀ + Σ rᵢ·mᵢ.
+whose next rank costs more than what is left is passed over. Parameters and time are affine in the ranks:
+cost = c₀ + Σ rᵢ·mᵢ. Peak memory, which is rehearsed, is nearly so: a step is what one more rank at all sites costs,
+shared out by parameters, and the table that comes out is rehearsed once more and gives back what proves too much.
 
 >>> parse_budget("params=1.5k"), parse_budget("like=attention:16").text
 (Budget(quantity='params', amount=1500.0, share=None, like=None), 'like=attention:16')
@@ -15,9 +17,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import BudgetError, PlacementError
@@ -25,6 +27,10 @@ from loratlas.placement.language import parse
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
 
 Quantity = Literal["params", "time", "memory"]
+Memory: TypeAlias = Callable[[Mapping[str, int]], int]
+"""What tells the peak bytes of a step with a table of ranks, rising in every rank; see
+`loratlas.training.rehearsal.PeakMemory`. Placement stands below training and cannot ask it by itself."""
+
 QUANTITIES: tuple[Quantity, ...] = ("params", "time", "memory")
 
 UNITS = {"params": "trainable parameters", "time": "FLOPs per token", "memory": "bytes at the peak"}
@@ -45,8 +51,8 @@ class Budget:
     """What a plan may spend.
 
     Args:
-        quantity: ``params`` (trainable), ``time`` (FLOPs per token, forward and backward) or ``memory`` (peak bytes
-            of a step of 2,048 tokens in bfloat16, see :mod:`loratlas.anatomy.cost`).
+        quantity: ``params`` (trainable), ``time`` (FLOPs per token, forward and backward, see
+            :mod:`loratlas.anatomy.cost`) or ``memory`` (peak bytes of a step).
         amount: in the quantity's unit; or, of ``time``, as a multiple of what ``all`` at rank 16 takes.
         share: of the model's parameters instead, 1.0 being all of them.
         like: as much as this placement spends, instead.
@@ -100,23 +106,37 @@ def parse_budget(text: str) -> Budget:
     return Budget(quantity=name, amount=amount * units[unit])  # pyright: ignore[reportArgumentType]
 
 
-def spending(anatomy: Anatomy, ranks: Mapping[str, int], quantity: Quantity) -> int:
+def spending(
+    anatomy: Anatomy, ranks: Mapping[str, int], quantity: Quantity, memory: Memory | None = None
+) -> int:
     """What a table costs: parameters, FLOPs per token, or peak bytes.
 
     Args:
         anatomy: of the model.
         ranks: path → rank.
         quantity: which.
+        memory: tells peak bytes.
+
+    Raises:
+        BudgetError: ``quantity`` is memory and nothing tells it.
     """
     if quantity == "params":
         return sum(site.lora_parameters(ranks[site.path]) for site in anatomy.sites if site.path in ranks)
-    from loratlas.anatomy.cost import cost
+    if quantity == "time":
+        from loratlas.anatomy.cost import cost
 
-    spent = cost(anatomy, ranks)
-    return spent.flops_per_token if quantity == "time" else spent.peak_bytes
+        return cost(anatomy, ranks).flops_per_token
+    if memory is None:
+        raise BudgetError(
+            given="a budget of memory",
+            found="no batch, and a step's memory depends on it",
+            instead="place(…, memory=loratlas.training.rehearsal.PeakMemory(config, examples, settings)), "
+            "or a budget of params",
+        )
+    return memory(ranks)
 
 
-def allowance(budget: Budget, anatomy: Anatomy) -> int:
+def allowance(budget: Budget, anatomy: Anatomy, memory: Memory | None = None) -> int:
     """The most that may be spent, in the quantity's unit, rounded down.
 
     Raises:
@@ -133,17 +153,23 @@ def allowance(budget: Budget, anatomy: Anatomy) -> int:
         raise BudgetError(
             given=budget.text, found="a rank of auto in what is to be matched", instead="a number"
         )
-    spent = spending(anatomy, {site.path: rank for site, rank in table if rank}, budget.quantity)
+    spent = spending(anatomy, {site.path: rank for site, rank in table if rank}, budget.quantity, memory)
     return math.floor(spent * budget.amount) if budget.like is None and budget.amount else spent
 
 
-def solve(table: Sequence[tuple[Site, int | None]], budget: Budget, anatomy: Anatomy) -> dict[str, int]:
+def solve(
+    table: Sequence[tuple[Site, int | None]],
+    budget: Budget,
+    anatomy: Anatomy,
+    memory: Memory | None = None,
+) -> dict[str, int]:
     """Give every ``auto`` site a rank of at least 1, spending the budget.
 
     Args:
         table: (site, rank) with None for ``auto``, as :func:`~loratlas.placement.resolve.resolve` returns it.
         budget: what may be spent in all, the sites with given ranks included.
         anatomy: of the model.
+        memory: tells peak bytes, for a budget of memory.
 
     Returns:
         path → rank, in the order of the table.
@@ -151,10 +177,10 @@ def solve(table: Sequence[tuple[Site, int | None]], budget: Budget, anatomy: Ana
     Raises:
         BudgetError: rank 1 everywhere, or the given ranks, cost more than the budget; the message has the least.
     """
-    allowed = allowance(budget, anatomy)
+    allowed = allowance(budget, anatomy, memory)
     auto = [site for site, rank in table if rank is None]
     ranks = {site.path: rank or 1 for site, rank in table}
-    least = spending(anatomy, ranks, budget.quantity)
+    least = spending(anatomy, ranks, budget.quantity, memory)
     if least > allowed:
         unit, plain = UNITS[budget.quantity], budget.quantity == "params" and budget.amount is not None
         raise BudgetError(
@@ -162,7 +188,10 @@ def solve(table: Sequence[tuple[Site, int | None]], budget: Budget, anatomy: Ana
             found=f"{'rank 1 at each site' if auto else 'the table as written'} costs {least:,} {unit}",
             instead=f"at least {_least(budget, least, allowed)}, or fewer sites",
         )
-    if auto:
+    if auto and budget.quantity == "memory":
+        assert memory is not None  # spending said so
+        _share_out_measured(ranks, auto, allowed, memory)
+    elif auto:
         _share_out(ranks, auto, allowed - least, rank_costs(anatomy, ranks, auto, budget.quantity))
     return ranks
 
@@ -178,7 +207,11 @@ def _least(budget: Budget, least: int, allowed: int) -> str:
 
 
 def rank_costs(
-    anatomy: Anatomy, ranks: Mapping[str, int], auto: Sequence[Site], quantity: Quantity
+    anatomy: Anatomy,
+    ranks: Mapping[str, int],
+    auto: Sequence[Site],
+    quantity: Quantity,
+    memory: Memory | None = None,
 ) -> dict[str, int]:
     """What one more rank costs at each of these sites.
 
@@ -187,21 +220,22 @@ def rank_costs(
         ranks: path → rank; every site of ``auto`` has one.
         auto: the sites.
         quantity: in which unit.
+        memory: tells peak bytes, where they are asked for.
     """
     if quantity == "params":
         return {site.path: site.lora_parameters(1) for site in auto}
-    # Sites alike in role, shape and layer cost alike; in layers above the lowest one, all do.
+    # Of time and memory: sites alike in role, shape and layer cost alike; in layers above the lowest one, all do.
     lowest = min(
         (site.layer for site in anatomy.sites if site.path in ranks and site.layer is not None), default=0
     )
     alike: dict[tuple, list[Site]] = {}
     for site in auto:
         alike.setdefault((site.role, site.shape, site.kind, site.layer in (None, lowest)), []).append(site)
-    base = spending(anatomy, ranks, quantity)
+    base = spending(anatomy, ranks, quantity, memory)
     steps: dict[str, int] = {}
     for sites in alike.values():
         more = {**ranks, sites[0].path: ranks[sites[0].path] + 1}
-        step = spending(anatomy, more, quantity) - base
+        step = spending(anatomy, more, quantity, memory) - base
         steps |= dict.fromkeys((site.path for site in sites), step)
     return steps
 
@@ -219,7 +253,11 @@ def _share_out(ranks: dict[str, int], auto: Sequence[Site], left: int, steps: Ma
     left -= price(low)
     for site in auto:
         ranks[site.path] = min(low, site.max_rank)
-    order = spread(auto)
+    _give(ranks, spread(auto), left, steps)
+
+
+def _give(ranks: dict[str, int], order: Sequence[Site], left: float, steps: Mapping[str, float]) -> None:
+    """Give spare ranks out one at a time, in place, as long as one fits."""
     while True:
         before = left
         for site in order:
@@ -228,6 +266,43 @@ def _share_out(ranks: dict[str, int], auto: Sequence[Site], left: int, steps: Ma
                 left -= steps[site.path]
         if left == before:
             return
+
+
+def _share_out_measured(ranks: dict[str, int], auto: Sequence[Site], allowed: int, price: Memory) -> None:
+    """Spend what is allowed on ranks, in place, where a price can only be asked for; every auto site has rank 1."""
+
+    def alike(rank: int) -> dict[str, int]:
+        return ranks | {site.path: min(rank, site.max_rank) for site in auto}
+
+    most = max(site.max_rank for site in auto)
+    low, spent = 1, price(alike(1))
+    high, over = most + 1, math.inf  # prices of `high` and above are too much, or there is no such rank
+    step = 1.0 if most == 1 else price(alike(2)) - spent
+    while high - low > 1:
+        # The price is close to a straight line: a few guesses meet.
+        guess = low + max(1, min(high - low - 1, int((allowed - spent) // max(step, 1))))
+        found = price(alike(guess))
+        if found <= allowed:
+            step = max(1.0, (found - spent) / (guess - low))
+            low, spent = guess, found
+        else:
+            step = max(1.0, (found - spent) / (guess - low))
+            high, over = guess, found
+    uniform = alike(low)
+    ranks.update(uniform)
+    if over == math.inf:
+        return
+    unit = sum(site.lora_parameters(1) for site in auto if site.max_rank > low)
+    steps = {site.path: (over - spent) * site.lora_parameters(1) / unit for site in auto}
+    left = float(allowed - spent)
+    while left >= min(steps.values()):
+        table = dict(uniform)
+        _give(table, spread(auto), left, steps)
+        found = price(table)
+        if found <= allowed:
+            ranks.update(table)
+            return
+        left -= max(found - allowed, min(steps.values()))
 
 
 def spread(sites: Sequence[Site]) -> list[Site]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from loratlas.adapters.rows import Row
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import PlacementError, SettingsError
-from loratlas.placement.budget import Budget, check_auto, parse_budget, solve
+from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
 from loratlas.placement.canonical import table_text
 from loratlas.placement.language import parse
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
@@ -210,6 +210,7 @@ def place(
     budget: str | Budget | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    memory: Memory | None = None,
 ) -> Plan:
     """Turn a placement into a plan for a model.
 
@@ -220,6 +221,8 @@ def place(
             without a rank are solved from it; without, they get rank 16.
         alpha: α of every site; None for 2r, a scale of 2 at any rank.
         rslora: scale by α/√r.
+        memory: tells the peak bytes of a table of ranks, for a budget of memory; see
+            :class:`loratlas.training.rehearsal.PeakMemory`.
 
     Raises:
         PlacementError: see :func:`~loratlas.placement.resolve.resolve`; or ``auto`` without a budget.
@@ -241,7 +244,7 @@ def place(
         check_auto(placement.text, table)
         ranks = {site.path: rank for site, rank in table if rank is not None}
     else:
-        ranks = solve(table, budget, anatomy)
+        ranks = solve(table, budget, anatomy, memory)
     return _plan(
         anatomy,
         ranks,

@@ -110,7 +110,9 @@ def _test(name: Name) -> Callable[[Site], bool]:
 
 
 def _term(placement: Placement, term: Term, anatomy: Anatomy) -> list[Site]:
-    shared = {site.tied_to for site in anatomy.sites if site.tied_to}
+    # A matrix that is called under several names is one site, whichever of them was meant.
+    first = {path: site for site in anatomy.sites for path in site.called_as}
+    shared = {site.tied_to for site in anatomy.sites if site.tied_to and site.path not in first}
     found: dict[str, Site] = {}
     for name in term.names:
         sites = select(name, term.layers, anatomy)
@@ -120,6 +122,7 @@ def _term(placement: Placement, term: Term, anatomy: Anatomy) -> list[Site]:
                 _no_layers(placement, term, anatomy, anywhere)
             if term.adds or name.quoted:
                 _nothing(placement, name, anatomy)
+        sites = list({site.path: site for site in (first.get(one.path, one) for one in sites)}.values())
         if term.adds:
             for site in sites:
                 _check_site(placement, name, site, shared)

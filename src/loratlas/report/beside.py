@@ -7,13 +7,18 @@ from typing import Any
 from loratlas.report.ledger import MISSING, Ledger, Phrase
 from loratlas.report.tables import Table
 
-_VALUES = {"loss": "loss", "perplexity": "perplexity", "share": "percent"}
-_DIFFERENCES = {"loss": "signed", "perplexity": "signed", "share": "points"}
+_VALUES = {"perplexity": "perplexity", "share": "percent"}
+_DIFFERENCES = {"share": "points"}
 _UNITS = {
     "loss": "nats per token",
+    "row_loss": "nats per row",
     "perplexity": "perplexity",
     "share": "share of the rows, higher is better",
+    "f1": "mean F1 of the classes, higher is better",
+    "rouge": "ROUGE-L, higher is better",
 }
+_TASK = ("share", "f1", "rouge")
+"""Units of task metrics."""
 
 
 def flips(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
@@ -31,8 +36,9 @@ def mark(ledger: Ledger, i: int) -> str:
     """
     if not ledger.items(f"/findings/{i}/flips"):
         return ""
-    task = [m for m in ledger.at(f"/findings/{i}/by_measure") or [] if m.get("unit") == "share"]
-    only_task = [m.get("by") for m in task] == ledger.at(f"/findings/{i}/flips")
+    told = ledger.at(f"/findings/{i}/by_measure") or []
+    task = {measure.get("by") for measure in told if measure.get("unit") in _TASK}
+    only_task = set(ledger.at(f"/findings/{i}/flips")) <= task
     return "flips with the task metric" if only_task else "flips with the definition"
 
 
@@ -70,7 +76,7 @@ def opposed(ledger: Ledger) -> Table:
                 ("established" if established else "no test" if p.value is None else "not established",),
             )
         )
-    columns = ("Arms", "By the token mean", "Measure", "By that measure", "p after Holm", "Reversal")
+    columns = ("Arms", f"By the {_loss(ledger)}", "Measure", "By that measure", "p after Holm", "Reversal")
     return Table(columns=columns, rows=tuple(rows), keys=(None,) * len(rows))
 
 
@@ -80,8 +86,12 @@ def counted(ledger: Ledger) -> Phrase:
         ledger.quote("count", "/ranks/compared"),
         ledger.quote("count", "/ranks/opposed", how="number of"),
     )
-    parts: list[Any] = ["Comparisons of two arms by another measure than the token mean: ", compared]
+    parts: list[Any] = [f"Comparisons of two arms by another measure than the {_loss(ledger)}: ", compared]
     return (*parts, "; ranked the other way round: ", found, ".")
+
+
+def _loss(ledger: Ledger) -> str:
+    return "mean loss" if ledger.per == "nats per row" else "token mean"
 
 
 def has(ledger: Ledger, what: str) -> bool:
@@ -103,16 +113,22 @@ def forgetting(ledger: Ledger, i: int) -> Phrase:
 
 
 def metric(ledger: Ledger, i: int) -> Phrase:
-    """The task metric of an arm, with its interval."""
-    at = f"/arms/{i}/metric"
-    if not ledger.at(at):
-        return (MISSING,)
-    value = ledger.quote("percent", f"{at}/value")
-    low, high = ledger.quote("percent", f"{at}/ci/0"), ledger.quote("percent", f"{at}/ci/1")
-    name = ledger.quote("words", f"{at}/name")
-    if low.value is None or high.value is None:
-        return (value, "\n", name)
-    return (value, "\n", name, " [", low, ", ", high, "]")
+    """The task metrics of an arm, each with its interval, the one that was asked for first."""
+    parts: list[Any] = []
+    # A study of before there was more than one has only the first.
+    several = [f"/arms/{i}/metrics/{j}" for j in ledger.items(f"/arms/{i}/metrics")]
+    for at in several or [f"/arms/{i}/metric"]:
+        if not ledger.at(at):
+            continue
+        form = _VALUES.get(str(ledger.at(f"{at}/unit") or "share"), "loss")
+        value = ledger.quote(form, f"{at}/value")
+        low, high = ledger.quote(form, f"{at}/ci/0"), ledger.quote(form, f"{at}/ci/1")
+        name = ledger.quote("words", f"{at}/name")
+        parts += ["\n"] if parts else []
+        parts += [value, " " if parts else "\n", name]
+        if low.value is not None and high.value is not None:
+            parts += [" [", low, ", ", high, "]"]
+    return tuple(parts) or (MISSING,)
 
 
 def lead(ledger: Ledger) -> Phrase:
@@ -124,6 +140,6 @@ def lead(ledger: Ledger) -> Phrase:
         ledger.quote("name", "/data/forgetting/source"),
     )
     return (
-        *(" Forgetting is the change of the token mean on ", rows, " rows of ", source),
+        *(f" Forgetting is the change of the {_loss(ledger)} on ", rows, " rows of ", source),
         ", which no arm was trained for: above zero the base knew them better.",
     )

@@ -70,4 +70,4 @@ def forest(ledger: Ledger, i: int) -> Phrase:
     at = f"/findings/{i}"
     low, high = ledger.quote("signed", f"{at}/ci/0"), ledger.quote("signed", f"{at}/ci/1")
     value, margin = ledger.quote("signed", f"{at}/difference"), ledger.quote("rate", "/spec/delta")
-    return ("Difference ", value, ", interval ", low, " to ", high, ", margin ±", margin, " nats per token")
+    return ("Difference ", value, ", interval ", low, " to ", high, ", margin ±", margin, f" {ledger.per}")

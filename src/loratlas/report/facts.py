@@ -160,7 +160,7 @@ _MATCHED = {
 
 def _better_or_worse(ledger: Ledger, i: int, verdict: str, reference: Any, *, first: bool) -> Phrase:
     amount = ledger.quote("loss", f"/findings/{i}/difference", how="abs")
-    unit = " nats per token" if first else ""
+    unit = f" {ledger.per}" if first else ""
     return (ledger.word(f"/findings/{i}/arm"), f" is {verdict} than ", reference, " by ", amount, unit)
 
 
@@ -197,10 +197,10 @@ def _finding(ledger: Ledger, i: int, names: list[Any]) -> FindingFact:
     arm, versus = ledger.word(f"{at}/arm"), ledger.word(f"{at}/versus")
     size = ledger.quote("loss", f"{at}/difference", how="abs")
     if verdict in ("better", "worse"):
-        headline: Phrase = (arm, f" is {verdict} than ", versus, " by ", size, " nats per token.")
+        headline: Phrase = (arm, f" is {verdict} than ", versus, " by ", size, f" {ledger.per}.")
     elif verdict == "equivalent":
         margin = ledger.quote("rate", "/spec/delta")
-        headline = (arm, " and ", versus, " are equivalent within ±", margin, " nats per token.")
+        headline = (arm, " and ", versus, " are equivalent within ±", margin, f" {ledger.per}.")
     else:
         headline = ("Whether ", arm, " is better than ", versus, " is undetermined.")
     return FindingFact(
@@ -316,5 +316,7 @@ def gap(ledger: Ledger) -> Phrase:
     if ledger.number("/base_nll") is None:
         return ()
     loss = ledger.quote("loss", "/base_nll")
+    if ledger.at("/task/name") == "classification":
+        return ("The base with its head as it was drawn has a loss of ", loss, ".")
     perplexity = ledger.quote("perplexity", "/base_nll", how="exp")
     return ("Without any adapter the base has a loss of ", loss, " (perplexity ", perplexity, ").")

@@ -148,7 +148,7 @@ def pareto(ledger: Ledger, axis: str, theme: Theme) -> Any:
         theme,
         x={"title": title, "type": "log" if wide else "linear", "range": _range(low, high, log=wide)}
         | ({"dtick": 1} if wide else {}),
-        y={"title": "Loss, nats per token", "tickformat": ".2f" if _spread(ledger) > 0.05 else ".3f"},
+        y={"title": f"Loss, {ledger.per}", "tickformat": ".2f" if _spread(ledger) > 0.05 else ".3f"},
         showlegend=False,
     )
     named = {ledger.at(f"/arms/{i}/name"): (x, y) for i, x, y in points}
@@ -236,7 +236,7 @@ def curves(ledger: Ledger, theme: Theme) -> Any:
     figure = _figure(
         theme,
         x={"title": "Step"},
-        y={"title": "Training loss, nats per token"},
+        y={"title": f"Training loss, {ledger.per}"},
         hovermode="x unified",
     )
     bands: list[dict[str, Any]] = []

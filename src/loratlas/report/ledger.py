@@ -123,6 +123,15 @@ class Ledger:
         text = FORMS[form](value)
         return Quote(text=text, form=form, how=how, paths=paths, value=_finite(value))
 
+    @property
+    def per(self) -> str:
+        """What a loss is told in.
+
+        >>> Ledger({}).per, Ledger({"task": {"unit": "nats per row"}}).per
+        ('nats per token', 'nats per row')
+        """
+        return clean(str(self.at("/task/unit") or "nats per token"))
+
     def word(self, path: str) -> Quote:
         """A name or a sentence, as the study has it."""
         return self.quote("word", path)

@@ -64,7 +64,7 @@ def _findings(ledger: Ledger) -> str:
     lead += (". A difference below 0 is better: a lower loss on rows that nothing was chosen on.",)
     half = forest.scale([fact.interval for fact in found])
     cards = "".join(_card(ledger, i, fact, half) for i, fact in enumerate(found))
-    return title("findings", "Findings", phrase(lead)) + cards + _KEY
+    return title("findings", "Findings", phrase(lead)) + cards + _key(ledger)
 
 
 def _card(ledger: Ledger, i: int, fact: facts.FindingFact, half: float) -> str:
@@ -96,19 +96,22 @@ def _sample(drawing: str, text: str) -> str:
     return f"<li>{svg}{text}</li>"
 
 
-_KEY = "".join(
-    (
-        '<ul class="key" aria-label="How to read the intervals">',
-        _sample('<circle class="point" cx="13" cy="7" r="5.5"/>', "difference, nats per token"),
-        _sample('<path class="ci" d="M2 7H24M2 3v8M24 3v8"/>', "interval that decides"),
-        _sample('<rect class="band" width="26" height="14"/>', "±δ: counts as equivalent"),
-        _sample(
-            '<path class="detectable" d="M6 3v11M20 3v11"/>',
-            "detectable: the smallest difference that would have been found with 80 % power",
-        ),
-        "</ul>",
+def _key(ledger: Ledger) -> str:
+    return "".join(
+        (
+            '<ul class="key" aria-label="How to read the intervals">',
+            _sample(
+                '<circle class="point" cx="13" cy="7" r="5.5"/>', f"difference, {html.escape(ledger.per)}"
+            ),
+            _sample('<path class="ci" d="M2 7H24M2 3v8M24 3v8"/>', "interval that decides"),
+            _sample('<rect class="band" width="26" height="14"/>', "±δ: counts as equivalent"),
+            _sample(
+                '<path class="detectable" d="M6 3v11M20 3v11"/>',
+                "detectable: the smallest difference that would have been found with 80 % power",
+            ),
+            "</ul>",
+        )
     )
-)
 
 
 def _arms(ledger: Ledger) -> str:
@@ -135,7 +138,7 @@ def _with_columns(ledger: Ledger, content: tables.Table) -> tables.Table:
         (heading, make)
         for what, heading, make in (
             ("metric", "Task metric", beside.metric),
-            ("forgetting", "Forgetting, nats per token", beside.forgetting),
+            ("forgetting", f"Forgetting, {ledger.per}", beside.forgetting),
         )
         if beside.has(ledger, what)
     ]

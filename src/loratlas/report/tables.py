@@ -32,24 +32,25 @@ class Table:
 def arms(ledger: Ledger) -> Table:
     """What every arm is, what it cost and what it reached."""
     indices = tuple(ledger.items("/arms"))
+    perplexity = () if ledger.at("/task/name") == "classification" else ("Perplexity",)
     return Table(
         columns=(
             "Arm",
             "Placement",
             "Learning rate",
-            "Loss, nats per token",
-            "Perplexity",
+            f"Loss, {ledger.per}",
+            *perplexity,
             "Trainable",
             "Step time",
             "Peak memory",
             "Match",
         ),
-        rows=tuple(_arm(ledger, i) for i in indices),
+        rows=tuple(_arm(ledger, i, perplexity=bool(perplexity)) for i in indices),
         keys=indices,
     )
 
 
-def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
+def _arm(ledger: Ledger, i: int, *, perplexity: bool) -> tuple[Phrase, ...]:
     at = f"/arms/{i}"
     reference = ledger.at(f"{at}/name") == ledger.at("/spec/reference")
     name: Phrase = (
@@ -59,6 +60,8 @@ def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
     if ledger.number("/base/parameters"):
         share = ledger.quote("percent", f"{at}/trainable", "/base/parameters", how="share")
         trainable = (*trainable, "\n", share, " of base")
+    if ledger.number("/head"):
+        trainable = (*trainable, "\n", "+ ", ledger.quote("count", "/head"), " of the head")
     time: Phrase = (ledger.quote("times", f"{at}/step_time_ratio"),)
     if ledger.number(f"{at}/step_seconds") is not None:
         time = (*time, "\n", ledger.quote("seconds", f"{at}/step_seconds"))
@@ -67,7 +70,7 @@ def _arm(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
         placement(ledger, i),
         (ledger.quote("rate", f"{at}/lr"), *(("\n", "edge") if ledger.at(f"{at}/lr_at_edge") else ())),
         loss(ledger, i, between="\n"),
-        (ledger.quote("perplexity", f"{at}/nll", how="exp"),),
+        *([(ledger.quote("perplexity", f"{at}/nll", how="exp"),)] if perplexity else []),
         trainable,
         time,
         (ledger.quote("bytes", f"{at}/peak_bytes"),),
@@ -177,6 +180,8 @@ def settings(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
         ("Master seed", (ledger.word("/spec/seed"),)),
         ("Evaluation seeds", _seeds(ledger)),
         ("Loss counted on", (ledger.word("/data/loss"),)),
+        ("Task", (ledger.word("/task/name"),)),
+        ("Labels", _labels(ledger)),
         ("Template", (ledger.word("/data/template"),)),
         ("Packing", (ledger.quote("yes", "/data/packing"),)),
         ("Revision", (ledger.word("/revision"),)),
@@ -192,6 +197,15 @@ def settings(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
 
 def _known(phrase: Phrase) -> bool:
     return any(not isinstance(part, Quote) or part.text != MISSING for part in phrase)
+
+
+def _labels(ledger: Ledger) -> Phrase:
+    """The classes of a classification, in their order."""
+    parts: list[Any] = []
+    for place in ledger.at("/task/id2label") or ():
+        parts += [", "] if parts else []
+        parts.append(ledger.word(pointer("task", "id2label", place)))
+    return tuple(parts)
 
 
 def _any(ledger: Ledger, path: str) -> Phrase:

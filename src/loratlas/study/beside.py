@@ -3,6 +3,7 @@
 Both are taken of the bare base once and of every evaluation run after its last step, on rows that are the same for
 all arms. They change nothing about the training. Each leaves a table in the run's folder and its mean in the record.
 
+A classification needs no asking: its accuracy and macro F1 follow from the predictions that every run leaves.
 A further task metric is one more entry in :data:`METRICS` and one more name in the spec's `MetricSpec`.
 """
 
@@ -10,18 +11,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.errors import OutputError, SpecError
+from loratlas.anatomy.tasks import CAUSAL, CLASSIFICATION
+from loratlas.errors import DataError, OutputError, SpecError
+from loratlas.evaluation.predictions import PREDICTIONS, correct, f1_rows
 from loratlas.study.inputs import DEMO, open_rows
 from loratlas.study.ranks import Measure
 from loratlas.study.records import table
 
 if TYPE_CHECKING:
+    from loratlas.anatomy.tasks import Task
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.study.spec import StudySpec
@@ -29,49 +33,63 @@ if TYPE_CHECKING:
 METRIC, FORGETTING = "metric.parquet", "forgetting.parquet"
 """Tables in a run's folder."""
 
-Scored = tuple[np.ndarray, np.ndarray]
-"""Indices of evaluation rows, int64 [R], and their scores, float64 [R]."""
+METRICS = {
+    "exact_match": Measure(name="exact_match", unit="share", higher_is_better=True),
+    "rouge_l": Measure(name="rouge_l", unit="rouge", higher_is_better=True),
+    "accuracy": Measure(name="accuracy", unit="share", higher_is_better=True),
+    "macro_f1": Measure(name="macro_f1", unit="f1", higher_is_better=True),
+}
+"""Task metric → how it ranks arms: name, unit, direction."""
+
+_TOLD = {
+    "exact_match": ("exact_match",),
+    "rouge_l": ("rouge_l", "exact_match"),
+    "accuracy": ("accuracy", "macro_f1"),
+    "macro_f1": ("macro_f1", "accuracy"),
+}
+"""Metric that is asked for → those that are told, itself first: the others cost nothing more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """A task metric.
+def told_metrics(spec: StudySpec, task: Mapping[str, Any]) -> list[Measure]:
+    """The task metrics of a study, the one that was asked for first.
 
     Args:
-        measure: how it ranks arms: name, unit, direction.
-        score: (model, tokenizer, rows, limit, max_new_tokens) → a score for every row that could be answered.
-        words: what it is, for people.
+        spec: the study.
+        task: as the ledger keeps it.
     """
-
-    measure: Measure
-    score: Callable[[Any, Any, Rows, int, int], Scored]
-    words: str
+    asked = spec.metric.name if spec.metric else "accuracy" if task["name"] == CLASSIFICATION else None
+    return [METRICS[name] for name in _TOLD[asked]] if asked else []
 
 
-def _exact(model: Any, tokenizer: Any, rows: Rows, limit: int, max_new_tokens: int) -> Scored:
-    from loratlas.evaluation.generate import samples
+def check_metric(spec: StudySpec, task: Task) -> None:
+    """Refuse a metric that the task does not have, or whose package is missing.
 
-    found = samples(model, tokenizer, rows, limit=limit, max_new_tokens=max_new_tokens)["samples"]
-    places = np.array([sample["row"] for sample in found], dtype=np.int64)
-    return places, np.array([sample["exact"] for sample in found], dtype=np.float64)
+    Raises:
+        SpecError: of another task. SettingsError: ROUGE-L without ``rouge-score``.
+    """
+    if spec.metric is None:
+        return
+    of_classes = spec.metric.name in ("accuracy", "macro_f1")
+    if of_classes != (task.name == CLASSIFICATION):
+        fits = "accuracy or macro_f1" if task.name == CLASSIFICATION else "exact_match or rouge_l"
+        raise SpecError(
+            given=f"metric: {spec.metric.name}",
+            found=f"a {task.name} task, which has no such metric",
+            instead=f"{fits}, or no metric",
+        )
+    if spec.metric.name == "rouge_l":
+        from loratlas.evaluation.rouge import rouge_l
 
-
-METRICS = {
-    "exact_match": Metric(
-        measure=Measure(name="exact_match", unit="share", higher_is_better=True),
-        score=_exact,
-        words="share of the rows whose greedy answer is exactly the wanted one",
-    ),
-}
+        rouge_l()
 
 
 def asked_rows(spec: StudySpec, rows: Rows, evaluation: Encoded) -> Rows | None:
     """The first evaluation rows, as text, numbered by their place among the evaluation rows.
 
     Raises:
-        SpecError: a metric is asked for, and these rows have no prompt to answer.
+        SpecError: a metric of written answers is asked for, and these rows have no prompt to answer.
     """
-    if spec.metric is None:
+    if spec.metric is None or evaluation.task.name == CLASSIFICATION:
         return None
     if rows.form == "text":
         raise SpecError(
@@ -84,15 +102,15 @@ def asked_rows(spec: StudySpec, rows: Rows, evaluation: Encoded) -> Rows | None:
     return replace(rows, rows=tuple(numbered))
 
 
-def forgetting_rows(spec: StudySpec, tokenizer: Any, config: Any) -> Encoded | None:
-    """All rows of the source that nothing is trained on.
+def forgetting_rows(spec: StudySpec, task: Task, tokenizer: Any, config: Any) -> Encoded | None:
+    """All rows of the source that nothing is trained on; rows of the study's own task.
 
     Raises:
-        DataError: they cannot be read, or hold no token to count.
+        DataError: they cannot be read, hold no token to count, or are for another task.
     """
     if spec.forgetting is None:
         return None
-    from loratlas.data.encode import check_positions, encode
+    from loratlas.data.tasks import encode_for
 
     asked = spec.forgetting
     rows = open_rows(
@@ -101,15 +119,20 @@ def forgetting_rows(spec: StudySpec, tokenizer: Any, config: Any) -> Encoded | N
         mapping=asked.map or None,
         folder=spec.folder,
     )
-    whole = encode(rows, tokenizer, max_length=spec.max_length, loss=asked.loss)
-    check_positions(whole, config)
-    return whole
+    if (rows.form == "label") < (task.name == CLASSIFICATION):
+        raise DataError(
+            given=f"forgetting: {asked.data}",
+            found=f"rows of form {rows.form!r}, of which a classifier has no loss",
+            instead="rows of text/label with the study's own labels, or no forgetting",
+        )
+    loss = asked.loss if task.name == CAUSAL else "answer"
+    return encode_for(task, rows, tokenizer, config=config, max_length=spec.max_length, loss=loss)
 
 
 def identity(spec: StudySpec, forgetting: Encoded | None) -> dict[str, Any]:
     """What it adds to everything that decides a run's record; nothing where nothing was asked."""
     found: dict[str, Any] = {}
-    if spec.metric is not None:
+    if spec.metric is not None and spec.metric.name in ("exact_match", "rouge_l"):
         found["metric"] = spec.metric.model_dump(mode="json")
     if forgetting is not None:
         found["forgetting"] = forgetting.digest
@@ -160,6 +183,8 @@ class Beside:
             model: bare or with its adapter.
             score: (model, encoded rows) → `loratlas.evaluation.tokens.Scores`.
         """
+        from loratlas.evaluation.generate import samples
+
         record: dict[str, Any] = {}
         tables: dict[str, dict[str, np.ndarray]] = {}
         if self._forgetting is not None:
@@ -172,28 +197,49 @@ class Beside:
             tables[FORGETTING] = {"example": found.example, "n": found.n, "nll": found.nll}
         if self._metric:
             asked = self._metric
-            places, scores = METRICS[asked["name"]].score(
-                model, self._tokenizer, self._rows, asked["rows"], asked["max_new_tokens"]
+            names = _TOLD[asked["name"]]
+            found = samples(
+                model,
+                self._tokenizer,
+                self._rows,
+                limit=asked["rows"],
+                max_new_tokens=asked["max_new_tokens"],
+                rouge="rouge_l" in names,
             )
-            record["metric"] = {
-                "name": asked["name"],
-                "value": float(scores.mean()) if len(scores) else None,
-                "rows": len(scores),
-            }
-            tables[METRIC] = {"example": places, "score": scores}
+            record["metric"] = {"name": names[0], "value": found[names[0]], "rows": found["rows"]}
+            answers = found["samples"]
+            tables[METRIC] = {"example": np.array([a["row"] for a in answers], dtype=np.int64)}
+            for name in names:
+                key = "exact" if name == "exact_match" else name
+                tables[METRIC][name] = np.array([a[key] for a in answers], dtype=np.float64)
         return record, tables
 
 
-def read_metric(folder: Path) -> Scored:
-    """(example, score) of a run, in the order of ``example``.
+def read_metrics(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Rows of a run that a task metric was taken of, int64 [R], and metric → float64 [R], a score for each.
 
     Raises:
         OutputError: the file is missing or broken.
     """
-    found = table(folder / METRIC)
-    example, score = (found[name].to_numpy() for name in ("example", "score"))
+    if (folder / PREDICTIONS).exists():
+        found = {name: column.to_numpy() for name, column in _columns(folder / PREDICTIONS)}
+        order = np.argsort(found["example"], kind="stable")
+        label, predicted = found["label"][order], found["predicted"][order]
+        scores = {"accuracy": correct(label, predicted), "macro_f1": f1_rows(label, predicted)}
+        return found["example"][order].astype(np.int64), scores
+    found = {name: column.to_numpy() for name, column in _columns(folder / METRIC)}
+    example = found.pop("example")
     order = np.argsort(example, kind="stable")
-    return example[order].astype(np.int64), score[order].astype(np.float64)
+    # Before there was a second metric, the column of the only one was called "score".
+    named = {"exact_match" if name == "score" else name: column for name, column in found.items()}
+    return example[order].astype(np.int64), {
+        name: column[order].astype(np.float64) for name, column in named.items()
+    }
+
+
+def _columns(path: Path) -> list[tuple[str, Any]]:
+    found = table(path)
+    return [(name, found[name]) for name in found.column_names]
 
 
 def read_forgetting(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -92,7 +92,9 @@ def decide(interval: tuple[float, float], *, delta: float) -> str:
     return "worse" if low > 0 else "undetermined"
 
 
-def judge(comparisons: Sequence[Comparison], *, versus: str, delta: float, reach: str) -> list[Finding]:
+def judge(
+    comparisons: Sequence[Comparison], *, versus: str, delta: float, reach: str, per: str = "token"
+) -> list[Finding]:
     """Verdicts of all comparisons of one study, with Holm-adjusted p beside the intervals.
 
     Args:
@@ -100,18 +102,26 @@ def judge(comparisons: Sequence[Comparison], *, versus: str, delta: float, reach
         versus: name of the reference.
         delta: margin of equivalence, nats per token.
         reach: what the findings are about, e.g. "on facts-300, with llama-mini, 200 steps of 16 rows".
+        per: what the loss is told per, "token" or "row".
     """
     m = max(1, len(comparisons))
     level = 1 - ALPHA / m
     adjusted = holm([math.nan if c.estimate is None else c.estimate.p for c in comparisons])
     return [
-        _finding(c, versus=versus, delta=delta, reach=reach, level=level, p_holm=p)
+        _finding(c, versus=versus, delta=delta, reach=reach, level=level, p_holm=p, per=per)
         for c, p in zip(comparisons, adjusted, strict=True)
     ]
 
 
 def _finding(
-    comparison: Comparison, *, versus: str, delta: float, reach: str, level: float, p_holm: float
+    comparison: Comparison,
+    *,
+    versus: str,
+    delta: float,
+    reach: str,
+    level: float,
+    p_holm: float,
+    per: str,
 ) -> Finding:
     found = comparison.estimate
     if found is None:
@@ -138,7 +148,9 @@ def _finding(
         problems.append(f"only {found.seeds} evaluation seeds, {FEWEST_SEEDS} are needed for a verdict")
     verdict = "undetermined" if problems else decide(interval, delta=delta)
     smallest = found.detectable(alpha=1 - level)
-    reason = "; ".join(problems) or _REASONS[verdict].format(level=percent(level), delta=f"{delta:g}")
+    reason = "; ".join(problems) or _REASONS[verdict].format(
+        level=percent(level), delta=f"{delta:g}", per=per
+    )
     return Finding(
         arm=comparison.arm,
         versus=versus,
@@ -162,15 +174,16 @@ def _finding(
             reason=reason,
             delta=delta,
             reach=reach,
+            per=per,
         ),
     )
 
 
 _REASONS = {
-    "equivalent": "the {level} interval lies inside ±{delta} nats per token",
+    "equivalent": "the {level} interval lies inside ±{delta} nats per {per}",
     "better": "the {level} interval lies below 0",
     "worse": "the {level} interval lies above 0",
-    "undetermined": "the {level} interval holds 0 and reaches beyond ±{delta} nats per token",
+    "undetermined": "the {level} interval holds 0 and reaches beyond ±{delta} nats per {per}",
 }
 
 
@@ -184,19 +197,20 @@ def _sentence(
     reason: str,
     delta: float,
     reach: str,
+    per: str,
 ) -> str:
     arm, low, high = comparison.arm, *found.interval(level)
     between = f"{percent(level)} interval {signed(low)} to {signed(high)}"
     if verdict in ("better", "worse"):
-        said = f"{arm} is {verdict} than {versus} by {digits(abs(found.value))} nats per token ({between})"
+        said = f"{arm} is {verdict} than {versus} by {digits(abs(found.value))} nats per {per} ({between})"
     elif verdict == "equivalent":
         said = (
-            f"{arm} and {versus} are equivalent within ±{delta:g} nats per token "
+            f"{arm} and {versus} are equivalent within ±{delta:g} nats per {per} "
             f"(difference {signed(found.value)}, {between})"
         )
     else:
         said = f"{arm} against {versus} is undetermined: {reason}"
-        said += f" (difference {signed(found.value)} nats per token"
+        said += f" (difference {signed(found.value)} nats per {per}"
         if not math.isnan(found.error):
             smallest = digits(found.detectable(alpha=1 - level))
             said += f", {between}; a difference of {smallest} would have been found with 80 % power"

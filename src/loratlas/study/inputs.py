@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from loratlas.errors import DataError, RequestError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
+    from loratlas.anatomy.tasks import Task
     from loratlas.data.rows import Rows
 
 DEMO = "demo:"
@@ -97,3 +98,41 @@ def open_rows(
     from loratlas.data.rows import load_rows
 
     return load_rows(locate(text, folder=folder), split=split, mapping=mapping, limit=limit)
+
+
+def open_task(
+    source: str, rows: Rows, tokenizer: Any, *, asked: str | None = None, known: Task | None = None
+) -> tuple[Task, PretrainedConfig | None]:
+    """What a base is trained to do with rows, and the config that it is then read and loaded with.
+
+    Args:
+        source: what `model_source` returned.
+        rows: their labels are the classes, unless the base is a classifier that knows them all.
+        tokenizer: of the base; its pad or end token fills rows of a classifier whose config names none.
+        asked: the task, instead of what is recognised.
+        known: the task of an adapter that is to be judged or trained further.
+
+    Returns:
+        The task, and its config; None for a causal language model, which is read as its directory says.
+
+    Raises:
+        DataError, ModelError: see `loratlas.anatomy.tasks.recognise` and `loratlas.data.tasks.label_set`.
+    """
+    from loratlas.anatomy.load import load_config
+    from loratlas.anatomy.tasks import CAUSAL, CLASSIFICATION, Task, for_task, own_labels, recognise
+    from loratlas.data.tasks import label_set
+
+    name = recognise(source, rows.form, asked=asked or (known.name if known else None))
+    if known is not None and known.name == name:
+        task = known
+    elif name == CLASSIFICATION:
+        own = own_labels(load_config(source))
+        task = Task(
+            name=name, labels=own if {str(row.label) for row in rows.rows} <= set(own) else label_set(rows)
+        )
+    else:
+        task = Task(name=name)
+    if name == CAUSAL:
+        return task, None
+    tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return task, for_task(source, task, pad_id=next((int(t) for t in tokens if t is not None), None))

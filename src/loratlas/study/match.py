@@ -15,6 +15,7 @@ from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
+    from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
     from loratlas.study.scan import Scan
 
@@ -47,6 +48,7 @@ _LIKE = {"params": "like", "time": "time", "memory": "memory"}
 def plans(
     spec: StudySpec,
     anatomy: Anatomy,
+    memory: Memory | None = None,
     *,
     scan: Scan | None = None,
     known: Mapping[str, Plan] | None = None,
@@ -61,6 +63,7 @@ def plans(
     Args:
         spec: the study.
         anatomy: of the base.
+        memory: tells peak bytes of a typical step, where anything is to be matched by them.
         scan: of the training rows; needed where an arm is ``auto``.
         known: plans of ``auto`` arms that the study began with, which need no scan.
 
@@ -73,7 +76,7 @@ def plans(
     from loratlas.placement.budget import spending
 
     def planned(name: str, budget: str | None) -> Plan:
-        return (known or {}).get(name) or _plan(spec, name, anatomy, scan, budget=budget)
+        return (known or {}).get(name) or _plan(spec, name, anatomy, scan, budget=budget, memory=memory)
 
     reference = planned(spec.reference, spec.budget)
     found: dict[str, Plan] = {}
@@ -86,8 +89,8 @@ def plans(
             found[name], matches[name] = planned(name, spec.budget), None
             continue
         found[name] = planned(name, f"{_LIKE[spec.match]}={reference.text}")
-        wanted = spending(anatomy, reference.ranks, spec.match)
-        got = spending(anatomy, found[name].ranks, spec.match)
+        wanted = spending(anatomy, reference.ranks, spec.match, memory)
+        got = spending(anatomy, found[name].ranks, spec.match, memory)
         matches[name] = Match(
             quantity=spec.match,
             wanted=wanted,
@@ -109,7 +112,15 @@ def naming(arm: str) -> Iterator[None]:
         raise
 
 
-def _plan(spec: StudySpec, name: str, anatomy: Anatomy, scan: Scan | None, *, budget: str | None) -> Plan:
+def _plan(
+    spec: StudySpec,
+    name: str,
+    anatomy: Anatomy,
+    scan: Scan | None,
+    *,
+    budget: str | None,
+    memory: Memory | None,
+) -> Plan:
     """One arm's plan; ``budget`` is used where the arm leaves a rank free and has no budget of its own."""
     from loratlas.placement.language import parse
     from loratlas.placement.plan import place
@@ -121,7 +132,9 @@ def _plan(spec: StudySpec, name: str, anatomy: Anatomy, scan: Scan | None, *, bu
         if is_auto(arm.placement):
             assert scan is not None  # `loratlas.study.prepare` made it
             chosen = arm.budget or budget
-            return plan_from(scan, anatomy, budget=chosen, alpha=arm.alpha, rslora=arm.rslora)[0]
+            return plan_from(scan, anatomy, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)[
+                0
+            ]
         free = any(rank is None for _, rank in resolve(parse(arm.placement), anatomy, default="auto"))
         chosen = arm.budget or (budget if free else None)
-        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora)
+        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)

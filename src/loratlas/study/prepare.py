@@ -20,16 +20,22 @@ import numpy as np
 from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
 from loratlas.study import beside
-from loratlas.study.inputs import DEMO, model_source, open_rows
+from loratlas.study.inputs import DEMO, model_source, open_rows, open_task
 from loratlas.study.match import Match, naming, plans
 from loratlas.study.scan import DECIDES, is_auto
 from loratlas.study.spec import StudySpec
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from loratlas.anatomy.sites import Anatomy
+    from loratlas.anatomy.tasks import Task
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
+    from loratlas.placement.plan import Plan
     from loratlas.study.scan import Scan
+    from loratlas.training.rehearsal import PeakMemory
+    from loratlas.training.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +44,8 @@ class Prepared:
 
     Args:
         source: what loads the base: a path or a Hub id.
+        task: what it is trained to do.
+        head: parameters that train beside the adapters of every arm, because the task has added a head.
         anatomy: of the base.
         plans: arm → plan. matches: arm → how its spending compares with the reference's, None for the
             reference.
@@ -45,10 +53,13 @@ class Prepared:
         asked: evaluation rows as text, where a task metric is to be measured.
         forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
+        memory: tells the peak bytes of a typical step.
         scan: what placed the arms whose placement is ``auto``, as plain data; None where there is none.
     """
 
     source: str
+    task: Task
+    head: int
     anatomy: Anatomy
     plans: dict[str, Plan]
     matches: dict[str, Match | None]
@@ -58,6 +69,7 @@ class Prepared:
     asked: Rows | None
     forgetting: Encoded | None
     notes: tuple[str, ...]
+    memory: PeakMemory
     scan: dict[str, Any] | None = None
 
     def facts(self, spec: StudySpec) -> dict[str, Any]:
@@ -66,6 +78,8 @@ class Prepared:
             "spec": spec.to_json(),
             "spec_digest": spec.digest,
             "arms": list(spec.arms),
+            "task": self.task.to_json(),
+            "head": self.head,
             "base": {
                 "model": spec.model,
                 "model_type": self.anatomy.model_type,
@@ -107,18 +121,17 @@ class Prepared:
             return {}
         return {"forgetting": _data(self.forgetting, spec.forgetting.data)}
 
-    def _predicted_peak(self, spec: StudySpec) -> dict[str, int]:
-        """Arm → peak bytes of a step of mean size by arithmetic, for runs whose memory was not measured."""
-        from loratlas.anatomy.cost import cost
+    def _predicted_peak(self, spec: StudySpec) -> dict[str, int | None]:
+        """Arm → peak bytes of a typical step, rehearsed, for runs whose memory was not measured; None: it cannot be."""
+        from loratlas.errors import ModelError
 
-        mean = self.train.report.tokens / len(self.train)
-        rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-        return {
-            name: cost(
-                self.anatomy, plan.ranks, tokens=round(mean * rows), length=round(mean), dtype=spec.dtype
-            ).peak_bytes
-            for name, plan in self.plans.items()
-        }
+        found: dict[str, int | None] = {}
+        for name, plan in self.plans.items():
+            try:
+                found[name] = self.memory(plan.ranks)
+            except ModelError:
+                found[name] = None
+        return found
 
 
 def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared:
@@ -131,31 +144,37 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
     """
+    from loratlas.adapters.heads import head_size
     from loratlas.anatomy.load import load_config
     from loratlas.anatomy.read import read
-    from loratlas.data.encode import check_positions, encode, load_tokenizer
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.tasks import encode_for
+    from loratlas.training.rehearsal import PeakMemory, typical
 
     source = model_source(spec.model, folder=spec.folder)
-    anatomy = replace(read(source), model=spec.model)
+    base_config = load_config(source)
     autos = [name for name, arm in spec.arms.items() if is_auto(arm.placement)]
-    resolved, matches = ({}, {}) if autos else plans(spec, anatomy)
-    _check_arms(spec, resolved, source)  # before minutes go into the rows
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, list[str]()
     train_rows = open_rows(
         data.train, split=data.split, mapping=data.map or None, limit=data.limit, folder=spec.folder
     )
+    task, its_config = open_task(source, train_rows, tokenizer, asked=spec.task)
+    _check_task(spec, task)
+    config = its_config or base_config
+    anatomy = replace(read(its_config or source), model=spec.model)
     judged_rows = open_rows(
         data.eval or data.train,
         split=data.eval_split or ("eval" if (data.eval or data.train).startswith(DEMO) else None),
         mapping=data.map or None,
         folder=spec.folder,
     )
-    whole = encode(train_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
-    judged = encode(judged_rows, tokenizer, max_length=spec.max_length, loss=data.loss)
-    config = load_config(source)
-    for encoded in (whole, judged):
-        check_positions(encoded, config)
+    options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
+    whole = encode_for(task, train_rows, tokenizer, **options)
+    memory = PeakMemory(config, anatomy, typical(whole.examples, spec.batch_size), _settings(spec))
+    resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
+    _check_arms(spec, resolved, config)
+    judged = encode_for(task, judged_rows, tokenizer, **options)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
     evaluation = _drawn(judged, spec.evaluation.rows, chosen)
@@ -164,8 +183,8 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
         kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
         found = None if begun else _scan(spec, anatomy, train, source)
         scanned = begun["scan"] if begun else found and found.to_json(gains=False)
-        resolved, matches = plans(spec, anatomy, scan=found, known=kept)
-        _check_arms(spec, resolved, source)
+        resolved, matches = plans(spec, anatomy, memory, scan=found, known=kept)
+        _check_arms(spec, resolved, config)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -182,7 +201,7 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
         notes.append(
             f"{known:,} of the {len(evaluation):,} evaluation rows stand in the training rows as well."
         )
-    forgetting = beside.forgetting_rows(spec, tokenizer, config)
+    forgetting = beside.forgetting_rows(spec, task, tokenizer, config)
     if forgetting is not None and spec.forgetting is not None:
         forgetting = _drawn(forgetting, spec.forgetting.rows, np.random.SeedSequence([spec.seed, 4]))
         known = sum(example.input_ids.tobytes() in seen for example in forgetting.examples)
@@ -201,6 +220,8 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
         )
     return Prepared(
         source=source,
+        task=task,
+        head=head_size(config),
         anatomy=anatomy,
         plans=resolved,
         matches=matches,
@@ -210,6 +231,7 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
         asked=beside.asked_rows(spec, judged_rows, evaluation),
         forgetting=forgetting,
         notes=tuple(notes),
+        memory=memory,
         scan=scanned,
     )
 
@@ -237,7 +259,16 @@ def training(spec: StudySpec) -> dict[str, Any]:
         "dtype": spec.dtype,
         "checkpointing": spec.checkpointing,
         "subset": spec.subset,
+        # Left out where it is off, so that runs trained before it could be asked for are still the same runs.
+        **({"compile": "on"} if spec.compile == "on" else {}),
     }
+
+
+def _settings(spec: StudySpec) -> Settings:
+    """Settings of a run of the study, as far as its memory depends on them."""
+    from loratlas.training.settings import Settings
+
+    return Settings(**training(spec), lr=spec.learning_rates[0])
 
 
 def evaluation_source(spec: StudySpec) -> str:
@@ -247,12 +278,26 @@ def evaluation_source(spec: StudySpec) -> str:
     return f"{source} [{split}]" if split else source
 
 
-def _check_arms(spec: StudySpec, plans: dict[str, Plan], source: str) -> None:
+def _check_task(spec: StudySpec, task: Task) -> None:
+    """Refuse what the task does not have: a metric of another, or rows laid end to end."""
+    from loratlas.errors import SpecError
+
+    beside.check_metric(spec, task)
+    for name, arm in spec.arms.items():
+        if is_auto(arm.placement) and task.name != "causal":
+            raise SpecError(
+                given=f"arms.{name}: auto, for {task.name}",
+                found="signals are measured on causal language models",
+                instead="a placement in words, such as all:8",
+            )
+    if spec.packing == "on" and task.why_padded is not None:
+        raise SpecError(given="packing: on", found=task.why_padded, instead="packing: auto")
+
+
+def _check_arms(spec: StudySpec, plans: dict[str, Plan], config: PretrainedConfig) -> None:
     """Refuse here what would otherwise end a worker: settings, dropout and initialisation of every arm."""
-    from loratlas.anatomy.load import load_config
     from loratlas.training.settings import Settings
 
-    config = load_config(source)
     for name, plan in plans.items():
         arm = spec.arms[name]
         with naming(name):
@@ -297,7 +342,7 @@ def subset(encoded: Encoded, indices: Sequence[int] | np.ndarray) -> Encoded:
             encoded.report,
             kept=len(examples),
             tokens=sum(len(example) for example in examples),
-            answer_tokens=sum(int(example.labelled.sum()) for example in examples),
+            answer_tokens=sum(example.counted for example in examples),
         ),
         digest=hashed.hexdigest()[:16],
     )

@@ -41,6 +41,9 @@ UNITS = {
     "loss": "nats per token",
     "perplexity": "of perplexity",
     "share": "of the rows",
+    "row_loss": "nats per row",
+    "f1": "of macro F1",
+    "rouge": "of ROUGE-L",
 }
 """Unit → how a difference in it is told."""
 
@@ -53,13 +56,13 @@ class Judged:
         name: of the arm.
         summed: seed → float64 [N], summed answer losses, nats; only runs that finished and did not diverge.
         tokens: int64 [N]; answer tokens; None where no run finished.
-        task: seed → float64 [R], the task metric's score of each row that was answered; empty if none was asked.
+        tasks: task metric → seed → float64 [R], the score of each row that it was taken of.
     """
 
     name: str
     summed: Mapping[int, Array]
     tokens: NDArray[np.int64] | None
-    task: Mapping[int, Array] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[int, Array]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +74,14 @@ class Measure:
         unit: a key of `UNITS`.
         higher_is_better: of a task metric.
         definition: of a loss; None for a task metric.
+        said: the name in words, where it is not its own.
     """
 
     name: str
     unit: str
     higher_is_better: bool = False
     definition: Definition | None = None
+    said: str | None = None
 
     @property
     def words(self) -> str:
@@ -85,16 +90,20 @@ class Measure:
         >>> Measure(name="mean_example_perplexity", unit="perplexity").words
         'mean example perplexity'
         """
-        return self.name.replace("_", " ")
+        return self.said or self.name.replace("_", " ")
+
+    def scores(self, arm: Judged) -> Mapping[int, Array]:
+        """Of a task metric: seed → scores."""
+        return arm.tasks.get(self.name, {})
 
     def seeds(self, arm: Judged) -> list[int]:
         """Seeds that this measure knows of an arm."""
-        return list(arm.summed if self.definition is not None else arm.task)
+        return list(arm.summed if self.definition is not None else self.scores(arm))
 
     def value(self, arm: Judged) -> float | None:
         """Mean over seeds of the measure; None where no run finished or it left the range of numbers."""
         if self.definition is None:
-            scores = [float(scores.mean()) for scores in arm.task.values() if len(scores)]
+            scores = [float(found.mean()) for found in self.scores(arm).values() if len(found)]
         else:
             scores = [_value(self.definition, losses, arm) for losses in arm.summed.values()]
         found = float(np.mean(scores)) if scores else math.nan
@@ -107,7 +116,7 @@ class Measure:
             return None
         with np.errstate(over="ignore", invalid="ignore"):
             if self.definition is None:
-                rows = np.stack([one.task[seed] - two.task[seed] for seed in both])
+                rows = np.stack([self.scores(one)[seed] - self.scores(two)[seed] for seed in both])
                 weights = np.ones(rows.shape[1])
             else:
                 rows, weights = _rows(self.definition, one, two, both)
@@ -116,15 +125,20 @@ class Measure:
         return estimate(rows, weights)
 
 
-def measures(*, task: Measure | None = None) -> list[Measure]:
+def measures(*, tasks: Sequence[Measure] = (), per: str = "token") -> list[Measure]:
     """All measures, the loss first.
 
     Args:
-        task: a task metric, where one was asked for.
+        tasks: task metrics.
+        per: what the loss is told per. With one label a row, ``"row"``, the definitions of the loss agree: none of
+            them is held against it.
     """
     from loratlas.evaluation.catalogue import BATCH_SIZES
     from loratlas.evaluation.definitions import Definition
 
+    if per == "row":
+        loss = Measure(name=LOSS, unit="row_loss", definition=Definition(name=LOSS), said="mean loss")
+        return [loss, *tasks]
     found = [
         Measure(name=LOSS, unit="loss", definition=Definition(name=LOSS)),
         Measure(
@@ -149,7 +163,7 @@ def measures(*, task: Measure | None = None) -> list[Measure]:
         ),
         Measure(name="median", unit="loss", definition=Definition(name="median", aggregate="median")),
     ]
-    return found if task is None else [*found, task]
+    return [*found, *tasks]
 
 
 def _table(losses: Array, arm: Judged) -> Any:
@@ -204,7 +218,7 @@ class Opposed:
 
     Args:
         first: name of an arm. second: name of another.
-        by: the other measure.
+        by: the other measure. against: the loss.
         loss: first − second by the token mean. other: the same by the other measure.
         p: of "the signs differ", not adjusted; 1 where they agree, NaN where a sign has no p.
     """
@@ -212,6 +226,7 @@ class Opposed:
     first: str
     second: str
     by: Measure
+    against: Measure
     loss: Estimate
     other: Estimate
     p: float
@@ -236,6 +251,7 @@ def compare(arms: Sequence[Judged], by: Sequence[Measure]) -> list[Opposed]:
                 first=one.name,
                 second=two.name,
                 by=measure,
+                against=by[0],
                 loss=loss,
                 other=other,
                 p=max(loss.p, other.p) / 2,
@@ -301,7 +317,8 @@ def _sentence(pair: Opposed, p_holm: float, established: bool) -> str:
     ahead, behind = (pair.first, pair.second) if pair.loss.value < 0 else (pair.second, pair.first)
     sign = 1.0 if pair.loss.value < 0 else -1.0
     said = (
-        f"The token mean puts {ahead} before {behind} ({signed(sign * pair.loss.value)} {UNITS['loss']}), the "
+        f"The {pair.against.words} puts {ahead} before {behind} "
+        f"({signed(sign * pair.loss.value)} {UNITS[pair.against.unit]}), the "
         f"{pair.by.words} puts {behind} before {ahead} ({signed(sign * pair.other.value)} {UNITS[pair.by.unit]})"
     )
     if math.isnan(p_holm):

@@ -19,6 +19,9 @@ import numpy as np
 from loratlas.errors import OutputError
 
 RECORD, EXAMPLES, CURVE = "record.json", "examples.parquet", "curve.parquet"
+NONE = -1
+"""What stands for nothing in an array of numbers that are never negative."""
+
 CURVE_COLUMNS = ("step", "nll", "lr", "tokens", "seconds")
 
 
@@ -146,6 +149,7 @@ def save_encoded(path: Path, encoded: Any) -> None:
         "template": encoded.template,
         "pad_id": encoded.pad_id,
         "source": encoded.source,
+        "task": encoded.task.to_json(),
         "report": {name: getattr(report, name) for name in report.__dataclass_fields__},
     }
     draft = path.with_name(f".{path.name}.{os.getpid()}.npz")
@@ -155,6 +159,11 @@ def save_encoded(path: Path, encoded: Any) -> None:
         rows=np.array([example.row for example in encoded.examples], dtype=np.int64),
         ids=np.concatenate([example.input_ids for example in encoded.examples]),
         labelled=np.concatenate([example.labelled for example in encoded.examples]),
+        sources=np.array([NONE if e.source is None else e.source for e in encoded.examples], dtype=np.int64),
+        labels=np.array([NONE if e.label is None else e.label for e in encoded.examples], dtype=np.int64),
+        types=np.concatenate(
+            [np.full(len(e.input_ids), NONE) if e.types is None else e.types for e in encoded.examples]
+        ).astype(np.int8),
         about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
     )
     draft.replace(path)
@@ -162,20 +171,25 @@ def save_encoded(path: Path, encoded: Any) -> None:
 
 def load_encoded(path: Path) -> Any:
     """Read what :func:`save_encoded` kept."""
+    from loratlas.anatomy.tasks import Task
     from loratlas.data.encode import Encoded, EncodeReport, Example
 
     with np.load(path, allow_pickle=False) as stored:
         ends = np.cumsum(stored["lengths"])[:-1]
         ids, labelled = np.split(stored["ids"], ends), np.split(stored["labelled"], ends)
         about = json.loads(stored["about"].tobytes())
-        rows = stored["rows"]
+        types = np.split(stored["types"], ends)
+        whole = zip(stored["rows"], stored["sources"], stored["labels"], strict=True)
+        rest = [(int(row), *(None if n == NONE else int(n) for n in known)) for row, *known in whole]
     return Encoded(
         examples=tuple(
-            Example(input_ids=i, labelled=m, row=int(r)) for i, m, r in zip(ids, labelled, rows, strict=True)
+            Example(input_ids=i, labelled=m, row=r, source=s, label=c, types=None if NONE in t else t)
+            for i, m, t, (r, s, c) in zip(ids, labelled, types, rest, strict=True)
         ),
         report=EncodeReport(**about["report"]),
         digest=about["digest"],
         template=about["template"],
         pad_id=about["pad_id"],
         source=about["source"],
+        task=Task.from_json(about["task"]),
     )

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from loratlas.anatomy.tasks import CAUSAL, Task
 from loratlas.errors import OutputError
-from loratlas.study.beside import METRICS, read_forgetting, read_metric, same_rows
+from loratlas.study.beside import read_forgetting, read_metrics, same_rows, told_metrics
 from loratlas.study.findings import Comparison, Finding, judge, pareto
 from loratlas.study.ledger import Key, Ledger
 from loratlas.study.ranks import Judged, Measure, by_measure, measures, ranks
@@ -88,7 +89,8 @@ def build(
     reference = losses[spec.reference]
     base = finished.get(BASE)
     arms = [_arm(spec, facts, state, finished, runs, losses[arm], reference) for arm in spec.arms]
-    by = measures(task=METRICS[spec.metric.name].measure if spec.metric else None)
+    task = Task.from_json(facts.get("task") or Task().to_json())
+    by = measures(tasks=told_metrics(spec, task.to_json()), per=task.unit)
     judged = {arm: _judged(losses[arm]) for arm in spec.arms}
     compared = ranks(list(judged.values()), by)
     before = _before(base, runs)
@@ -98,7 +100,9 @@ def build(
         for arm in spec.arms
         if arm != spec.reference
     ]
-    findings = judge(comparisons, versus=spec.reference, delta=spec.delta, reach=_reach(spec, facts))
+    findings = judge(
+        comparisons, versus=spec.reference, delta=spec.delta, reach=_reach(spec, facts), per=task.unit
+    )
     for arm, one in zip(arms, losses.values(), strict=True):
         arm |= _beside(judged[one.arm], one, by, before)
     data = {
@@ -109,6 +113,8 @@ def build(
         "spec_digest": spec.digest,
         "complete": state.complete,
         "demonstration": spec.demonstration,
+        "task": task.to_json() | {"unit": f"nats per {task.unit}"},
+        "head": facts.get("head", 0),
         "reference": spec.reference,
         "base": dict(facts["base"]),
         "data": {**facts["data"], "packing": base["packing"] if base else None},
@@ -140,7 +146,7 @@ class _Losses:
     arm: str
     summed: dict[int, np.ndarray]
     tokens: np.ndarray | None
-    task: dict[int, np.ndarray]
+    tasks: dict[str, dict[int, np.ndarray]]
     elsewhere: dict[int, np.ndarray]
     records: dict[int, Mapping[str, Any]]
     diverged: int
@@ -152,7 +158,7 @@ def _losses(
 ) -> _Losses:
     _, evaluation = seeds(spec)
     summed, records, tokens, diverged = {}, {}, None, 0
-    task, elsewhere, answered = {}, {}, None
+    tasks, elsewhere, answered = {}, {}, None
     for seed in evaluation if state.chosen else ():
         record = finished.get(Key(phase="evaluation", arm=arm, lr=state.chosen[arm], seed=seed))
         if record is None:
@@ -171,16 +177,18 @@ def _losses(
         tokens = n
         summed[seed] = losses
         if "metric" in record:
-            rows, task[seed] = read_metric(runs / record["digest"])
+            rows, scores = read_metrics(runs / record["digest"])
             same_rows(rows, answered, runs / record["digest"])
             answered = rows
+            for name, found in scores.items():
+                tasks.setdefault(name, {})[seed] = found
         if "forgetting" in record:
             elsewhere[seed] = read_forgetting(runs / record["digest"])[1]
     return _Losses(
         arm=arm,
         summed=summed,
         tokens=tokens,
-        task=task,
+        tasks=tasks,
         elsewhere=elsewhere,
         records=records,
         diverged=diverged,
@@ -189,7 +197,7 @@ def _losses(
 
 
 def _judged(losses: _Losses) -> Judged:
-    return Judged(name=losses.arm, summed=losses.summed, tokens=losses.tokens, task=losses.task)
+    return Judged(name=losses.arm, summed=losses.summed, tokens=losses.tokens, tasks=losses.tasks)
 
 
 def _before(base: Mapping[str, Any] | None, runs: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -201,21 +209,27 @@ def _beside(
     judged: Judged, losses: _Losses, by: Sequence[Measure], before: tuple[np.ndarray, np.ndarray] | None
 ) -> dict[str, Any]:
     """What an arm reached by other measures than the loss, and on rows that it was not trained for."""
-    task = next((measure for measure in by if measure.definition is None), None)
     found: dict[str, Any] = {
         "definitions": {m.name: m.value(judged) for m in by if m.definition is not None},
+        "metrics": [],
         "metric": None,
         "forgetting": None,
     }
-    if task is not None and losses.task:
-        scores = np.stack(list(losses.task.values()))
+    for measure in by:
+        if measure.definition is not None or not losses.tasks.get(measure.name):
+            continue
+        scores = np.stack(list(losses.tasks[measure.name].values()))
         told = estimate(scores, np.ones(scores.shape[1])) if scores.size else None
-        found["metric"] = {
-            "name": task.name,
-            "value": told and told.value,
-            "ci": _interval(told),
-            "rows": scores.shape[1],
-        }
+        found["metrics"].append(
+            {
+                "name": measure.name,
+                "unit": measure.unit,
+                "value": told and told.value,
+                "ci": _interval(told),
+                "rows": scores.shape[1],
+            }
+        )
+    found["metric"] = next(iter(found["metrics"]), None)
     if before is not None and losses.elsewhere:
         n, nll = before
         after = np.stack(list(losses.elsewhere.values()))
@@ -427,7 +441,7 @@ def _notes(spec: StudySpec, facts: Mapping[str, Any], state: Schedule) -> list[s
         told = facts["data"][name]
         if told["cut"] or told["dropped"]:
             notes.append(
-                f"Of the rows of {told['source']}, {told['cut']:,} were cut from the prompt's left to "
+                f"Of the rows of {told['source']}, {told['cut']:,} were cut {_where_cut(facts)} to "
                 f"{spec.max_length} tokens and {told['dropped']:,} were dropped."
             )
     if spec.base_dropout:
@@ -435,6 +449,11 @@ def _notes(spec: StudySpec, facts: Mapping[str, Any], state: Schedule) -> list[s
             "The base's own dropout was on, so that its noise is not shared by the arms of one seed."
         )
     return notes
+
+
+def _where_cut(facts: Mapping[str, Any]) -> str:
+    causal = (facts.get("task") or {"name": CAUSAL})["name"] == CAUSAL
+    return "from the prompt's left" if causal else "at their end"
 
 
 def _pareto(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loratlas.anatomy.tasks import CAUSAL
 from loratlas.errors import DataError, Interrupted, OutputError, RunError
 from loratlas.study import beside
 from loratlas.study.ledger import NAME, Key, Ledger, claim, unstorable, unwritable
@@ -360,6 +361,8 @@ class Coordinator:
         }
         if key.phase != "tuning":
             identity |= beside.identity(spec, prepared.forgetting)
+        if prepared.task.name != CAUSAL:
+            identity["task"] = prepared.task.to_json()
         if key.phase == "base":
             return identity
         return identity | {
@@ -393,6 +396,7 @@ class Coordinator:
             "dtype": self.spec.dtype,
             "base_dropout": self.spec.base_dropout,
             "packing": self.spec.packing,
+            "pad_id": self.prepared.train.pad_id,
             "max_length": self.spec.max_length,
             "device": device,
             "data": data,
@@ -445,8 +449,11 @@ def _words(key: Key | None) -> str:
 def fleet_size(spec: StudySpec, prepared: Prepared, device: str) -> int:
     """How many runs a worker trains side by side: as many as share a pass through the base, `MOST` at most.
 
-    A pass that one run's step fills gains nothing from company; then every run is trained alone.
+    A pass that one run's step fills gains nothing from company; then every run is trained alone. So is one whose rows
+    stand side by side.
     """
+    if prepared.task.why_padded is not None:
+        return 1
     from loratlas.training.fleet import OTHER_TOKENS, PASS_TOKENS
 
     rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)

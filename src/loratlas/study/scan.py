@@ -24,6 +24,7 @@ from loratlas.signals.ranking import tau
 if TYPE_CHECKING:
     from loratlas.data.batches import Batch
     from loratlas.data.encode import Encoded
+    from loratlas.placement.budget import Memory
     from loratlas.signals.base import Signal
     from loratlas.signals.measure import Measured, Reading
 
@@ -412,6 +413,7 @@ def plan_from(
     limits: Limits | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    memory: Memory | None = None,
 ) -> tuple[Plan, Allocation]:
     """Spend a budget by a scan's scores.
 
@@ -422,7 +424,7 @@ def plan_from(
         by: the column that decides.
         among: the sites to choose from.
         limits: see `loratlas.placement.allocate.Limits`.
-        alpha, rslora: as for `loratlas.placement.plan.place`.
+        alpha, rslora, memory: as for `loratlas.placement.plan.place`.
 
     Raises:
         ModelError: the scores are of another model.
@@ -446,7 +448,7 @@ def plan_from(
             found=f"no signal: {reading.silent}",
             instead="a placement in words, such as all, other rows, or another signal (--by)",
         )
-    allocation = allocate(anatomy, gains(reading, candidates(anatomy, among)), budget or LIKE, limits)
+    allocation = allocate(anatomy, gains(reading, candidates(anatomy, among)), budget or LIKE, limits, memory)
     return place_allocation(anatomy, allocation, alpha=alpha, rslora=rslora), allocation
 
 

@@ -44,6 +44,9 @@ WIDEST_FACTOR = 3.0
 BESIDE = ("metric", "forgetting")
 """Keys of what is measured beside the loss; none of them changes a run's training."""
 
+UNSAID = (*BESIDE, "task")
+"""Keys that a study without them does not have, so that it is the study that it was before they existed."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -106,7 +109,9 @@ class ForgettingSpec(_Part):
 class MetricSpec(_Part):
     """A measure of the task itself, taken on the first evaluation rows after every evaluation run."""
 
-    name: Literal["exact_match"]
+    name: Literal["exact_match", "rouge_l", "accuracy", "macro_f1"]
+    """The first two are of written answers (ROUGE-L counts exact matches as well). A classification tells the other
+    two of all evaluation rows whatever is written here, the one that is named first."""
     rows: Annotated[int, Field(ge=2)] = 100
     max_new_tokens: Count = 64
 
@@ -133,6 +138,8 @@ class StudySpec(_Part):
 
     name: str = "study"
     model: str = Field(min_length=1)
+    task: Literal["causal", "seq2seq", "classification"] | None = None
+    """What the rows are for; told from their fields and the architecture unless given."""
     data: DataSpec
     arms: dict[str, Annotated[ArmSpec, BeforeValidator(_arm)]] = Field(min_length=2)
     reference: str = ""
@@ -156,6 +163,8 @@ class StudySpec(_Part):
     clip: Positive | None = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     packing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
+    compile: Annotated[Literal["on", "off"], BeforeValidator(_switch)] = "off"
+    """Never by a run's own judgement: that goes by its pace, and a study's numbers must not depend on the machine's."""
     checkpointing: bool = False
     base_dropout: bool = False
     delta: Positive = 0.01
@@ -194,11 +203,13 @@ class StudySpec(_Part):
     def to_json(self) -> dict[str, Any]:
         """The spec with all defaults written out; ``${NAME}`` stays as written: no machine is in it.
 
-        What was not asked to be measured beside the loss is left out: a study without it is the study that it was
-        before this could be asked, digest included.
+        What was not asked for (compiling, measures beside the loss) is left out: a study without it is the study that
+        it was before this could be asked, digest included.
         """
         whole = self.model_dump(mode="json")
-        return {key: value for key, value in whole.items() if key not in BESIDE or value is not None}
+        if whole["compile"] == "off":
+            del whole["compile"]
+        return {key: value for key, value in whole.items() if key not in UNSAID or value is not None}
 
 
 class _UniqueLoader(yaml.SafeLoader):

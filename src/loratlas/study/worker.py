@@ -40,7 +40,8 @@ class Worker:
 
     Args:
         setup: what the coordinator wrote: ``model`` (path or Hub id), ``dtype``, ``base_dropout``,
-            ``packing``, ``data`` (name → .npz), ``training`` (settings that all runs share), ``device``,
+            ``packing``, ``task`` and ``pad_id`` (see `loratlas.anatomy.tasks.for_task`), ``data`` (name → .npz),
+            ``training`` (settings that all runs share), ``device``,
             ``max_length``, ``metric`` (see `loratlas.study.beside.Beside`).
         send: hands a message to the coordinator.
     """
@@ -59,9 +60,12 @@ class Worker:
 
     def _load(self) -> None:
         from loratlas.anatomy.load import load_model
+        from loratlas.anatomy.tasks import CAUSAL, for_task
 
+        setup, task = self._setup, self._data["train"].task
+        config = None if task.name == CAUSAL else for_task(setup["model"], task, pad_id=setup["pad_id"])
         model = load_model(
-            self._setup["model"], dtype=self._setup["dtype"], base_dropout=self._setup["base_dropout"]
+            setup["model"], dtype=setup["dtype"], base_dropout=setup["base_dropout"], config=config
         )
         self._model = model.to(self._setup["device"])
         self._checksum = checksum(self._model)
@@ -70,6 +74,9 @@ class Worker:
         wanted = self._setup["packing"]
         if wanted == "off":
             return False, "padded, as asked"
+        why = self._data["train"].task.why_padded
+        if why is not None:
+            return False, why
         if self._setup["base_dropout"]:
             return False, "padded: dropout in the base draws other numbers for other layouts"
         from loratlas.data.packing import prove_packing
@@ -117,7 +124,7 @@ class Worker:
 
         arm, key = job["arm"], job["key"]
         settings = Settings(
-            **self._setup["training"],
+            **{"compile": "off", **self._setup["training"]},
             lr=key["lr"],
             seed=key["seed"],
             dropout=arm["dropout"],
@@ -142,8 +149,9 @@ class Worker:
         tables: dict[str, Any] = {}
         rows = self._data["tuning" if key["phase"] == "tuning" else "evaluation"]
         if key["phase"] == "base":
-            scores = self._score(self._model, rows)
-            found, tables = self._beside.measure(self._model, self._score)
+            scores, more, tables = self._judge(self._model, rows)
+            found, others = self._beside.measure(self._model, self._score)
+            found, tables = more | found, tables | others
         else:
             scores, found, curve, tables = self._train(job, rows, trained, place)
         record |= found
@@ -156,6 +164,17 @@ class Worker:
         record |= {"seconds": time.perf_counter() - begun, "curve_points": len(curve)}
         record |= {"revision": self._setup["revision"], "versions": self._setup["versions"]}
         write_run(Path(job["folder"]), record, examples=examples, curve=curve, tables=tables)
+
+    def _judge(self, model: Any, rows: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """Losses of every row; of a classifier also what the record says of its predictions, and their table."""
+        if not rows.task.labels:
+            return self._score(model, rows), {}, {}
+        from loratlas.evaluation.classes import classify
+        from loratlas.evaluation.predictions import PREDICTIONS
+
+        found = classify(model, rows)
+        said = {"name": "accuracy", "value": found.accuracy, "rows": len(found.label)}
+        return found.scores, {"metric": said}, {PREDICTIONS: found.columns()}
 
     def _score(self, model: Any, rows: Any) -> Any:
         from loratlas.evaluation.tokens import score
@@ -192,11 +211,11 @@ class Worker:
                 for point in result.curve
             ]
             # The last step counts; a diverged run has no last step worth judging.
-            scores = None if result.diverged else self._score(model, rows)
+            scores, more, tables = (None, {}, {}) if result.diverged else self._judge(model, rows)
             diverged = bool(result.diverged or not bool(_finite(scores)))
-            more, tables = {}, {}
             if key["phase"] == "evaluation" and not diverged:
-                more, tables = self._beside.measure(model, self._score)
+                asked, others = self._beside.measure(model, self._score)
+                more, tables = more | asked, tables | others
         finally:
             self._restore(model)
         found = {
@@ -210,6 +229,8 @@ class Worker:
             "setup_seconds": result.setup_seconds,
             "tokens_per_second": result.tokens_per_second,
             "peak_bytes": result.peak_bytes,
+            "compiled": result.compiled,
+            "compile_reason": result.compile_reason,
             "trainable": plan.trainable,
             "trained": "alone" if trained is None else f"in a fleet of {len(trained[0].runs)}",
             **more,
@@ -233,7 +254,7 @@ class Worker:
 
     def _restore(self, model: Any) -> None:
         """Take the adapter off; load the base again if that did not give it back bit for bit."""
-        from loratlas.training.fleet import take_off
+        from loratlas.adapters.heads import take_off
 
         base = take_off(model)
         base.eval()

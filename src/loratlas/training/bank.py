@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from loratlas.adapters import kernels
+from loratlas.adapters.dropout import draw, drop_, dropped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +60,16 @@ class Tenant:
         """Start the stream of dropout masks of a step."""
         self._random = torch.Generator().manual_seed(seed).get_state()
 
-    def mask(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The next mask of the run's own stream: what the run alone would draw for these rows."""
+    def draw(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What is dropped next in the run's own stream: what the run alone would draw for these rows."""
         if not self.dropout:
             return None
         assert self._random is not None
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random)
-            mask = kernels._mask(x, self.dropout)
+            drop = draw(x, self.dropout)
             self._random = torch.get_rng_state()
-        return mask
+        return drop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,23 +126,22 @@ def _product(x: torch.Tensor, sites: list[tuple[str, Any]], bank: Bank) -> tuple
         found = [(place, share.tenant.factors[name]) for place, (name, _) in enumerate(sites)
                  if name in share.tenant.factors]  # fmt: skip
         if found and here.stop > here.start:
-            mask = share.tenant.mask(x[here])
-            parts.append(_Part(here, found, mask, 1 / (1 - share.tenant.dropout)))
+            drop = share.tenant.draw(x[here])
+            parts.append(_Part(here, found, drop, 1 / (1 - share.tenant.dropout)))
     return _Segments.apply(x, bank.anchor, [_weights(module) for _, module in sites], parts)  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True)
 class _Part:
-    """A run's rows at one group of sites: factors by place of the site, mask, 1/(1 − p)."""
+    """A run's rows at one group of sites: factors by place of the site, what is dropped, 1/(1 − p)."""
 
     rows: slice
     factors: list[tuple[int, Factors]]
-    mask: torch.Tensor | None
+    drop: torch.Tensor | None
     lift: float
 
     def read(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x[self.rows]
-        return rows if self.mask is None else rows * self.mask
+        return dropped(x[self.rows], self.drop)
 
     def down(self) -> torch.Tensor:
         factors = [f.A for _, f in self.factors]
@@ -199,10 +199,10 @@ class _Segments(torch.autograd.Function):
                     f.to_up.add_((rows.t() @ h[:, start : start + rank]).mul_(f.scale))
                 start += rank
             slope = slopes[0] if len(slopes) == 1 else torch.cat(slopes, 1)
-            if dx is not None and part.mask is None:
+            if dx is not None and part.drop is None:
                 dx[part.rows].addmm_(slope, part.down())
             elif dx is not None:
-                dx[part.rows].add_((slope @ part.down()).mul_(part.mask))
+                dx[part.rows].add_(drop_(slope @ part.down(), part.drop))
             start = 0
             gradient = slope.t() @ part.read(x)
             for _, f in part.factors:

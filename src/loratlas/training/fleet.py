@@ -11,8 +11,8 @@ A run that diverges is left out of the next step; the others go on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from loratlas.adapters.attach import takes_from_base
+from loratlas.adapters.heads import take_off
+from loratlas.anatomy.heads import head_modules
 from loratlas.data.batches import Batch
 from loratlas.errors import DataError, SettingsError
 from loratlas.evaluation.losses import token_losses
@@ -30,6 +32,7 @@ from loratlas.training.conditions import interruptible, step_seed, training_mode
 from loratlas.training.loop import Run
 from loratlas.training.memory import Peak
 from loratlas.training.microbatches import microbatches
+from loratlas.training.prefix import prefix_for
 from loratlas.training.records import FitResult, StepEvent
 from loratlas.training.settings import Settings
 
@@ -69,6 +72,8 @@ def why_alone(model: Any, member: Member) -> str | None:
         member: the run.
     """
     settings = member.settings
+    if head_modules(model):
+        return "a head trains beside its adapters, and a fleet holds adapters alone"
     if takes_from_base(settings.init):
         return f"init {settings.init} changes the base, which a fleet shares"
     if settings.early_stop is not None or settings.evaluate_every is not None:
@@ -77,9 +82,13 @@ def why_alone(model: Any, member: Member) -> str | None:
         return "recomputed layers would draw other dropout masks"
     if settings.dropout and model.get_input_embeddings().weight.device.type != "cpu":
         return "its dropout masks are drawn by the accelerator, whose stream a fleet does not follow"
+    if settings.compile == "on":
+        return "its layers are compiled, with its own adapters in them"
     if settings.report_to:
         return "it reports to a tracker while it trains"
     for row in member.rows:
+        if len(row.modules) > 1:
+            return f"{row.site.module} is one matrix under {len(row.modules)} names"
         module = model.get_submodule(row.site.module)
         if type(module) not in _SERVED:
             return f"{row.site.module} is a {type(module).__name__}, and a fleet serves plain matrices"
@@ -124,16 +133,6 @@ class _FleetRun(Run):
 
     def _gradient(self, rows: np.ndarray) -> tuple[float, int, int]:
         return self.found
-
-
-def take_off(model: Any) -> Any:
-    """Give back the bare base of a `PeftModel`, as it was before."""
-    base = model.unload()
-    base.requires_grad_(False)
-    # What PEFT leaves on a base it has left: a config that would make the next attachment warn.
-    if hasattr(base, "peft_config"):
-        del base.peft_config
-    return base
 
 
 class Fleet:
@@ -202,8 +201,11 @@ class Fleet:
                 for run in self.runs:
                     run.take_up()
             peaks = [run.peak() for run in self.runs]
-            setup = (time.perf_counter() - begun) / len(self.runs)
             try:
+                for _ in self._keep_prefixes():
+                    if stop.asked:
+                        raise KeyboardInterrupt
+                setup = (time.perf_counter() - begun) / len(self.runs)
                 while going := [place for place, run in enumerate(self.runs) if not run.finished]:
                     self._gradients(going, peaks)
                     for place in going:
@@ -235,6 +237,20 @@ class Fleet:
                 if parameter.requires_grad:
                     parameter.copy_(trained[name])
         return model
+
+    def _keep_prefixes(self) -> Iterator[None]:
+        """Runs whose lowest adapters stand in one layer share the states below it, of all rows that any of them has."""
+        for depth in sorted({run.lowest for run in self.runs}):
+            runs = [run for run in self.runs if run.lowest == depth and run.kept_before != 0]
+            if depth < 1 or not runs:
+                continue
+            order = np.concatenate([run.order.reshape(-1) for run in runs])
+            must = any(run.kept_before for run in runs)
+            prefix = prefix_for(self.model, self.data, order, depth=depth, whatever_memory=must)
+            for run in runs:
+                run.prefix = prefix
+            if prefix is not None:
+                yield from prefix.fill(order)
 
     def _gradients(self, going: Sequence[int], peaks: Sequence[Peak]) -> None:
         """Gradients of this step in every run's masters."""
@@ -273,7 +289,8 @@ class Fleet:
         def company(place: int) -> tuple[int, tuple[str, ...], int]:
             run = self.runs[place]
             sites = tuple(sorted(run.sites)) if run.tenant.dropout else ()
-            return run.lowest, sites, place if peaks[place].measures(run.tally.done) else -1
+            depth = 2 * run.lowest + (run.prefix is not None)
+            return depth, sites, place if peaks[place].measures(run.tally.done) else -1
 
         order = sorted(parts, key=lambda place: (company(place), place))
         found: list[list[tuple[int, Batch]]] = []
@@ -303,8 +320,11 @@ class Fleet:
         divisors = [1 / self.runs[place].found[1] for place, _ in shared]
         counts = torch.tensor([part.labelled for _, part in shared])
         weights = torch.tensor(divisors, dtype=torch.float32).repeat_interleave(counts).to(self.device)
+        prefix = self.runs[shared[0][0]].prefix  # of like depth, all have the same or none
+        batch = batch.to(self.device)
         with self.bank.seat(shares):
-            losses = token_losses(self.model, batch.to(self.device))
+            with prefix.within(batch) if prefix is not None else nullcontext():
+                losses = token_losses(self.model, batch)
             (losses * weights.to(losses.dtype)).sum().backward()
         sums = torch.stack([losses.detach()[share.counted].double().sum() for share in shares]).tolist()
         seconds = time.perf_counter() - begun

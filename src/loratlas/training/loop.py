@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,14 @@ from loratlas.adapters.kernels import lean
 from loratlas.data.batches import training_order
 from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
+from loratlas.training.compilation import Compilation
 from loratlas.training.conditions import dropout_stream, interruptible, training_mode
 from loratlas.training.masters import Masters
 from loratlas.training.memory import Peak, kept_pages
 from loratlas.training.microbatches import microbatches
 from loratlas.training.optimizer import Optimizer
 from loratlas.training.patience import Patience
+from loratlas.training.prefix import Prefix, prefix_for
 from loratlas.training.records import FitResult, StepEvent
 from loratlas.training.reporting import reporters
 from loratlas.training.settings import Settings
@@ -82,16 +84,28 @@ def fit(
         stack.callback(run.masters.close)
         if resume:
             run.take_up()
+        run.prefix = run.find_prefix()
         report = stack.enter_context(reporters(settings, model, out, steps=run.steps))
+        compilation = stack.enter_context(run.compilation.run())
         peak = run.peak()
-        setup = time.perf_counter() - begun
         try:
+            for _ in (
+                run.prefix.fill(run.order[run.tally.done :].reshape(-1)) if run.prefix is not None else ()
+            ):
+                if stop.asked:
+                    raise KeyboardInterrupt
+            setup = time.perf_counter() - begun
             while not run.finished:
                 stream(run.tally.done)
                 with peak.watch(run.tally.done):
-                    event = run.step()
+                    try:
+                        event = run.step()
+                    except RuntimeError as error:
+                        compilation.failed(error)
+                        event = run.step()
                 if event is None:
                     break
+                compilation.stepped(run.tally.done, *run.tally.last_step)
                 report(event)
                 if on_step is not None:
                     on_step(event)
@@ -132,8 +146,17 @@ class Run:
         self._check_dtype()
         self.optimizer = Optimizer(self.masters, settings, steps=self.steps)
         self.tally = Tally(steps=self.steps, log_every=settings.log_every)
+        self.compilation = Compilation(
+            model,
+            settings.compile,
+            steps=self.steps,
+            dtype=settings.dtype,
+            dropout=bool(settings.dropout),
+        )
         self.patience = Patience(settings, steps=self.steps)
         self.diverged_at: int | None = None
+        self.prefix: Prefix | None = None
+        self.kept_before: int | None = None  # layers below it, of the process that wrote the checkpoint
         self.before = 0.0  # seconds of a step that passed before it was asked for (in a fleet)
         self._updating = False
         self._previous = self.masters.copy()
@@ -217,7 +240,9 @@ class Run:
         self.masters.zero()
         losses = []
         for batch in batches:
-            loss = step_loss(self.model, batch.to(self.device))
+            batch = batch.to(self.device)
+            with self.prefix.within(batch) if self.prefix is not None else nullcontext():
+                loss = step_loss(self.model, batch)
             # Law 0: the step's own count divides, not the micro-batch's.
             (loss / labelled).backward()
             self.masters.collect()
@@ -251,6 +276,7 @@ class Run:
             "tally": self.tally.to_json(),
             "patience": self.patience.to_json(),
             "diverged_at": self.diverged_at,
+            "kept_below": self.prefix.depth if self.prefix is not None else 0,
         }
         self.checkpoints.save(self.tally.done, tensors, state)
 
@@ -276,6 +302,16 @@ class Run:
             state["patience"], [best[str(place)].to(self.device) for place in range(len(best))]
         )
         self.diverged_at = state["diverged_at"]
+        self.kept_before = state.get("kept_below", 0)
+
+    def find_prefix(self) -> Prefix | None:
+        """The frozen layers below the lowest adapter, if their states are worth keeping.
+
+        A run goes on as it began, whether memory allows it now or not: kept states are rounded in their own batches.
+        """
+        if not self.packed or self.kept_before == 0:
+            return None
+        return prefix_for(self.model, self.data, self.order, whatever_memory=bool(self.kept_before))
 
     def interrupted(self) -> Interrupted:
         """Save what can be saved; the error to raise."""
@@ -300,7 +336,8 @@ class Run:
     def lasting(self) -> list[Any]:
         """Tensors that live through all steps."""
         model = [*self.model.parameters(), *self.model.buffers()]
-        return [*model, *self.masters.lasting(), *self.optimizer.state().values(), *self._previous]
+        kept = self.prefix.lasting() if self.prefix is not None else []
+        return [*model, *self.masters.lasting(), *self.optimizer.state().values(), *self._previous, *kept]
 
     def result(self, setup: float, peak_bytes: int | None) -> FitResult:
         """The end of the run."""
@@ -318,6 +355,9 @@ class Run:
             peak_bytes=peak_bytes,
             packing="packed" if self.packed else "padded",
             packing_reason=self.reason,
+            compiled=self.compilation.on,
+            compile_reason=self.compilation.reason,
+            kept_layers=self.prefix.depth if self.prefix is not None else 0,
             diverged=self.diverged_at is not None,
             diverged_at=self.diverged_at,
             stopped_early=self.patience.over and self.tally.done < self.steps,
@@ -332,6 +372,12 @@ def _packing(model: Any, data: Encoded, settings: Settings, packed: bool | None)
         return packed, "decided by the caller"
     if settings.packing == "off":
         return False, "as asked"
+    if data.task.why_padded is not None:
+        if settings.packing == "on":
+            raise SettingsError(
+                given="packing = 'on'", found=data.task.why_padded, instead="packing = 'auto'"
+            )
+        return False, data.task.why_padded
     from loratlas.data.packing import prove_packing
 
     proof = prove_packing(model, max_length=max(len(example) for example in data.examples))

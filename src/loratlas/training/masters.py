@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loratlas.adapters.heads import is_head
+
 if TYPE_CHECKING:
     import torch
 
@@ -125,20 +127,20 @@ class Masters:
             start = 0
             for name, parameter, view in zip(group.names, group.parameters, group.views, strict=True):
                 size = parameter.numel()
-                # What is not a plain factor (a magnitude vector, a whole trained module) computes as it is.
+                # What is neither a plain factor nor of a head (a magnitude vector) computes as it is.
                 rounded = group.work[start : start + size].view(parameter.shape)
                 parameter.grad = None
-                parameter.data = rounded if is_factor(name) else view
+                parameter.data = rounded if is_factor(name) or is_head(name) else view
                 start += -(-size // ALIGN) * ALIGN
         self._open = True
         self.round()
 
     def close(self) -> None:
-        """Give the model its float32 weights, in memory of their own."""
+        """Give the model its float32 weights, in memory of their own; a head stays in the base's numbers."""
         for group in self.groups:
-            for parameter, view in zip(group.parameters, group.views, strict=True):
+            for name, parameter, view in zip(group.names, group.parameters, group.views, strict=True):
                 parameter.grad = None
-                parameter.data = view.clone()
+                parameter.data = view.to(self.dtype, copy=True) if is_head(name) else view.clone()
         self._open = False
 
     def round(self) -> None:

@@ -7,8 +7,10 @@ during two steps, the first and the one with the most tokens, and added up in or
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +67,32 @@ def resident_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the storages behind tensors, each counted once however many tensors share it."""
     storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storages.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on a device; on a CPU within the limit that a container sets."""
+    import torch
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = [_machine_free()]
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii")))
+    except OSError:
+        pass  # no such limits here
+    return max(0, min(found))
+
+
+def _machine_free() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # no Linux: half of what there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024
 
 
 TRIM = -1  # glibc's names of what `mallopt` sets (malloc.h)
@@ -130,7 +158,6 @@ def allocations() -> Iterator[list[int]]:
 @contextmanager
 def without_lines(words: bytes) -> Iterator[None]:
     """Hold back what is written to standard error; afterwards pass on all but the lines with ``words``."""
-    import os
     import tempfile
 
     with tempfile.TemporaryFile() as held:

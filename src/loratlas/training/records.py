@@ -74,6 +74,9 @@ class FitResult:
             step was measured (a resumed run that was over, a profiler already running).
         packing: ``"packed"`` or ``"padded"``.
         packing_reason: why.
+        compiled: whether the last steps ran compiled layers.
+        compile_reason: why, or why not.
+        kept_layers: lowest layers whose result was computed once for every row (`loratlas.training.prefix`).
         diverged: the loss or its gradient became NaN or infinite, and the run was stopped.
         diverged_at: the step (from 1) whose loss or gradient it was.
         stopped_early: ``early_stop`` ended the run.
@@ -92,6 +95,9 @@ class FitResult:
     peak_bytes: int | None = None
     packing: str = "packed"
     packing_reason: str = ""
+    compiled: bool = False
+    compile_reason: str = ""
+    kept_layers: int = 0
     diverged: bool = False
     diverged_at: int | None = None
     stopped_early: bool = False

@@ -11,6 +11,7 @@ from loratlas.errors import SettingsError
 SCHEDULES = ("cosine", "constant")
 DTYPES = ("bfloat16", "float32")
 PACKINGS = ("auto", "on", "off")
+COMPILES = ("auto", "on", "off")
 REPORTERS = ("tensorboard", "wandb")
 
 
@@ -39,6 +40,9 @@ class Settings:
         init: PEFT's initialisation, kept for the record like ``dropout``.
         subset: train on so many examples only, drawn by the seed.
         packing: ``"auto"`` packs where the model proves that it is exact, ``"on"`` insists, ``"off"`` pads.
+        compile: ``"on"`` and ``"off"`` say whether layers go through torch.compile; ``"auto"`` lets the run judge by
+            its own pace (`loratlas.training.compilation`). Compiled layers round differently: runs repeat bit for
+            bit only where it is decided beforehand.
         early_stop: stop after so many evaluations in a row without a lower loss.
         evaluate_every: steps between evaluations within the run; None: 10 of them where ``early_stop`` is set,
             and none where it is not.
@@ -75,6 +79,7 @@ class Settings:
     init: bool | str = True
     subset: int | None = None
     packing: str = "auto"
+    compile: str = "auto"
     early_stop: int | None = None
     evaluate_every: int | None = None
     log_every: int = 1
@@ -109,7 +114,12 @@ class Settings:
                 )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise SettingsError(given=f"seed = {self.seed}", found="not a count", instead="0, 1, 2, …")
-        for name, known in (("schedule", SCHEDULES), ("dtype", DTYPES), ("packing", PACKINGS)):
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("dtype", DTYPES),
+            ("packing", PACKINGS),
+            ("compile", COMPILES),
+        ):
             if getattr(self, name) not in known:
                 raise SettingsError(
                     given=f"{name} = {getattr(self, name)!r}",

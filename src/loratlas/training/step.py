@@ -23,7 +23,8 @@ def step_loss(model: Any, batch: Batch) -> torch.Tensor:
     once by the number of counted tokens of the whole step.
 
     Args:
-        model: a causal language model, bare or as a `PeftModel`.
+        model: bare or as a `PeftModel`; of a class that does the batch's task. Of a classifier, what is counted is one
+            label a row.
         batch: packed or padded, on the model's device.
 
     Returns:

@@ -64,6 +64,12 @@ class Tally:
         )
 
     @property
+    def last_step(self) -> tuple[float, int]:
+        """Seconds and tokens of the step before."""
+        seconds, tokens, _ = self._here[-1]
+        return seconds, tokens
+
+    @property
     def train_nll(self) -> float:
         """Mean loss over the counted tokens of the last tenth of the steps; of the last point where it ended before."""
         if self.last:

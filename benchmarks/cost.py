@@ -1,0 +1,183 @@
+"""What `loratlas plan` predicts of a step, against steps that were run: kept bytes, peak bytes, seconds.
+
+python -m benchmarks.cost --out benchmarks/results/cost.json
+
+Per base and precision: twelve placements, each rehearsed without weights, then trained for a few steps. Kept bytes are
+autograd's own list of saved tensors, the peak is the allocator's (`FitResult.peak_bytes`), a step's time is the median
+over the steps after the first three. The calibration is made anew in an empty folder. With one thread the clock is
+CPU time, which other work on the machine disturbs least; with more it is wall clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.common import machine
+from benchmarks.common.bases import MEDIUM, MINI, SMALL, base, made_up
+from loratlas.adapters.attach import attach
+from loratlas.adapters.kernels import lean
+from loratlas.anatomy.cost import cost
+from loratlas.anatomy.read import read
+from loratlas.placement.plan import place
+from loratlas.training.calibration import Calibration
+from loratlas.training.conditions import training_mode
+from loratlas.training.fleet import take_off
+from loratlas.training.loop import fit
+from loratlas.training.masters import Masters
+from loratlas.training.microbatches import microbatches
+from loratlas.training.recorder import saved
+from loratlas.training.rehearsal import rehearse
+from loratlas.training.settings import Settings
+from loratlas.training.step import step_loss
+
+PLACEMENTS = (
+    "all:8",
+    "all:64",
+    "attention:8",
+    "attention:32",
+    "feedforward:8",
+    "feedforward.down:16",
+    "attn.o:8",
+    "all@top/2:8",
+    "feedforward@last2:16",
+    "attention@first2:8",
+    "attention@top/2:16 + feedforward@bottom/2:4",
+    "feedforward.up@top/2:4",
+)
+
+CASES = {
+    MINI: ("bfloat16", 8, 128),
+    SMALL: ("bfloat16", 4, 128),
+    MEDIUM: ("bfloat16", 2, 64),
+}
+"""Base → precision, rows of a step, tokens of a row."""
+
+SKIP = 3
+
+
+def kept(model: Any, data: Any) -> int:
+    """Bytes that autograd keeps in a real step."""
+    with lean(model), training_mode(model, checkpointing=False):
+        masters = Masters(model)
+        masters.open()
+        (batch,) = microbatches(data, range(len(data)), packed=True)
+        step_loss(model, batch)
+        with saved([*model.parameters(), *masters.lasting()]) as found:
+            loss = step_loss(model, batch)
+        assert loss.requires_grad
+        masters.close()
+        return sum(found.values())
+
+
+def placement(frozen: Any, text: str, data: Any, known: Calibration, settings: Settings) -> dict[str, Any]:
+    """One placement: predicted, measured, and how far apart."""
+    anatomy = read(frozen.config)
+    plan = place(anatomy, text)
+    begun = time.process_time()
+    rehearsed = rehearse(frozen.config, plan.rows, data.examples, settings, packed=True)
+    middle = time.process_time()
+    timed = known.learn([rehearsed])
+    ended = time.process_time()
+    model = attach(plan.rows, frozen)
+    saved_bytes = kept(model, data)
+    laps = [known.clock()]
+    result = fit(model, data, settings, packed=True, on_step=lambda _event: laps.append(known.clock()))
+    seconds = median(after - before for before, after in zip(laps[SKIP:-1], laps[SKIP + 1 :], strict=True))
+    take_off(model)
+    predicted = known.seconds(rehearsed)
+    assert predicted is not None
+    assert result.peak_bytes is not None
+    return {
+        "placement": text,
+        "trainable": plan.trainable,
+        "flops_per_token": cost(anatomy, plan.ranks, length=len(data.examples[0])).flops_per_token,
+        "saved_bytes": pair(rehearsed.saved_bytes, saved_bytes),
+        "peak_bytes": pair(rehearsed.peak_bytes, result.peak_bytes),
+        "step_seconds": pair(predicted, seconds),
+        "rehearsal_seconds": round(middle - begun, 3),
+        "calibration_seconds": round(ended - middle, 3),
+        "operations_timed": timed,
+    }
+
+
+def pair(predicted: float, measured: float) -> dict[str, float]:
+    """Both, and the relative error of the prediction."""
+    return {
+        "predicted": predicted,
+        "measured": measured,
+        "error": round(predicted / measured - 1, 5),
+    }
+
+
+def main() -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cost.json"))
+    parser.add_argument(
+        "--steps", type=int, default=8, help="of each placement; the first three do not count"
+    )
+    parser.add_argument("--bases", nargs="+", default=list(CASES), choices=list(CASES))
+    asked = parser.parse_args()
+    before = machine.load()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    cases = []
+    with tempfile.TemporaryDirectory() as folder:
+        known = Calibration(Path(folder), clock=clock)
+        for name in asked.bases:
+            dtype, rows, length = CASES[name]
+            frozen, data = base(name, dtype), made_up(name, rows=rows, length=length)
+            settings = Settings(
+                steps=asked.steps, batch_size=rows, dtype=dtype, warmup=0.0, compile="off", lr=1e-4
+            )
+            found = []
+            for text in PLACEMENTS:
+                found.append(placement(frozen, text, data, known, settings))
+                print(name, json.dumps(found[-1]), flush=True)
+                gc.collect()
+            cases.append(
+                {
+                    "base": name,
+                    "dtype": dtype,
+                    "rows": rows,
+                    "length": length,
+                    "placements": found,
+                    "worst": {
+                        quantity: max(abs(one[quantity]["error"]) for one in found)
+                        for quantity in ("saved_bytes", "peak_bytes", "step_seconds")
+                    },
+                }
+            )
+            del frozen
+            gc.collect()
+    document = {
+        "command": " ".join(["python -m benchmarks.cost", *sys.argv[1:]]),
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        "revision": machine.revision(),
+        "threads": torch.get_num_threads(),
+        "clock": "CPU time" if clock is time.process_time else "wall clock",
+        "load_before": before,
+        "busy": machine.busy(before),
+        "targets": {"saved_bytes": 0.02, "peak_bytes": 0.10, "step_seconds": 0.15},
+        "bases": cases,
+        "accelerator": "not measured",
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for case in cases:
+        print(case["base"], case["worst"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The head of a classifier: what stands between the output of the base's own stack and the logits.
+
+A masked language model has none, a classifier that was trained before has one for its own labels; then it is drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakSet
+
+_NEW: WeakSet[Any] = WeakSet()
+
+
+def remember_new_head(model: Any) -> None:
+    """Note that a model's head was drawn when the model was loaded."""
+    _NEW.add(model)
+
+
+def new_head(model: Any) -> bool:
+    """Whether a classifier's head was drawn when the model was loaded, for its weights held none that fits."""
+    return model in _NEW
+
+
+def is_classifier(model: Any) -> bool:
+    """Whether a model is of a class that transformers has for the classification of texts."""
+    from transformers import AutoModelForSequenceClassification
+
+    mapped: Any = AutoModelForSequenceClassification._model_mapping
+    config = getattr(model, "config", None)
+    return type(config) in mapped and type(model) is mapped[type(config)]
+
+
+def head_modules(model: Any) -> tuple[str, ...]:
+    """Names of the modules of a classifier's head; none for any other model.
+
+    The children of the model beside its stack, and the stack's own pooler.
+
+    Args:
+        model: a transformers model, with or without weights.
+    """
+    if not is_classifier(model):
+        return ()
+    prefix = model.base_model_prefix
+    beside = [name for name, child in model.named_children() if name != prefix and _weighs(child)]
+    pooler = getattr(getattr(model, prefix), "pooler", None)
+    return (*([f"{prefix}.pooler"] if pooler is not None and _weighs(pooler) else ()), *beside)
+
+
+def head_parameters(model: Any) -> dict[str, Any]:
+    """The parameters of a classifier's head by their names; none for any other model."""
+    return {
+        f"{name}.{parameter}": value
+        for name in head_modules(model)
+        for parameter, value in model.get_submodule(name).named_parameters()
+    }
+
+
+def _weighs(module: Any) -> bool:
+    return next(module.parameters(), None) is not None

@@ -1,0 +1,93 @@
+"""What was measured on this machine, kept in the user's cache so that it is measured once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+
+
+def cache_folder() -> Path:
+    """``LORATLAS_CACHE``, or loratlas' folder in the user's cache."""
+    asked = os.environ.get("LORATLAS_CACHE")
+    if asked:
+        return Path(asked)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "loratlas"
+
+
+class Remembered:
+    """A table of measurements: key → plain data.
+
+    It holds for one processor, torch version, device and number of threads, and lies in one file for each. A file that
+    is missing, broken or about something else is an empty table; one that cannot be written costs the next process the
+    same measurements and nothing else.
+
+    Args:
+        name: of the table.
+        device: what was measured.
+        folder: where it is kept; None for `cache_folder`.
+
+    Example:
+        ``table = Remembered("speed", device); table.values["key"] = 1.5; table.keep()``
+    """
+
+    def __init__(self, name: str, device: Any, folder: Path | None = None) -> None:
+        self._machine = _machine(device)
+        digest = hashlib.sha256(json.dumps(self._machine).encode()).hexdigest()[:16]
+        self.file = (folder or cache_folder()) / f"{name}-{digest}.json"
+        self.values: dict[str, Any] = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            kept = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        current = (
+            isinstance(kept, dict)
+            and kept.get("version") == VERSION
+            and kept.get("machine") == self._machine
+            and isinstance(kept.get("values"), dict)
+        )
+        return kept["values"] if current else {}
+
+    def keep(self) -> None:
+        """Write the table, whole or not at all; what other processes wrote meanwhile stays."""
+        merged = self._read() | self.values
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self.file.parent, delete=False, encoding="utf-8"
+            ) as new:
+                json.dump({"version": VERSION, "machine": self._machine, "values": merged}, new)
+            Path(new.name).replace(self.file)
+        except OSError:
+            return
+
+
+def _machine(device: Any) -> dict[str, Any]:
+    import torch
+
+    if device.type == "cuda":
+        features: Any = torch.cuda.get_device_name(device)
+    else:
+        features = sorted(f"{name}={value}" for name, value in torch.cpu.get_capabilities().items())
+    return {
+        "device": features,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
