@@ -129,7 +129,13 @@ class _Watch:
         self.model, self.signals, self.backward = model, signals, backward
         self.owner = batch.example.reshape(-1)
         self.real = None if batch.packed else (self.owner >= 0).nonzero()[:, 0]
-        self.modules = {site.module: site for site in sites if site.kind != "experts"}
+        # A matrix under several names is one site: all of its uses are its own.
+        self.modules = {
+            path.rpartition(".")[0]: site
+            for site in sites
+            if site.kind != "experts"
+            for path in (site.called_as or (f"{site.module}.",))
+        }
         self.stacks = {site.path: site for site in sites if site.kind == "experts"}
         self.again = again
         self.met: list[tuple[str, torch.Tensor]] = []
