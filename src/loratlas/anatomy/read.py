@@ -74,6 +74,7 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
                     shape=matrix.shape,
                     reason=decision.reason,
                     opinions=decision.opinions,
+                    scope=scope(model, matrix),
                 )
             )
             continue

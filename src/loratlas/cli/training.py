@@ -49,6 +49,7 @@ class Job:
     by: str
     alpha: float | None
     rslora: bool
+    allow_unresolved: bool
     adapter: Path | None
     split: str | None
     columns: Mapping[str, str]
@@ -196,7 +197,17 @@ def _plan(job: Job, config: PretrainedConfig | None, memory: PeakMemory) -> Plan
     if job.resume and is_auto(job.placement):
         return _kept(job.out)
     anatomy = read_named(job.model, config)
-    return placed(anatomy, job.placement, job.budget, job.scores, job.by, job.alpha, job.rslora, memory)
+    return placed(
+        anatomy,
+        job.placement,
+        scores=job.scores,
+        by=job.by,
+        budget=job.budget,
+        alpha=job.alpha,
+        rslora=job.rslora,
+        memory=memory,
+        allow_unresolved=job.allow_unresolved,
+    )
 
 
 def _scanned(job: Job, base: Any, train: Encoded, memory: PeakMemory) -> Plan:

@@ -170,6 +170,7 @@ class StudySpec(_Part):
     """Never by a run's own judgement: that goes by its pace, and a study's numbers must not depend on the machine's."""
     checkpointing: bool = False
     base_dropout: bool = False
+    allow_unresolved: bool = False
     delta: Positive = 0.01
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     demonstration: bool = False
@@ -206,12 +207,14 @@ class StudySpec(_Part):
     def to_json(self) -> dict[str, Any]:
         """The spec with all defaults written out; ``${NAME}`` stays as written: no machine is in it.
 
-        What was not asked for (compiling, measures beside the loss) is left out: a study without it is the study that
-        it was before this could be asked, digest included.
+        What was not asked for (compiling, measures beside the loss, unknown matrices) is left out: a study without it is
+        the study that it was before this could be asked, digest included.
         """
         whole = self.model_dump(mode="json")
         if whole["compile"] == "off":
             del whole["compile"]
+        if not self.allow_unresolved:
+            del whole["allow_unresolved"]
         return {key: value for key, value in whole.items() if key not in UNSAID or value is not None}
 
 

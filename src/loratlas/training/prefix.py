@@ -231,6 +231,8 @@ def kept_below(model: Any, data: Encoded, pool: Sequence[int], *, depth: int | N
         depth = layers.lowest([name for name, p in bare(model).named_parameters() if p.requires_grad])
         depth = len(layers.modules) if depth is None else depth
     return Prefix(model, data, pool, layers=layers, depth=depth) if depth >= 1 else None
+
+
 def _allowed(device: torch.device) -> float:
     """Bytes that states may take."""
     import torch
