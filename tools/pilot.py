@@ -2,6 +2,7 @@
 
     python tools/pilot.py                         all tasks, benchmarks/results/pilot.json
     python tools/pilot.py retrieval --steps 20    one task, printed only
+    LORATLAS_SHARED=../shared python tools/pilot.py alpaca nl2bash --out benchmarks/results/pilot.json
 
 For every task: loss of the bare base, of full fine-tuning and of LoRA all:1, each at the best of its learning rates
 (chosen on the evaluation rows: a pilot finds a difficulty, it does not compare), after the task's own number of steps
@@ -25,6 +26,14 @@ STEPS = {
     "facts-1000": 400,
     "facts-3000": 1200,
 }
+REAL = {
+    "alpaca": (50, 192),
+    "nl2bash": (80, 128),
+    "gsm8k": (50, 256),
+    "e2e": (60, 128),
+}
+"""Rows that are no part of the project → steps and tokens of a row; LORATLAS_SHARED says where they lie."""
+
 RATES = {"full": (5e-4, 1e-3, 2e-3), "all:1": (5e-3, 1.25e-2, 3e-2)}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EVALUATION_ROWS = 300
@@ -55,16 +64,27 @@ def nll(model: Any, rows: Any) -> float:
     return float(scores.nll.sum() / scores.n.sum())
 
 
+def rows_of(task: str) -> tuple[Any, Any]:
+    """Rows to train on and rows to judge on."""
+    from loratlas.study.inputs import open_rows
+
+    if task in REAL:
+        path = "${LORATLAS_SHARED}/data/" + task
+        train = open_rows(f"{path}_train.jsonl.gz", limit=6000)
+        return train, open_rows(f"{path}_eval.jsonl.gz", limit=EVALUATION_ROWS)
+    train = open_rows(f"demo:{task}")
+    return train, open_rows(f"demo:{task}", split="eval", limit=EVALUATION_ROWS)
+
+
 def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]]) -> dict[str, Any]:
     """Losses of a task: bare base, then every kind at each of its rates."""
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.demo import base_path, generate
+    from loratlas.demo import base_path
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 
-    tokenizer = load_tokenizer(str(base_path()))
-    train = encode(generate(task, split="train"), tokenizer, max_length=128)
-    judged = encode(generate(task, split="eval", rows=EVALUATION_ROWS), tokenizer, max_length=128)
+    tokenizer, (_, length) = load_tokenizer(str(base_path())), REAL.get(task, (0, 128))
+    train, judged = (encode(rows, tokenizer, max_length=length) for rows in rows_of(task))
     found: dict[str, Any] = {
         "task": task,
         "steps": steps,
@@ -94,7 +114,7 @@ def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]]) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("tasks", nargs="*", default=[], help="which tasks; default: all")
+    parser.add_argument("tasks", nargs="*", default=[], help="which tasks; default: all embedded ones")
     parser.add_argument("--steps", type=int, help="instead of the task's own number")
     parser.add_argument(
         "--lora", type=float, nargs="+", default=RATES["all:1"], help="learning rates of LoRA"
@@ -108,7 +128,7 @@ def main() -> None:
     out = arguments.out or (None if arguments.tasks else Path("benchmarks/results/pilot.json"))
     for task in arguments.tasks or STEPS:
         kinds = {"full": tuple(arguments.full), "all:1": tuple(arguments.lora)}
-        found = measure(task, arguments.steps or STEPS[task], kinds)
+        found = measure(task, arguments.steps or STEPS.get(task) or REAL[task][0], kinds)
         print(json.dumps(found))
         if out is not None:
             all_found = json.loads(out.read_text()) if out.exists() else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.adapters import architectures
@@ -93,6 +95,18 @@ def test_a_matrix_that_serves_several_layers_sums_its_uses():
     assert told(model, given, [site], rank=24)["gradient_energy"][site.path] == pytest.approx(
         energy, rel=1e-4
     )
+
+
+def test_a_matrix_under_several_names_sums_its_uses():
+    model = tiny_model("llama")
+    layers, name = model.model.layers, "model.layers.{}.mlp.up_proj.weight"
+    layers[1].mlp.up_proj.weight = layers[0].mlp.up_proj.weight  # two modules, one parameter
+    (site,) = [site for site in sites_of(model) if site.path == name.format(0)]
+    both, given = replace(site, called_as=(name.format(0), name.format(1))), batches(8)
+    energy = by_gradient(gradients(model, given, [site])[site.path], 24)[1]
+    found = told(model, given, [both], rank=24)["gradient_energy"]
+    assert found == {site.path: pytest.approx(energy, rel=1e-4)}
+    assert told(model, given, [site], rank=24)["gradient_energy"] != found
 
 
 def test_fisher_is_the_mean_of_single_examples():

@@ -22,6 +22,7 @@ from loratlas.adapters.proof import differences, expected_warnings, prove_on_met
 from loratlas.adapters.rows import Row
 from loratlas.adapters.targets import adapted as adapted_layers
 from loratlas.adapters.targets import targets, task_type
+from loratlas.adapters.ties import align, share
 from loratlas.errors import AttachError, SettingsError
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ def lora_config(
     heads = heads_of(model)
     check_apart(rows, heads)
     named = targets(rows, model)
-    rank, ranks = _pattern([(key, row.rank) for key, row in zip(named.keys, rows, strict=True)])
-    alpha, alphas = _pattern([(key, row.alpha) for key, row in zip(named.keys, rows, strict=True)])
+    keyed = [(key, row) for keys, row in zip(named.keys, rows, strict=True) for key in keys]
+    rank, ranks = _pattern([(key, row.rank) for key, row in keyed])
+    alpha, alphas = _pattern([(key, row.alpha) for key, row in keyed])
     conv1d = Counter(row.site.kind == "conv1d" for row in rows)
     with expected_warnings():
         config = LoraConfig(
@@ -138,13 +140,14 @@ def attach(
     import torch
     from peft import get_peft_model
 
+    if getattr(model, "peft_config", None):
+        raise _carries_one(rows, model)
     names = {name for name, _ in model.named_modules()}
-    missing = [row.site.module for row in rows if row.site.module not in names]
+    missing = [module for row in rows for module in row.modules if module not in names]
     if missing:
         raise AttachError(
             given=f"a plan of {len(rows)} sites",
-            found=f"a {type(model).__name__} without {some(missing)}"
-            + (" (it carries adapters already)" if any(".lora_A" in name for name in names) else ""),
+            found=f"a {type(model).__name__} without {some(missing)}",
             instead="the bare model that the plan was made for",
         )
     config = lora_config(rows, model=model, rslora=rslora, dropout=dropout, init=init, prove=False)
@@ -155,6 +158,9 @@ def attach(
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
         draw_heads(adapted, adapter_name, seed)
     wrong = differences(rows, adapted, adapter_name, rslora) or unlike(adapted, heads_of(model))
+    if not wrong:
+        align(adapted, adapter_name)
+        share(adapted, adapter_name)
     count, wanted = trainable(adapted) - head, sum(row.trainable for row in rows)
     if not wrong and count != wanted:
         wrong = f"{count} trainable parameters where the plan has {wanted}"
@@ -168,6 +174,19 @@ def attach(
     if takes_from_base(init):
         remember_start(adapted, adapter_name)
     return adapted.train(training)
+
+
+def _carries_one(rows: Sequence[Row], model: Any) -> AttachError:
+    """A second adapter: PEFT would train or route it beside the first, and demands equal stacks of experts."""
+    name, config = next(iter(model.peft_config.items()))
+    first = set(getattr(config, "target_parameters", None) or ())
+    second = {row.site.path for row in rows if row.site.kind == "experts"}
+    stacks = "" if first == second else ", on another set of expert stacks, and PEFT holds one set per model"
+    return AttachError(
+        given=f"a second plan, of {len(rows)} sites",
+        found=f"a model that carries the adapter {name!r} already{stacks}",
+        instead="the bare model: merge the first adapter into it (merge_and_unload), or take it off (unload)",
+    )
 
 
 def _drop_out(adapted: Any, adapter_name: str, dropout: float) -> None:
@@ -187,6 +206,13 @@ def _check(rows: Sequence[Row], dropout: float, init: bool | str) -> None:
     if twice:
         raise AttachError(given="a plan", found=f"{some(twice)} in it twice", instead="each site once")
     for row in rows:
+        if len(row.modules) > 1 and takes_from_base(init):
+            raise SettingsError(
+                given=f"init {init}",
+                found=f"{row.site.module} is called under {len(row.modules)} names, and would be taken apart "
+                "as often",
+                instead="init true",
+            )
         if not row.site.adaptable:
             raise AttachError(
                 given=row.site.path,

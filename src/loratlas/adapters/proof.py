@@ -82,7 +82,9 @@ def differences(rows: Sequence[Row], adapted: Any, adapter_name: str, rslora: bo
     """What the adapted model has that the rows do not say, in words; empty where they agree."""
     layers = {name: layer for name, layer in adapted_layers(adapted).items() if adapter_name in layer.r}
     # A plan names a stack of experts by its parameter; a matrix that PEFT took by parameter as well.
-    wanted = {row.site.path if row.site.path in layers else row.site.module: row for row in rows}
+    wanted = {
+        name: row for row in rows for name in ((row.site.path,) if row.site.path in layers else row.modules)
+    }
     extra = [name for name in layers if name not in wanted]
     missing = [name for name in wanted if name not in layers]
     if extra or missing:

@@ -23,6 +23,11 @@ class Row:
     alpha: float
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that the adapter stands in: one, or every copy of a tied matrix."""
+        return tuple(path.rpartition(".")[0] for path in self.site.called_as) or (self.site.module,)
+
+    @property
     def trainable(self) -> int:
         """Parameters of this row's adapter."""
         return self.site.lora_parameters(self.rank)

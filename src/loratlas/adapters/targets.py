@@ -26,12 +26,12 @@ class Targets:
     Args:
         modules: one anchored expression, or full names.
         parameters: full names, or None.
-        keys: by row, the name that PEFT matches patterns of ranks against.
+        keys: by row, the names that PEFT matches patterns of ranks against.
     """
 
     modules: str | list[str]
     parameters: list[str] | None
-    keys: tuple[str, ...]
+    keys: tuple[tuple[str, ...], ...]
 
 
 def targets(rows: Sequence[Row], model: Any) -> Targets:
@@ -45,10 +45,12 @@ def targets(rows: Sequence[Row], model: Any) -> Targets:
     by_parameter = [
         row.site.kind == "experts" or row.site.module.rpartition(".")[2] in renamed for row in rows
     ]
-    modules = [row.site.module for row, whole in zip(rows, by_parameter, strict=True) if not whole]
+    modules = [
+        name for row, whole in zip(rows, by_parameter, strict=True) if not whole for name in row.modules
+    ]
     parameters = [row.site.path for row, whole in zip(rows, by_parameter, strict=True) if whole]
     keys = tuple(
-        row.site.path if whole else row.site.module for row, whole in zip(rows, by_parameter, strict=True)
+        (row.site.path,) if whole else row.modules for row, whole in zip(rows, by_parameter, strict=True)
     )
     named = modules if renamed or not modules else anchored(modules)
     return Targets(modules=named, parameters=parameters or None, keys=keys)

@@ -17,15 +17,17 @@ alike: the first one runs, and its result stands in for the others'.
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loratlas.anatomy.inputs import inputs
+from loratlas.anatomy.labels import Labelled
 from loratlas.anatomy.load import quiet
 from loratlas.anatomy.records import Flow
-from loratlas.anatomy.watch import Shortcuts, Watch
+from loratlas.anatomy.shortcuts import Shortcuts
+from loratlas.anatomy.watch import Watch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +52,7 @@ def observe(model: nn.Module, found: list[Matrix]) -> Flow:
         What was seen; ``complete`` is false where the model does not run on token ids alone.
     """
     flow = Flow()
-    for number, given in enumerate(_inputs(model)):
+    for number, given in enumerate(inputs(model, tokens=TOKENS, others=OTHERS)):
         tried = _run(model, found, given)
         if number == 0 or tried.complete or len(tried.calls) > len(flow.calls):
             flow = tried
@@ -64,7 +66,7 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
     names: dict[int, tuple[torch.Tensor, list[str]]] = {}
     for matrix in found:
         names.setdefault(id(matrix.parameter), (matrix.parameter, []))[1].append(matrix.path)
-    watch = Watch(flow, list(names.values()))
+    known = Labelled(flow, list(names.values()))
     holders: dict[str, list[str]] = {}
     for matrix in found:
         holders.setdefault(matrix.module, []).append(matrix.path)
@@ -73,14 +75,14 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
     def enter(name: str) -> Callable[..., None]:
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name in blocks:
-                watch.forget()
-                _streams(watch, args, kwargs)
-            watch.running.append(name)
+                known.forget()
+                _streams(known, args, kwargs)
+            known.running.append(name)
 
         return note
 
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        name = watch.running.pop()
+        name = known.running.pop()
         if name in holders and not isinstance(output, torch.Tensor):
             flow.odd.update(holders[name])
 
@@ -94,15 +96,15 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
             quiet(),
             torch.no_grad(),
             torch.device("meta"),
-            _stacked(model),
+            _plainly(model),
             _once(model, blocks, flow),
-            watch,
-            Shortcuts(watch),
+            Watch(known),
+            Shortcuts(known),
         ):
             output = model(**given)
             logits = getattr(output, "logits", None)
             if isinstance(logits, torch.Tensor):
-                flow.outputs = watch.of(logits)
+                flow.outputs = known.of(logits)
         flow.complete = True
     except Exception as error:
         # A model that does not run so is still read, by its names and shapes.
@@ -113,11 +115,11 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
     return flow
 
 
-def _streams(watch: Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _streams(known: Labelled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     number = 0
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor) and value.ndim >= 3 and value.dtype.is_floating_point:
-            watch.stream(value, number)
+            known.stream(value, number)
             number += 1
 
 
@@ -130,8 +132,8 @@ def _once(model: nn.Module, blocks: dict[str, int | None], flow: Flow) -> Iterat
     for name in blocks:
         if not modules[name]._modules:
             continue
-        built = (name.rpartition(".")[0], *_build(modules[name]))
-        twin = first.setdefault(built, name)
+        kind = (name.rpartition(".")[0], *built(modules[name]))
+        twin = first.setdefault(kind, name)
         if twin == name:
             replaced.append(modules[name])
             modules[name].forward = _kept(modules[name])
@@ -167,7 +169,7 @@ def _same(twin: Any, module: Any) -> Callable[..., Any]:
     return run
 
 
-def _build(block: nn.Module) -> tuple[Any, ...]:
+def built(block: nn.Module) -> tuple[Any, ...]:
     """All that tells one block from another: classes, shapes and plain settings of every module in it."""
     said = []
     for name, module in block.named_modules():
@@ -181,54 +183,24 @@ def _build(block: nn.Module) -> tuple[Any, ...]:
     return tuple(said)
 
 
+_SETTINGS = {"_experts_implementation_internal": "batched_mm", "use_cache": False}
+"""Stacks of experts multiply in one batch, which needs no counts of tokens per expert; nothing is cached."""
+
+
 @contextlib.contextmanager
-def _stacked(model: nn.Module) -> Iterator[None]:
-    """Let stacks of experts multiply in one batch, which needs no counts of tokens per expert."""
-    configs = {
-        id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None
-    }
+def _plainly(model: nn.Module) -> Iterator[None]:
+    """Let the model and all models inside it run under the settings above."""
+    configs = {id(value): value for m in model.modules() if (value := getattr(m, "config", None)) is not None}
     before = [
-        (config, getattr(config, "_experts_implementation_internal", None)) for config in configs.values()
+        (config, name, getattr(config, name))
+        for config in configs.values()
+        for name in _SETTINGS
+        if hasattr(config, name)
     ]
-    for config in configs.values():
-        if hasattr(config, "_experts_implementation_internal"):
-            config._experts_implementation_internal = "batched_mm"
+    for config, name, _ in before:
+        setattr(config, name, _SETTINGS[name])
     try:
         yield
     finally:
-        for config, value in before:
-            if hasattr(config, "_experts_implementation_internal"):
-                config._experts_implementation_internal = value
-
-
-def _inputs(model: nn.Module) -> list[dict[str, Any]]:
-    """What to call the model with, best first: token ids, and an encoder's states where it can attend to some."""
-    config: Any = model.config
-    wanted = inspect.signature(model.forward).parameters
-
-    def ids(length: int, rows: int = 1) -> torch.Tensor:
-        return torch.zeros(rows, length, dtype=torch.long, device="meta")
-
-    given: dict[str, Any] = {"input_ids": ids(TOKENS)}
-    if "use_cache" in wanted:
-        given["use_cache"] = False
-    if "lang_ids" in wanted:
-        given["lang_ids"] = ids(1)[0]
-    if "decoder_input_ids" in wanted and config.is_encoder_decoder:
-        given |= {"input_ids": ids(OTHERS), "decoder_input_ids": ids(TOKENS)}
-    tries = [given]
-    books = getattr(config, "num_codebooks", None)
-    if isinstance(books, int):
-        tries.append(given | {"input_ids": ids(TOKENS, books)})
-    for name in ("encoder_hidden_states", "cross_attention_states"):
-        if name in wanted:
-            width = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 0)
-            if not width:
-                continue
-            states = torch.empty(1, OTHERS, width, device="meta", dtype=_dtype(model))
-            tries = [one | {name: states} for one in tries] + tries
-    return tries
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next(value.dtype for value in model.parameters() if value.dtype.is_floating_point)
+        for config, name, value in before:
+            setattr(config, name, value)

@@ -102,6 +102,9 @@ def propose(found: list[Matrix]) -> dict[str, str]:
     for matrix in found:
         beside.setdefault(matrix.owner, []).append(matrix)
     mixed = {matrix.block for matrix in found if matrix.block and family(matrix) == "moe"}
+    routers = {
+        matrix.owner for matrix in found if _role(matrix, beside[matrix.owner]) == "router" and matrix.block
+    }
     proposed: dict[str, str] = {}
     for matrix in found:
         role = _role(matrix, beside[matrix.owner])
@@ -109,6 +112,8 @@ def propose(found: list[Matrix]) -> dict[str, str]:
             continue
         if role.startswith("shared.") and matrix.block not in mixed:
             role = "ffn." + role.removeprefix("shared.")  # shared with nobody: the only feed-forward
+        if role.startswith("ffn.") and matrix.owner in routers:
+            role = "shared." + role.removeprefix("ffn.")  # a mixture's own projections, beside its router
         proposed[matrix.path] = role
     return proposed
 

@@ -35,12 +35,6 @@ OVERRIDES: tuple[Override, ...] = (
     ),
     Override(
         "axk2",
-        r"model\.layers\.\d+\.\w+_layernorm\.mlp\.fc[12]\.weight",
-        "residual",
-        "a low-rank gate of the normed stream, built like a feed-forward but only scaling its own input",
-    ),
-    Override(
-        "axk2",
         r"model\.layers\.\d+\.self_attn\.q_gate_proj\.weight",
         "attn.q_b",
         "queries fused with the output gate, expanded from the compressed queries",
@@ -57,11 +51,15 @@ OVERRIDES: tuple[Override, ...] = (
         "attn.",
         "attention by hashing: an estimate of softmax attention without a softmax",
     ),
-    Override(
-        "inkling2_text",
-        r"model\.layers\.\d+\.self_attn\.[kv]_sconv\.weight_proj\.weight",
-        "conv",
-        "makes the weights of a short convolution over keys or values for each token",
+    *(
+        Override(
+            model_type,
+            r"model\.layers\.\d+\.self_attn\.rel_logits_proj\.proj",
+            "attn.rel",
+            "maps what r_proj made of a token to a bias for every distance: added to the scores, gathered by "
+            "distance and not by a product",
+        )
+        for model_type in ("inkling_text", "inkling2_text")
     ),
     Override(
         "mra",
@@ -98,6 +96,37 @@ OVERRIDES: tuple[Override, ...] = (
         r"model\.layers\.\d+\.self_attn\.qkv_proj\.(?P<p>q|k|v)_proj(?:_current|_delayed)?\.weight",
         "attn.",
         "queries and keys pass two convolutions before they meet, values come from this and the last token",
+    ),
+    Override(
+        "deepseek_v4",
+        r"model\.layers\.\d+\.self_attn\.(?:compressor\.)?(?P<p>q_a|q_b|kv|o_a|o_b|gate)_proj\.weight",
+        "attn.",
+        "one matrix makes keys and values at once, and windows of them are averaged under a softmax of the gate "
+        "before they are attended to",
+    ),
+    Override(
+        "doge",
+        r"model\.layers\.\d+\.self_attn\.dt_proj\.weight",
+        "attn.index",
+        "scores every key by its value; beyond a window of keys the best are kept, the rest is masked",
+    ),
+    *(
+        Override(
+            "doge",
+            rf"model\.layers\.\d+\.mlp\.{leaf}\.weight",
+            role,
+            "tables of experts one neuron wide: a chosen row of the one reads the stream, that of the other writes it",
+        )
+        for leaf, role in (("down_embed", "moe.up"), ("up_embed", "moe.down"))
+    ),
+    *(
+        Override(
+            "rwkv",
+            rf"rwkv\.blocks\.\d+\.attention\.{leaf}\.weight",
+            f"mixer.{part}",
+            "a recurrence written as a loop over tokens, element by element: there is no product to see",
+        )
+        for leaf, part in (("key", "k"), ("value", "v"), ("receptance", "gate"), ("output", "out"))
     ),
     Override("zaya", r"model\.layers\.\d+\.self_attn\.o_proj\.weight", "attn.o", "see the entry before"),
 )

@@ -61,6 +61,7 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
     sites: list[Site] = []
     unresolved: list[Unresolved] = []
     decisions = decide(model, found, numbers)
+    names = _names(found, decisions)
     for matrix in found:
         tied_to = first.get(id(matrix.parameter))
         first.setdefault(id(matrix.parameter), matrix.path)
@@ -73,6 +74,7 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
                     shape=matrix.shape,
                     reason=decision.reason,
                     opinions=decision.opinions,
+                    scope=scope(model, matrix),
                 )
             )
             continue
@@ -91,6 +93,7 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
                 experts=experts,
                 input_group=decision.input_group,
                 tied_to=tied_to,
+                called_as=names.get((id(matrix.parameter), decision.role), ()) if tied_to is None else (),
             )
         )
     embedding = next((site for site in sites if site.role == "embed"), None)
@@ -107,6 +110,16 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
         heads=numbers.heads,
         context=numbers.context,
     )
+
+
+def _names(found: list[Matrix], decisions: dict[str, Decision]) -> dict[tuple[int, str], tuple[str, ...]]:
+    """Parameter and role → every name under which the matrix is called in that role, where there are several."""
+    names: dict[tuple[int, str], list[str]] = {}
+    for matrix in found:
+        decision = decisions[matrix.path]
+        if decision.role is not None and (decision.call is not None or "dead" not in decision.flags):
+            names.setdefault((id(matrix.parameter), decision.role), []).append(matrix.path)
+    return {key: tuple(paths) for key, paths in names.items() if len(paths) > 1}
 
 
 def _shape(matrix: Matrix, decision: Decision) -> tuple[int, int]:

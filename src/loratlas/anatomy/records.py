@@ -138,7 +138,7 @@ class Flow:
         gates: all gating products.
         choices: all top-k.
         biases: parameters whose look-ups or outputs were added to attention scores.
-        routed: parameters of which a router's choice picked parts.
+        routed: parameters of which a choice picked parts.
         uses: parameter → names of the elementwise operations that read it.
         outputs: labels of what the model returned as logits.
         repeated: parameters that served more than one block.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratlas.anatomy import names
+from loratlas.anatomy.evidence import paths
 from loratlas.anatomy.flow import observe
 from loratlas.anatomy.outside import outside
 from loratlas.anatomy.overrides import settled
@@ -73,6 +74,7 @@ def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[st
     named = names.propose(found)
     reader = _Reader(model, found, flow, seen, named)
     groups: dict[tuple[str | None, tuple[int, ...]], str] = {}
+    called = {id(m.parameter) for m in found if reader.observed(m) in flow.calls}
     decisions = {}
     for matrix in found:
         decision = reader.decision(matrix)
@@ -82,6 +84,8 @@ def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[st
             if not call.lookup:
                 group = groups.setdefault((matrix.block, call.reads), matrix.module)
                 decision = replace(decision, input_group=group)
+        elif flow.complete and id(matrix.parameter) in called:
+            decision = replace(decision, flags=frozenset({"dead"}))  # only its other names are ever called
         decisions[matrix.path] = decision
     return decisions
 
@@ -103,6 +107,7 @@ class _Reader:
         for matrix in found:
             self.first.setdefault(id(matrix.parameter), matrix.path)
         self.outside = outside(model, found, flow)
+        self.embedding = input_embedding(model)
 
     def observed(self, matrix: Matrix) -> str:
         """The path under which this matrix was watched: its own, or that of the block built alike."""
@@ -131,10 +136,12 @@ class _Reader:
         role = settled(self.model.config.model_type, matrix.path)
         if role is not None:
             return Decision(role=role, opinions=(*said, f"table: {role}"), layout=_layout(role, opinion))
-        if matrix.kind == "embedding" and matrix.holder is self.model.get_input_embeddings():
+        if matrix.kind == "embedding" and matrix.holder is self.embedding:
             return Decision(role="embed", opinions=said)
         if matrix.kind == "parameter" and self._scales(matrix):
             return Decision(role="vector", opinions=said)
+        if matrix.block is None and traced is not None and traced.startswith("ffn.") and named != traced:
+            traced = None  # outside the blocks a head or a projector may be built like a feed-forward
         if matrix.block is None and not _within(named, traced):
             told = self.outside.get(matrix.path)
             if told is None:
@@ -143,15 +150,19 @@ class _Reader:
                 )
             return Decision(role=told, opinions=said)
         if named is not None and traced is not None:
-            return self._both(named, traced, opinion, said)
+            return self._both(matrix, named, traced, opinion, said)
         if traced is not None and opinion is not None:
             return self._behaviour(matrix, opinion, said)
         if named is not None:
             return self._name(matrix, named, said)
         return Decision(reason=self._silence(matrix), opinions=said)
 
-    def _both(self, named: str, traced: str, opinion: Opinion | None, said: tuple[str, ...]) -> Decision:
+    def _both(
+        self, matrix: Matrix, named: str, traced: str, opinion: Opinion | None, said: tuple[str, ...]
+    ) -> Decision:
         role = agreed(named, traced)
+        if role is None and traced.startswith("ffn.") and self._beside_experts(matrix):
+            role = agreed(named, "*" + traced.removeprefix("ffn"))
         if role is None:
             reason = f"behaves as {traced} but is named after {named}"
             return Decision(reason=reason, opinions=said)
@@ -174,6 +185,18 @@ class _Reader:
             if not bears_out(matrix, named, self.by_block[matrix.block], self.named):
                 return Decision(reason=f"only its name says {named}: {self._silence(matrix)}", opinions=said)
         return Decision(role=named, opinions=said)
+
+    def _beside_experts(self, matrix: Matrix) -> bool:
+        """Whether a stack of experts in the same block reads what this one, or what leads to it, reads."""
+        stacked = {
+            self.flow.calls[path].labels
+            for other in self.by_block[matrix.block]
+            if other.kind == "parameter" and len(other.shape) == 3
+            if (path := self.observed(other)) in self.flow.calls
+        }
+        path = self.observed(matrix)
+        feeders = [path, *(one for one in self.flow.calls if one in paths(self.flow.calls[path].labels))]
+        return any(self.flow.calls[one].labels in stacked for one in feeders)
 
     def _scales(self, matrix: Matrix) -> bool:
         """Whether a parameter only ever scales or shifts, element by element: weights of a norm per head."""
@@ -204,6 +227,14 @@ def agreed(named: str, traced: str) -> str | None:
     if traced.startswith("*.") and named.partition(".")[0] in _EITHER and named.endswith(traced[1:]):
         return named
     return None
+
+
+def input_embedding(model: PreTrainedModel) -> object:
+    """The table that token ids are looked up in; None where the model has no single one."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _plain(matrix: Matrix, call: Call) -> bool:

@@ -51,11 +51,12 @@ def reads_both_ways(model: PreTrainedModel) -> bool:
     kind = config.model_type
     if kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         return False
-    return (
-        type(model).__name__.endswith("ForMaskedLM")
-        or kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    )
+    name = type(model).__name__
+    if name.endswith("ForMaskedLM") or kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return True
+    if name.endswith("ForCausalLM") or kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    return not any(getattr(module, "is_causal", False) is True for module in model.modules())
 
 
 def _several(model: PreTrainedModel) -> bool:

@@ -50,6 +50,8 @@ def _attention(parts: dict[str, set[tuple[int, int]]], family: str) -> bool:
     if len(outputs) != 1:
         return False
     o_out, o_in = next(iter(outputs))
+    if "kv_a" in parts or "kv_b" in parts:
+        return _latent(parts, o_out, o_in)
     if "qkv" in parts:
         return all(rows > o_in and (rows - o_in) % 2 == 0 and into == o_out for rows, into in parts["qkv"])
     q = parts.get("q", set())
@@ -64,6 +66,19 @@ def _attention(parts: dict[str, set[tuple[int, int]]], family: str) -> bool:
     (k_rows, k_in), (v_rows, v_in) = next(iter(k)), next(iter(v))
     same = k_in == v_in and (family == "xattn" or q_in == k_in)
     return same and q_rows % k_rows == 0 and o_in * k_rows == q_rows * v_rows
+
+
+def _latent(parts: dict[str, set[tuple[int, int]]], o_out: int, o_in: int) -> bool:
+    """Queries or keys and values through a narrow middle; beside the latter may stand keys of the position."""
+    if any(len(found) != 1 for found in parts.values()) or not {"kv_a", "kv_b"} <= parts.keys():
+        return False
+    shapes = {part: next(iter(found)) for part, found in parts.items()}
+    (kv_a_rows, kv_a_in), (kv_b_rows, kv_b_in) = shapes["kv_a"], shapes["kv_b"]
+    if kv_a_in != o_out or kv_b_in > kv_a_rows or o_in > kv_b_rows:
+        return False
+    if "q" in shapes:
+        return shapes["q"][1] == o_out
+    return {"q_a", "q_b"} <= shapes.keys() and shapes["q_a"] == (shapes["q_b"][1], o_out)
 
 
 def _feedforward(parts: dict[str, set[tuple[int, int]]]) -> bool:

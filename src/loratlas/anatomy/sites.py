@@ -38,6 +38,8 @@ class Site:
         experts: number of stacked experts, where there are any.
         input_group: equal for the sites that read the same tensor; None where that was not observed.
         tied_to: path of the parameter that is the same storage and is counted instead of this one.
+        called_as: every name under which the matrix is called in this role, where there are several: one adapter
+            serves them all. On the counted one only.
 
     >>> site = Site(path="h.0.attn.c_attn.weight", module="h.0.attn.c_attn", layer=0, scope="decoder",
     ...             role="attn.qkv", shape=(48, 16), kind="conv1d", flags=frozenset({"transposed"}))
@@ -57,6 +59,7 @@ class Site:
     experts: int | None = None
     input_group: str | None = None
     tied_to: str | None = None
+    called_as: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -84,12 +87,14 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse is :meth:`from_json`."""
-        return {**asdict(self), "shape": list(self.shape), "flags": sorted(self.flags)}
+        lists = {"shape": list(self.shape), "called_as": list(self.called_as)}
+        return {**asdict(self), **lists, "flags": sorted(self.flags)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read what :meth:`to_json` wrote."""
-        return cls(**{**data, "shape": tuple(data["shape"]), "flags": frozenset(data["flags"])})
+        lists = {"shape": tuple(data["shape"]), "called_as": tuple(data.get("called_as", ()))}
+        return cls(**{**data, **lists, "flags": frozenset(data["flags"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +107,7 @@ class Unresolved:
         shape: its dimensions as stored.
         reason: why no role was given, in words.
         opinions: the roles that single readers would have given, e.g. ``("names: attn.q", "trace: attn.k")``.
+        scope: the tower it stands in.
     """
 
     path: str
@@ -109,6 +115,7 @@ class Unresolved:
     shape: tuple[int, ...]
     reason: str
     opinions: tuple[str, ...] = ()
+    scope: str = "decoder"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse is :meth:`from_json`."""

@@ -27,6 +27,7 @@ from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import PlacementError
 from loratlas.placement.layers import Layers
 from loratlas.placement.terms import Name, Placement, Term, fail
+from loratlas.placement.unsure import refuse_unsure
 from loratlas.placement.vocabulary import MADE_OF, TEXT_SCOPES, holds
 
 DEFAULT_RANK = 16
@@ -34,7 +35,11 @@ DEFAULT_RANK = 16
 
 
 def resolve(
-    placement: Placement, anatomy: Anatomy, *, default: int | Literal["auto"] = DEFAULT_RANK
+    placement: Placement,
+    anatomy: Anatomy,
+    *,
+    default: int | Literal["auto"] = DEFAULT_RANK,
+    allow_unresolved: bool = False,
 ) -> list[tuple[Site, int | None]]:
     """Find a placement's sites.
 
@@ -42,14 +47,17 @@ def resolve(
         placement: as parsed.
         anatomy: of the model.
         default: rank of terms that carry none.
+        allow_unresolved: go on where matrices that a name may mean could not be told; they are left alone.
 
     Returns:
         (site, rank) in the anatomy's order; rank None is ``auto``.
 
     Raises:
         PlacementError: a name or layer that finds nothing, a site that cannot carry an adapter, a rank larger than
-            a matrix allows, two ranks for one site, or nothing left at the end.
+            a matrix allows, two ranks for one site, matrices that could not be told, or nothing left at the end.
     """
+    if not allow_unresolved:
+        refuse_unsure(placement, anatomy)
     found: dict[str, tuple[Term, int | None]] = {}
     for term in placement.terms:
         sites = _term(placement, term, anatomy)
@@ -110,7 +118,9 @@ def _test(name: Name) -> Callable[[Site], bool]:
 
 
 def _term(placement: Placement, term: Term, anatomy: Anatomy) -> list[Site]:
-    shared = {site.tied_to for site in anatomy.sites if site.tied_to}
+    # A matrix that is called under several names is one site, whichever of them was meant.
+    first = {path: site for site in anatomy.sites for path in site.called_as}
+    shared = {site.tied_to for site in anatomy.sites if site.tied_to and site.path not in first}
     found: dict[str, Site] = {}
     for name in term.names:
         sites = select(name, term.layers, anatomy)
@@ -120,6 +130,7 @@ def _term(placement: Placement, term: Term, anatomy: Anatomy) -> list[Site]:
                 _no_layers(placement, term, anatomy, anywhere)
             if term.adds or name.quoted:
                 _nothing(placement, name, anatomy)
+        sites = list({site.path: site for site in (first.get(one.path, one) for one in sites)}.values())
         if term.adds:
             for site in sites:
                 _check_site(placement, name, site, shared)

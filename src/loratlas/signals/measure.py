@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.sites import Site
+from loratlas.signals.again import Again
 from loratlas.signals.base import ALL_FOLDS, FOLDS, HALVES, Column, Signal
 from loratlas.signals.ranking import chance, tau, tau_of_top
 from loratlas.signals.watch import Loss, one_pass
@@ -107,10 +108,11 @@ def measure(
     device = model.get_input_embeddings().weight.device
     summed, passes, rows, tokens, labelled = 0.0, 0, 0, 0, 0
     settled: bool | None = None
+    again = Again()
     for number, batch in enumerate(batches if moving else ()):
         for signal in moving:
             signal.fold = number % FOLDS
-        summed += one_pass(model, batch.to(device), sites, moving, loss) * batch.labelled
+        summed += one_pass(model, batch.to(device), sites, moving, loss, again) * batch.labelled
         passes, rows = passes + 1, rows + len(batch.lengths)
         tokens, labelled = tokens + batch.tokens, labelled + batch.labelled
         if on_pass is not None:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from loratlas.anatomy.sites import Site
 from loratlas.errors import DataError, ModelError, SettingsError
+from loratlas.signals.again import Again, Make
 from loratlas.signals.base import Output, Signal, Use
 
 if TYPE_CHECKING:
@@ -31,7 +32,14 @@ _PRODUCTS = frozenset(
 )  # fmt: skip
 
 
-def one_pass(model: Any, batch: Batch, sites: Sequence[Site], signals: Sequence[Signal], loss: Loss) -> float:
+def one_pass(
+    model: Any,
+    batch: Batch,
+    sites: Sequence[Site],
+    signals: Sequence[Signal],
+    loss: Loss,
+    again: Again | None = None,
+) -> float:
     """One forward pass, and one backward pass where a signal needs it.
 
     Args:
@@ -39,6 +47,7 @@ def one_pass(model: Any, batch: Batch, sites: Sequence[Site], signals: Sequence[
         batch: on the model's device.
         sites: to be watched.
         signals: told what happens.
+        again: what earlier passes through this model have proven; None for the first.
         loss: gives the losses; their sum is what is differentiated, and signals divide by the counted tokens.
 
     Returns:
@@ -58,7 +67,7 @@ def one_pass(model: Any, batch: Batch, sites: Sequence[Site], signals: Sequence[
     backward = any(signal.needs == "backward" for signal in signals)
     if backward:
         _check_gradients(model)
-    watch = _Watch(model, batch, sites, signals, backward)
+    watch = _Watch(model, batch, sites, signals, backward, again or Again())
     with ExitStack() as stack:
         stack.enter_context(_frozen(model))
         stack.enter_context(torch.set_grad_enabled(backward))
@@ -109,13 +118,26 @@ def _frozen(model: Any) -> Iterator[None]:
 
 class _Watch:
     def __init__(
-        self, model: Any, batch: Batch, sites: Sequence[Site], signals: Sequence[Signal], backward: bool
+        self,
+        model: Any,
+        batch: Batch,
+        sites: Sequence[Site],
+        signals: Sequence[Signal],
+        backward: bool,
+        again: Again,
     ) -> None:
         self.model, self.signals, self.backward = model, signals, backward
         self.owner = batch.example.reshape(-1)
         self.real = None if batch.packed else (self.owner >= 0).nonzero()[:, 0]
-        self.modules = {site.module: site for site in sites if site.kind != "experts"}
+        # A matrix under several names is one site: all of its uses are its own.
+        self.modules = {
+            path.rpartition(".")[0]: site
+            for site in sites
+            if site.kind != "experts"
+            for path in (site.called_as or (f"{site.module}.",))
+        }
         self.stacks = {site.path: site for site in sites if site.kind == "experts"}
+        self.again = again
         self.met: list[tuple[str, torch.Tensor]] = []
 
     @contextmanager
@@ -177,23 +199,37 @@ class _Watch:
                 flat, out, owner = flat[real], out[real], owner[real]
         if not len(flat):
             return
-        use = Use(site=site, expert=expert, x=flat, owner=owner)
         self._mark(site, flat, out)
         with torch.no_grad():
             for signal in self.signals:
-                signal.read(use, Output(y=out, bias=bias, weight=weight))
-        if not (self.backward and y.requires_grad):
-            return
+                signal.read(
+                    Use(site=site, expert=expert, x=flat, owner=owner),
+                    Output(y=out, bias=bias, weight=weight),
+                )
+        if self.backward and y.requires_grad:
+            y.register_hook(self._learner(site, expert, self.again(site.path, x), here, real, owner))
+
+    def _learner(
+        self,
+        site: Site,
+        expert: int,
+        again: Make,
+        here: slice | int,
+        real: torch.Tensor | None,
+        owner: torch.Tensor | None,
+    ) -> Callable[[torch.Tensor], None]:
+        """What tells the signals about the gradient at an output. It holds no activation that can be made again."""
 
         def learn(g: torch.Tensor) -> None:
-            g = g.detach()[here].flatten(0, -2)
-            g = g if real is None else g[real]
-            self._mark(site, g)
             with torch.no_grad():
+                x, g = (t.detach()[here].flatten(0, -2) for t in (again(), g))
+                if real is not None:
+                    x, g = x[real], g[real]
+                self._mark(site, g)
                 for signal in self.signals:
-                    signal.learn(use, g)
+                    signal.learn(Use(site=site, expert=expert, x=x, owner=owner), g)
 
-        y.register_hook(learn)
+        return learn
 
     def _mark(self, site: Site, *tensors: torch.Tensor) -> None:
         """Keep a number that is finite if, and only if, all numbers are."""

@@ -88,10 +88,16 @@ def probe(
     for tuned in _trials(model, plan, rows, seed, steps, lr, packed):
         try:
             layers = adapted(tuned)
-            named = {row.site.path: layers.get(row.site.path) or layers[row.site.module] for row in plan}
-            norms.append({path: _norm(layer) for path, layer in named.items()})
+            # A matrix under several names has one adapter in several layers.
+            named = {
+                row.site.path: [layers[row.site.path]]
+                if row.site.path in layers
+                else [layers[name] for name in row.modules]
+                for row in plan
+            }
+            norms.append({path: _norm(same[0]) for path, same in named.items()})
             whole = _loss(tuned, batches)
-            lost.append({path: _without(layer, tuned, batches) - whole for path, layer in named.items()})
+            lost.append({path: _without(same, tuned, batches) - whole for path, same in named.items()})
         finally:
             take_off(tuned)
             model.eval()
@@ -144,13 +150,15 @@ def _loss(model: Any, batches: Sequence[Batch]) -> float:
     return total / sum(batch.labelled for batch in batches)
 
 
-def _without(layer: Any, model: Any, batches: Sequence[Batch]) -> float:
-    before = dict(layer.scaling)
-    layer.scaling.update(dict.fromkeys(before, 0.0))
+def _without(layers: Sequence[Any], model: Any, batches: Sequence[Batch]) -> float:
+    before = [dict(layer.scaling) for layer in layers]
+    for layer, own in zip(layers, before, strict=True):
+        layer.scaling.update(dict.fromkeys(own, 0.0))
     try:
         return _loss(model, batches)
     finally:
-        layer.scaling.update(before)
+        for layer, own in zip(layers, before, strict=True):
+            layer.scaling.update(own)
 
 
 def _norm(layer: Any) -> float:

@@ -30,7 +30,7 @@ from loratlas.evaluation.losses import token_losses
 from loratlas.training.bank import _SERVED, Bank, Factors, Share, Tenant
 from loratlas.training.conditions import interruptible, step_seed, training_mode
 from loratlas.training.loop import Run
-from loratlas.training.memory import Peak
+from loratlas.training.memory import Peak, kept_pages
 from loratlas.training.microbatches import microbatches
 from loratlas.training.prefix import prefix_for
 from loratlas.training.records import FitResult, StepEvent
@@ -87,6 +87,8 @@ def why_alone(model: Any, member: Member) -> str | None:
     if settings.report_to:
         return "it reports to a tracker while it trains"
     for row in member.rows:
+        if len(row.modules) > 1:
+            return f"{row.site.module} is one matrix under {len(row.modules)} names"
         module = model.get_submodule(row.site.module)
         if type(module) not in _SERVED:
             return f"{row.site.module} is a {type(module).__name__}, and a fleet serves plain matrices"
@@ -194,6 +196,7 @@ class Fleet:
                 training_mode(self.model, checkpointing=self.members[0].settings.checkpointing)
             )
             stack.enter_context(self.bank.open())
+            stack.enter_context(kept_pages())
             stop = stack.enter_context(interruptible())
             if resume:
                 for run in self.runs:

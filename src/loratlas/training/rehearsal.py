@@ -124,8 +124,8 @@ def rehearse(
         What was recorded.
 
     Raises:
-        ModelError: a model whose path depends on its numbers, such as a mixture of experts that sorts tokens by the
-            experts they were sent to.
+        ModelError: texts for a model that is no causal language model, or a model whose path depends on its numbers,
+            such as a mixture of experts that sorts tokens by the experts they were sent to.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -145,9 +145,10 @@ def rehearse(
 
     from loratlas.data.packing import why_padded
 
-    model = _blank(config, rows, settings, rslora)
+    task = task_of(examples[0])
+    model = _blank(config, rows, settings, rslora, task)
     if packed is None:
-        packed = task_of(examples[0]) == CAUSAL and why_padded(model) is None
+        packed = task == CAUSAL and why_padded(model) is None
     try:
         return _record(model, examples, settings, packed, again)
     except (
@@ -206,7 +207,7 @@ class PeakMemory:
         return self._known[table]
 
 
-def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rslora: bool) -> Any:
+def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rslora: bool, task: str) -> Any:
     """The adapted base on the meta device, as `load_model` and `attach` make it, and lean."""
     import torch
     from peft import get_peft_model
@@ -220,6 +221,14 @@ def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rs
     zero_dropout(config)
     config.use_cache = False
     model = meta_model(config)
+    if task == CAUSAL and (
+        not hasattr(model, "prepare_inputs_for_generation") or getattr(config, "is_encoder_decoder", False)
+    ):
+        raise ModelError(
+            given=f"a step of a model of type {config.model_type!r} on texts",
+            found="no causal language model",
+            instead="a causal language model, or rows of what this one is trained to do",
+        )
     dtype = getattr(torch, settings.dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -1,0 +1,357 @@
+"""The reader that tries it out: does a change at one token reach the others?
+
+A small instance with random weights runs once on random tokens, and what every module was called with is kept.
+Then one module after the other is run again with one token of *every* tensor that it is given changed, early and
+late in the text. Where the output changes at another position, the module mixes tokens; where it does not, it
+works on each token alone. No name is looked at, no operation is known.
+
+A matrix is judged by the smallest module around it that mixes by what it does itself: the modules inside it that
+do so are held still, which is to say that they return what they returned before. If it then still mixes, the matrix
+is part of that. If it does not, the matrix is part of the mixing only where it reads nothing but the result (the
+output projection of an attention); where it reads the stream as well, it works on each token alone (a feed-forward
+beside an attention), and the next larger module is looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from loratlas.anatomy.flow import built
+from loratlas.anatomy.inputs import inputs
+from loratlas.anatomy.load import model_class, quiet
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from loratlas.anatomy.structure import Matrix
+
+MIXES, POINTWISE = "mixes tokens", "pointwise"
+
+TOKENS, OTHERS = 11, 13
+"""Tokens of the text, and of what else it attends to: primes, so that no width of a model is taken for them."""
+
+_MIXING = frozenset({"attn", "xattn", "mixer"})
+_SINGLE = frozenset({"ffn", "shared", "moe", "router", "shared_gate"})
+_TOLERANCE = 1e-5
+"""Of the largest output: a smaller change is rounding."""
+
+
+def expected(role: str) -> str | None:
+    """What a role says about tokens; None where it says nothing.
+
+    >>> expected("attn.q"), expected("ffn.down"), expected("embed")
+    ('mixes tokens', 'pointwise', None)
+    """
+    family, _, part = role.partition(".")
+    if part == "adapter":
+        return None
+    return MIXES if family in _MIXING else POINTWISE if family in _SINGLE else None
+
+
+def instance(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
+    """A model with random weights on the CPU, in which no parameter is zero, one or left unset by chance.
+
+    Args:
+        config: small (see :mod:`loratlas.anatomy.shrink`).
+        seed: of the weights.
+    """
+    chosen = model_class(config)
+    assert chosen is not None, config.model_type
+    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = chosen[0]._from_config(chosen[1], dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            if parameter.dtype.is_floating_point:
+                parameter.nan_to_num_(0.0, 0.0, 0.0).clamp_(-4, 4)
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return model.requires_grad_(False)
+
+
+def probe(model: PreTrainedModel, found: list[Matrix]) -> dict[str, str]:
+    """Try every module that holds a matrix.
+
+    Args:
+        model: small, with weights, in eval mode.
+        found: its matrices.
+
+    Returns:
+        Path → :data:`MIXES` or :data:`POINTWISE`, of every matrix in a block that ran.
+
+    Raises:
+        Exception: what the model raised on tokens alone.
+    """
+    with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        bench = _Bench(model, found)
+        said: dict[str, str] = {}
+        for matrix in found:
+            verdict = bench.verdict(matrix)
+            if verdict is not None:
+                said[matrix.path] = verdict
+    return said
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a module was called with, once, and what was found out about it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    mixes: dict[frozenset[str], bool | None] = field(default_factory=dict)
+
+
+class _Bench:
+    def __init__(self, model: PreTrainedModel, found: list[Matrix]) -> None:
+        self.modules = dict(model.named_modules())
+        self.found = found
+        self.kernels = {
+            matrix.module
+            for matrix in found
+            if matrix.kind == "conv" and max(matrix.shape[2:], default=1) > 1
+        }
+        self.chains = {matrix.path: _chain(matrix) for matrix in found if matrix.block is not None}
+        self.names = sorted({name for chain in self.chains.values() for name in chain} | self.kernels)
+        self.twins = self._twins()
+        self.lengths = {TOKENS, OTHERS}
+        self.seen: dict[str, _Seen] = {}
+        self._watch(model)
+
+    def _twins(self) -> dict[str, str]:
+        """Block → an earlier one of its list that is built alike and stands in for it."""
+        first: dict[Any, str] = {}
+        return {
+            block: first.setdefault((block.rpartition(".")[0], *built(self.modules[block])), block)
+            for block in dict.fromkeys(matrix.block for matrix in self.found)
+            if block is not None
+        }
+
+    def _watch(self, model: PreTrainedModel) -> None:
+        """Run the model once, and keep what every module was first called with."""
+        blocks = set(self.twins)
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if name not in self.seen:
+                    self.seen[name] = _Seen(_copied(args), _copied(kwargs))
+                if name in blocks:
+                    self._lengths((args, kwargs))
+
+            return hook
+
+        handles = [
+            self.modules[name].register_forward_pre_hook(keep(name), with_kwargs=True) for name in self.names
+        ]
+        raised: Exception | None = None
+        try:
+            torch.manual_seed(0)
+            for given in inputs(model, tokens=TOKENS, others=OTHERS):
+                self.seen.clear()
+                try:
+                    model(**given)
+                    return
+                except Exception as error:
+                    raised = raised or error
+        finally:
+            for handle in handles:
+                handle.remove()
+        if raised is not None:
+            raise raised
+
+    def _lengths(self, given: Any) -> None:
+        """A model may pad its text before the blocks: what they are given has another length then."""
+        for value in tree_leaves(given):
+            if isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_floating_point():
+                if not self.lengths & set(value.shape) and value.shape[1] > 2:
+                    self.lengths.add(value.shape[1])
+
+    # One matrix.
+
+    def verdict(self, matrix: Matrix) -> str | None:
+        if matrix.block is None:
+            return None
+        twin = self.twins[matrix.block]
+        module = twin + matrix.module[len(matrix.block) :]
+        chain = [twin + name[len(matrix.block) :] for name in self.chains[matrix.path]]
+        known = False
+        for name in chain:
+            # A convolution beside the matrix, in the very module that owns both, is part of what that module does.
+            held = self._mixers(name, beside=name == chain[0], but=module)
+            mixes = self.mixes(name, held)
+            if mixes is None:
+                continue
+            known = True
+            if mixes or (held and self.mixes(name) and not self._reads(name, module, held)):
+                return MIXES
+        return POINTWISE if known else None
+
+    def _mixers(self, name: str, *, beside: bool, but: str = "") -> frozenset[str]:
+        """The modules inside ``name`` that mix by what they do themselves.
+
+        Args:
+            name: of the module around them.
+            beside: whether its own convolutions are left out.
+            but: a module; what holds it is left out.
+        """
+        return frozenset(
+            other
+            for other in self.names
+            if other.startswith(name + ".")
+            and not f"{but}.".startswith(other + ".")
+            and (
+                not (beside and other.rpartition(".")[0] == name)
+                if other in self.kernels
+                else self.mixes(other, self._mixers(other, beside=True))
+            )
+        )
+
+    # One module.
+
+    def mixes(self, name: str, held: frozenset[str] = frozenset()) -> bool | None:
+        """Whether it mixes tokens while ``held`` do not move; None where that cannot be seen."""
+        seen = self.seen.get(name)
+        if seen is None:
+            return None
+        if held not in seen.mixes:
+            try:
+                seen.mixes[held] = self._mixes(name, held)
+            except Exception:
+                # A module that runs only inside its model says nothing; the one around it is asked.
+                seen.mixes[held] = None
+        return seen.mixes[held]
+
+    def _mixes(self, name: str, held: frozenset[str]) -> bool | None:
+        kept: dict[str, list[Any]] = {}
+        with self._recorded(held, kept):
+            before = self._call(name, None)
+        found: bool | None = None
+        for place in (1, -2):
+            with self._held(kept):
+                after = self._call(name, place)
+            for old, new in zip(_tensors(before), _tensors(after), strict=True):
+                axis = self._axis(old)
+                if axis is None or old.shape != new.shape:
+                    continue
+                found = bool(found)
+                moved = (new - old).abs()
+                moved.select(axis, place).zero_()
+                if float(moved.max()) > _TOLERANCE * float(old.abs().max()):
+                    return True
+        return found
+
+    def _reads(self, name: str, module: str, held: frozenset[str]) -> bool:
+        """Whether what ``module`` reads changes with the input of ``name`` while ``held`` do not move."""
+        kept: dict[str, list[Any]] = {}
+        read: list[list[torch.Tensor]] = []
+
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read.append([value.clone() for value in _tensors((args, kwargs))])
+
+        handle = self.modules[module].register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            with self._recorded(held, kept):
+                self._call(name, None)
+            calls = len(read)
+            with self._held(kept):
+                self._call(name, 1)
+        finally:
+            handle.remove()
+        before = [value for values in read[:calls] for value in values]
+        after = [value for values in read[calls:] for value in values]
+        if len(before) != len(after):
+            return True  # experts that other tokens were sent to
+        return any(
+            old.shape != new.shape or not torch.equal(old, new)
+            for old, new in zip(before, after, strict=True)
+        )
+
+    def _call(self, name: str, place: int | None) -> Any:
+        """Run a module on what it was given, one token of which is changed."""
+        seen = self.seen[name]
+        args, kwargs = _copied(seen.args), _copied(seen.kwargs)
+        torch.manual_seed(1)
+        if place is not None:
+            args, kwargs = tree_map_only(
+                torch.Tensor, lambda value: self._changed(value, place), (args, kwargs)
+            )
+        torch.manual_seed(2)
+        return self.modules[name](*args, **kwargs)
+
+    def _changed(self, value: torch.Tensor, place: int) -> torch.Tensor:
+        axis = self._axis(value)
+        if axis is None:
+            return value
+        value = value.clone()
+        token = value.select(axis, place)
+        size = float(value.abs().mean()) or 1.0
+        token.add_(torch.randn_like(token), alpha=min(size, 1.0))
+        return value
+
+    def _axis(self, value: torch.Tensor) -> int | None:
+        """The axis of tokens; none where there is none, or two as in scores and masks."""
+        if not value.is_floating_point():
+            return None
+        axes = [axis for axis, size in enumerate(value.shape) if size in self.lengths]
+        return axes[0] if len(axes) == 1 else None
+
+    @contextlib.contextmanager
+    def _recorded(self, names: frozenset[str], kept: dict[str, list[Any]]) -> Iterator[None]:
+        """Keep what these modules return, call by call."""
+        handles = []
+        for name in names:
+            outputs = kept.setdefault(name, [])
+            handles.append(
+                self.modules[name].register_forward_hook(
+                    lambda _module, _args, output, outputs=outputs: outputs.append(_copied(output))
+                )
+            )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
+    def _held(self, kept: dict[str, list[Any]]) -> Iterator[None]:
+        """Let these modules return what they returned before."""
+        for name, outputs in kept.items():
+            self.modules[name].forward = _replay(outputs)
+        try:
+            yield
+        finally:
+            for name in kept:
+                vars(self.modules[name]).pop("forward", None)
+
+
+def _replay(outputs: list[Any]) -> Callable[..., Any]:
+    left = iter(outputs)
+    return lambda *_args, **_kwargs: _copied(next(left))
+
+
+def _chain(matrix: Matrix) -> list[str]:
+    """Modules around a matrix, the smallest first, up to its block; one that is only a map is not asked."""
+    name = matrix.module if matrix.kind == "parameter" else matrix.module.rpartition(".")[0]
+    block = matrix.block or ""
+    chain = []
+    while len(name) > len(block):
+        chain.append(name)
+        name = name.rpartition(".")[0]
+    return [*chain, block]
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [one for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
+
+
+def _copied(value: Any) -> Any:
+    """The same, unmoved by what a module does to its arguments in place."""
+    from transformers.cache_utils import Cache
+
+    value = tree_map_only(torch.Tensor, torch.Tensor.clone, value)
+    return tree_map_only(Cache, copy.deepcopy, value)

@@ -1,0 +1,176 @@
+"""The oracle bench's arithmetic on made-up runs, and its choices on the embedded base's anatomy; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from benchmarks.oracle.choices import Choice, choices, keep, kept
+from benchmarks.oracle.judge import Truth, report
+from benchmarks.oracle.page import page
+from benchmarks.oracle.rules import Given
+from benchmarks.oracle.run import cases, spec_of
+from benchmarks.oracle.tasks import SIZES, TASKS
+
+from loratlas.anatomy.read import read
+from loratlas.placement.budget import spending
+from loratlas.placement.plan import place
+from loratlas.signals.base import Column
+from loratlas.signals.measure import Reading
+from loratlas.study.inputs import model_source
+from loratlas.study.scan import Scan, candidates
+
+ARMS = {
+    "all": ("preset", 2.00, 2.02),
+    "attention": ("preset", 2.20, 2.25),
+    "ffn.up": ("role", 2.10, 2.10),
+    "random 1": ("random", 2.30, 2.28),
+    "random 2": ("random", 2.30, 2.32),
+    "rule gradient": ("rule", 1.97, 2.00),
+    "rule eva": ("rule", 1.95, 2.05),
+}
+"""Choice → kind, screening loss, fresh loss."""
+
+
+def case(name: str = "mini facts all:1", *, noise: float = 0.001, seed: int = 0) -> Truth:
+    random = np.random.default_rng(seed)
+    tokens = np.full(50, 4.0)
+    losses = {
+        arm: {s: tokens * (fresh + noise * random.standard_normal() + 0.3 * np.sin(np.arange(50)) + s / 10)
+              for s in (0, 1, 2)}
+        for arm, (_, _, fresh) in ARMS.items()
+    }  # fmt: skip
+    fresh = {
+        arm: float(np.mean([x.sum() / tokens.sum() for x in seeds.values()])) for arm, seeds in losses.items()
+    }
+    return Truth(
+        name=name,
+        steps=40,
+        screened={arm: screened for arm, (_, screened, _) in ARMS.items()},
+        fresh=fresh,
+        losses=losses,
+        tokens=tokens,
+        kinds={arm: kind for arm, (kind, _, _) in ARMS.items()},
+        predicted={
+            "gradient": {arm: -told for arm, (_, _, told) in ARMS.items()},
+            "activation": {arm: told for arm, (_, _, told) in ARMS.items()},
+        },
+        base=3.0,
+        cost=2.0,
+    )
+
+
+MADE = {arm: Choice(kind=kind, placement="all:1") for arm, (kind, _, _) in ARMS.items()} | {
+    "rule probe": Choice(kind="rule", placement="all:1", same_as="all")
+}
+
+
+def test_regret_has_two_bounds():
+    told = case()
+    assert told.winner == "rule eva"  # it looked best on the screening seeds
+    regret = told.regret("rule gradient")
+    assert regret["lower"] == pytest.approx(2.00 - 2.05, abs=0.005)
+    assert regret["lower_ci"][0] < regret["lower"] < regret["lower_ci"][1] < 0
+    assert regret["upper"] == pytest.approx(0, abs=1e-9)
+    assert told.regret("rule eva")["lower_ci"] == [0.0, 0.0]
+    assert told.scale == pytest.approx(0.30, abs=0.005)
+
+
+def test_relative_regret_is_against_random_plans():
+    found = report([(case(seed=0), MADE), (case("mini alpaca all:1", seed=1), MADE)])
+    rules = {row["rule"]: row for row in found["rules"]}
+    assert rules["random"]["upper"] == 1
+    assert rules["rule gradient"]["upper"] == pytest.approx(0, abs=0.01)
+    assert rules["all"]["upper"] == pytest.approx(0.02 / 0.30, abs=0.01)
+    # A rule whose plan is another choice's has that choice's runs.
+    assert rules["rule probe"]["upper"] == rules["all"]["upper"]
+    assert found["rules"][0]["rule"] == "rule gradient"
+    # What a score would pick of the common choices: never a rule's own plan.
+    assert found["cases"][0]["regret"]["pick gradient"]["choice"] == "all"
+    assert found["cases"][0]["regret"]["pick activation"]["choice"] == "random 2"
+
+
+def test_correlation_and_what_is_left_out():
+    found = report([(case(seed=0), MADE), (case("mini alpaca all:1", seed=1), MADE)])
+    by = {row["column"]: row for row in found["correlation"]}
+    assert by["gradient"]["rho"] > 0.95
+    assert by["activation"]["rho"] < -0.95
+    assert by["gradient"]["ci"][0] < by["gradient"]["rho"]
+    assert [row["rule"] for row in found["left_out"]] == ["rule gradient", "rule gradient"]
+
+
+def test_noise_makes_a_tie_that_counts_in_nats_only():
+    quiet, loud = case(seed=0), case("mini alpaca all:1", noise=0.2, seed=1)
+    assert not quiet.tie
+    assert loud.tie
+    found = report([(quiet, MADE), (loud, MADE)])
+    assert {row["cases"] for row in found["rules"]} == {1}
+    assert [told["tie"] for told in found["cases"]] == [False, True]
+    assert "upper" in found["cases"][1]["regret"]["all"]
+    text = page({**found, "command": "x", "busy": True})
+    assert "| mini alpaca all:1 (tie) |" in text
+    assert "| rule gradient |" in text
+
+
+@pytest.fixture(scope="module")
+def given():
+    anatomy = replace(read(model_source("demo:llama-mini")), model="demo:llama-mini")
+    sites = candidates(anatomy)
+    random = np.random.default_rng(0)
+
+    def reading(name: str, pays: str = "high", **more) -> Reading:
+        values = {site.path: float(random.uniform(0.5, 2)) for site in sites}
+        column = Column(name=name, unit="u", pays=pays, adam="none")
+        return Reading(column=column, values=values, **more)
+
+    readings = {
+        "gradient": reading("gradient"),
+        "gradient_energy": reading("gradient_energy"),
+        "activation": reading("activation"),
+        "alignment": reading("alignment", "low"),
+        "spectrum": reading("spectrum", "low"),
+        "probe": reading("probe", silent="every value is 0"),
+    }
+    scan = Scan(
+        model="m", model_type="llama", config_digest=anatomy.config_digest, source="s", digest="d",
+        readings=readings, rows=8, tokens=80, labelled=40, loss=3.0, settled=True, cost_in_steps=0.5, seconds=1.0,
+    )  # fmt: skip
+    return Given(anatomy=anatomy, scan=scan, budget="like=all:1")
+
+
+def test_every_choice_spends_the_same(given, tmp_path, capsys):
+    made = choices(given, SIZES["cpu"])
+    kinds = [choice.kind for choice in made.values()]
+    assert (kinds.count("preset"), kinds.count("role"), kinds.count("random")) == (4, 7, 3)
+    assert "rule probe" not in made  # silent: it abstains
+    assert "rule probe makes no choice" in capsys.readouterr().out
+    allowed = spending(given.anatomy, place(given.anatomy, "all:1").ranks, "params")
+    for name, choice in made.items():
+        plan = place(given.anatomy, choice.placement)
+        assert 0.97 * allowed <= plan.trainable <= allowed, name
+    assert choices(given, SIZES["cpu"]) == made
+    keep(tmp_path / "choices.json", made)
+    assert kept(tmp_path / "choices.json") == made
+    full = choices(given, replace(SIZES["full"], rules=("gradient",)))
+    assert sum(choice.kind == "pair" for choice in full.values()) == 28
+
+
+def test_plop_takes_the_types_with_the_lowest_mean(given):
+    means: dict[str, list[float]] = {}
+    for site in candidates(given.anatomy):
+        means.setdefault(site.role, []).append(given.scan.readings["alignment"].values[site.path])
+    lowest = sorted(means, key=lambda role: np.mean(means[role]))[:3]
+    made = choices(given, SIZES["minute"])
+    assert {row.site.role for row in place(given.anatomy, made["rule plop"].placement).rows} == set(lowest)
+
+
+def test_a_case_is_a_study(given, tmp_path):
+    (case_,) = cases(SIZES["minute"], tmp_path)
+    spec = spec_of(case_, SIZES["minute"], choices(given, SIZES["minute"]))
+    assert (spec.steps, spec.reference, spec.tuning.seeds, spec.evaluation.seeds) == (2, "all", 1, 2)
+    whole = cases(SIZES["cpu"], tmp_path)
+    assert [each.task for each in whole] == ["retrieval", "facts-300", "nl2bash", "alpaca"]
+    assert len({each.folder for each in cases(SIZES["full"], tmp_path)}) == 2 * 2 * len(TASKS)
+    assert json.dumps(spec.to_json())
