@@ -2,7 +2,7 @@
 
     gelu(x) = ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))
 
-Written out, as gpt2, gpt_neo, gptj and others have it, the backward pass keeps five tensors of the inner width; torch's
+Written out, as gpt2, gpt_neo, gptj and others have it, the backward pass keeps four tensors of the inner width; torch's
 own kernel keeps x alone and computes in float32 whatever the type of x. The numbers are the same to rounding.
 """
 
