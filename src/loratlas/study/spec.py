@@ -207,8 +207,8 @@ class StudySpec(_Part):
     def to_json(self) -> dict[str, Any]:
         """The spec with all defaults written out; ``${NAME}`` stays as written: no machine is in it.
 
-        What was not asked for (compiling, measures beside the loss, unknown matrices) is left out: a study without it is
-        the study that it was before this could be asked, digest included.
+        What was not asked for (compiling, measures beside the loss, unknown matrices) is left out: a study without it
+        is the study that it was before this could be asked, digest included.
         """
         whole = self.model_dump(mode="json")
         if whole["compile"] == "off":
