@@ -136,7 +136,7 @@ def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False
                 found=f"an adapter that does not load on this base: {str(error).splitlines()[0][:300]}",
                 instead="the base that it was trained on",
             ) from error
-    share(model, model.active_adapter)
+    share(model, str(model.active_adapter))
     return model.train(training)
 
 

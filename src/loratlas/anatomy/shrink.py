@@ -178,7 +178,6 @@ def _over(less: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
 def _less(config: Any, layers: int) -> dict[str, Any]:
     """The fields whose values are to be smaller."""
     found: dict[str, Any] = {}
-    depths = {value for name, value in vars(config).items() if name in _DEPTHS and isinstance(value, int)}
     for name, value in vars(config).items():
         if hasattr(value, "to_diff_dict"):
             inner = _less(value, layers)
