@@ -2,8 +2,7 @@
 
 Both sides are watched by one tracker from the call that trains to its return: every allocation and free of torch's CPU
 allocator, in order, on top of the storages that existed before (weights and adapters). Resident size says nothing
-here: what an allocator keeps for later stays in it. llama-mini trains on Alpaca rows, which `Trainer` pads to the
-longest of a batch; the other two bases on made-up rows of equal length, where there is nothing to pad.
+here: what an allocator keeps for later stays in it. Rows are Alpaca's, which `Trainer` pads to the longest of a batch.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.bases import MEDIUM, MINI, SMALL, adapted, alpaca, made_up
+from benchmarks.common.bases import MEDIUM, MINI, SMALL, adapted, alpaca
 from benchmarks.peers import ours, trainer
 from benchmarks.peers.outcome import Schedule
 from loratlas.data.batches import training_order
@@ -44,13 +43,11 @@ def peak(model: Any, train: Callable[[], Any]) -> int:
 def measure(*, bases: tuple[str, ...] = (MINI, SMALL, MEDIUM)) -> dict[str, Any]:
     """Per base and precision: both peaks and their ratio."""
     cases = []
-    for name, rows in ((MINI, 16), (SMALL, 8), (MEDIUM, 4)):
+    for name, rows in ((MINI, 16), (SMALL, 16), (MEDIUM, 8)):
         if name not in bases:
             continue
         schedule = Schedule(batch=rows)
-        data = (
-            alpaca(name, rows=rows * STEPS) if name == MINI else made_up(name, rows=rows * STEPS, length=128)
-        )
+        data = alpaca(name, rows=rows * STEPS)
         order = training_order(len(data), steps=STEPS, batch_size=rows, seed=schedule.seed).reshape(-1)
         for dtype, recipe in RECIPES.items():
             cases.append({"base": name, **_case(name, data, order.tolist(), schedule, dtype, recipe)})

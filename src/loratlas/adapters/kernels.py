@@ -26,6 +26,7 @@ import torch
 from peft.tuners.lora.layer import Linear, LoraLayer
 from torch.autograd.function import once_differentiable
 
+from loratlas.adapters.activations import fuse, write_out
 from loratlas.adapters.dropout import draw, drop_, dropped
 
 
@@ -220,6 +221,7 @@ def faster(model: Any) -> Any:
 
     The class of layers that PEFT has dispatched is swapped, of exactly PEFT's class only: quantised layers and other
     methods have classes of their own. Saving, merging, switching off and all else of a `PeftModel` work as before.
+    A GELU that transformers writes out in eight operations becomes one (`loratlas.adapters.activations`).
 
     Args:
         model: a `PeftModel`, or any module that holds PEFT's layers; changed in place.
@@ -241,6 +243,7 @@ def faster(model: Any) -> Any:
     for group in _groups(model, layers):
         for layer in group.layers:
             layer._group = group
+    fuse(model)
     _say_what_is_not_covered(model)
     return model
 
@@ -261,6 +264,7 @@ def slower(model: Any) -> Any:
         if type(module) is LeanLinear:
             vars(module).pop("_group", None)
             module.__class__ = Linear  # pyright: ignore[reportAttributeAccessIssue]
+    write_out(model)
     return model
 
 

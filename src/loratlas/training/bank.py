@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from loratlas.adapters import kernels
+from loratlas.adapters.activations import fuse, write_out
 from loratlas.adapters.dropout import draw, drop_, dropped
 
 
@@ -239,6 +240,7 @@ class Bank:
     """
 
     def __init__(self, model: Any, paths: Sequence[str]) -> None:
+        self.model = model
         self.shares: Sequence[Share] = ()
         self.tokens = 0
         device = model.get_input_embeddings().weight.device
@@ -257,9 +259,11 @@ class Bank:
         for path, module, group in modules:
             module._bank = (path, group, self)
             module.__class__ = _SERVED[type(module)]
+        fuse(self.model)
         try:
             yield
         finally:
+            write_out(self.model)
             for _, module, _ in modules:
                 del module._bank
                 module.__class__ = next(own for own, kind in _SERVED.items() if kind is type(module))

@@ -186,7 +186,8 @@ class Compilation:
 def _key(model: Any, dtype: str) -> str:
     inner = bare(model)
     text = inner.config.get_text_config()
-    return f"{type(inner).__name__}, {text.num_hidden_layers} × {text.hidden_size}, {dtype}"
+    sizes = [getattr(text, name, "?") for name in ("num_hidden_layers", "hidden_size")]
+    return f"{type(inner).__name__}, {sizes[0]} × {sizes[1]}, {dtype}"
 
 
 def _pace(steps: list[tuple[float, int]]) -> float:
