@@ -38,7 +38,7 @@ check: $(READY) ## formatting, lint and types
 	$(BIN)/pyright
 
 bench: $(READY) ## measure beside Trainer and SFTTrainer on Alpaca rows; writes benchmarks/results/bench.md
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks --compiled
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .

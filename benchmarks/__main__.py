@@ -1,6 +1,7 @@
 """`make bench`: side by side with peers on identical rows; results as JSON and a table under benchmarks/results/.
 
 python -m benchmarks --steps 20 --rounds 3 --compiled
+python -m benchmarks --device cuda
 """
 
 from __future__ import annotations
@@ -11,78 +12,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import page
+
 RESULTS = Path(__file__).parent / "results"
 
 
-def page(result: dict[str, Any]) -> str:
-    """The table as Markdown, every figure from the JSON beside it."""
-    lines = [
-        "# Beside peers",
-        "",
-        "Made by `make bench`; all figures, machine and versions are in [bench.json](bench.json). Medians of paired",
-        "ratios, runs in turns. *Steady* leaves out each run's first five steps, *whole* is the training call.",
-        "",
-        f"Base {result['base']}, {result['placement']}, {result['steps']} steps of 16 Alpaca rows, "
-        f"{result['threads']} threads, {result['rounds']} rounds. "
-        f"Peers at their best: {result['chosen']['Trainer']}; {result['chosen']['SFTTrainer']}.",
-        "",
-        "| row | steady | whole | CPU time, whole | target |",
-        "|---|---|---|---|---|",
-    ]
-    for row in result["table"]:
-        figures = [f"{row[kind]['median']:.2f}" for kind in ("steady", "whole", "whole_cpu")]
-        lines.append(f"| {row['row']} | {' | '.join(figures)} | ≥ {row['target']:g} |")
-    lines += [
-        "",
-        f"A step over the frozen base's floor, {result['step']['placement']}, bfloat16, eager, CPU time:",
-        "",
-        "| base | dropout | PEFT's layers | loratlas | target |",
-        "|---|---|---|---|---|",
-    ]
-    for case in result["step"]["cases"]:
-        theirs, own = (case[f"{side}_over_floor"]["cpu"]["median"] for side in ("peft", "ours"))
-        lines.append(
-            f"| {case['base']} | {case['dropout']:g} | {theirs:.2f} | {own:.2f} | ≤ {case['target']:g} |"
-        )
-    lines += [
-        "",
-        f"The allocator's peak of a run, {result['memory']['placement']}, over `Trainer`'s at the same precision:",
-        "",
-        "| base | precision | `Trainer`, MiB | loratlas, MiB | ratio | target |",
-        "|---|---|---|---|---|---|",
-    ]
-    for case in result["memory"]["cases"]:
-        theirs, own = (case[f"{side}_bytes"] / 2**20 for side in ("trainer", "ours"))
-        lines.append(
-            f"| {case['base']} | {case['dtype']} | {theirs:,.0f} | {own:,.0f} | {case['ratio']:.2f} "
-            f"| ≤ {case['target']:g} |"
-        )
-    lines += [
-        "",
-        f"Gradients against PEFT's on fixed rows: {result['gradient_difference']:.1e} apart (float32). Held-out "
-        "losses: " + ", ".join(f"{name} {runs[0]['nll']:.3f}" for name, runs in result["runs"].items()) + ".",
-        "",
-        "On an accelerator: not measured.",
-    ]
-    if result["busy"]:
-        lines += ["", "Other work ran on the machine when this was measured."]
-    return "\n".join(lines) + "\n"
-
-
 def main() -> int:
+    """Measure and write; 1 if the sides did not do the same work."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=20, help="of 16 rows, per run")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--steps", type=int, default=20, help="of 16 Alpaca rows, per run")
     parser.add_argument("--rounds", type=int, default=3, help="in which all sides run in turns")
-    parser.add_argument("--compiled", action="store_true", help="try peers with torch_compile as well")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for bench.json and bench.md")
-    arguments = parser.parse_args()
+    parser.add_argument("--compiled", action="store_true", help="measure compiled sides as well: much longer")
+    parser.add_argument("--study-steps", type=int, default=10, help="of each of the study's 27 runs")
+    parser.add_argument("--study-rows", type=int, default=4, help="rows per step of these")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON and the table")
+    asked = parser.parse_args()
     from benchmarks.common import machine
-    from benchmarks.parts import alpaca, memory, step
 
     before = machine.load()
-    peaks = memory.measure()
-    over_floor = step.measure(rounds=arguments.rounds)
-    found = alpaca.measure(steps=arguments.steps, rounds=arguments.rounds, compiled=arguments.compiled)
+    measured = _on_cuda(asked) if asked.device == "cuda" else _on_cpu(asked)
     result = {
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
         "machine": machine.machine(),
@@ -90,18 +39,42 @@ def main() -> int:
         "revision": machine.revision(),
         "load_before": before,
         "busy": machine.busy(before),
-        **found,
-        "step": over_floor,
-        "memory": peaks,
+        **measured,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = page(result)
-    (arguments.out / "bench.md").write_text(text, encoding="utf-8")
-    print(text)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.device == "cuda":
+        name, words = "accelerator", page.accelerator(result)
+    else:
+        elsewhere = (asked.out / "accelerator.json").exists()
+        name, words = "bench", page.bench(result, measured_elsewhere=elsewhere)
+    (asked.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (asked.out / f"{name}.md").write_text(words, encoding="utf-8")
+    print(words)
     for fault in result["faults"]:
         print(f"not the same work: {fault}", file=sys.stderr)
     return 1 if result["faults"] else 0
+
+
+def _on_cpu(asked: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.parts import alpaca, memory, step, study
+
+    peaks = memory.measure()
+    over_floor = step.measure(rounds=asked.rounds, compiled=asked.compiled)
+    found = alpaca.measure(steps=asked.steps, rounds=asked.rounds, compiled=asked.compiled)
+    recipe = found.pop("recipe")
+    runs = study.measure(recipe=recipe, rounds=asked.rounds, steps=asked.study_steps, batch=asked.study_rows)
+    faults = [*over_floor.pop("faults"), *found.pop("faults"), *runs.pop("faults")]
+    return {**found, "step": over_floor, "memory": peaks, "study": runs, "faults": faults}
+
+
+def _on_cuda(asked: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from benchmarks.parts import accelerator
+
+    if not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no such device here")
+    return accelerator.measure(device="cuda", rounds=asked.rounds)
 
 
 if __name__ == "__main__":

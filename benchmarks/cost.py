@@ -2,10 +2,11 @@
 
 python -m benchmarks.cost --out benchmarks/results/cost.json
 
-Per base and precision: twelve placements, each rehearsed without weights, then trained for a few steps. Kept bytes are
-autograd's own list of saved tensors, the peak is the allocator's (`FitResult.peak_bytes`), a step's time is the median
-over the steps after the first three. The calibration is made anew in an empty folder. With one thread the clock is
-CPU time, which other work on the machine disturbs least; with more it is wall clock.
+Per base: twelve placements, each rehearsed without weights, then trained for a few steps. Kept bytes are autograd's own
+list of saved tensors, the peak is the allocator's (`FitResult.peak_bytes`), a step's time is the median over the steps
+after the first three. Placements above the first layer run twice: with new rows in every step, and with the same rows
+again, for which a run keeps what the layers below make of them. The calibration is made anew in an empty folder. With
+one thread the clock is CPU time, which other work on the machine disturbs least; with more it is wall clock.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ from benchmarks.common import machine
 from benchmarks.common.bases import MEDIUM, MINI, SMALL, base, made_up
 from loratlas.adapters.attach import attach
 from loratlas.adapters.kernels import lean
-from loratlas.anatomy.cost import cost
 from loratlas.anatomy.read import read
-from loratlas.placement.plan import place
+from loratlas.placement.plan import Plan, place
 from loratlas.training.calibration import Calibration
 from loratlas.training.conditions import training_mode
 from loratlas.training.fleet import take_off
@@ -36,7 +36,7 @@ from loratlas.training.loop import fit
 from loratlas.training.masters import Masters
 from loratlas.training.microbatches import microbatches
 from loratlas.training.recorder import saved
-from loratlas.training.rehearsal import rehearse
+from loratlas.training.rehearsal import as_step, rehearse
 from loratlas.training.settings import Settings
 from loratlas.training.step import step_loss
 
@@ -56,9 +56,9 @@ PLACEMENTS = (
 )
 
 CASES = {
-    MINI: ("bfloat16", 8, 128),
-    SMALL: ("bfloat16", 4, 128),
-    MEDIUM: ("bfloat16", 2, 64),
+    MINI: ("bfloat16", 4, 128),
+    SMALL: ("bfloat16", 2, 128),
+    MEDIUM: ("bfloat16", 1, 128),
 }
 """Base → precision, rows of a step, tokens of a row."""
 
@@ -79,17 +79,34 @@ def kept(model: Any, data: Any) -> int:
         return sum(found.values())
 
 
-def placement(frozen: Any, text: str, data: Any, known: Calibration, settings: Settings) -> dict[str, Any]:
-    """One placement: predicted, measured, and how far apart."""
-    anatomy = read(frozen.config)
-    plan = place(anatomy, text)
+def placement(
+    frozen: Any, plan: Plan, data: Any, known: Calibration, settings: Settings, *, again: bool
+) -> dict[str, Any]:
+    """One placement: predicted, measured, and how far apart.
+
+    Args:
+        frozen: the bare base; given back bare.
+        plan: to be priced.
+        data: rows of one step where they come ``again`` in every step, else of all steps.
+        known: times of operations, added to.
+        settings: of the run.
+        again: whether the layers below the lowest adapter keep what they made of the rows.
+    """
+    step = as_step(data.examples[: settings.batch_size])
     begun = time.process_time()
-    rehearsed = rehearse(frozen.config, plan.rows, data.examples, settings, packed=True)
+    rehearsed = rehearse(
+        frozen.config,
+        plan.rows,
+        step.examples,
+        settings,
+        packed=True,
+        again=data.report.tokens if again else None,
+    )
     middle = time.process_time()
     timed = known.learn([rehearsed])
     ended = time.process_time()
     model = attach(plan.rows, frozen)
-    saved_bytes = kept(model, data)
+    saved_bytes = kept(model, step)
     laps = [known.clock()]
     result = fit(model, data, settings, packed=True, on_step=lambda _event: laps.append(known.clock()))
     seconds = median(after - before for before, after in zip(laps[SKIP:-1], laps[SKIP + 1 :], strict=True))
@@ -98,9 +115,10 @@ def placement(frozen: Any, text: str, data: Any, known: Calibration, settings: S
     assert predicted is not None
     assert result.peak_bytes is not None
     return {
-        "placement": text,
+        "placement": plan.placement,
+        "rows_come": "again" if again else "once",
+        "kept_layers": result.kept_layers,
         "trainable": plan.trainable,
-        "flops_per_token": cost(anatomy, plan.ranks, length=len(data.examples[0])).flops_per_token,
         "saved_bytes": pair(rehearsed.saved_bytes, saved_bytes),
         "peak_bytes": pair(rehearsed.peak_bytes, result.peak_bytes),
         "step_seconds": pair(predicted, seconds),
@@ -135,15 +153,21 @@ def main() -> int:
         known = Calibration(Path(folder), clock=clock)
         for name in asked.bases:
             dtype, rows, length = CASES[name]
-            frozen, data = base(name, dtype), made_up(name, rows=rows, length=length)
+            frozen = base(name, dtype)
+            anatomy = read(frozen.config)
+            data = {n: made_up(name, rows=rows * n, length=length) for n in (1, asked.steps)}
             settings = Settings(
                 steps=asked.steps, batch_size=rows, dtype=dtype, warmup=0.0, compile="off", lr=1e-4
             )
             found = []
             for text in PLACEMENTS:
-                found.append(placement(frozen, text, data, known, settings))
-                print(name, json.dumps(found[-1]), flush=True)
-                gc.collect()
+                plan = place(anatomy, text)
+                above = min(row.site.layer or 0 for row in plan.rows) > 0
+                for again in (False, True) if above else (False,):
+                    rows_of = data[1 if again else asked.steps]
+                    found.append(placement(frozen, plan, rows_of, known, settings, again=again))
+                    print(name, json.dumps(found[-1]), flush=True)
+                    gc.collect()
             cases.append(
                 {
                     "base": name,

@@ -13,9 +13,15 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+
+from loratlas.anatomy.prove import Testimony
+from loratlas.anatomy.roles import Decision, decide
+from loratlas.anatomy.sizes import sizes
+from loratlas.anatomy.structure import matrices
 
 _POSITIONS = (nn.ModuleList, nn.Sequential, nn.ParameterList)
 """What these call their items is a place in a list, which is no name."""
@@ -35,7 +41,7 @@ class _Aliased(dict):
         return self[self.new[name]]
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401
 
 
 def rename(model: nn.Module, *, seed: int) -> nn.Module:
@@ -58,9 +64,38 @@ def rename(model: nn.Module, *, seed: int) -> nn.Module:
             classes[cls] = type(word(cls, "").capitalize(), (cls,), {})
         held = vars(module)
         if not isinstance(module, _POSITIONS):
-            held["_modules"] = _Aliased(held["_modules"], {name: word(cls, name) for name in held["_modules"]})
+            held["_modules"] = _Aliased(
+                held["_modules"], {name: word(cls, name) for name in held["_modules"]}
+            )
         if cls.__module__.startswith("torch."):
             continue  # that a Linear is one and has a weight is PyTorch's word, not the model's
-        held["_parameters"] = _Aliased(held["_parameters"], {name: word(cls, name) for name in held["_parameters"]})
+        held["_parameters"] = _Aliased(
+            held["_parameters"], {name: word(cls, name) for name in held["_parameters"]}
+        )
         module.__class__ = classes[cls]
     return model
+
+
+def renamed_decisions(model: Any, testimonies: Iterable[Testimony]) -> dict[str, tuple[int, int]]:
+    """Family → matrices that keep their role when all names are random, and how many there are.
+
+    Args:
+        model: on the meta device; its names are gone afterwards.
+        testimonies: of the same model, in its order, with the roles that it was given under its own names.
+    """
+    rename(model, seed=1)
+    found = matrices(model)
+    decisions = decide(model, found, sizes(model.config))
+    counts: dict[str, tuple[int, int]] = {}
+    for one, matrix in zip(testimonies, found, strict=True):
+        if one.role is not None:
+            family = one.role.partition(".")[0]
+            same, every = counts.get(family, (0, 0))
+            counts[family] = same + (_alone(decisions[matrix.path]) == one.role), every + 1
+    return counts
+
+
+def _alone(decision: Decision) -> str | None:
+    """The role, or what the trace alone said where shapes spoke against it."""
+    said = dict(opinion.split(": ", 1) for opinion in decision.opinions)
+    return said.get("trace") if decision.role is None else decision.role

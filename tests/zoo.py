@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.shrink import small as small
+
+if TYPE_CHECKING:
+    from loratlas.anatomy.prove import Proof
 
 # Types that are mapped and that transformers builds from no config, and why.
 NEVER: dict[str, str] = {
@@ -27,6 +31,14 @@ def types() -> list[str]:
             *auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         }
     )
+
+
+@cache
+def proof(model_type: str) -> Proof:
+    """The small instance of a type, read and tried out once per process."""
+    from loratlas.anatomy.prove import prove
+
+    return prove(small(model_type))
 
 
 # What the usual config of a type hides → the type, and the fields that show it.

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 
@@ -46,7 +48,9 @@ class Clock:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def lap(self) -> Sample:
-        """Time since the last lap."""
+        """Time since the last lap; work that an accelerator was given is waited for."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         wall, cpu = time.perf_counter(), time.process_time()
         sample = Sample(wall=wall - self._wall, cpu=cpu - self._cpu)
         self._wall, self._cpu = wall, cpu

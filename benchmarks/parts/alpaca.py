@@ -10,26 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 
+from benchmarks.common import proofs
 from benchmarks.common.bases import MINI, adapted, alpaca, tokenizer_of
 from benchmarks.common.timing import interleaved, ratio
 from benchmarks.peers import ours, sft, trainer
 from benchmarks.peers.outcome import Outcome, Schedule
-from loratlas.adapters.kernels import lean
 from loratlas.data.batches import training_order
-from loratlas.data.encode import Encoded
 from loratlas.evaluation.tokens import score
-from loratlas.training.microbatches import microbatches
-from loratlas.training.step import step_loss
 
-GRADIENTS = 1e-4
-"""Largest ‖ours − PEFT's‖ / ‖PEFT's‖ over all adapter gradients in float32 that rounding explains."""
-
-LOSSES = 0.05
-"""Largest difference of held-out losses, nats per token, that another order of rows and bfloat16 explain."""
+TARGETS = {"Trainer as shipped": 8.0, "Trainer at its best": 2.0, "SFTTrainer with packing": 1.5}
+"""Peer → what our labelled tokens per second over its should reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,47 +35,21 @@ class Side:
     nll: float
 
 
-def gradients(data: Encoded, rows: int = 8) -> float:
-    """‖ours − PEFT's‖ / ‖PEFT's‖ of all adapter gradients of one step, B drawn at random so that A has one as well."""
-    model = adapted(MINI, "float32")
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    chosen = data.examples[:rows]
-
-    def taken() -> torch.Tensor:
-        found = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
-        model.zero_grad(set_to_none=True)
-        return torch.cat(found)
-
-    model.train()
-    model(**trainer.batch_of([trainer.row_of(e) for e in chosen], data.pad_id)).loss.backward()
-    theirs = taken()
-    with lean(model):
-        batches = list(microbatches(data, range(rows), packed=True))
-        labelled = sum(batch.labelled for batch in batches)
-        for batch in batches:
-            (step_loss(model, batch) / labelled).backward()
-    return float((taken() - theirs).norm() / theirs.norm())
-
-
 def measure(*, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
     """The cases and rows of the table; ``faults`` names what was computed differently.
 
     Args:
         steps: of 16 rows, per run.
         rounds: of all sides in turns.
-        compiled: whether peers' candidates with ``torch_compile`` are tried.
+        compiled: whether peers' candidates with ``torch_compile`` are tried, and our own compiled run is made.
     """
     schedule = Schedule()
     data = alpaca(MINI, rows=steps * schedule.batch)
     steps = len(data) // schedule.batch
     held_out = alpaca(MINI, rows=200, split="eval")
     order = training_order(len(data), steps=steps, batch_size=schedule.batch, seed=0).reshape(-1).tolist()
-    difference = gradients(data)
-    faults = [] if difference <= GRADIENTS else [f"gradients differ by {difference:.1e}"]
+    difference = proofs.gradients(MINI, data)
+    faults = proofs.faults(difference, "Alpaca")
 
     def side(dtype: str, run: Callable[[Any], Outcome]) -> Callable[[], Side]:
         def once() -> Side:
@@ -98,8 +67,11 @@ def measure(*, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
     def with_trl(packing: sft.Packing) -> Callable[[], Side]:
         return side(packing.dtype, lambda model: sft.train(model, tokenizer, data, order, schedule, packing))
 
-    def mine(dtype: str) -> Callable[[], Side]:
-        return side(dtype, lambda model: ours.train(model, data, schedule, dtype=dtype, steps=steps))
+    def mine(*, through_compiler: bool) -> Callable[[], Side]:
+        def train(model: Any) -> Outcome:
+            return ours.train(model, data, schedule, dtype="bfloat16", steps=steps, compiled=through_compiler)
+
+        return side("bfloat16", train)
 
     tried: dict[str, dict[str, Any]] = {}
 
@@ -113,38 +85,20 @@ def measure(*, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
 
     peers = {"Trainer at its best": best(trainer.BEST, with_trainer)}
     packing = best(sft.BEST, with_trl)
+    own = {"loratlas": mine(through_compiler=False)}
+    if compiled:
+        own["loratlas, compiled"] = mine(through_compiler=True)
     sides = {
-        "loratlas": mine("bfloat16"),
+        **own,
         "Trainer as shipped": with_trainer(trainer.SHIPPED),
         "Trainer at its best": with_trainer(peers["Trainer at its best"]),
         "SFTTrainer with packing": with_trl(packing),
     }
     runs = interleaved(sides, rounds=rounds)
-    own = runs["loratlas"]
     table = []
-    for name, target in (
-        ("Trainer as shipped", 8.0),
-        ("Trainer at its best", 2.0),
-        ("SFTTrainer with packing", 1.5),
-    ):
-        other = runs[name]
-        for mine_, theirs in zip(own, other, strict=True):
-            if sum(mine_.outcome.labelled) != sum(theirs.outcome.labelled):
-                faults.append(
-                    f"{name} trained {sum(theirs.outcome.labelled)} labelled tokens, "
-                    f"not {sum(mine_.outcome.labelled)}"
-                )
-            if abs(mine_.nll - theirs.nll) > LOSSES:
-                faults.append(f"{name} ends at {theirs.nll:.4f} nats, not {mine_.nll:.4f}")
-        table.append(
-            {
-                "row": f"labelled tokens per second against {name}",
-                "target": target,
-                "steady": ratio([s.outcome.steady for s in own], [s.outcome.steady for s in other]),
-                "whole": ratio([s.outcome.rate for s in own], [s.outcome.rate for s in other]),
-                "whole_cpu": ratio([s.outcome.cpu_rate for s in own], [s.outcome.cpu_rate for s in other]),
-            }
-        )
+    for name, (other, target) in product(own, TARGETS.items()):
+        faults += _unlike(name, runs[name], other, runs[other])
+        table.append(_row(name, runs[name], other, runs[other], target))
     return {
         "base": MINI,
         "placement": "all:8",
@@ -152,6 +106,7 @@ def measure(*, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "gradient_difference": difference,
+        "recipe": peers["Trainer at its best"],
         "chosen": {"Trainer": peers["Trainer at its best"].name, "SFTTrainer": packing.name},
         "tried": tried,
         "runs": {
@@ -161,6 +116,33 @@ def measure(*, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
         "table": table,
         "faults": sorted(set(faults)),
     }
+
+
+def _row(name: str, own: Sequence[Side], other: str, theirs: Sequence[Side], target: float) -> dict[str, Any]:
+    def beside(rate: Callable[[Outcome], float]) -> dict[str, Any]:
+        return ratio([rate(s.outcome) for s in own], [rate(s.outcome) for s in theirs])
+
+    return {
+        "row": f"{name} against {other}",
+        "target": target,
+        "steady": beside(lambda outcome: outcome.steady),
+        "whole": beside(lambda outcome: outcome.rate),
+        "whole_cpu": beside(lambda outcome: outcome.cpu_rate),
+    }
+
+
+def _unlike(name: str, own: Sequence[Side], other: str, theirs: Sequence[Side]) -> list[str]:
+    """What two sides did not do alike: tokens that the loss counts, and where they end."""
+    found = []
+    for mine, their in zip(own, theirs, strict=True):
+        if sum(mine.outcome.labelled) != sum(their.outcome.labelled):
+            found.append(
+                f"{other} trained {sum(their.outcome.labelled)} labelled tokens, "
+                f"{name} {sum(mine.outcome.labelled)}"
+            )
+        if abs(mine.nll - their.nll) > proofs.LOSSES:
+            found.append(f"{other} ends at {their.nll:.4f} nats, {name} at {mine.nll:.4f}")
+    return found
 
 
 def _wanted(candidates: Sequence[Any], compiled: bool) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from loratlas.training.records import StepEvent
 from loratlas.training.settings import Settings
 
 
-def settings(schedule: Schedule, *, dtype: str, steps: int) -> Settings:
+def settings(schedule: Schedule, *, dtype: str, steps: int, compiled: bool = False) -> Settings:
     """The schedule that all sides share, in this project's words; all else as it comes."""
     return Settings(
         steps=steps,
@@ -23,10 +23,13 @@ def settings(schedule: Schedule, *, dtype: str, steps: int) -> Settings:
         dropout=schedule.dropout,
         dtype=dtype,
         warmup=0.0,
+        compile="on" if compiled else "off",
     )
 
 
-def train(model: Any, data: Encoded, schedule: Schedule, *, dtype: str, steps: int) -> Outcome:
+def train(
+    model: Any, data: Encoded, schedule: Schedule, *, dtype: str, steps: int, compiled: bool = False
+) -> Outcome:
     """Train, and measure from the call to its return: proving that packing is exact, and all else, counts."""
     tape = Tape()
     seen = [0, 0]
@@ -41,11 +44,20 @@ def train(model: Any, data: Encoded, schedule: Schedule, *, dtype: str, steps: i
         tape.step()
 
     clock = Clock()
-    fit(model, data, settings(schedule, dtype=dtype, steps=steps), on_step=on_step)
+    fit(model, data, settings(schedule, dtype=dtype, steps=steps, compiled=compiled), on_step=on_step)
     return tape.outcome(clock.lap())
 
 
-def step_time(model: Any, data: Encoded, schedule: Schedule, *, dtype: str, skip: int, steps: int) -> Sample:
+def step_time(
+    model: Any,
+    data: Encoded,
+    schedule: Schedule,
+    *,
+    dtype: str,
+    skip: int,
+    steps: int,
+    compiled: bool = False,
+) -> Sample:
     """Median step of a run, the first ``skip`` left out."""
-    outcome = train(model, data, schedule, dtype=dtype, steps=skip + steps)
+    outcome = train(model, data, schedule, dtype=dtype, steps=skip + steps, compiled=compiled)
     return Sample.middle(outcome.steps[skip:])

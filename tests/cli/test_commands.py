@@ -122,8 +122,13 @@ def test_the_arithmetic(cli, gpt2_medium: Path, placement, trainable, of_model, 
         "optimizer_bytes",
         "saved_activation_bytes",
         "peak_bytes",
+        "step_seconds",
+        "batch_size",
+        "max_length",
+        "dtype",
     }
     assert plan["cost"]["adapter_bytes"] == 4 * trainable
+    assert plan["cost"]["saved_activation_bytes"] < plan["cost"]["peak_bytes"]
 
 
 def test_the_arithmetic_in_words(cli, gpt2_medium: Path):
@@ -158,6 +163,18 @@ def test_plan_text_is_the_plan(cli):
     first = cli("plan", MODEL, "--placement", "q@top/2:4 + ffn.down:2", "--json").json
     again = cli("plan", MODEL, "--placement", first["text"], "--json").json
     assert again["sites"] == first["sites"]
+
+
+def test_seconds_are_measured_once(cli):
+    words = ("plan", MODEL, "--placement", "v@top/2:4", "--batch-size", "1", "--max-length", "16", "--json")
+    before = cli(*words).json["cost"]
+    assert before["step_seconds"] is None
+    timed = cli(*words, "--time")
+    assert "operations on this machine" in timed.err
+    assert 0 < timed.json["cost"]["step_seconds"] < 60
+    assert cli(*words).json["cost"] == timed.json["cost"]
+    more = cli(*words[:5], "2", *words[6:]).json["cost"]
+    assert more["peak_bytes"] > before["peak_bytes"]
 
 
 def test_alpha_and_rslora(cli):

@@ -23,13 +23,14 @@ SHARED_OPTIONS = {
     "--placement": ("plan", "train"),
     "--budget": ("plan", "train"),
     "--loss": ("train", "eval"),
-    "--batch-size": ("train", "eval", "audit-log"),
+    "--batch-size": ("plan", "train", "eval", "audit-log"),
     "--smoothing": ("eval", "audit-log"),
     "--split": ("train", "eval", "audit-log"),
     "--map": ("train", "eval", "audit-log"),
-    "--max-length": ("train", "eval", "audit-log"),
-    "--dtype": ("train", "eval", "audit-log"),
+    "--max-length": ("plan", "train", "eval", "audit-log"),
+    "--dtype": ("plan", "train", "eval", "audit-log"),
     "--quantize": ("train", "eval"),
+    "--compile": ("train",),
     "--workers": ("study", "demo"),
 }
 

@@ -17,7 +17,8 @@ def test_a_recipe_is_a_valid_study(path: Path) -> None:
     spec = load_spec(path)
     assert spec.name == path.stem
     assert spec.reference == "full"
-    assert spec.model in ("demo:llama-mini", "${LORATLAS_BASES}/gpt2-mini")
+    bases = [f"${{LORATLAS_BASES}}/{name}" for name in ("gpt2-mini", "bert-mini", "t5-mini")]
+    assert spec.model in ("demo:llama-mini", *bases)
     assert not spec.demonstration
     for source in (spec.data.train, spec.data.eval or ""):
         assert source.startswith("${LORATLAS_SHARED}/data/") or source.removeprefix("demo:") in demo.TASKS

@@ -119,12 +119,13 @@ def test_a_task_metric_counts_the_other_way():
 
 def test_a_label_a_row_has_one_loss_and_the_task_is_held_against_it():
     """With n = 1 everywhere all definitions agree; the sentence speaks of rows."""
-    scores = {"a": np.zeros((5, 60)), "b": np.tile([1.0, 0.0, 1.0], (5, 20))}
+    n = len(arm("a", 0.0, 0.0).summed[0])
+    scores = {"a": np.zeros((5, n)), "b": np.tile([1.0, 0.0, 1.0], (5, n // 3))}
     arms = [
         Judged(
             name=name,
             summed=dict(enumerate(arm(name, 0.0, shift).summed.values())),
-            tokens=np.ones(60, dtype=np.int64),
+            tokens=np.ones(n, dtype=np.int64),
             tasks={TASK.name: dict(enumerate(scores[name]))},
         )
         for name, shift in (("a", 0.0), ("b", 0.4))

@@ -10,7 +10,7 @@ from tests.training.small import adapted, encoded, weights
 from loratlas.anatomy.load import zero_dropout
 from loratlas.errors import Interrupted
 from loratlas.placement.plan import place
-from loratlas.training import prefix
+from loratlas.training import compilation, prefix
 from loratlas.training.fleet import Fleet, Member, take_off
 from loratlas.training.loop import fit
 from loratlas.training.prefix import layers_of
@@ -22,7 +22,15 @@ KINDS = ("gpt2", "llama", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", "opt"
 
 def settings(**changes):
     return Settings(
-        **{"steps": 12, "lr": 1e-2, "batch_size": 4, "dtype": "float32", "save_every": 4, **changes}
+        **{
+            "steps": 12,
+            "lr": 1e-2,
+            "batch_size": 4,
+            "dtype": "float32",
+            "save_every": 4,
+            "compile": "off",
+            **changes,
+        }
     )
 
 
@@ -168,6 +176,26 @@ def test_layers_that_look_past_their_neighbour_are_computed_every_time(monkeypat
 
     last.register_forward_pre_hook(add, with_kwargs=True)
     assert fit(model, encoded(9), settings(steps=4), packed=True).kept_layers == 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_layers_above_kept_states(monkeypatch):
+    """Layers below hand on as they are, whatever was compiled; traced here, without the C++ compiler."""
+
+    def switch_on(model):
+        for layer in compilation.layers(model):
+            layer.compile(dynamic=True, backend="aot_eager")
+
+    monkeypatch.setattr(compilation, "switch_on", switch_on)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    data, text = encoded(9), "all@last2:4"
+    result = fit(top(text=text), data, settings(steps=4, compile="on"), packed=True)
+    assert (result.kept_layers, result.compiled) == (1, True)
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 7  # four pieces, the first few twice
+    reference = fit(top(text=text), data, settings(steps=4), packed=True)
+    for one, two in zip(result.curve, reference.curve, strict=True):
+        assert one.nll == pytest.approx(two.nll, rel=1e-5)
 
 
 def test_forward_functions_are_put_back():

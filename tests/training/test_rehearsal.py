@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from tests.tiny import tiny_config, tiny_model
-from tests.training.small import encoded
+from tests.training.small import encoded, wrap
 
 from loratlas.adapters.attach import attach
 from loratlas.adapters.kernels import lean
@@ -79,6 +79,22 @@ def test_the_peak_is_the_allocators(dtype, more):
     found = rehearse(config, plan.rows, examples, settings, packed=True)
     assert found.peak_bytes == pytest.approx(real, rel=0.03)
     assert found.lasting_bytes < found.peak_bytes
+
+
+def test_a_run_that_sees_its_rows_again_keeps_what_the_layers_below_make_of_them():
+    config = tiny_config("llama")
+    plan = place(config, "all@top/2:4")
+    settings = Settings(steps=4, batch_size=4, dtype="float32", compile="off")
+    model = attach(plan.rows, tiny_model("llama"))
+    data = wrap(list(even_rows(8, 24)))
+    result = fit(model, data, settings, packed=True)
+    assert result.kept_layers > 0
+    found = rehearse(config, plan.rows, even_rows(4, 24), settings, packed=True, again=data.report.tokens)
+    assert found.peak_bytes == pytest.approx(result.peak_bytes, rel=0.03)
+    whole = rehearse(config, plan.rows, even_rows(4, 24), settings, packed=True)
+    assert found.saved_bytes == whole.saved_bytes
+    assert found.lasting_bytes > whole.lasting_bytes
+    assert sum(found.calls.values()) < sum(whole.calls.values())
 
 
 def test_placement_matters():

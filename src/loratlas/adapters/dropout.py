@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 MOST = 0.25
 """Largest p whose dropped places, of 4 bytes each, take no more memory than a mask of bytes."""
@@ -41,6 +42,8 @@ def draw(x: torch.Tensor, p: float) -> torch.Tensor:
     if compiled or p > MOST or x.device.type != "cpu" or x.numel() >= 2**31:
         return torch.rand(x.shape, device=x.device) >= p
     places = _places(x.numel(), p)
+    if isinstance(x, FakeTensor):  # shapes without numbers, in a rehearsal: as many as are to be expected
+        return places[: round(x.numel() * p)].int()
     while not len(places) or int(places[-1]) < x.numel():  # drawn too few
         more = _places(x.numel(), p)
         places = torch.cat([places, more + (places[-1] + 1 if len(places) else 0)])

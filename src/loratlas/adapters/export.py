@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.files import whole_folder
+from loratlas.adapters.heads import take_off
 from loratlas.adapters.ordinary import ordinary_state
 from loratlas.adapters.proof import expected_warnings
 from loratlas.adapters.targets import adapted, restore_full_names
 from loratlas.adapters.ties import share
+from loratlas.anatomy.heads import is_classifier
 from loratlas.errors import AttachError, ModelError, OutputError
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False
                 found=f"an adapter that does not load on this base: {str(error).splitlines()[0][:300]}",
                 instead="the base that it was trained on",
             ) from error
-    share(model, model.active_adapter)
+    share(model, str(model.active_adapter))
     return model.train(training)
 
 
@@ -188,7 +190,7 @@ def export(
     Raises:
         ModelError: adapter or base are not there. OutputError, StorageError: see :func:`save_adapter`.
     """
-    from loratlas.anatomy.load import load_model
+    from loratlas.anatomy.load import load_config, load_model
 
     if target not in TARGETS:
         raise OutputError(
@@ -203,15 +205,34 @@ def export(
     )
     if not source:
         raise ModelError(given=str(adapter_dir), found="it does not name its base", instead="--base MODEL")
-    model = load_adapter(load_model(source, dtype="float32", base_dropout=True), adapter_dir)
+    config = _config_of(source, about, adapter_dir)
+    options = {"dtype": "float32", "base_dropout": True}
+    model = load_adapter(load_model(source, config=config, **options), adapter_dir)
     wanted = _logits(model)
     if target == "peft":
         save_adapter(model, out, plan_json=about.get("plan"), extra=about.get("extra"))
-        again = load_adapter(model.unload(), out)
+        again = load_adapter(take_off(model), out)
     else:
         _save_merged(model, out, source, dtype)
-        again = load_model(out, dtype="float32", base_dropout=True)
+        again = load_model(out, config=config and load_config(out), **options)
     return {"path": str(out), "check": float((_logits(again) - wanted).abs().max())}
+
+
+def _config_of(source: str, about: Mapping[str, Any], adapter_dir: Path) -> Any:
+    """The config that a base is loaded with for what its adapter does; None for a causal language model.
+
+    An adapter from another tool says what it does in PEFT's words, and does not name its classes.
+    """
+    from loratlas.anatomy.tasks import CAUSAL, SEQ2SEQ, Task, for_task
+
+    told = (about.get("extra") or {}).get("task")
+    theirs = json.loads((adapter_dir / MARKER).read_text(encoding="utf-8")).get("task_type")
+    task = Task.from_json(told) if told else Task(name=SEQ2SEQ if theirs == "SEQ_2_SEQ_LM" else CAUSAL)
+    return (
+        None
+        if task.name == CAUSAL
+        else for_task(source, task, pad_id=(about.get("extra") or {}).get("pad_id"))
+    )
 
 
 def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
@@ -234,7 +255,7 @@ def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
 
 
 def _logits(model: Any) -> Any:
-    """Logits of two fixed rows of tokens, float32 on the CPU."""
+    """Logits for two fixed rows of tokens, float32 on the CPU."""
     import torch
 
     config = model.config.get_text_config(decoder=True)
@@ -242,8 +263,18 @@ def _logits(model: Any) -> Any:
     tokens = torch.randint(0, config.vocab_size, (2, 24), generator=generator)
     device = next(model.parameters()).device
     model.eval()
+    given = {"input_ids": tokens.to(device)}
+    if is_classifier(bare := model.get_base_model() if hasattr(model, "get_base_model") else model):
+        # One row at a time, ended once: what a classifier reads is then the same whatever fills rows.
+        tokens = tokens.where(tokens != bare.config.eos_token_id, (tokens + 1) % config.vocab_size)
+        end = bare.config.eos_token_id
+        tokens = tokens if not isinstance(end, int) else torch.cat([tokens, torch.full((2, 1), end)], dim=1)
+        with torch.no_grad():
+            return torch.cat([model(input_ids=row[None].to(device)).logits.float().cpu() for row in tokens])
+    if config.is_encoder_decoder:
+        given["decoder_input_ids"] = given["input_ids"][:, :12]
     with torch.no_grad():
-        return model(input_ids=tokens.to(device), use_cache=False).logits.float().cpu()
+        return model(**given, use_cache=False).logits.float().cpu()
 
 
 def _digest(model: Any) -> str | None:

@@ -77,6 +77,7 @@ def _merged_elsewhere(layer: type) -> type:
 
     class Copy(layer):
         shares = True
+        merged_adapters: list[str]
 
         def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
             names = self.active_adapters if adapter_names is None else adapter_names

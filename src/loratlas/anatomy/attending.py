@@ -96,7 +96,8 @@ def _fused(
     if q == k and len(q) == 1 and not q & v:
         return {next(iter(q)): ("qk", None), **dict.fromkeys(v, ("v", None))}
     if k == v and not q & k:
-        return dict.fromkeys(q, ("q", None)) | dict.fromkeys(k, ("kv", None))
+        apart: dict[str, Part] = {**dict.fromkeys(q, ("q", None)), **dict.fromkeys(k, ("kv", None))}
+        return apart
     if q & k or q & v or k & v:
         return None
     return {path: (name, None) for name, (found, _) in parts.items() for path in found}

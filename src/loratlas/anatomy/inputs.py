@@ -45,7 +45,8 @@ def inputs(model: nn.Module, *, tokens: int, others: int) -> list[dict[str, Any]
 
 def _ids(model: nn.Module, rows: int, length: int) -> torch.Tensor:
     """Unlike ids of which none is special: padding, the first and the last ones of a vocabulary often are."""
-    config: Any = model.config.get_text_config()
+    config: Any = model.config
+    config = config.get_text_config()
     size = getattr(config, "vocab_size", None) or 64
     first = min(5, size - 1)
     return torch.randint(first, max(size - 20, first + 1), (rows, length), device=_device(model))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.anatomy.heads import head_parameters, remember_new_head
+from loratlas.anatomy.heads import head_modules, head_parameters, remember_new_head
 from loratlas.errors import ModelError
 
 if TYPE_CHECKING:
@@ -318,6 +318,9 @@ def load_model(
     options["dtype"] = getattr(torch, dtype) if dtype else "auto"
     if quantize is not None:
         options |= _quantization(quantize, dtype)
+        if kind == "SequenceClassification":
+            # A head is trained whole, and there is nothing to train in 4 bits.
+            options["quantization_config"].llm_int8_skip_modules = list(head_modules(meta_model(config)))
     path = Path(source).parent if Path(source).is_file() else source
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:

@@ -128,20 +128,41 @@ OVERRIDES: tuple[Override, ...] = (
         )
         for leaf, part in (("key", "k"), ("value", "v"), ("receptance", "gate"), ("output", "out"))
     ),
+    *(
+        Override(
+            "rwkv",
+            rf"rwkv\.blocks\.\d+\.feed_forward\.{leaf}\.weight",
+            f"ffn.{part}",
+            "reads a blend of this token and the last one: tokens are mixed in front of it, not by it",
+        )
+        for leaf, part in (("key", "up"), ("receptance", "gate"), ("value", "down"))
+    ),
+    Override(
+        "jetmoe",
+        r"model\.layers\.\d+\.self_attention\.experts\.router\.layer\.weight",
+        "router",
+        "chooses experts for each token alone, in the middle of an attention that mixes tokens",
+    ),
     Override("zaya", r"model\.layers\.\d+\.self_attn\.o_proj\.weight", "attn.o", "see the entry before"),
 )
 
 
 @lru_cache(maxsize=256)
-def _for(model_type: str) -> tuple[tuple[re.Pattern[str], str], ...]:
-    return tuple((re.compile(one.pattern), one.role) for one in OVERRIDES if one.model_type == model_type)
+def _for(model_type: str) -> tuple[tuple[re.Pattern[str], Override], ...]:
+    return tuple((re.compile(one.pattern), one) for one in OVERRIDES if one.model_type == model_type)
 
 
 def settled(model_type: str, path: str) -> str | None:
     """The role that the table gives this parameter, if it has an entry."""
-    for pattern, role in _for(model_type):
+    for pattern, entry in _for(model_type):
         match = pattern.fullmatch(path)
         if match is not None:
+            role = entry.role
             # A role that ends in a dot is completed by the part that the name spells; without one it is the output.
             return role + (match["p"] or "o") if role.endswith(".") else match.expand(role)
     return None
+
+
+def reason(model_type: str, path: str) -> str:
+    """Why the table says what it says about this parameter; empty where it says nothing."""
+    return next((entry.reason for pattern, entry in _for(model_type) if pattern.fullmatch(path)), "")

@@ -5,23 +5,23 @@ Then one module after the other is run again with one token of *every* tensor th
 late in the text. Where the output changes at another position, the module mixes tokens; where it does not, it
 works on each token alone. No name is looked at, no operation is known.
 
-A matrix is judged by the smallest module around it that mixes by what it does itself: the modules inside it that
-do so are held still, which is to say that they return what they returned before. If it then still mixes, the matrix
-is part of that. If it does not, the matrix is part of the mixing only where it reads nothing but the result (the
-output projection of an attention); where it reads the stream as well, it works on each token alone (a feed-forward
-beside an attention), and the next larger module is looked at.
+A matrix is judged by the smallest module around it that mixes by what it does itself: what the modules inside it
+that do so return is let through at the changed token only. If it then still mixes, the matrix is part of that. If it
+does not, the matrix is part of the mixing only where it reads nothing but the result, without the stream (the output
+projection beside the core of an attention); otherwise the next larger module is looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from loratlas.anatomy.flow import built
 from loratlas.anatomy.inputs import inputs
@@ -35,13 +35,17 @@ if TYPE_CHECKING:
 
 MIXES, POINTWISE = "mixes tokens", "pointwise"
 
-TOKENS, OTHERS = 11, 13
+TOKENS, OTHERS = 23, 29
 """Tokens of the text, and of what else it attends to: primes, so that no width of a model is taken for them."""
 
 _MIXING = frozenset({"attn", "xattn", "mixer"})
 _SINGLE = frozenset({"ffn", "shared", "moe", "router", "shared_gate"})
 _TOLERANCE = 1e-5
 """Of the largest output: a smaller change is rounding."""
+_CARRIED = 0.1
+"""Cosine between what is changed and what comes out of it, above which the stream goes through; by chance 0.03."""
+_EVERYWHERE = 10_000
+"""In place of a token: all of them."""
 
 
 def expected(role: str) -> str | None:
@@ -109,17 +113,33 @@ class _Seen:
 
 class _Bench:
     def __init__(self, model: PreTrainedModel, found: list[Matrix]) -> None:
-        self.modules = dict(model.named_modules())
         self.found = found
-        self.kernels = {
-            matrix.module for matrix in found if matrix.kind == "conv" and max(matrix.shape[2:], default=1) > 1
-        }
         self.chains = {matrix.path: _chain(matrix) for matrix in found if matrix.block is not None}
-        self.names = sorted({name for chain in self.chains.values() for name in chain} | self.kernels)
-        self.twins = self._twins()
+        self.holding = {name for chain in self.chains.values() for name in chain}
         self.lengths = {TOKENS, OTHERS}
         self.seen: dict[str, _Seen] = {}
-        self._watch(model)
+        self._look(model)
+        if self._watch(model):
+            self._look(model)
+            self._watch(model)
+
+    def _look(self, model: PreTrainedModel) -> None:
+        """Which modules there are in blocks that are not built like an earlier one."""
+        self.modules = dict(model.named_modules())
+        self.twins = self._twins()
+        first = set(self.twins.values())
+        kernels = {
+            matrix.module
+            for matrix in self.found
+            if matrix.kind == "conv" and max(matrix.shape[2:], default=1) > 1
+        }
+        maps = {matrix.module for matrix in self.found} - self.holding - kernels
+        self.names = [name for name in self.modules if name not in maps and _block(name, first) is not None]
+        # What mixes and holds no matrix: convolutions, and whatever has no weights.
+        self.bare = {name for name in self.names if name not in self.holding}
+        self.inside: dict[str, list[str]] = {}
+        for name in self.names:
+            self.inside[name] = [other for other in self.names if other.startswith(name + ".")]
 
     def _twins(self) -> dict[str, str]:
         """Block → an earlier one of its list that is built alike and stands in for it."""
@@ -130,15 +150,14 @@ class _Bench:
             if block is not None
         }
 
-    def _watch(self, model: PreTrainedModel) -> None:
-        """Run the model once, and keep what every module was first called with."""
-        blocks = set(self.twins)
+    def _watch(self, model: PreTrainedModel) -> bool:
+        """Run the model once, keep what every module was first called with; whether it exchanged modules meanwhile."""
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 if name not in self.seen:
                     self.seen[name] = _Seen(_copied(args), _copied(kwargs))
-                if name in blocks:
+                if name in self.holding:
                     self._lengths((args, kwargs))
 
             return hook
@@ -153,21 +172,26 @@ class _Bench:
                 self.seen.clear()
                 try:
                     model(**given)
-                    return
+                    break
                 except Exception as error:
                     raised = raised or error
+            else:
+                if raised is not None:
+                    raise raised
         finally:
             for handle in handles:
                 handle.remove()
-        if raised is not None:
-            raise raised
+        return dict(model.named_modules()) != self.modules
 
     def _lengths(self, given: Any) -> None:
-        """A model may pad its text before the blocks: what they are given has another length then."""
-        for value in tree_leaves(given):
-            if isinstance(value, torch.Tensor) and value.ndim == 3 and value.is_floating_point():
-                if not self.lengths & set(value.shape) and value.shape[1] > 2:
-                    self.lengths.add(value.shape[1])
+        """A model may pad or pool its text before the blocks: what they are given has another length then."""
+        for value in _tensors(given)[:1]:
+            if (
+                value.ndim == 3
+                and value.shape[0] == 1 < value.shape[1]
+                and not self.lengths & set(value.shape)
+            ):
+                self.lengths.add(value.shape[1])
 
     # One matrix.
 
@@ -179,58 +203,61 @@ class _Bench:
         chain = [twin + name[len(matrix.block) :] for name in self.chains[matrix.path]]
         known = False
         for name in chain:
-            # A convolution beside the matrix, in the very module that owns both, is part of what that module does.
-            held = self._mixers(name, beside=name == chain[0], but=module)
-            mixes = self.mixes(name, held)
+            inner = self._mixers(name, owner=chain[0], but=module)
+            mixes = self.mixes(name, inner)
             if mixes is None:
                 continue
             known = True
-            if mixes or (held and self.mixes(name) and not self._reads(name, module, held)):
+            cores = inner - self.bare
+            if mixes or (cores and self.mixes(name) and self._reads_result(name, module, cores)):
                 return MIXES
         return POINTWISE if known else None
 
-    def _mixers(self, name: str, *, beside: bool, but: str = "") -> frozenset[str]:
+    def _mixers(self, name: str, *, owner: str, but: str = "") -> frozenset[str]:
         """The modules inside ``name`` that mix by what they do themselves.
 
         Args:
             name: of the module around them.
-            beside: whether its own convolutions are left out.
+            owner: of the matrix. What it owns beside the matrix and holds no matrix itself, a convolution or a
+                product of attention, is part of what the owner does.
             but: a module; what holds it is left out.
         """
-        return frozenset(
-            other
-            for other in self.names
-            if other.startswith(name + ".")
-            and not f"{but}.".startswith(other + ".")
-            and (
-                not (beside and other.rpartition(".")[0] == name)
-                if other in self.kernels
-                else self.mixes(other, self._mixers(other, beside=True))
-            )
-        )
+        found = set[str]()
+        for other in self.inside.get(name, ()):
+            if f"{but}.".startswith(other + ".") or any(
+                other.startswith(one + ".") for one in found & self.bare
+            ):
+                continue
+            if other in self.bare:
+                own = other.rpartition(".")[0] != owner and self.mixes(other)
+            else:
+                own = self.mixes(other, self._mixers(other, owner=other))
+            if own:
+                found.add(other)
+        return frozenset(found)
 
     # One module.
 
-    def mixes(self, name: str, held: frozenset[str] = frozenset()) -> bool | None:
-        """Whether it mixes tokens while ``held`` do not move; None where that cannot be seen."""
+    def mixes(self, name: str, inner: frozenset[str] = frozenset()) -> bool | None:
+        """Whether it mixes while ``inner`` let only the changed token through; None where that cannot be seen."""
         seen = self.seen.get(name)
         if seen is None:
             return None
-        if held not in seen.mixes:
+        if inner not in seen.mixes:
             try:
-                seen.mixes[held] = self._mixes(name, held)
+                seen.mixes[inner] = self._mixes(name, inner)
             except Exception:
                 # A module that runs only inside its model says nothing; the one around it is asked.
-                seen.mixes[held] = None
-        return seen.mixes[held]
+                seen.mixes[inner] = None
+        return seen.mixes[inner]
 
-    def _mixes(self, name: str, held: frozenset[str]) -> bool | None:
+    def _mixes(self, name: str, inner: frozenset[str]) -> bool | None:
         kept: dict[str, list[Any]] = {}
-        with self._recorded(held, kept):
+        with self._recorded(inner, kept):
             before = self._call(name, None)
         found: bool | None = None
         for place in (1, -2):
-            with self._held(kept):
+            with self._held(kept, place):
                 after = self._call(name, place)
             for old, new in zip(_tensors(before), _tensors(after), strict=True):
                 axis = self._axis(old)
@@ -243,8 +270,8 @@ class _Bench:
                     return True
         return found
 
-    def _reads(self, name: str, module: str, held: frozenset[str]) -> bool:
-        """Whether what ``module`` reads changes with the input of ``name`` while ``held`` do not move."""
+    def _reads_result(self, name: str, module: str, inner: frozenset[str]) -> bool:
+        """Whether ``module`` reads nothing but what ``inner`` return, and they return no stream."""
         kept: dict[str, list[Any]] = {}
         read: list[list[torch.Tensor]] = []
 
@@ -253,35 +280,54 @@ class _Bench:
 
         handle = self.modules[module].register_forward_pre_hook(note, with_kwargs=True)
         try:
-            with self._recorded(held, kept):
+            with self._recorded(inner, kept):
                 self._call(name, None)
             calls = len(read)
-            with self._held(kept):
+            with self._held(kept, None):
                 self._call(name, 1)
         finally:
             handle.remove()
         before = [value for values in read[:calls] for value in values]
         after = [value for values in read[calls:] for value in values]
-        if len(before) != len(after):
-            return True  # experts that other tokens were sent to
-        return any(old.shape != new.shape or not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        same = len(before) == len(after) and all(
+            old.shape == new.shape and torch.equal(old, new) for old, new in zip(before, after, strict=True)
+        )
+        return same and bool(before) and not any(self._carries(one) for one in inner)
+
+    def _carries(self, name: str) -> bool:
+        """Whether a module adds its result to the stream: what is changed in its input comes out as it went in."""
+        if name not in self.seen:
+            return False
+        old, new = (_tensors(self._call(name, place)) for place in (None, _EVERYWHERE))
+        given = [_tensors(self._given(name, place)) for place in (None, _EVERYWHERE)]
+        for before, after in zip(old, new, strict=True):
+            for first, second in zip(*given, strict=True):
+                if before.shape == first.shape == after.shape and self._axis(before) is not None:
+                    change = (after - before).flatten(), (second - first).flatten()
+                    if float(torch.cosine_similarity(*change, dim=0)) > _CARRIED:
+                        return True
+        return False
 
     def _call(self, name: str, place: int | None) -> Any:
         """Run a module on what it was given, one token of which is changed."""
-        seen = self.seen[name]
-        args, kwargs = _copied(seen.args), _copied(seen.kwargs)
-        torch.manual_seed(1)
-        if place is not None:
-            args, kwargs = tree_map_only(torch.Tensor, lambda value: self._changed(value, place), (args, kwargs))
+        args, kwargs = self._given(name, place)
         torch.manual_seed(2)
         return self.modules[name](*args, **kwargs)
+
+    def _given(self, name: str, place: int | None) -> tuple[Any, Any]:
+        seen = self.seen[name]
+        args, kwargs = _copied(seen.args), _copied(seen.kwargs)
+        if place is None:
+            return args, kwargs
+        torch.manual_seed(1)
+        return _mapped(lambda value: self._changed(value, place), (args, kwargs))
 
     def _changed(self, value: torch.Tensor, place: int) -> torch.Tensor:
         axis = self._axis(value)
         if axis is None:
             return value
         value = value.clone()
-        token = value.select(axis, place)
+        token = value if place == _EVERYWHERE else value.select(axis, place)
         size = float(value.abs().mean()) or 1.0
         token.add_(torch.randn_like(token), alpha=min(size, 1.0))
         return value
@@ -311,20 +357,33 @@ class _Bench:
                 handle.remove()
 
     @contextlib.contextmanager
-    def _held(self, kept: dict[str, list[Any]]) -> Iterator[None]:
-        """Let these modules return what they returned before."""
+    def _held(self, kept: dict[str, list[Any]], place: int | None) -> Iterator[None]:
+        """Let these modules return what they returned before, at every token but the changed one."""
         for name, outputs in kept.items():
-            self.modules[name].forward = _replay(outputs)
+            self.modules[name].forward = self._replay(self.modules[name].forward, iter(outputs), place)
         try:
             yield
         finally:
             for name in kept:
                 vars(self.modules[name]).pop("forward", None)
 
+    def _replay(
+        self, forward: Callable[..., Any], left: Iterator[Any], place: int | None
+    ) -> Callable[..., Any]:
+        def only(old: Any, new: Any) -> Any:
+            if (
+                isinstance(old, torch.Tensor)
+                and (axis := self._axis(old)) is not None
+                and old.shape == new.shape
+            ):
+                old.select(axis, place or 0).copy_(new.select(axis, place or 0))
+            return old
 
-def _replay(outputs: list[Any]) -> Callable[..., Any]:
-    left = iter(outputs)
-    return lambda *_args, **_kwargs: _copied(next(left))
+        def run(*args: Any, **kwargs: Any) -> Any:
+            kept = _copied(next(left))
+            return kept if place is None else tree_map(only, kept, forward(*args, **kwargs))
+
+        return run
 
 
 def _chain(matrix: Matrix) -> list[str]:
@@ -338,13 +397,33 @@ def _chain(matrix: Matrix) -> list[str]:
     return [*chain, block]
 
 
+def _block(name: str, blocks: set[str]) -> str | None:
+    """The block that a module is or stands in."""
+    while name and name not in blocks:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [one for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
 
 
 def _copied(value: Any) -> Any:
     """The same, unmoved by what a module does to its arguments in place."""
+    return _mapped(torch.Tensor.clone, value)
+
+
+def _mapped(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """The same arguments with every tensor changed; keys and values that layers share are tensors as well."""
     from transformers.cache_utils import Cache
 
-    value = tree_map_only(torch.Tensor, torch.Tensor.clone, value)
-    return tree_map_only(Cache, copy.deepcopy, value)
+    def leaf(one: Any) -> Any:
+        if isinstance(one, torch.Tensor):
+            return change(one)
+        if isinstance(one, UserDict):
+            other = copy.copy(one)
+            other.data = {key: _mapped(change, held) for key, held in one.items()}
+            return other
+        return copy.deepcopy(one) if isinstance(one, Cache) else one
+
+    return tree_map(leaf, value)

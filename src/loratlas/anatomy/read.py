@@ -41,11 +41,23 @@ def read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
     Raises:
         ModelError: the model cannot be found or built, or a live model is not the one its config describes.
     """
+    return examine(source)[0]
+
+
+def examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[str, Decision]]:
+    """Map a model as :func:`read` does, and keep what led to each role.
+
+    Args:
+        source: as of :func:`read`.
+
+    Returns:
+        The anatomy, and the decisions by parameter name.
+    """
     with collector_paused():
-        return _read(source)
+        return _examine(source)
 
 
-def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
+def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[str, Decision]]:
     from loratlas.anatomy.roles import decide
     from loratlas.anatomy.structure import matrices
 
@@ -74,6 +86,7 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
                     shape=matrix.shape,
                     reason=decision.reason,
                     opinions=decision.opinions,
+                    scope=scope(model, matrix),
                 )
             )
             continue
@@ -96,7 +109,7 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
             )
         )
     embedding = next((site for site in sites if site.role == "embed"), None)
-    return Anatomy(
+    anatomy = Anatomy(
         model=_name(source, config),
         model_type=config.model_type,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -109,6 +122,7 @@ def _read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
         heads=numbers.heads,
         context=numbers.context,
     )
+    return anatomy, decisions
 
 
 def _names(found: list[Matrix], decisions: dict[str, Decision]) -> dict[tuple[int, str], tuple[str, ...]]:

@@ -155,7 +155,10 @@ def shrunk(config: PretrainedConfig, *, layers: int) -> PretrainedConfig:
     exact = {
         name: value
         for name, value in _EXACT.get(config.model_type, {}).items()
-        if isinstance(value, int) and isinstance(mine.get(name), int) and value < mine[name] and name not in _DEPTHS
+        if isinstance(value, int)
+        and isinstance(mine.get(name), int)
+        and value < mine[name]
+        and name not in _DEPTHS
     }
     for name in ("architectures", "model_type", "transformers_version"):
         mine.pop(name, None)
@@ -175,7 +178,6 @@ def _over(less: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
 def _less(config: Any, layers: int) -> dict[str, Any]:
     """The fields whose values are to be smaller."""
     found: dict[str, Any] = {}
-    depths = {value for name, value in vars(config).items() if name in _DEPTHS and isinstance(value, int)}
     for name, value in vars(config).items():
         if hasattr(value, "to_diff_dict"):
             inner = _less(value, layers)

@@ -121,8 +121,8 @@ def recognise(source: str | Path | PretrainedConfig, form: str, *, asked: str | 
         return SEQ2SEQ
     if kind in ("MaskedLM", "SequenceClassification"):
         raise DataError(
-            given=f"rows of form {form!r} and an encoder ({config.model_type})",
-            found="nothing that an encoder could be trained to do with them",
+            given=f"rows of form {form!r} and a base of type {config.model_type!r}",
+            found="nothing that an encoder, or a classifier, could be trained to do with them",
             instead="rows of text/label (--map text=COLUMN --map label=COLUMN), or a decoder such as gpt2 or llama",
         )
     return CAUSAL

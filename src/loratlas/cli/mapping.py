@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.anatomy.sites import Anatomy, Site
-    from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
 
 STRIP = 16
@@ -78,6 +77,7 @@ def plan_model(
     by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    allow_unresolved: options.AllowUnresolved = False,
     batch_size: options.BatchSize = 16,
     max_length: Annotated[
         int,
@@ -127,7 +127,17 @@ def plan_model(
             instead=f"loratlas scan {model} DATA --json > scan.json, then --scores scan.json",
         )
     step = Step(config=source, anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.chosen)
-    plan = placed(anatomy, placement, budget, scores, by, alpha, rslora, memory=step.memory())
+    plan = placed(
+        anatomy,
+        placement,
+        scores=scores,
+        by=by,
+        budget=budget,
+        alpha=alpha,
+        rslora=rslora,
+        memory=step.memory(),
+        allow_unresolved=allow_unresolved,
+    )
     config = output.plain(plan.to_peft(source).to_dict())
     if peft and not as_json:
         output.emit(config)
@@ -155,25 +165,24 @@ def check_scores(placement: str | None, scores: Path | None) -> None:
 
 
 def placed(
-    anatomy: Anatomy,
-    placement: str,
-    budget: str | None,
-    scores: Path | None,
-    by: str,
-    alpha: float | None,
-    rslora: bool,
-    memory: Memory | None = None,
+    anatomy: Anatomy, placement: str, *, scores: Path | None, by: str, allow_unresolved: bool, **options: Any
 ) -> Plan:
-    """The plan of a placement; of ``auto``, by the scores in a file."""
+    """The plan of a placement; of ``auto``, by the scores in a file.
+
+    Args:
+        anatomy: of the model.
+        placement: as written.
+        scores: what `loratlas scan --json` printed.
+        by: the column of it that decides.
+        allow_unresolved: of a placement in words; scores are of sites that are told.
+        options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
+    """
     from loratlas.placement.plan import place
     from loratlas.study.scan import load_scan, plan_from
 
     if scores is None:
-        return place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, memory=memory)
-    plan, _ = plan_from(
-        load_scan(scores), anatomy, budget=budget, by=by, alpha=alpha, rslora=rslora, memory=memory
-    )
-    return plan
+        return place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
+    return plan_from(load_scan(scores), anatomy, by=by, **options)[0]
 
 
 def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:

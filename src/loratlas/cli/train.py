@@ -29,6 +29,7 @@ def train(
     by: options.By = "gradient",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    allow_unresolved: options.AllowUnresolved = False,
     adapter: Annotated[
         Path | None,
         typer.Option(
@@ -208,6 +209,7 @@ def train(
             by=by,
             alpha=alpha,
             rslora=rslora,
+            allow_unresolved=allow_unresolved,
             adapter=adapter,
             split=split,
             columns=options.columns_of(columns),

@@ -49,6 +49,7 @@ class Job:
     by: str
     alpha: float | None
     rslora: bool
+    allow_unresolved: bool
     adapter: Path | None
     split: str | None
     columns: Mapping[str, str]
@@ -196,7 +197,17 @@ def _plan(job: Job, config: PretrainedConfig | None, memory: PeakMemory) -> Plan
     if job.resume and is_auto(job.placement):
         return _kept(job.out)
     anatomy = read_named(job.model, config)
-    return placed(anatomy, job.placement, job.budget, job.scores, job.by, job.alpha, job.rslora, memory)
+    return placed(
+        anatomy,
+        job.placement,
+        scores=job.scores,
+        by=job.by,
+        budget=job.budget,
+        alpha=job.alpha,
+        rslora=job.rslora,
+        memory=memory,
+        allow_unresolved=job.allow_unresolved,
+    )
 
 
 def _scanned(job: Job, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
@@ -314,6 +325,7 @@ def _finish(
         "trainable": plan.trainable if plan else None,
         "head": head_size(model),
         "task": task.to_json(),
+        "pad_id": model.config.get_text_config().pad_token_id,
         "from": str(job.adapter) if job.adapter else None,
         "settings": asdict(job.settings),
         "steps": result.steps,
@@ -327,6 +339,7 @@ def _finish(
         "peak_bytes": result.peak_bytes,
         "packing": result.packing,
         "packing_reason": result.packing_reason,
+        "kept_layers": result.kept_layers,
         "compiled": result.compiled,
         "compile_reason": result.compile_reason,
         "stopped_early": result.stopped_early,
@@ -339,7 +352,11 @@ def _finish(
         model,
         adapter,
         plan_json=plan.to_json() if plan else None,
-        extra={"settings": asdict(job.settings), "task": task.to_json()},
+        extra={
+            "settings": asdict(job.settings),
+            "task": task.to_json(),
+            "pad_id": facts["pad_id"],
+        },
     )
     facts["adapter"] = str(adapter)
     write_json(job.out / "curve.json", [asdict(point) for point in result.curve])
@@ -382,7 +399,7 @@ def _show(facts: dict[str, Any]) -> None:
     drawn.add_row("counted tokens per second", output.count(facts["labelled_tokens_per_second"]))
     output.show(drawn)
     output.say(f"Adapter: {facts['adapter']}. Load it with:")
-    for line in _loading(facts["model"], facts["adapter"], facts["task"]):
+    for line in _loading(facts):
         output.say(f"  {line}")
 
 
@@ -393,11 +410,13 @@ _AUTO = {
 }
 
 
-def _loading(model: str, adapter: str, task: Mapping[str, Any]) -> list[str]:
+def _loading(facts: Mapping[str, Any]) -> list[str]:
     """How to load the adapter, in Python."""
+    model, adapter, task = facts["model"], facts["adapter"], facts["task"]
     auto, more = _AUTO[task["name"]], ""
     if "id2label" in task:
-        more = f", id2label={ {int(place): label for place, label in task['id2label'].items()} }"
+        labels = {int(place): label for place, label in task["id2label"].items()}
+        more = f", id2label={labels}, pad_token_id={facts['pad_id']}"
     base, embedded = f'"{model}"', model.startswith("demo:")
     if embedded:
         base = f'base_path("{model}")'

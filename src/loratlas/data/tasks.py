@@ -2,6 +2,7 @@
 
 A classification reads the text (or the pair of texts) as the tokenizer writes it for that, special tokens included. A
 source and its target are tokenised each by itself, as the tokenizer writes either, and stand end to end in an example.
+A target ends with the end token, whether the tokenizer writes it or not.
 """
 
 from __future__ import annotations
@@ -182,6 +183,11 @@ def _pairs(task: Task, rows: Rows, tokenizer: Any, max_length: int) -> Encoded:
             if not (source_text(row).strip() and target_text(row).strip()):
                 empty += 1
                 continue
+            if tokenizer.eos_token_id is not None and target[-1:] != [tokenizer.eos_token_id]:
+                target = [
+                    *target,
+                    tokenizer.eos_token_id,
+                ]  # what ends an answer is learnt like the rest of it
             if len(target) > max_length:
                 dropped += 1
                 continue

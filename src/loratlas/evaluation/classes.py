@@ -76,12 +76,13 @@ def classify(model: Any, encoded: Encoded, *, max_tokens: int = MAX_TOKENS) -> C
     total = len(encoded)
     losses, label, predicted = np.zeros(total), np.zeros(total, dtype=np.int32), np.zeros(total, np.int32)
     for batch in evaluation_batches(encoded, max_tokens=max_tokens, packed=False):
+        batch = batch.to(device)
         with evaluating(model):
-            logits = forward(model, batch.to(device)).float()
-            found = nll(logits, batch.to(device).answers)
+            logits = forward(model, batch).float()
+            found = nll(logits, batch.answers)
         rows = list(batch.rows)
         losses[rows] = found.cpu().numpy()
-        label[rows] = batch.answers.numpy()
+        label[rows] = batch.answers.cpu().numpy()
         predicted[rows] = logits.argmax(-1).cpu().numpy()
     example, n = np.arange(total, dtype=np.int32), np.ones(total, dtype=np.int32)
     return Classes(scores=Scores(example=example, n=n, nll=losses), label=label, predicted=predicted)

@@ -23,6 +23,7 @@ from loratlas.evaluation.predictions import PREDICTIONS, correct, f1_rows
 from loratlas.study.inputs import DEMO, open_rows
 from loratlas.study.ranks import Measure
 from loratlas.study.records import table
+from loratlas.study.spec import WRITTEN
 
 if TYPE_CHECKING:
     from loratlas.anatomy.tasks import Task
@@ -69,8 +70,7 @@ def check_metric(spec: StudySpec, task: Task) -> None:
     """
     if spec.metric is None:
         return
-    of_classes = spec.metric.name in ("accuracy", "macro_f1")
-    if of_classes != (task.name == CLASSIFICATION):
+    if (spec.metric.name in WRITTEN) == (task.name == CLASSIFICATION):
         fits = "accuracy or macro_f1" if task.name == CLASSIFICATION else "exact_match or rouge_l"
         raise SpecError(
             given=f"metric: {spec.metric.name}",
@@ -132,7 +132,7 @@ def forgetting_rows(spec: StudySpec, task: Task, tokenizer: Any, config: Any) ->
 def identity(spec: StudySpec, forgetting: Encoded | None) -> dict[str, Any]:
     """What it adds to everything that decides a run's record; nothing where nothing was asked."""
     found: dict[str, Any] = {}
-    if spec.metric is not None and spec.metric.name in ("exact_match", "rouge_l"):
+    if spec.metric is not None and spec.metric.name in WRITTEN:
         found["metric"] = spec.metric.model_dump(mode="json")
     if forgetting is not None:
         found["forgetting"] = forgetting.digest

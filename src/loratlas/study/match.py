@@ -135,6 +135,19 @@ def _plan(
             return plan_from(scan, anatomy, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)[
                 0
             ]
-        free = any(rank is None for _, rank in resolve(parse(arm.placement), anatomy, default="auto"))
+        free = any(
+            rank is None
+            for _, rank in resolve(
+                parse(arm.placement), anatomy, default="auto", allow_unresolved=spec.allow_unresolved
+            )
+        )
         chosen = arm.budget or (budget if free else None)
-        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)
+        return place(
+            anatomy,
+            arm.placement,
+            budget=chosen,
+            alpha=arm.alpha,
+            rslora=arm.rslora,
+            allow_unresolved=spec.allow_unresolved,
+            memory=memory,
+        )

@@ -171,7 +171,11 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
     )
     options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
     whole = encode_for(task, train_rows, tokenizer, **options)
-    memory = PeakMemory(config, anatomy, typical(whole.examples, spec.batch_size), _settings(spec))
+    # Of tuning rows, which are held out from them, there are few: what a run sees again is close to all of them.
+    seen = min(len(whole), spec.subset or len(whole))
+    again = whole.report.tokens * seen // len(whole) if spec.steps * spec.batch_size > seen else None
+    step = typical(whole.examples, spec.batch_size)
+    memory = PeakMemory(config, anatomy, step, _settings(spec), again=again)
     resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
     _check_arms(spec, resolved, config)
     judged = encode_for(task, judged_rows, tokenizer, **options)

@@ -16,6 +16,7 @@ from typing import Any
 from loratlas.anatomy.tasks import CAUSAL
 from loratlas.errors import DataError, Interrupted, OutputError, RunError
 from loratlas.study import beside
+from loratlas.study.company import fleet_size
 from loratlas.study.ledger import NAME, Key, Ledger, claim, unstorable, unwritable
 from loratlas.study.pool import Pool, Process, rebuilt
 from loratlas.study.prepare import Prepared, machine, prepare, revision, training, versions
@@ -24,12 +25,10 @@ from loratlas.study.result import StudyResult, load_study, write_json
 from loratlas.study.schedule import nll, schedule
 from loratlas.study.spec import StudySpec
 from loratlas.training.conditions import Stop, interruptible
+from loratlas.training.memory import free_bytes
 
 ATTEMPTS = 2
 """How often a run is begun whose worker process died."""
-
-MOST = 9
-"""Largest fleet: what a killed worker loses since its last checkpoint stays small."""
 
 OURS = frozenset({NAME, "claim.lock", "runs", "cache", "findings.json", "report.html"})
 """What a study's folder holds."""
@@ -224,7 +223,8 @@ class Coordinator:
         count = workers or (_cores() if device == "cpu" else 1)
         count = max(1, min(count, len(state.pending)))
         threads = 1 if device == "cpu" else None
-        self._fleet = fleet_size(self.spec, self.prepared, device)
+        free = free_bytes(device) // count
+        self._fleet = fleet_size(self.spec, self.prepared, device, free=free)
         # A Ctrl-C is asked for, not thrown: thrown into a destructor, say, Python would swallow it.
         with interruptible() as stop, Pool(setup, self.out / "cache", workers=count, threads=threads) as pool:
             self._loop(pool, stop)
@@ -444,21 +444,6 @@ def _words(key: Key | None) -> str:
     return (
         "the bare base" if key.phase == "base" else f"{key.phase} {key.arm}, lr {key.lr:g}, seed {key.seed}"
     )
-
-
-def fleet_size(spec: StudySpec, prepared: Prepared, device: str) -> int:
-    """How many runs a worker trains side by side: as many as share a pass through the base, `MOST` at most.
-
-    A pass that one run's step fills gains nothing from company; then every run is trained alone. So is one whose rows
-    stand side by side.
-    """
-    if prepared.task.why_padded is not None:
-        return 1
-    from loratlas.training.fleet import OTHER_TOKENS, PASS_TOKENS
-
-    rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-    tokens = max(1.0, rows * prepared.train.report.tokens / len(prepared.train))
-    return max(1, min(MOST, int(PASS_TOKENS.get(device, OTHER_TOKENS) // tokens)))
 
 
 def _device() -> str:

@@ -44,6 +44,9 @@ WIDEST_FACTOR = 3.0
 BESIDE = ("metric", "forgetting")
 """Keys of what is measured beside the loss; none of them changes a run's training."""
 
+WRITTEN = ("exact_match", "rouge_l")
+"""Metrics of answers that a model writes."""
+
 UNSAID = (*BESIDE, "task")
 """Keys that a study without them does not have, so that it is the study that it was before they existed."""
 
@@ -167,6 +170,7 @@ class StudySpec(_Part):
     """Never by a run's own judgement: that goes by its pace, and a study's numbers must not depend on the machine's."""
     checkpointing: bool = False
     base_dropout: bool = False
+    allow_unresolved: bool = False
     delta: Positive = 0.01
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     demonstration: bool = False
@@ -203,12 +207,14 @@ class StudySpec(_Part):
     def to_json(self) -> dict[str, Any]:
         """The spec with all defaults written out; ``${NAME}`` stays as written: no machine is in it.
 
-        What was not asked for (compiling, measures beside the loss) is left out: a study without it is the study that
-        it was before this could be asked, digest included.
+        What was not asked for (compiling, measures beside the loss, unknown matrices) is left out: a study without it
+        is the study that it was before this could be asked, digest included.
         """
         whole = self.model_dump(mode="json")
         if whole["compile"] == "off":
             del whole["compile"]
+        if not self.allow_unresolved:
+            del whole["allow_unresolved"]
         return {key: value for key, value in whole.items() if key not in UNSAID or value is not None}
 
 
@@ -418,7 +424,8 @@ def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
             "one seed cannot tell a good rate from a lucky one",
             f"{FEWEST_TUNING_SEEDS} or more (or demonstration: true)",
         )
-    if spec.metric is not None and spec.metric.rows > spec.evaluation.rows:
+    written = spec.metric is not None and spec.metric.name in WRITTEN
+    if spec.metric is not None and written and spec.metric.rows > spec.evaluation.rows:
         yield (
             f"metric.rows: {spec.metric.rows}",
             f"{spec.evaluation.rows} evaluation rows to take them from",

@@ -196,7 +196,7 @@ class _Segments(torch.autograd.Function):
                 else:
                     rows = g[part.rows]
                     slopes.append((rows @ f.B).mul_(f.scale * part.lift))
-                    f.to_up.add_((rows.t() @ h[:, start : start + rank]).mul_(f.scale))
+                    f.to_up.add_((h[:, start : start + rank].t() @ rows).mul_(f.scale).t())
                 start += rank
             slope = slopes[0] if len(slopes) == 1 else torch.cat(slopes, 1)
             if dx is not None and part.drop is None:

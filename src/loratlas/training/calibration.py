@@ -76,12 +76,13 @@ class Calibration:
         """
         from loratlas.training.memory import kept_pages
 
-        known, tiny = self._known.values, _tiny_rehearsal()
+        known = self._known.values
+        tiny = None if _OVERHEAD in known else _tiny_rehearsal()
         with kept_pages():
-            missing = self.missing([tiny, *rehearsals])
+            missing = self.missing([*rehearsals, *([tiny] if tiny else [])])
             for call in missing:
                 known[call.key] = _time(call, self.device, self.clock)
-            if _OVERHEAD not in known:
+            if tiny is not None:
                 beyond = _tiny_step(self.clock, self.device) - self._operations(tiny)
                 known[_OVERHEAD] = max(0.0, beyond / _count(tiny))
         if missing:

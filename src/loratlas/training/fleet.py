@@ -30,7 +30,7 @@ from loratlas.evaluation.losses import token_losses
 from loratlas.training.bank import _SERVED, Bank, Factors, Share, Tenant
 from loratlas.training.conditions import interruptible, step_seed, training_mode
 from loratlas.training.loop import Run
-from loratlas.training.memory import Peak
+from loratlas.training.memory import Peak, kept_pages
 from loratlas.training.microbatches import microbatches
 from loratlas.training.prefix import prefix_for
 from loratlas.training.records import FitResult, StepEvent
@@ -196,6 +196,7 @@ class Fleet:
                 training_mode(self.model, checkpointing=self.members[0].settings.checkpointing)
             )
             stack.enter_context(self.bank.open())
+            stack.enter_context(kept_pages())
             stop = stack.enter_context(interruptible())
             if resume:
                 for run in self.runs:

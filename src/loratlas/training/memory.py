@@ -69,10 +69,11 @@ def resident_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(storages.values())
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device | str) -> int:
     """Memory that can still be taken on a device; on a CPU within the limit that a container sets."""
     import torch
 
+    device = torch.device(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

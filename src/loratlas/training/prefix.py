@@ -10,6 +10,7 @@ them. So a resumed run, which has nothing kept, computes the same numbers again,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
 
 SHARE = 0.25
-"""Of the memory that is free when a run begins, what its rows' states may take."""
+"""Of the memory that is free when a run begins, what its rows' states may take; on a CPU, where others may begin too,
+of the part that goes with the cores it uses."""
 
 CHUNK = 1024
 """Tokens computed together when states are made; a longer row is a chunk of its own."""
@@ -64,7 +66,10 @@ class Layers:
 
 
 def layers_of(model: Any) -> Layers | None:
-    """The decoder layers of a model, if it has exactly one list of as many modules as its config names layers."""
+    """The decoder layers of a model, if it has exactly one list of as many modules as its config names layers.
+
+    Lists inside such a list, of experts say, do not count.
+    """
     import torch
 
     inner = bare(model)
@@ -74,7 +79,8 @@ def layers_of(model: Any) -> Layers | None:
         for name, module in inner.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == wanted
     ]
-    return Layers(path=lists[0][0], modules=tuple(lists[0][1])) if len(lists) == 1 else None
+    outer = [found for found in lists if not any(found[0].startswith(f"{name}.") for name, _ in lists)]
+    return Layers(path=outer[0][0], modules=tuple(outer[0][1])) if len(outer) == 1 else None
 
 
 class _Reached(Exception):
@@ -134,7 +140,8 @@ class Prefix:
         def begin(*_given: Any, **_named: Any) -> Any:
             return self._returned(states)
 
-        with _forwards([(layer, hand_on) for layer in self._below[:-1]] + [(self._below[-1], begin)]):
+        changes = [(layer, hand_on) for layer in self._below[:-1]] + [(self._below[-1], begin)]
+        with _not_compiled(self._below), _forwards(changes):
             yield
 
     def _returned(self, states: torch.Tensor) -> Any:
@@ -166,7 +173,7 @@ class Prefix:
 
         hook = self._below[-1].register_forward_hook(keep)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _not_compiled(self._below):
                 forward(self.model, batch.to(self._device))
         except _Reached:
             pass
@@ -196,20 +203,42 @@ def prefix_for(
         not one whose layers pass one tensor from each to the next.
     """
     pool = np.unique(order).tolist()
+    if order.size <= len(pool) or _has_dropout(bare(model).config):
+        return None
+    try:
+        prefix = kept_below(model, data, pool, depth=depth)
+        if prefix is None:
+            return None
+        fits = whatever_memory or prefix.bytes() <= _allowed(prefix.lasting()[0].device)
+        return prefix if fits and _proven(model, data, prefix, order) else None
+    except Exception:  # whatever a strange model raises, its layers can still be computed every time
+        return None
+
+
+def kept_below(model: Any, data: Encoded, pool: Sequence[int], *, depth: int | None = None) -> Prefix | None:
+    """A prefix that nothing has been proven of; None where no whole layer is frozen, or none can be told.
+
+    Args:
+        model: bare or as a `PeftModel`.
+        data: encoded rows.
+        pool: which of them will come.
+        depth: as for `prefix_for`.
+    """
     layers = layers_of(model)
-    if layers is None or order.size <= len(pool) or _has_dropout(bare(model).config):
+    if layers is None:
         return None
     if depth is None:
         depth = layers.lowest([name for name, p in bare(model).named_parameters() if p.requires_grad])
         depth = len(layers.modules) if depth is None else depth
-    if depth < 1:
-        return None
-    try:
-        prefix = Prefix(model, data, pool, layers=layers, depth=depth)
-        fits = whatever_memory or prefix.bytes() <= SHARE * free_bytes(prefix.lasting()[0].device)
-        return prefix if fits and _proven(model, data, prefix, order) else None
-    except Exception:  # whatever a strange model raises, its layers can still be computed every time
-        return None
+    return Prefix(model, data, pool, layers=layers, depth=depth) if depth >= 1 else None
+
+
+def _allowed(device: torch.device) -> float:
+    """Bytes that states may take."""
+    import torch
+
+    cores = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)) if device.type == "cpu" else 1.0
+    return SHARE * cores * free_bytes(device)
 
 
 def _proven(model: Any, data: Encoded, prefix: Prefix, order: np.ndarray) -> bool:
@@ -248,6 +277,19 @@ def _chunks(data: Encoded, pool: Sequence[int]) -> tuple[dict[int, int], list[li
         chunks[-1].append(row)
         tokens += n
     return {row: place for place, rows in enumerate(chunks) for row in rows}, chunks
+
+
+@contextmanager
+def _not_compiled(layers: Sequence[Any]) -> Iterator[None]:
+    """Within this context layers that are compiled are called as they are."""
+    before = [layer._compiled_call_impl for layer in layers]
+    for layer in layers:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer._compiled_call_impl = own
 
 
 @contextmanager

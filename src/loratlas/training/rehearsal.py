@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,7 @@ def rehearse(
     *,
     rslora: bool = False,
     packed: bool | None = None,
+    again: int | None = None,
 ) -> Rehearsal:
     """Rehearse one step on the CPU or, where there is one, on the GPU.
 
@@ -115,13 +116,16 @@ def rehearse(
         rslora: as in the plan.
         packed: end to end or side by side; None: end to end where the model's attention can be replaced, whose
             exactness only the live model can prove.
+        again: tokens of all rows of a run that sees its rows more than once: what the frozen layers below the lowest
+            adapter make of them is then kept, and a step begins above (`loratlas.training.prefix`). None: every row
+            comes once.
 
     Returns:
         What was recorded.
 
     Raises:
-        ModelError: a model whose path depends on its numbers, such as a mixture of experts that sorts tokens by the
-            experts they were sent to.
+        ModelError: texts for a model that is no causal language model, or a model whose path depends on its numbers,
+            such as a mixture of experts that sorts tokens by the experts they were sent to.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -141,11 +145,12 @@ def rehearse(
 
     from loratlas.data.packing import why_padded
 
-    model = _blank(config, rows, settings, rslora)
+    task = task_of(examples[0])
+    model = _blank(config, rows, settings, rslora, task)
     if packed is None:
-        packed = task_of(examples[0]) == CAUSAL and why_padded(model) is None
+        packed = task == CAUSAL and why_padded(model) is None
     try:
-        return _record(model, examples, settings, packed)
+        return _record(model, examples, settings, packed, again)
     except (
         DataDependentOutputException,
         DynamicOutputShapeException,
@@ -171,15 +176,22 @@ class PeakMemory:
         anatomy: of the base.
         examples: of a step.
         settings: of the run.
+        again: as for `rehearse`.
 
     Example:
         ``place(anatomy, "attention", budget="memory=6GB", memory=PeakMemory(config, anatomy, even_rows(16, 128), …))``
     """
 
     def __init__(
-        self, config: PretrainedConfig, anatomy: Anatomy, examples: Sequence[Example], settings: Settings
+        self,
+        config: PretrainedConfig,
+        anatomy: Anatomy,
+        examples: Sequence[Example],
+        settings: Settings,
+        *,
+        again: int | None = None,
     ) -> None:
-        self._config, self._examples, self._settings = config, examples, settings
+        self._config, self._examples, self._settings, self._again = config, examples, settings, again
         self._sites = {site.path: site for site in anatomy.sites}
         self._known: dict[tuple[tuple[str, int], ...], int] = {}
 
@@ -190,12 +202,12 @@ class PeakMemory:
         table = tuple(sorted(ranks.items()))
         if table not in self._known:
             rows = [Row(site=self._sites[path], rank=rank, alpha=2.0 * rank) for path, rank in ranks.items()]
-            found = rehearse(self._config, rows, self._examples, self._settings)
+            found = rehearse(self._config, rows, self._examples, self._settings, again=self._again)
             self._known[table] = found.peak_bytes
         return self._known[table]
 
 
-def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rslora: bool) -> Any:
+def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rslora: bool, task: str) -> Any:
     """The adapted base on the meta device, as `load_model` and `attach` make it, and lean."""
     import torch
     from peft import get_peft_model
@@ -209,6 +221,14 @@ def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rs
     zero_dropout(config)
     config.use_cache = False
     model = meta_model(config)
+    if task == CAUSAL and (
+        not hasattr(model, "prepare_inputs_for_generation") or getattr(config, "is_encoder_decoder", False)
+    ):
+        raise ModelError(
+            given=f"a step of a model of type {config.model_type!r} on texts",
+            found="no causal language model",
+            instead="a causal language model, or rows of what this one is trained to do",
+        )
     dtype = getattr(torch, settings.dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -219,13 +239,16 @@ def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rs
         return faster(get_peft_model(model, asked, low_cpu_mem_usage=True))
 
 
-def _record(model: Any, examples: Sequence[Example], settings: Settings, packed: bool) -> Rehearsal:
+def _record(
+    model: Any, examples: Sequence[Example], settings: Settings, packed: bool, again: int | None
+) -> Rehearsal:
     import torch
 
     from loratlas.training.conditions import training_mode
     from loratlas.training.masters import Masters
     from loratlas.training.microbatches import microbatches
     from loratlas.training.optimizer import MOMENTS, Optimizer
+    from loratlas.training.prefix import kept_below
     from loratlas.training.recorder import recording, saved
     from loratlas.training.step import step_loss
 
@@ -249,14 +272,22 @@ def _record(model: Any, examples: Sequence[Example], settings: Settings, packed:
         optimizer.load(blank, 1)
         del blank
         lasting = [*model.parameters(), *masters.lasting()]
+        prefix = kept_below(model, data, range(len(data))) if packed and again is not None else None
+        beside = 0  # states of the run's other rows
+        if prefix is not None and again is not None:
+            for _ in prefix.fill(range(len(data))):
+                pass
+            lasting += prefix.lasting()
+            beside = round(prefix.bytes() * (again / sum(len(e) for e in examples) - 1))
         recorder.mark()
-        lasting_bytes, kept, tokens, labelled = recorder.live, 0, 0, 0
+        lasting_bytes, kept, tokens = recorder.live, 0, 0
         batches = list(microbatches(data, range(len(data)), packed=packed, size=settings.micro_batch))
         labelled = sum(batch.labelled for batch in batches)
         masters.zero()
         for batch in batches:
-            with saved(lasting) as found:
-                loss = step_loss(model, batch.to(device))
+            batch = batch.to(device)
+            with prefix.within(batch) if prefix is not None else nullcontext(), saved(lasting) as found:
+                loss = step_loss(model, batch)
             kept = max(kept, sum(found.values()))
             (loss / labelled).backward()
             masters.collect()
@@ -267,8 +298,8 @@ def _record(model: Any, examples: Sequence[Example], settings: Settings, packed:
         optimizer.update(0, 0.0)
         return Rehearsal(
             saved_bytes=kept,
-            peak_bytes=recorder.peak,
-            lasting_bytes=lasting_bytes,
+            peak_bytes=recorder.peak + beside,
+            lasting_bytes=lasting_bytes + beside,
             tokens=tokens,
             packed=packed,
             calls=Counter(recorder.calls),

@@ -1,0 +1,252 @@
+"""Three readers that know nothing of one another, side by side: names, trace and probe.
+
+The first two read the model itself, without weights. The probe needs numbers: it tries out a small instance of the
+same architecture, with the first blocks of every tower, enough of them to have one of every kind, and random weights.
+What it finds of a matrix there holds for the matrices of the same name and role in all blocks.
+
+Where readers contradict one another and the reviewed table (:mod:`loratlas.anatomy.overrides`) does not settle it,
+the matrix is unresolved, with all opinions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratlas.anatomy.load import load_config
+from loratlas.anatomy.overrides import reason
+from loratlas.anatomy.probe import expected, instance, probe
+from loratlas.anatomy.read import examine
+from loratlas.anatomy.roles import agreed
+from loratlas.anatomy.shrink import LAYERS, shrunk, small
+from loratlas.anatomy.sites import Anatomy, Unresolved
+from loratlas.anatomy.structure import matrices
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from loratlas.anatomy.roles import Decision
+
+READERS = ("names", "trace", "probe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Testimony:
+    """What every reader says about one matrix.
+
+    Args:
+        path: parameter name.
+        role: what it was given before the probe was asked; None where it is unresolved.
+        names: role by what its owners and its leaf are called; None where they say nothing.
+        trace: role, or family, by one observed pass without weights.
+        probe: ``"mixes tokens"`` or ``"pointwise"``, by trying.
+        table: why the reviewed table says what it says; empty where it says nothing.
+    """
+
+    path: str
+    role: str | None
+    names: str | None = None
+    trace: str | None = None
+    probe: str | None = None
+    table: str = ""
+
+    def agrees(self, reader: str) -> bool | None:
+        """Whether a reader agrees with the role; None where one of them says nothing.
+
+        >>> one = Testimony(path="w", role="ffn.up", names="ffn.up", trace="attn.v", probe="pointwise")
+        >>> [one.agrees(reader) for reader in READERS], one.disputed
+        ([True, False, True], True)
+        """
+        said = getattr(self, reader)
+        if said is None or self.role is None:
+            return None
+        if reader == "probe":
+            wanted = expected(self.role)
+            return None if wanted is None else said == wanted
+        return agreed(said, self.role) is not None or agreed(self.role, said) is not None
+
+    @property
+    def disputed(self) -> bool:
+        """Whether two readers contradict one another, settled or not."""
+        if self.role is None:
+            return self.names is not None and self.trace is not None
+        return any(self.agrees(reader) is False for reader in READERS)
+
+    def opinions(self) -> tuple[str, ...]:
+        """What was said, as an unresolved matrix lists it."""
+        return tuple(f"{name}: {said}" for name in READERS if (said := getattr(self, name)) is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """A model's anatomy and what it rests on.
+
+    Args:
+        anatomy: with what the probe contradicts moved to the unresolved ones.
+        testimonies: of every matrix, in the model's order.
+        tried: what the probe ran on, in words.
+        silent: why the probe did not run; empty where it did.
+    """
+
+    anatomy: Anatomy
+    testimonies: tuple[Testimony, ...]
+    tried: str = ""
+    silent: str = ""
+
+    @property
+    def disputes(self) -> tuple[Testimony, ...]:
+        """Where readers contradict one another, whether the table settles it or not."""
+        return tuple(one for one in self.testimonies if one.disputed)
+
+    @property
+    def open(self) -> tuple[Testimony, ...]:
+        """The disputes that the table does not settle."""
+        return tuple(one for one in self.disputes if not one.table)
+
+    def agreement(self, reader: str) -> tuple[int, int]:
+        """In how many matrices a reader agrees with the role, and of how many it says anything."""
+        said = [agrees for one in self.testimonies if (agrees := one.agrees(reader)) is not None]
+        return sum(said), len(said)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: per reader its agreement, per matrix what each said, and the disputes."""
+        return {
+            "tried": self.tried,
+            "silent": self.silent,
+            "agreement": {
+                reader: dict(zip(("agrees", "speaks"), self.agreement(reader), strict=True))
+                for reader in READERS
+            },
+            "matrices": [
+                {"path": one.path, "role": one.role, **{reader: getattr(one, reader) for reader in READERS}}
+                for one in self.testimonies
+            ],
+            "disputes": [
+                {"path": one.path, "opinions": list(one.opinions()), "settled": one.table or None}
+                for one in self.disputes
+            ],
+        }
+
+
+def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
+    """Read a model by names and trace, and try out a small instance of it.
+
+    Args:
+        source: a Hub id, a directory, a ``config.json``, a config, or a model, whose weights are not looked at.
+
+    Returns:
+        The anatomy, and every reader's opinion of every matrix.
+
+    Raises:
+        ModelError: as :func:`~loratlas.anatomy.read.read` does.
+
+    >>> from transformers import LlamaConfig
+    >>> proof = prove(LlamaConfig(num_hidden_layers=2, hidden_size=48, num_attention_heads=6, vocab_size=96,
+    ...                           num_key_value_heads=2, intermediate_size=80))
+    >>> [proof.agreement(reader) for reader in READERS], proof.disputes
+    ([(16, 16), (16, 16), (14, 14)], ())
+    """
+    anatomy, decisions = examine(source)
+    config = load_config(source) if isinstance(source, (str, Path)) else getattr(source, "config", source)
+    said, tried, silent = _try(config, anatomy)
+    roles = {site.path: site.role for site in anatomy.sites}
+    testimonies = []
+    for path, decision in decisions.items():
+        by = dict(opinion.split(": ", 1) for opinion in decision.opinions)
+        testimonies.append(
+            Testimony(
+                path=path,
+                role=roles.get(path),
+                names=by.get("names"),
+                trace=by.get("trace"),
+                probe=said.of(path, decision),
+                table=reason(anatomy.model_type, path) if "table" in by else "",
+            )
+        )
+    return Proof(
+        anatomy=_judged(anatomy, testimonies), testimonies=tuple(testimonies), tried=tried, silent=silent
+    )
+
+
+def _judged(anatomy: Anatomy, testimonies: Iterable[Testimony]) -> Anatomy:
+    """What the probe contradicts, and no table settles, is unresolved."""
+    against = {one.path: one for one in testimonies if one.agrees("probe") is False and not one.table}
+    moved = tuple(
+        Unresolved(
+            path=site.path,
+            module=site.module,
+            shape=site.shape,
+            reason=f"read as {site.role} but tried and found {against[site.path].probe}",
+            opinions=against[site.path].opinions(),
+        )
+        for site in anatomy.sites
+        if site.path in against
+    )
+    kept = tuple(site for site in anatomy.sites if site.path not in against)
+    return replace(anatomy, sites=kept, unresolved=anatomy.unresolved + moved)
+
+
+class _Verdicts:
+    """What the probe found on a small instance, asked by the paths of the model it stands for."""
+
+    def __init__(self, found: dict[str, str], decisions: dict[str, Decision]) -> None:
+        self.by_role: dict[tuple[str, str | None], set[str]] = {}
+        self.by_name: dict[str, set[str]] = {}
+        for path, verdict in found.items():
+            self.by_role.setdefault((pattern(path), decisions[path].role), set()).add(verdict)
+            self.by_name.setdefault(pattern(path), set()).add(verdict)
+
+    def of(self, path: str, decision: Decision) -> str | None:
+        for heard in (
+            self.by_role.get((pattern(path), decision.role), set()),
+            self.by_name.get(pattern(path), set()),
+        ):
+            if len(heard) == 1:
+                return next(iter(heard))
+        return None
+
+
+def pattern(path: str) -> str:
+    """A path with every number in it left open.
+
+    >>> pattern("model.layers.10.mlp.experts.3.w1.weight")
+    'model.layers.*.mlp.experts.*.w1.weight'
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
+
+
+def _try(config: PretrainedConfig, anatomy: Anatomy) -> tuple[_Verdicts, str, str]:
+    """The probe's verdicts on the first small instance that runs; what that was; why there is none."""
+    failed = ""
+    layers = max(LAYERS, _kinds(anatomy))
+    for words, less in (
+        ("the same config, narrow", lambda: shrunk(config, layers=layers)),
+        ("the usual config of its type, narrow", lambda: small(config.model_type)),
+    ):
+        try:
+            tiny = less()
+            model = instance(tiny)
+            found = probe(model, matrices(model))
+            decisions = examine(tiny)[1]
+        except Exception as error:
+            # Sizes that do not fit together, or a model that does not run on tokens alone: of any class.
+            failed = failed or (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:160]
+            continue
+        size = sum(parameter.numel() for parameter in model.parameters())
+        return _Verdicts(found, decisions), f"{words}: {size:,} random parameters", ""
+    return _Verdicts({}, {}), "", failed
+
+
+def _kinds(anatomy: Anatomy) -> int:
+    """How many of the first blocks hold one of every kind, in the tower where that takes most."""
+    blocks: dict[tuple[str, int], set[tuple[str, str]]] = {}
+    for site in anatomy.sites:
+        if site.layer is not None:
+            blocks.setdefault((site.scope, site.layer), set()).add((pattern(site.path), site.role))
+    first: dict[tuple[str, frozenset[tuple[str, str]]], int] = {}
+    for (scope, layer), held in sorted(blocks.items()):
+        first.setdefault((scope, frozenset(held)), layer)
+    return max(first.values(), default=0) + 1
