@@ -133,7 +133,7 @@ def scan(
             among=among,
             most_rows=rows,
             seed=seed,
-            fisher=fisher or by == "fisher",
+            fisher=fisher,
             on_pass=watched(bar),
         )
     plan, allocation = None, None
