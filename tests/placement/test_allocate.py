@@ -139,8 +139,24 @@ def test_a_budget_of_time_pays_for_a_backward_pass_that_ends_early():
     assert near.lowest > far.lowest == 0
     for found in (near, far):
         assert found.spent == spending(model, found.ranks, "time") <= found.allowed
-    memory = allocate(model, gains, "memory=all@top/2:1")
-    assert memory.spent == spending(model, memory.ranks, "memory") <= memory.allowed
+
+
+def held(ranks: dict[str, int]) -> int:
+    """Peak bytes as of a step that keeps 1,000 for every layer above the lowest adapter, and 4 per parameter."""
+    layers = [int(path.split(".")[2]) for path in ranks]
+    sites = {s.path: s for s in decoder(8).sites}
+    return 1000 * (8 - min(layers)) + 4 * sum(sites[path].lora_parameters(r) for path, r in ranks.items())
+
+
+def test_a_budget_of_memory_is_what_somebody_measures():
+    model = decoder(8)
+    gains = {s.path: [1.0, 0.5] for s in model.sites if s.layer is not None}
+    near, far = (allocate(model, gains, f"memory={size}", memory=held) for size in (4000, 20_000))
+    assert near.lowest is not None
+    assert near.lowest > 4
+    assert far.lowest == 0
+    for found in (near, far):
+        assert found.spent == held(found.ranks) <= found.allowed
 
 
 def test_every_row_says_why():
@@ -171,7 +187,7 @@ def test_what_cannot_be():
     with pytest.raises(SettingsError, match="no signal"):
         allocate(model, {path: [0.0] for path in gains}, "params=1k")
     with pytest.raises(BudgetError, match="bytes at the peak"):
-        allocate(model, gains, "memory=100")
+        allocate(model, gains, "memory=100", memory=lambda ranks: 1000 + sum(ranks.values()))
     for wrong in ({"floor": -1}, {"multiple": 0}, {"ceiling": 4, "multiple": 8}, {"floor": 3, "multiple": 2}):
         with pytest.raises(SettingsError):
             Limits(**wrong)

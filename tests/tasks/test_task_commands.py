@@ -144,6 +144,12 @@ def test_eval_refuses_what_it_cannot_judge(bases, cli, tmp_path):
     assert "--smoothing in a classification task" in said
 
 
+def test_signals_are_measured_on_causal_models_alone(bases, cli, tmp_path):
+    code, _, said = cli("scan", bases("bert"), write(tmp_path / "rows.jsonl", sentences(8)))
+    assert code == 2
+    assert "no class for it that does this" in said
+
+
 def test_a_classifier_is_exported_and_merged(bases, cli, tmp_path):
     base, rows = bases("bert"), write(tmp_path / "rows.jsonl", sentences(8))
     cli("train", base, rows, "--placement", "all:2", *FEW, "--out", tmp_path / "run")

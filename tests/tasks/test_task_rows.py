@@ -49,6 +49,7 @@ def test_the_task_follows_from_rows_and_architecture(config, form, asked, task):
         (T5Config(), "label", None, "two tasks fit"),
         (T5Config(), "text", None, "no target to write"),
         (T5Config(), "prompt", "causal", "no class for it"),
+        (BertConfig(), "label", "causal", "no class for it"),
         (T5Config(), "text", "seq2seq", "no target to write"),
         (BertConfig(), "prompt", None, "nothing that an encoder"),
         (BertConfig(), "text", None, "nothing that an encoder"),

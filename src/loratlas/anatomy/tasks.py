@@ -152,7 +152,8 @@ def _no_source(config: PretrainedConfig) -> DataError:
 def _class_for(config: PretrainedConfig, task: str) -> tuple[Any, PretrainedConfig]:
     found = classes(config)
     kind = _KINDS[task]
-    if kind not in found or (task == CAUSAL and getattr(config, "is_encoder_decoder", False)):
+    # An encoder has a class that could go on with a text, if it were trained to.
+    if kind not in found or (task == CAUSAL and class_kind(config) != kind):
         known = [name for name, of in _KINDS.items() if of in found]
         raise ModelError(
             given=f"task {task} with a model of type {config.model_type!r}",

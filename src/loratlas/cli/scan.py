@@ -85,6 +85,7 @@ def scan(
     Several signals share a few passes through the frozen model. Reading ends when the top of the order has settled.
     Without a budget the plan spends what `all` at rank 16 does. --json prints what `--scores` of plan and train takes.
     """
+    from loratlas.anatomy.tasks import CAUSAL, recognise
     from loratlas.cli.evaluate import to_device
     from loratlas.cli.mapping import read_named
     from loratlas.data.encode import check_positions, encode, load_tokenizer
@@ -117,6 +118,7 @@ def scan(
     source = model_source(model)
     tokenizer = load_tokenizer(source)
     read = open_rows(data, split=split, mapping=options.columns_of(columns), limit=limit)
+    recognise(source, read.form, asked=CAUSAL)  # signals are measured on causal language models
     encoded = encode(read, tokenizer, max_length=max_length, loss=loss.value)
     base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None)
     check_positions(encoded, base.config)
@@ -131,7 +133,7 @@ def scan(
             among=among,
             most_rows=rows,
             seed=seed,
-            fisher=fisher or by == "fisher",
+            fisher=fisher,
             on_pass=watched(bar),
         )
     plan, allocation = None, None

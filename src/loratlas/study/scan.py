@@ -259,7 +259,7 @@ def scan(
 
     began = time.perf_counter()
     sites = candidates(anatomy, among)
-    made = _made(signals, seed, fisher)
+    made = _made(signals, seed, fisher or by == "fisher")
     known = {column.name for signal in made for column in signal.columns}
     if "probe" in signals:
         from loratlas.study.probe import COLUMNS
