@@ -37,7 +37,6 @@ def live(config):
 FORMS = {
     "jetmoe": ("q,o,kv:2 + moe:3", {}),
     "doge": ("moe:2 + shared,q:3", {"is_moe": True, "num_experts": 16}),
-    "granitemoehybrid": ("q,mixer.in:2 + moe:3", {"layer_types": ["linear_attention", "full_attention"]}),
 }
 
 
