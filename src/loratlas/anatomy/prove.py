@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.load import load_config
 from loratlas.anatomy.overrides import reason
-from loratlas.anatomy.probe import expected, instance, probe
+from loratlas.anatomy.probe import IN_BLOCKS, expected, instance, probe
 from loratlas.anatomy.read import examine
 from loratlas.anatomy.roles import agreed
 from loratlas.anatomy.shrink import LAYERS, shrunk, small
 from loratlas.anatomy.sites import Anatomy, Unresolved
+from loratlas.anatomy.sizes import config_digest
 from loratlas.anatomy.structure import matrices
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Testimony:
         if reader == "probe":
             wanted = expected(self.role)
             return None if wanted is None else said == wanted
+        if reader == "trace" and self.role.startswith("shared.") and said.startswith("ffn."):
+            said = "shared" + said.removeprefix("ffn")  # it sees a feed-forward, and experts beside it
         return agreed(said, self.role) is not None or agreed(self.role, said) is not None
 
     @property
@@ -151,15 +154,22 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
     """
     anatomy, decisions = examine(source)
     config = load_config(source) if isinstance(source, (str, Path)) else getattr(source, "config", source)
-    said, tried, silent = _try(config, anatomy)
-    roles = {site.path: site.role for site in anatomy.sites}
+    said, tried, silent = _try(config, anatomy, decisions)
+    sites = {site.path: site for site in anatomy.sites}
     testimonies = []
     for path, decision in decisions.items():
         by = dict(opinion.split(": ", 1) for opinion in decision.opinions)
+        site = sites.get(path)
+        if (
+            site is not None
+            and site.layer is None
+            and (site.family not in IN_BLOCKS or site.part == "relbias")
+        ):
+            by = {}  # outside the blocks a matrix's place decides, and no reader is asked
         testimonies.append(
             Testimony(
                 path=path,
-                role=roles.get(path),
+                role=site.role if site else None,
                 names=by.get("names"),
                 trace=by.get("trace"),
                 probe=said.of(path, decision),
@@ -218,7 +228,9 @@ def pattern(path: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
 
 
-def _try(config: PretrainedConfig, anatomy: Anatomy) -> tuple[_Verdicts, str, str]:
+def _try(
+    config: PretrainedConfig, anatomy: Anatomy, decisions: dict[str, Decision]
+) -> tuple[_Verdicts, str, str]:
     """The probe's verdicts on the first small instance that runs; what that was; why there is none."""
     failed = ""
     layers = max(LAYERS, _kinds(anatomy))
@@ -230,7 +242,8 @@ def _try(config: PretrainedConfig, anatomy: Anatomy) -> tuple[_Verdicts, str, st
             tiny = less()
             model = instance(tiny)
             found = probe(model, matrices(model))
-            decisions = examine(tiny)[1]
+            if config_digest(tiny) != anatomy.config_digest:
+                decisions = examine(tiny)[1]
         except Exception as error:
             # Sizes that do not fit together, or a model that does not run on tokens alone: of any class.
             failed = failed or (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:160]
