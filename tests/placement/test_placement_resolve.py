@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.placement.toy import anatomy, block, decoder, mixture, site
 
@@ -147,8 +149,24 @@ def test_an_unresolved_matrix_is_named_with_its_reason():
     unresolved = Unresolved(path="model.odd.weight", module="model.odd", shape=(4, 4), reason="nobody knows")
     model = type(base).from_json({**base.to_json(), "unresolved": [unresolved.to_json()]})
     assert "nobody knows" in refuses('"model.odd":1', model).found
-    assert "1 matrices are unresolved" in refuses("router:1", model).found
+    assert "nobody knows" in refuses("router:1", model).found
+    with pytest.raises(PlacementError, match="1 matrices are unresolved"):
+        resolve(parse("router:1"), model, allow_unresolved=True)
 
 
 def test_a_model_of_one_block_has_layers():
     assert list(found("q@0:2", anatomy(block(0), layers=1))) == ["model.layers.0.attn.q"]
+
+
+def test_only_unknown_matrices_that_a_name_may_mean_stand_in_its_way():
+    def with_(**changes):
+        item = Unresolved(path="x.weight", module="x", shape=(4, 4), reason="odd", **changes)
+        return replace(decoder(), unresolved=(item,))
+
+    query, gate = (with_(opinions=(opinion,)) for opinion in ("names: attn.q", "trace: *.gate"))
+    found("feedforward", query)
+    found("up - attention", query)
+    found("all", with_(scope="vision"))
+    assert found("all", query, allow_unresolved=True) == found("all")
+    for model, text in ((query, "q"), (query, "all"), (gate, "feedforward"), (with_(), "q")):
+        assert "x.weight (odd)" in refuses(text, model).found

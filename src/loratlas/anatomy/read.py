@@ -86,6 +86,7 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
                     shape=matrix.shape,
                     reason=decision.reason,
                     opinions=decision.opinions,
+                    scope=scope(model, matrix),
                 )
             )
             continue

@@ -107,6 +107,7 @@ class Unresolved:
         shape: its dimensions as stored.
         reason: why no role was given, in words.
         opinions: the roles that single readers would have given, e.g. ``("names: attn.q", "trace: attn.k")``.
+        scope: the tower it stands in.
     """
 
     path: str
@@ -114,6 +115,7 @@ class Unresolved:
     shape: tuple[int, ...]
     reason: str
     opinions: tuple[str, ...] = ()
+    scope: str = "decoder"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse is :meth:`from_json`."""

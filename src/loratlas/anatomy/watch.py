@@ -27,7 +27,7 @@ _NONLINEAR = _POSITIVE | {
     "leaky_relu", "elu", "mish", "expm1",
 }  # fmt: skip
 _PICKS = frozenset({"index", "index_select", "gather", "embedding"})
-_CHOICES = frozenset({"topk", "argmax", "sort", "max"})
+_CHOICES = frozenset({"topk", "argmax", "max"})
 _SCANS = frozenset({"cumsum", "logcumsumexp"})
 _ELEMENTWISE = frozenset({"mul", "add", "sub", "div", "addcmul", "lerp", "where"})
 

@@ -86,6 +86,7 @@ def plan_model(
     budget: options.Budget = None,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    allow_unresolved: options.AllowUnresolved = False,
     batch_size: options.BatchSize = 16,
     max_length: Annotated[
         int,
@@ -127,7 +128,15 @@ def plan_model(
 
     anatomy, source = read_named(model), load_config(model_source(model))
     step = Step(config=source, anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.chosen)
-    plan = place(anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, memory=step.memory())
+    plan = place(
+        anatomy,
+        placement,
+        budget=budget,
+        alpha=alpha,
+        rslora=rslora,
+        allow_unresolved=allow_unresolved,
+        memory=step.memory(),
+    )
     config = output.plain(plan.to_peft(source).to_dict())
     if peft and not as_json:
         output.emit(config)

@@ -113,6 +113,14 @@ RsLora = Annotated[
     bool,
     typer.Option("--rslora", help="Scale by α/√r instead of α/r.", rich_help_panel=PLACE),
 ]
+AllowUnresolved = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unresolved",
+        help="Go on where the placement may mean matrices that could not be told; they are left alone.",
+        rich_help_panel=PLACE,
+    ),
+]
 
 Split = Annotated[
     str | None,

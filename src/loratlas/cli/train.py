@@ -27,6 +27,7 @@ def train(
     budget: options.Budget = None,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    allow_unresolved: options.AllowUnresolved = False,
     adapter: Annotated[
         Path | None,
         typer.Option(
@@ -206,6 +207,7 @@ def train(
             budget=budget,
             alpha=alpha,
             rslora=rslora,
+            allow_unresolved=allow_unresolved,
             adapter=adapter,
             split=split,
             columns=options.columns_of(columns),

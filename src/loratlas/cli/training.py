@@ -37,6 +37,7 @@ class Job:
     budget: str | None
     alpha: float | None
     rslora: bool
+    allow_unresolved: bool
     adapter: Path | None
     split: str | None
     columns: Mapping[str, str]
@@ -143,7 +144,14 @@ def _plan(job: Job) -> Plan:
     from loratlas.placement.plan import place
 
     assert job.placement is not None  # _check said so
-    return place(read_named(job.model), job.placement, budget=job.budget, alpha=job.alpha, rslora=job.rslora)
+    return place(
+        read_named(job.model),
+        job.placement,
+        budget=job.budget,
+        alpha=job.alpha,
+        rslora=job.rslora,
+        allow_unresolved=job.allow_unresolved,
+    )
 
 
 def _adapted(job: Job, base: Any, plan: Plan | None) -> Any:

@@ -148,7 +148,7 @@ def allowance(budget: Budget, anatomy: Anatomy, memory: Memory | None = None) ->
     if like is None:
         assert budget.amount is not None
         return math.floor(budget.amount)
-    table = resolve(parse(like), anatomy, default=DEFAULT_RANK)
+    table = resolve(parse(like), anatomy, default=DEFAULT_RANK, allow_unresolved=True)
     if any(rank is None for _, rank in table):
         raise BudgetError(
             given=budget.text, found="a rank of auto in what is to be matched", instead="a number"

@@ -200,6 +200,7 @@ def place(
     budget: str | Budget | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    allow_unresolved: bool = False,
     memory: Memory | None = None,
 ) -> Plan:
     """Turn a placement into a plan for a model.
@@ -211,6 +212,7 @@ def place(
             without a rank are solved from it; without, they get rank 16.
         alpha: α of every site; None for 2r, a scale of 2 at any rank.
         rslora: scale by α/√r.
+        allow_unresolved: leave alone what could not be told, where the placement's names may mean it.
         memory: tells the peak bytes of a table of ranks, for a budget of memory; see
             :class:`loratlas.training.rehearsal.PeakMemory`.
 
@@ -232,7 +234,12 @@ def place(
         anatomy = read(model)
     if isinstance(budget, str):
         budget = parse_budget(budget)
-    table = resolve(placement, anatomy, default=DEFAULT_RANK if budget is None else "auto")
+    table = resolve(
+        placement,
+        anatomy,
+        default=DEFAULT_RANK if budget is None else "auto",
+        allow_unresolved=allow_unresolved,
+    )
     if budget is None:
         check_auto(placement.text, table)
         ranks = {site.path: rank for site, rank in table if rank is not None}
@@ -265,5 +272,5 @@ def full_unit(anatomy: Anatomy) -> int:
     return sum(
         site.lora_parameters(1)
         for site in anatomy.sites
-        if site.scope in TEXT_SCOPES and holds("all", site.role) and site.adaptable
+        if site.scope in TEXT_SCOPES and holds("all", site.role) and site.adaptable and not site.tied_to
     )

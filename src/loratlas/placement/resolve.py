@@ -27,6 +27,7 @@ from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import PlacementError
 from loratlas.placement.layers import Layers
 from loratlas.placement.terms import Name, Placement, Term, fail
+from loratlas.placement.unsure import refuse_unsure
 from loratlas.placement.vocabulary import MADE_OF, TEXT_SCOPES, holds
 
 DEFAULT_RANK = 16
@@ -34,7 +35,11 @@ DEFAULT_RANK = 16
 
 
 def resolve(
-    placement: Placement, anatomy: Anatomy, *, default: int | Literal["auto"] = DEFAULT_RANK
+    placement: Placement,
+    anatomy: Anatomy,
+    *,
+    default: int | Literal["auto"] = DEFAULT_RANK,
+    allow_unresolved: bool = False,
 ) -> list[tuple[Site, int | None]]:
     """Find a placement's sites.
 
@@ -42,14 +47,17 @@ def resolve(
         placement: as parsed.
         anatomy: of the model.
         default: rank of terms that carry none.
+        allow_unresolved: go on where matrices that a name may mean could not be told; they are left alone.
 
     Returns:
         (site, rank) in the anatomy's order; rank None is ``auto``.
 
     Raises:
         PlacementError: a name or layer that finds nothing, a site that cannot carry an adapter, a rank larger than
-            a matrix allows, two ranks for one site, or nothing left at the end.
+            a matrix allows, two ranks for one site, matrices that could not be told, or nothing left at the end.
     """
+    if not allow_unresolved:
+        refuse_unsure(placement, anatomy)
     found: dict[str, tuple[Term, int | None]] = {}
     for term in placement.terms:
         sites = _term(placement, term, anatomy)

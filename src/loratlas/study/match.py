@@ -109,6 +109,19 @@ def _plan(spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None, m
 
     arm = spec.arms[name]
     with naming(name):
-        free = any(rank is None for _, rank in resolve(parse(arm.placement), anatomy, default="auto"))
+        free = any(
+            rank is None
+            for _, rank in resolve(
+                parse(arm.placement), anatomy, default="auto", allow_unresolved=spec.allow_unresolved
+            )
+        )
         chosen = arm.budget or (budget if free else None)
-        return place(anatomy, arm.placement, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)
+        return place(
+            anatomy,
+            arm.placement,
+            budget=chosen,
+            alpha=arm.alpha,
+            rslora=arm.rslora,
+            allow_unresolved=spec.allow_unresolved,
+            memory=memory,
+        )

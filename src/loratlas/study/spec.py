@@ -158,6 +158,7 @@ class StudySpec(_Part):
     packing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = "auto"
     checkpointing: bool = False
     base_dropout: bool = False
+    allow_unresolved: bool = False
     delta: Positive = 0.01
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     demonstration: bool = False
@@ -194,10 +195,12 @@ class StudySpec(_Part):
     def to_json(self) -> dict[str, Any]:
         """The spec with all defaults written out; ``${NAME}`` stays as written: no machine is in it.
 
-        What was not asked to be measured beside the loss is left out: a study without it is the study that it was
-        before this could be asked, digest included.
+        What was not asked to be measured beside the loss, or to be let pass, is left out: a study without it is the
+        study that it was before this could be asked, digest included.
         """
         whole = self.model_dump(mode="json")
+        if not self.allow_unresolved:
+            del whole["allow_unresolved"]
         return {key: value for key, value in whole.items() if key not in BESIDE or value is not None}
 
 
