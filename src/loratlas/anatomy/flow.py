@@ -47,7 +47,7 @@ def observe(model: nn.Module, found: list[Matrix]) -> Flow:
     """Watch one forward pass of a few tokens.
 
     Args:
-        model: on the meta device, in eval mode.
+        model: in eval mode; on the meta device, or small and with weights where it asks tensors for their values.
         found: its matrices.
 
     Returns:
@@ -100,7 +100,7 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
         with (
             quiet(),
             torch.no_grad(),
-            torch.device("meta"),
+            next(model.parameters()).device,
             _plainly(model),
             _once(model, blocks, flow),
             Watch(known),

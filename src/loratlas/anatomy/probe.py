@@ -157,24 +157,31 @@ class _Bench:
 
     def _watch(self, model: PreTrainedModel) -> bool:
         """Run the model once, keep what every module was first called with; whether it exchanged modules meanwhile."""
+        running: list[str] = []
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 if name not in self.seen:
                     self.seen[name] = _Seen(_copied(args), _copied(kwargs))
-                if name in self.holding:
+                if not running:
                     self._lengths((args, kwargs))
+                running.append(name)
 
             return hook
 
-        handles = [
-            self.modules[name].register_forward_pre_hook(keep(name), with_kwargs=True) for name in self.names
-        ]
+        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+            running.pop()
+
+        handles = []
+        for name in self.names:
+            handles.append(self.modules[name].register_forward_pre_hook(keep(name), with_kwargs=True))
+            handles.append(self.modules[name].register_forward_hook(leave))
         raised: Exception | None = None
         torch.manual_seed(0)
         try:
             for given in inputs(model, tokens=TOKENS, others=OTHERS):
                 self.seen.clear()
+                running.clear()
                 try:
                     model(**given)
                     break
@@ -182,6 +189,7 @@ class _Bench:
                     raised = raised or error
             for tower in silent_towers(model, self.twins, self.seen.keys()):
                 for given in tower_inputs(tower, tokens=TOKENS):
+                    running.clear()
                     with contextlib.suppress(Exception):  # then it stays silent
                         tower(**given)
                         break
@@ -293,7 +301,7 @@ class _Bench:
                 self._call(name, None)
             calls = len(read)
             with self._held(kept, None):
-                self._call(name, 1)
+                self._call(name, _EVERYWHERE)  # an expert sees few tokens
         finally:
             handle.remove()
         before = [value for values in read[:calls] for value in values]
