@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama
 
 from loratlas.anatomy.load import meta_model
 from loratlas.anatomy.probe import MIXES, POINTWISE, instance, probe
-from loratlas.anatomy.prove import Testimony, prove
+from loratlas.anatomy.prove import Statement, prove
 from loratlas.anatomy.roles import decide
 from loratlas.anatomy.shrink import shrunk, small
 from loratlas.anatomy.sizes import sizes
@@ -30,7 +30,7 @@ def verdicts(model_type: str, **changes) -> dict[str, str]:
         # A causal attention beside a feed-forward, each in a module of its own.
         ("llama", ["self_attn.q_proj", "self_attn.o_proj"], ["mlp.gate_proj", "mlp.down_proj"]),
         # The output projection stands outside the core; the feed-forward in two modules of the block.
-        ("bert", ["attention.self.key", "attention.output.dense"], ["intermediate.dense", "output.dense"]),
+        ("bert", ["attention.self.key", "attention.output.dense"], ["intermediate.dense", "0.output.dense"]),
         # The attention adds its result to the stream itself; the feed-forward is owned by the layer.
         ("albert", ["attention.query", "attention.dense"], ["ffn", "ffn_output"]),
         # The feed-forward is owned by the block, beside the attention.
@@ -101,9 +101,9 @@ def test_a_table_settles_and_is_told():
 
 
 def test_silence_is_no_agreement():
-    one = Testimony(path="w", role="embed", names=None, trace="embed", probe="pointwise")
+    one = Statement(path="w", role="embed", names=None, trace="embed", probe="pointwise")
     assert (one.agrees("names"), one.agrees("trace"), one.agrees("probe")) == (None, True, None)
-    two = Testimony(path="w", role=None, names="attn.q", trace="ffn.up")
+    two = Statement(path="w", role=None, names="attn.q", trace="ffn.up")
     assert two.disputed
 
 

@@ -38,7 +38,7 @@ READERS = ("names", "trace", "probe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Testimony:
+class Statement:
     """What every reader says about one matrix.
 
     Args:
@@ -60,7 +60,7 @@ class Testimony:
     def agrees(self, reader: str) -> bool | None:
         """Whether a reader agrees with the role; None where one of them says nothing.
 
-        >>> one = Testimony(path="w", role="ffn.up", names="ffn.up", trace="attn.v", probe="pointwise")
+        >>> one = Statement(path="w", role="ffn.up", names="ffn.up", trace="attn.v", probe="pointwise")
         >>> [one.agrees(reader) for reader in READERS], one.disputed
         ([True, False, True], True)
         """
@@ -97,29 +97,29 @@ class Proof:
 
     Args:
         anatomy: with what the probe contradicts moved to the unresolved ones.
-        testimonies: of every matrix, in the model's order.
+        statements: of every matrix, in the model's order.
         tried: what the probe ran on, in words.
         silent: why the probe did not run; empty where it did.
     """
 
     anatomy: Anatomy
-    testimonies: tuple[Testimony, ...]
+    statements: tuple[Statement, ...]
     tried: str = ""
     silent: str = ""
 
     @property
-    def disputes(self) -> tuple[Testimony, ...]:
+    def disputes(self) -> tuple[Statement, ...]:
         """Where readers contradict one another, whether the table settles it or not."""
-        return tuple(one for one in self.testimonies if one.disputed)
+        return tuple(one for one in self.statements if one.disputed)
 
     @property
-    def open(self) -> tuple[Testimony, ...]:
+    def open(self) -> tuple[Statement, ...]:
         """The disputes that the table does not settle."""
         return tuple(one for one in self.disputes if not one.table)
 
     def agreement(self, reader: str) -> tuple[int, int]:
         """In how many matrices a reader agrees with the role, and of how many it says anything."""
-        said = [agrees for one in self.testimonies if (agrees := one.agrees(reader)) is not None]
+        said = [agrees for one in self.statements if (agrees := one.agrees(reader)) is not None]
         return sum(said), len(said)
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Proof:
             },
             "matrices": [
                 {"path": one.path, "role": one.role, **{reader: getattr(one, reader) for reader in READERS}}
-                for one in self.testimonies
+                for one in self.statements
             ],
             "disputes": [
                 {"path": one.path, "opinions": list(one.opinions()), "settled": one.table or None}
@@ -164,7 +164,7 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
     config = load_config(source) if isinstance(source, (str, Path)) else getattr(source, "config", source)
     trial = _try(config, anatomy, decisions)
     sites = {site.path: site for site in anatomy.sites}
-    testimonies = []
+    statements = []
     for path, decision in decisions.items():
         by = dict(opinion.split(": ", 1) for opinion in decision.opinions)
         site = sites.get(path)
@@ -175,8 +175,8 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
             and (site.family not in IN_BLOCKS or site.part == "relbias")
         ):
             by = {}  # outside the blocks a matrix's place decides, and no reader is asked
-        testimonies.append(
-            Testimony(
+        statements.append(
+            Statement(
                 path=path,
                 role=site.role if site else None,
                 names=by.get("names"),
@@ -186,16 +186,16 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
             )
         )
     return Proof(
-        anatomy=_judged(anatomy, testimonies),
-        testimonies=tuple(testimonies),
+        anatomy=_judged(anatomy, statements),
+        statements=tuple(statements),
         tried=trial.tried,
         silent=trial.silent,
     )
 
 
-def _judged(anatomy: Anatomy, testimonies: Iterable[Testimony]) -> Anatomy:
+def _judged(anatomy: Anatomy, statements: Iterable[Statement]) -> Anatomy:
     """What a reader contradicts, and no table settles, is unresolved."""
-    against = {one.path: one for one in testimonies if one.disputed and not one.table}
+    against = {one.path: one for one in statements if one.disputed and not one.table}
     moved = tuple(
         Unresolved(
             path=site.path,
