@@ -114,6 +114,12 @@ def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False
 
     folder = Path(folder)
     about = read_about(folder)
+    if getattr(base_model, "peft_config", None):
+        raise AttachError(
+            given=str(folder),
+            found=f"a model that carries the adapter {next(iter(base_model.peft_config))!r} already",
+            instead="the bare base: merge the first adapter into it (merge_and_unload), or take it off (unload)",
+        )
     made_for, here = about.get("base_digest"), _digest(base_model)
     if made_for and here and made_for != here:
         raise AttachError(

@@ -87,8 +87,9 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse is :meth:`from_json`."""
-        lists = {"shape": list(self.shape), "called_as": list(self.called_as)}
-        return {**asdict(self), **lists, "flags": sorted(self.flags)}
+        data = {**asdict(self), "shape": list(self.shape), "flags": sorted(self.flags)}
+        names = data.pop("called_as")
+        return data | {"called_as": list(names)} if names else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

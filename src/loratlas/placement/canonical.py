@@ -31,7 +31,8 @@ def table_text(anatomy: Anatomy, ranks: Mapping[str, int]) -> str:
             by_rank.setdefault(ranks[site.path], []).append(site)
     groups = sorted(by_rank.items(), key=lambda item: (-len(item[1]), item[0]))
     text = " + ".join(f"{term}:{rank}" for rank, sites in groups for term in _terms(anatomy, sites))
-    if {site.path: rank for site, rank in resolve(parse(text), anatomy)} != dict(ranks):
+    table = resolve(parse(text), anatomy, allow_unresolved=True)
+    if {site.path: rank for site, rank in table} != dict(ranks):
         # Words on an anatomy that they do not describe one to one; paths always do.
         text = " + ".join(f"{_paths(sites)}:{rank}" for rank, sites in groups)
     return text
