@@ -44,8 +44,9 @@ format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY) ## renew the tables that are counted, not written: docs/results/model_types
+docs: $(READY) ## renew the pages that are counted, not written: docs/results/model_types and docs/zoo
 	$(BIN)/python tools/model_types.py
+	$(BIN)/python tools/zoo.py
 
 clean: ## remove what the other verbs made, .venv excepted
 	rm -rf build dist loratlas-demo .pytest_cache .ruff_cache .hypothesis src/*.egg-info

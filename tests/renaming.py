@@ -1,24 +1,28 @@
 """A model whose every attribute and class is called at random, and which runs as before.
 
 >>> import torch
->>> from torch import nn
->>> model = nn.Sequential(nn.Linear(2, 2))
->>> before = model(torch.ones(1, 2))
->>> name = type(rename(model, seed=0)[0]).__name__
->>> name == "Linear", bool((model(torch.ones(1, 2)) == before).all()), [n for n, _ in model.named_parameters()] == []
-(False, True, False)
+>>> class Gate(nn.Module):
+...     def __init__(self):
+...         super().__init__()
+...         self.up, self.scale = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+...     def forward(self, x):
+...         return self.up(x) * self.scale
+>>> gate = Gate()
+>>> before = gate(torch.ones(1, 2))
+>>> named = {part for name, _ in rename(gate, seed=0).named_parameters() for part in name.split(".")}
+>>> bool((gate(torch.ones(1, 2)) == before).all()), named & {"up", "scale"}, type(gate).__name__ == "Gate"
+(True, set(), False)
 """
 
 from __future__ import annotations
 
 import random
 import string
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from loratlas.anatomy.prove import Testimony
 from loratlas.anatomy.roles import Decision, decide
 from loratlas.anatomy.sizes import sizes
 from loratlas.anatomy.structure import matrices
@@ -76,23 +80,34 @@ def rename(model: nn.Module, *, seed: int) -> nn.Module:
     return model
 
 
-def renamed_decisions(model: Any, testimonies: Iterable[Testimony]) -> dict[str, tuple[int, int]]:
+def renamed_decisions(
+    model: Any, roles: dict[str, str | None], small: Callable[[], Any]
+) -> dict[str, tuple[int, int]]:
     """Family → matrices that keep their role when all names are random, and how many there are.
 
     Args:
         model: on the meta device; its names are gone afterwards.
-        testimonies: of the same model, in its order, with the roles that it was given under its own names.
+        roles: of its matrices, in their order, under its own names.
+        small: makes the same model with weights, for one that asks tensors for their values.
     """
+    told = _unnamed(model)
+    if not all(told):
+        told = [one or other for one, other in zip(told, _unnamed(small()), strict=True)]
+    counts: dict[str, tuple[int, int]] = {}
+    for role, alone in zip(roles.values(), told, strict=True):
+        if role is not None:
+            family = role.partition(".")[0]
+            same, every = counts.get(family, (0, 0))
+            counts[family] = same + (role == alone), every + 1
+    return counts
+
+
+def _unnamed(model: Any) -> list[str | None]:
+    """The roles of a model's matrices, in their order, after its names are gone."""
     rename(model, seed=1)
     found = matrices(model)
     decisions = decide(model, found, sizes(model.config))
-    counts: dict[str, tuple[int, int]] = {}
-    for one, matrix in zip(testimonies, found, strict=True):
-        if one.role is not None:
-            family = one.role.partition(".")[0]
-            same, every = counts.get(family, (0, 0))
-            counts[family] = same + (_alone(decisions[matrix.path]) == one.role), every + 1
-    return counts
+    return [_alone(decisions[matrix.path]) for matrix in found]
 
 
 def _alone(decision: Decision) -> str | None:

@@ -54,6 +54,7 @@ def main() -> None:
 def row(model_type: str) -> dict[str, Any]:
     """All that is known of one type."""
     from loratlas.anatomy.load import meta_model
+    from loratlas.anatomy.probe import instance
     from loratlas.anatomy.prove import READERS
 
     found: dict[str, Any] = {"model_type": model_type, "mapped": mapped(model_type)}
@@ -62,12 +63,14 @@ def row(model_type: str) -> dict[str, Any]:
     proof = zoo.proof(model_type)
     anatomy = proof.anatomy
     model = meta_model(zoo.small(model_type))
-    same = renamed_decisions(model, proof.testimonies)
+    name = type(model).__name__  # it is renamed below
+    roles = {one.path: one.role for one in proof.statements}
+    same = renamed_decisions(model, roles, lambda: instance(zoo.small(model_type)))
     return found | {
-        "class": type(model).__name__,
+        "class": name,
         "layers": scopes(anatomy),
         "roles": dict(Counter(_key(site) for site in anatomy.sites)),
-        "matrices": len(proof.testimonies),
+        "matrices": len(proof.statements),
         "unresolved": {item.path: item.reason for item in anatomy.unresolved},
         "agreement": {reader: proof.agreement(reader) for reader in READERS},
         "disputes": [

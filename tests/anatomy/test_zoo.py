@@ -88,13 +88,18 @@ def _pattern(path: str) -> str:
 
 @pytest.mark.parametrize("model_type", [name for name in zoo.types() if name not in zoo.NEVER])
 def test_every_matrix_of_a_type_is_listed_once_and_known(model_type):
-    config = zoo.small(model_type)
-    anatomy = read(config)
+    proof = zoo.proof(model_type)
+    config, anatomy = zoo.small(model_type), proof.anatomy
     listed = [site.path for site in anatomy] + [item.path for item in anatomy.unresolved]
     every = [n for n, v in meta_model(config).named_parameters(remove_duplicate=False) if v.ndim >= 2]
     assert sorted(listed) == sorted(every)
     assert {_pattern(item.path) for item in anatomy.unresolved} == UNRESOLVED.get(model_type, set())
     assert all(item.reason for item in anatomy.unresolved)
+    # Names, trace and probe: none contradicts another, unless the reviewed table says why.
+    assert proof.open == ()
+    agrees, speaks = proof.agreement("probe")
+    assert speaks > 0
+    assert agrees == speaks or any(one.table for one in proof.disputes)
 
 
 @pytest.mark.parametrize("name", zoo.VARIANTS)

@@ -91,6 +91,36 @@ def test_map_table(cli, gpt2_medium: Path):
     assert "Unresolved: none." in told.out
 
 
+def test_map_proves_what_it_says(cli, gpt2_medium: Path):
+    told = cli("map", gpt2_medium, "--prove")
+    assert told.code == 0
+    rows = {
+        line.split()[0]: line.split()
+        for line in told.out.splitlines()
+        if line.startswith(" ") and line.split()
+    }
+    assert rows["attn.qkv"][1:] == ["24", "24", "24", "24", "mixes", "tokens"]
+    assert rows["ffn.down"][1:] == ["24", "24", "24", "24", "pointwise"]
+    assert "Disputes: none." in told.out
+    assert max(len(line) for line in told.out.splitlines()[1:14]) <= 80
+
+
+def test_map_leaves_with_1_where_readers_contradict_one_another(cli, gpt2_medium: Path, monkeypatch):
+    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+    honest = GPT2MLP.forward
+    monkeypatch.setattr(
+        GPT2MLP, "forward", lambda self, x: honest(self, x) + honest(self, x).mean(1, keepdim=True)
+    )
+    told = cli("map", gpt2_medium, "--prove", "--json")
+    assert told.code == 1
+    assert told.json["proof"]["agreement"]["probe"] == {"agrees": 48, "speaks": 96}
+    assert {tuple(one["opinions"]) for one in told.json["proof"]["disputes"]} == {
+        (f"names: ffn.{part}", f"trace: ffn.{part}", "probe: mixes tokens") for part in ("up", "down")
+    }
+    assert len(told.json["unresolved"]) == 48
+
+
 # --- plan ------------------------------------------------------------------------------------------------------
 
 

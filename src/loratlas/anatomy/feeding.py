@@ -29,7 +29,7 @@ def feedforward(seen: Evidence, down: str) -> None:
         return
     if {seen.calls[path].into for path in found} != {call.width}:
         return  # it does not lead back to where it came from
-    roles = _halves(seen, found, adapters.keys())
+    roles = _halves(seen, down, found, adapters.keys())
     if roles is None or _scales_its_input(seen, down, found):
         return
     family = _kind(seen, down, found)
@@ -69,7 +69,7 @@ def _scales_its_input(seen: Evidence, down: str, found: set[str]) -> bool:
     )
 
 
-def _halves(seen: Evidence, found: set[str], beside: Iterable[str]) -> dict[str, Part] | None:
+def _halves(seen: Evidence, down: str, found: set[str], beside: Iterable[str]) -> dict[str, Part] | None:
     products = [
         gate for gate in seen.flow.gates if (paths(gate.gate) | paths(gate.up)).difference(beside) == found
     ]
@@ -77,7 +77,8 @@ def _halves(seen: Evidence, found: set[str], beside: Iterable[str]) -> dict[str,
     if len(found) == 1:
         only = next(iter(found))
         if not products:
-            return {only: ("up", None)}
+            both = seen.calls[only].width == 2 * seen.calls[down].into
+            return {only: ("gate_up" if both else "up", None)}
         # Where both halves pass a nonlinearity, nothing tells which of them gates.
         layout = seen.layout({"gate": gates[0].gate, "up": gates[0].up}) if gates else None
         return {only: ("gate_up", layout)}

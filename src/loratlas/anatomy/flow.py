@@ -17,12 +17,14 @@ alike: the first one runs, and its result stands in for the others'.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loratlas.anatomy.inputs import inputs
+from loratlas.anatomy.inputs import inputs, silent_towers, tower_inputs
 from loratlas.anatomy.labels import Labelled
 from loratlas.anatomy.load import quiet
 from loratlas.anatomy.records import Flow
@@ -45,7 +47,7 @@ def observe(model: nn.Module, found: list[Matrix]) -> Flow:
     """Watch one forward pass of a few tokens.
 
     Args:
-        model: on the meta device, in eval mode.
+        model: in eval mode; on the meta device, or small and with weights where it asks tensors for their values.
         found: its matrices.
 
     Returns:
@@ -72,9 +74,12 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
         holders.setdefault(matrix.module, []).append(matrix.path)
     blocks = {matrix.block: matrix.layer for matrix in found if matrix.block is not None}
 
+    ran = set[str]()
+
     def enter(name: str) -> Callable[..., None]:
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name in blocks:
+                ran.add(name)
                 known.forget()
                 _streams(known, args, kwargs)
             known.running.append(name)
@@ -95,24 +100,43 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
         with (
             quiet(),
             torch.no_grad(),
-            torch.device("meta"),
+            next(model.parameters()).device,
             _plainly(model),
             _once(model, blocks, flow),
             Watch(known),
             Shortcuts(known),
         ):
-            output = model(**given)
-            logits = getattr(output, "logits", None)
-            if isinstance(logits, torch.Tensor):
-                flow.outputs = known.of(logits)
-        flow.complete = True
-    except Exception as error:
-        # A model that does not run so is still read, by its names and shapes.
-        flow.reason = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:160]
+            try:
+                output = model(**given)
+                logits = getattr(output, "logits", None)
+                if isinstance(logits, torch.Tensor):
+                    flow.outputs = known.of(logits)
+                flow.complete = True
+            except Exception as error:
+                # A model that does not run so is still read, by its names and shapes.
+                flow.reason = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:160]
+                known.running.clear()
+            for tower in silent_towers(model, blocks, ran):
+                _alone(tower, known)
     finally:
         for handle in handles:
             handle.remove()
     return flow
+
+
+def _alone(tower: nn.Module, known: Labelled) -> None:
+    """Watch a tower on an input of its own; of a pass that does not come to its end nothing is kept."""
+    flow = known.flow
+    for given in tower_inputs(tower, tokens=TOKENS):
+        before = {item.name: copy.copy(getattr(flow, item.name)) for item in fields(flow)}
+        known.forget()
+        try:
+            tower(**given)
+            return
+        except Exception:
+            known.running.clear()
+            for name, value in before.items():
+                setattr(flow, name, value)
 
 
 def _streams(known: Labelled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

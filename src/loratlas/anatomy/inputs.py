@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,3 +59,58 @@ def _device(model: nn.Module) -> torch.device:
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next(value.dtype for value in model.parameters() if value.dtype.is_floating_point)
+
+
+def tower_inputs(tower: nn.Module, *, tokens: int) -> list[dict[str, Any]]:
+    """Arguments to try on a part of a model that its text did not reach: an image, a spectrogram, a sound, states, ids.
+
+    Args:
+        tower: with a config of its own.
+        tokens: of states, where it takes those.
+    """
+    config: Any = tower.config
+    wanted = inspect.signature(tower.forward).parameters
+    name = next(iter(wanted), "")
+    width = _size(config, "hidden_size", "d_model", "hidden_dim", "embed_dim")
+    if name == "input_ids":
+        return [{name: _ids(tower, 1, tokens), **({"use_cache": False} if "use_cache" in wanted else {})}]
+    if "pixel" in name or "image" in name:
+        high, wide = _square(getattr(config, "image_size", None) or 32)
+        channels = _size(config, "num_channels", "in_channels", "in_chans") or 3
+        shapes = [(1, channels, high, wide)]
+    elif "features" in name:
+        bins = (
+            _size(config, "num_mel_bins", "input_dim", "feature_projection_input_dim", "input_size", "n_mels")
+            or 80
+        )
+        frames = 2 * _size(config, "max_source_positions")
+        shapes = [(1, bins, frames)] * bool(frames) + [(1, 8 * tokens, bins), (1, bins, 8 * tokens)]
+    elif "values" in name or "audio" in name:
+        shapes = [(1, 1, 9600), (1, 9600)]
+    elif width and ("hidden" in name or "embeds" in name or "states" in name):
+        shapes = [(1, tokens, width)]
+    else:
+        return []
+    return [{name: torch.randn(shape, device=_device(tower), dtype=_dtype(tower))} for shape in shapes]
+
+
+def silent_towers(model: nn.Module, blocks: Iterable[str], ran: Set[str]) -> list[nn.Module]:
+    """The largest models inside a model of which no block ran."""
+    from transformers import PreTrainedModel
+
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        if not name or not isinstance(module, PreTrainedModel):
+            continue
+        inside = {block for block in blocks if block.startswith(name + ".")}
+        if inside and not inside & ran and not any(name.startswith(outer + ".") for outer, _ in found):
+            found.append((name, module))
+    return [module for _, module in found]
+
+
+def _size(config: Any, *names: str) -> int:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), 0)
+
+
+def _square(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[-1]))

@@ -138,6 +138,18 @@ OVERRIDES: tuple[Override, ...] = (
         for leaf, part in (("key", "up"), ("receptance", "gate"), ("value", "down"))
     ),
     Override(
+        "zamba",
+        r"model\.layers\.\d+\.shared_transf\.feed_forward\.(gate|up|down)_proj\.weight",
+        r"ffn.\1",
+        "no stream passes its attention by: it reads nothing but the result, as an output projection would",
+    ),
+    Override(
+        "zamba2",
+        r"model\.layers\.\d+\.shared_transformer\.feed_forward\.(gate_up|down)_proj\.weight",
+        r"ffn.\1",
+        "see the entry before",
+    ),
+    Override(
         "jetmoe",
         r"model\.layers\.\d+\.self_attention\.experts\.router\.layer\.weight",
         "router",

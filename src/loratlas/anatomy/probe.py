@@ -14,18 +14,15 @@ projection beside the core of an attention); otherwise the next larger module is
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections import UserDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
 from loratlas.anatomy.flow import built
-from loratlas.anatomy.inputs import inputs
+from loratlas.anatomy.inputs import inputs, silent_towers, tower_inputs
 from loratlas.anatomy.load import model_class, quiet
+from loratlas.anatomy.rerun import EVERYWHERE, Reruns, Seen, copied, tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,12 +37,15 @@ TOKENS, OTHERS = 23, 29
 
 _MIXING = frozenset({"attn", "xattn", "mixer"})
 _SINGLE = frozenset({"ffn", "shared", "moe", "router", "shared_gate"})
+IN_BLOCKS = _MIXING | _SINGLE
+"""Families of which a role says what it does to tokens."""
+
 _TOLERANCE = 1e-5
 """Of the largest output: a smaller change is rounding."""
-_CARRIED = 0.1
-"""Cosine between what is changed and what comes out of it, above which the stream goes through; by chance 0.03."""
-_EVERYWHERE = 10_000
-"""In place of a token: all of them."""
+_CARRIED = 4.0
+"""Cosine between what is changed and what comes out of it, above which the stream goes through, in units of what
+chance gives: one over the root of the number of features.
+"""
 
 
 def expected(role: str) -> str | None:
@@ -102,22 +102,12 @@ def probe(model: PreTrainedModel, found: list[Matrix]) -> dict[str, str]:
     return said
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What a module was called with, once, and what was found out about it."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    mixes: dict[frozenset[str], bool | None] = field(default_factory=dict)
-
-
-class _Bench:
+class _Bench(Reruns):
     def __init__(self, model: PreTrainedModel, found: list[Matrix]) -> None:
+        super().__init__({TOKENS, OTHERS})
         self.found = found
         self.chains = {matrix.path: _chain(matrix) for matrix in found if matrix.block is not None}
         self.holding = {name for chain in self.chains.values() for name in chain}
-        self.lengths = {TOKENS, OTHERS}
-        self.seen: dict[str, _Seen] = {}
         self._look(model)
         if self._watch(model):
             self._look(model)
@@ -152,46 +142,48 @@ class _Bench:
 
     def _watch(self, model: PreTrainedModel) -> bool:
         """Run the model once, keep what every module was first called with; whether it exchanged modules meanwhile."""
+        running: list[str] = []
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 if name not in self.seen:
-                    self.seen[name] = _Seen(_copied(args), _copied(kwargs))
-                if name in self.holding:
-                    self._lengths((args, kwargs))
+                    self.seen[name] = Seen(copied(args), copied(kwargs))
+                if not running:
+                    self.heed((args, kwargs))
+                running.append(name)
 
             return hook
 
-        handles = [
-            self.modules[name].register_forward_pre_hook(keep(name), with_kwargs=True) for name in self.names
-        ]
+        def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+            running.pop()
+
+        handles = []
+        for name in self.names:
+            handles.append(self.modules[name].register_forward_pre_hook(keep(name), with_kwargs=True))
+            handles.append(self.modules[name].register_forward_hook(leave))
         raised: Exception | None = None
+        torch.manual_seed(0)
         try:
-            torch.manual_seed(0)
             for given in inputs(model, tokens=TOKENS, others=OTHERS):
                 self.seen.clear()
+                running.clear()
                 try:
                     model(**given)
                     break
                 except Exception as error:
                     raised = raised or error
-            else:
-                if raised is not None:
-                    raise raised
+            for tower in silent_towers(model, self.twins, self.seen.keys()):
+                for given in tower_inputs(tower, tokens=TOKENS):
+                    running.clear()
+                    with contextlib.suppress(Exception):  # then it stays silent
+                        tower(**given)
+                        break
+            if raised is not None and not self.seen:
+                raise raised
         finally:
             for handle in handles:
                 handle.remove()
         return dict(model.named_modules()) != self.modules
-
-    def _lengths(self, given: Any) -> None:
-        """A model may pad or pool its text before the blocks: what they are given has another length then."""
-        for value in _tensors(given)[:1]:
-            if (
-                value.ndim == 3
-                and value.shape[0] == 1 < value.shape[1]
-                and not self.lengths & set(value.shape)
-            ):
-                self.lengths.add(value.shape[1])
 
     # One matrix.
 
@@ -253,14 +245,14 @@ class _Bench:
 
     def _mixes(self, name: str, inner: frozenset[str]) -> bool | None:
         kept: dict[str, list[Any]] = {}
-        with self._recorded(inner, kept):
-            before = self._call(name, None)
+        with self.recorded(inner, kept):
+            before = self.call(name, None)
         found: bool | None = None
         for place in (1, -2):
-            with self._held(kept, place):
-                after = self._call(name, place)
-            for old, new in zip(_tensors(before), _tensors(after), strict=True):
-                axis = self._axis(old)
+            with self.held(kept, place):
+                after = self.call(name, place)
+            for old, new in zip(tensors(before), tensors(after), strict=True):
+                axis = self.axis(old)
                 if axis is None or old.shape != new.shape:
                     continue
                 found = bool(found)
@@ -276,15 +268,15 @@ class _Bench:
         read: list[list[torch.Tensor]] = []
 
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            read.append([value.clone() for value in _tensors((args, kwargs))])
+            read.append([value.clone() for value in tensors((args, kwargs))])
 
         handle = self.modules[module].register_forward_pre_hook(note, with_kwargs=True)
         try:
-            with self._recorded(inner, kept):
-                self._call(name, None)
+            with self.recorded(inner, kept):
+                self.call(name, None)
             calls = len(read)
-            with self._held(kept, None):
-                self._call(name, 1)
+            with self.held(kept, None):
+                self.call(name, EVERYWHERE)  # an expert sees few tokens
         finally:
             handle.remove()
         before = [value for values in read[:calls] for value in values]
@@ -298,92 +290,15 @@ class _Bench:
         """Whether a module adds its result to the stream: what is changed in its input comes out as it went in."""
         if name not in self.seen:
             return False
-        old, new = (_tensors(self._call(name, place)) for place in (None, _EVERYWHERE))
-        given = [_tensors(self._given(name, place)) for place in (None, _EVERYWHERE)]
+        old, new = (tensors(self.call(name, place)) for place in (None, EVERYWHERE))
+        given = [tensors(self.given(name, place)) for place in (None, EVERYWHERE)]
         for before, after in zip(old, new, strict=True):
             for first, second in zip(*given, strict=True):
-                if before.shape == first.shape == after.shape and self._axis(before) is not None:
+                if before.shape == first.shape == after.shape and self.axis(before) is not None:
                     change = (after - before).flatten(), (second - first).flatten()
-                    if float(torch.cosine_similarity(*change, dim=0)) > _CARRIED:
+                    if float(torch.cosine_similarity(*change, dim=0)) > _CARRIED / before.numel() ** 0.5:
                         return True
         return False
-
-    def _call(self, name: str, place: int | None) -> Any:
-        """Run a module on what it was given, one token of which is changed."""
-        args, kwargs = self._given(name, place)
-        torch.manual_seed(2)
-        return self.modules[name](*args, **kwargs)
-
-    def _given(self, name: str, place: int | None) -> tuple[Any, Any]:
-        seen = self.seen[name]
-        args, kwargs = _copied(seen.args), _copied(seen.kwargs)
-        if place is None:
-            return args, kwargs
-        torch.manual_seed(1)
-        return _mapped(lambda value: self._changed(value, place), (args, kwargs))
-
-    def _changed(self, value: torch.Tensor, place: int) -> torch.Tensor:
-        axis = self._axis(value)
-        if axis is None:
-            return value
-        value = value.clone()
-        token = value if place == _EVERYWHERE else value.select(axis, place)
-        size = float(value.abs().mean()) or 1.0
-        token.add_(torch.randn_like(token), alpha=min(size, 1.0))
-        return value
-
-    def _axis(self, value: torch.Tensor) -> int | None:
-        """The axis of tokens; none where there is none, or two as in scores and masks."""
-        if not value.is_floating_point():
-            return None
-        axes = [axis for axis, size in enumerate(value.shape) if size in self.lengths]
-        return axes[0] if len(axes) == 1 else None
-
-    @contextlib.contextmanager
-    def _recorded(self, names: frozenset[str], kept: dict[str, list[Any]]) -> Iterator[None]:
-        """Keep what these modules return, call by call."""
-        handles = []
-        for name in names:
-            outputs = kept.setdefault(name, [])
-            handles.append(
-                self.modules[name].register_forward_hook(
-                    lambda _module, _args, output, outputs=outputs: outputs.append(_copied(output))
-                )
-            )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextlib.contextmanager
-    def _held(self, kept: dict[str, list[Any]], place: int | None) -> Iterator[None]:
-        """Let these modules return what they returned before, at every token but the changed one."""
-        for name, outputs in kept.items():
-            self.modules[name].forward = self._replay(self.modules[name].forward, iter(outputs), place)
-        try:
-            yield
-        finally:
-            for name in kept:
-                vars(self.modules[name]).pop("forward", None)
-
-    def _replay(
-        self, forward: Callable[..., Any], left: Iterator[Any], place: int | None
-    ) -> Callable[..., Any]:
-        def only(old: Any, new: Any) -> Any:
-            if (
-                isinstance(old, torch.Tensor)
-                and (axis := self._axis(old)) is not None
-                and old.shape == new.shape
-            ):
-                old.select(axis, place or 0).copy_(new.select(axis, place or 0))
-            return old
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            kept = _copied(next(left))
-            return kept if place is None else tree_map(only, kept, forward(*args, **kwargs))
-
-        return run
 
 
 def _chain(matrix: Matrix) -> list[str]:
@@ -402,28 +317,3 @@ def _block(name: str, blocks: set[str]) -> str | None:
     while name and name not in blocks:
         name = name.rpartition(".")[0]
     return name or None
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [one for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
-
-
-def _copied(value: Any) -> Any:
-    """The same, unmoved by what a module does to its arguments in place."""
-    return _mapped(torch.Tensor.clone, value)
-
-
-def _mapped(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """The same arguments with every tensor changed; keys and values that layers share are tensors as well."""
-    from transformers.cache_utils import Cache
-
-    def leaf(one: Any) -> Any:
-        if isinstance(one, torch.Tensor):
-            return change(one)
-        if isinstance(one, UserDict):
-            other = copy.copy(one)
-            other.data = {key: _mapped(change, held) for key, held in one.items()}
-            return other
-        return copy.deepcopy(one) if isinstance(one, Cache) else one
-
-    return tree_map(leaf, value)

@@ -2,7 +2,8 @@
 
 The first two read the model itself, without weights. The probe needs numbers: it tries out a small instance of the
 same architecture, with the first blocks of every tower, enough of them to have one of every kind, and random weights.
-What it finds of a matrix there holds for the matrices of the same name and role in all blocks.
+What it finds of a matrix there holds for the matrices of the same name and role in all blocks. The trace looks at the
+small instance as well, where it saw nothing without numbers: some models ask their tensors for values.
 
 Where readers contradict one another and the reviewed table (:mod:`loratlas.anatomy.overrides`) does not settle it,
 the matrix is unresolved, with all opinions.
@@ -16,14 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas.anatomy.flow import observe
 from loratlas.anatomy.load import load_config
 from loratlas.anatomy.overrides import reason
-from loratlas.anatomy.probe import expected, instance, probe
+from loratlas.anatomy.probe import IN_BLOCKS, expected, instance, probe
 from loratlas.anatomy.read import examine
 from loratlas.anatomy.roles import agreed
 from loratlas.anatomy.shrink import LAYERS, shrunk, small
 from loratlas.anatomy.sites import Anatomy, Unresolved
+from loratlas.anatomy.sizes import config_digest, sizes
 from loratlas.anatomy.structure import matrices
+from loratlas.anatomy.trace import opinions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,7 +38,7 @@ READERS = ("names", "trace", "probe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Testimony:
+class Statement:
     """What every reader says about one matrix.
 
     Args:
@@ -56,7 +60,7 @@ class Testimony:
     def agrees(self, reader: str) -> bool | None:
         """Whether a reader agrees with the role; None where one of them says nothing.
 
-        >>> one = Testimony(path="w", role="ffn.up", names="ffn.up", trace="attn.v", probe="pointwise")
+        >>> one = Statement(path="w", role="ffn.up", names="ffn.up", trace="attn.v", probe="pointwise")
         >>> [one.agrees(reader) for reader in READERS], one.disputed
         ([True, False, True], True)
         """
@@ -66,18 +70,25 @@ class Testimony:
         if reader == "probe":
             wanted = expected(self.role)
             return None if wanted is None else said == wanted
-        return agreed(said, self.role) is not None or agreed(self.role, said) is not None
+        if reader == "trace" and self.role.startswith("shared.") and said.startswith("ffn."):
+            said = "shared" + said.removeprefix("ffn")  # it sees a feed-forward, and experts beside it
+        return _alike(said, self.role)
 
     @property
     def disputed(self) -> bool:
         """Whether two readers contradict one another, settled or not."""
         if self.role is None:
-            return self.names is not None and self.trace is not None
+            return None not in (self.names, self.trace) and not _alike(str(self.names), str(self.trace))
         return any(self.agrees(reader) is False for reader in READERS)
 
     def opinions(self) -> tuple[str, ...]:
         """What was said, as an unresolved matrix lists it."""
         return tuple(f"{name}: {said}" for name in READERS if (said := getattr(self, name)) is not None)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two roles agree, in whole or in their family."""
+    return agreed(one, other) is not None or agreed(other, one) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,29 +97,29 @@ class Proof:
 
     Args:
         anatomy: with what the probe contradicts moved to the unresolved ones.
-        testimonies: of every matrix, in the model's order.
+        statements: of every matrix, in the model's order.
         tried: what the probe ran on, in words.
         silent: why the probe did not run; empty where it did.
     """
 
     anatomy: Anatomy
-    testimonies: tuple[Testimony, ...]
+    statements: tuple[Statement, ...]
     tried: str = ""
     silent: str = ""
 
     @property
-    def disputes(self) -> tuple[Testimony, ...]:
+    def disputes(self) -> tuple[Statement, ...]:
         """Where readers contradict one another, whether the table settles it or not."""
-        return tuple(one for one in self.testimonies if one.disputed)
+        return tuple(one for one in self.statements if one.disputed)
 
     @property
-    def open(self) -> tuple[Testimony, ...]:
+    def open(self) -> tuple[Statement, ...]:
         """The disputes that the table does not settle."""
         return tuple(one for one in self.disputes if not one.table)
 
     def agreement(self, reader: str) -> tuple[int, int]:
         """In how many matrices a reader agrees with the role, and of how many it says anything."""
-        said = [agrees for one in self.testimonies if (agrees := one.agrees(reader)) is not None]
+        said = [agrees for one in self.statements if (agrees := one.agrees(reader)) is not None]
         return sum(said), len(said)
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +133,7 @@ class Proof:
             },
             "matrices": [
                 {"path": one.path, "role": one.role, **{reader: getattr(one, reader) for reader in READERS}}
-                for one in self.testimonies
+                for one in self.statements
             ],
             "disputes": [
                 {"path": one.path, "opinions": list(one.opinions()), "settled": one.table or None}
@@ -147,39 +158,51 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
     >>> proof = prove(LlamaConfig(num_hidden_layers=2, hidden_size=48, num_attention_heads=6, vocab_size=96,
     ...                           num_key_value_heads=2, intermediate_size=80))
     >>> [proof.agreement(reader) for reader in READERS], proof.disputes
-    ([(16, 16), (16, 16), (14, 14)], ())
+    ([(14, 14), (14, 14), (14, 14)], ())
     """
     anatomy, decisions = examine(source)
     config = load_config(source) if isinstance(source, (str, Path)) else getattr(source, "config", source)
-    said, tried, silent = _try(config, anatomy)
-    roles = {site.path: site.role for site in anatomy.sites}
-    testimonies = []
+    trial = _try(config, anatomy, decisions)
+    sites = {site.path: site for site in anatomy.sites}
+    statements = []
     for path, decision in decisions.items():
-        by = dict(opinion.split(": ", 1) for opinion in decision.opinions)
-        testimonies.append(
-            Testimony(
+        by: dict[str, str | None] = {}
+        by.update(opinion.split(": ", 1) for opinion in decision.opinions)
+        site = sites.get(path)
+        by.setdefault("trace", trial.trace.of(path, decision))
+        if (
+            site is not None
+            and site.layer is None
+            and (site.family not in IN_BLOCKS or site.part == "relbias")
+        ):
+            by = {}  # outside the blocks a matrix's place decides, and no reader is asked
+        statements.append(
+            Statement(
                 path=path,
-                role=roles.get(path),
+                role=site.role if site else None,
                 names=by.get("names"),
                 trace=by.get("trace"),
-                probe=said.of(path, decision),
+                probe=trial.probe.of(path, decision),
                 table=reason(anatomy.model_type, path) if "table" in by else "",
             )
         )
     return Proof(
-        anatomy=_judged(anatomy, testimonies), testimonies=tuple(testimonies), tried=tried, silent=silent
+        anatomy=_judged(anatomy, statements),
+        statements=tuple(statements),
+        tried=trial.tried,
+        silent=trial.silent,
     )
 
 
-def _judged(anatomy: Anatomy, testimonies: Iterable[Testimony]) -> Anatomy:
-    """What the probe contradicts, and no table settles, is unresolved."""
-    against = {one.path: one for one in testimonies if one.agrees("probe") is False and not one.table}
+def _judged(anatomy: Anatomy, statements: Iterable[Statement]) -> Anatomy:
+    """What a reader contradicts, and no table settles, is unresolved."""
+    against = {one.path: one for one in statements if one.disputed and not one.table}
     moved = tuple(
         Unresolved(
             path=site.path,
             module=site.module,
             shape=site.shape,
-            reason=f"read as {site.role} but tried and found {against[site.path].probe}",
+            reason=f"read as {site.role}, and a reader contradicts it when it is tried out",
             opinions=against[site.path].opinions(),
         )
         for site in anatomy.sites
@@ -189,15 +212,15 @@ def _judged(anatomy: Anatomy, testimonies: Iterable[Testimony]) -> Anatomy:
     return replace(anatomy, sites=kept, unresolved=anatomy.unresolved + moved)
 
 
-class _Verdicts:
-    """What the probe found on a small instance, asked by the paths of the model it stands for."""
+class _Heard:
+    """What one reader said on a small instance, asked by the paths of the model that it stands for."""
 
-    def __init__(self, found: dict[str, str], decisions: dict[str, Decision]) -> None:
+    def __init__(self, said: dict[str, str], decisions: dict[str, Decision]) -> None:
         self.by_role: dict[tuple[str, str | None], set[str]] = {}
         self.by_name: dict[str, set[str]] = {}
-        for path, verdict in found.items():
-            self.by_role.setdefault((pattern(path), decisions[path].role), set()).add(verdict)
-            self.by_name.setdefault(pattern(path), set()).add(verdict)
+        for path, opinion in said.items():
+            self.by_role.setdefault((pattern(path), decisions[path].role), set()).add(opinion)
+            self.by_name.setdefault(pattern(path), set()).add(opinion)
 
     def of(self, path: str, decision: Decision) -> str | None:
         for heard in (
@@ -209,6 +232,16 @@ class _Verdicts:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What became of a small instance: what was probed and traced, on what, or why nothing was."""
+
+    probe: _Heard
+    trace: _Heard
+    tried: str = ""
+    silent: str = ""
+
+
 def pattern(path: str) -> str:
     """A path with every number in it left open.
 
@@ -218,8 +251,8 @@ def pattern(path: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
 
 
-def _try(config: PretrainedConfig, anatomy: Anatomy) -> tuple[_Verdicts, str, str]:
-    """The probe's verdicts on the first small instance that runs; what that was; why there is none."""
+def _try(config: PretrainedConfig, anatomy: Anatomy, decisions: dict[str, Decision]) -> _Trial:
+    """Probe the first small instance that runs, and trace it too: with numbers where a pass without them fails."""
     failed = ""
     layers = max(LAYERS, _kinds(anatomy))
     for words, less in (
@@ -229,15 +262,23 @@ def _try(config: PretrainedConfig, anatomy: Anatomy) -> tuple[_Verdicts, str, st
         try:
             tiny = less()
             model = instance(tiny)
-            found = probe(model, matrices(model))
-            decisions = examine(tiny)[1]
+            found = matrices(model)
+            probed = probe(model, found)
+            numbers = sizes(model.config)
+            traced = opinions(observe(model, found), found, kv_heads=numbers.kv_heads, heads=numbers.heads)
+            if config_digest(tiny) != anatomy.config_digest:
+                decisions = examine(tiny)[1]
         except Exception as error:
             # Sizes that do not fit together, or a model that does not run on tokens alone: of any class.
             failed = failed or (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:160]
             continue
         size = sum(parameter.numel() for parameter in model.parameters())
-        return _Verdicts(found, decisions), f"{words}: {size:,} random parameters", ""
-    return _Verdicts({}, {}), "", failed
+        return _Trial(
+            _Heard(probed, decisions),
+            _Heard({path: said.role for path, said in traced.items()}, decisions),
+            tried=f"{words}: {size:,} random parameters",
+        )
+    return _Trial(_Heard({}, {}), _Heard({}, {}), silent=failed)
 
 
 def _kinds(anatomy: Anatomy) -> int:

@@ -178,7 +178,7 @@ class _Reader:
     def _name(self, matrix: Matrix, named: str, said: tuple[str, ...]) -> Decision:
         family, _, part = named.partition(".")
         if family in _SEEN and part not in _SEEN_NOT:
-            if self.observed(matrix) in self.flow.calls and self.flow.complete:
+            if matrix.block is not None and self.observed(matrix) in self.flow.calls and self.flow.complete:
                 return Decision(
                     reason="what was observed fits neither attention, feed-forward nor mixer", opinions=said
                 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from loratlas.anatomy.labels import Labelled
 from loratlas.anatomy.records import View
@@ -43,8 +44,16 @@ class Shortcuts(TorchFunctionMode):
         }
         q, k, v = (given[name] for name in names[:3])
         known = self.known
-        output = q.new_empty((*q.shape[:-1], v.shape[-1]))
-        known.attend(output, frozenset({(known.of(q), known.of(k))}), known.of(v), (q.shape[-2], k.shape[-2]))
+        met = frozenset({(known.of(q), known.of(k))}), known.of(v), (q.shape[-2], k.shape[-2])
+        if q.device.type == "meta":
+            output = q.new_empty((*q.shape[:-1], v.shape[-1]))
+        else:
+            with (
+                torch._C.DisableTorchFunctionSubclass(),
+                _disable_current_modes(),
+            ):
+                output = torch.nn.functional.scaled_dot_product_attention(*args, **kwargs)
+        known.attend(output, *met)
         mask = given["attn_mask"]
         if mask is not None and known.of(mask):
             known.flow.biases |= {i.origin.path for i in known.of(mask) if isinstance(i.origin, View)}

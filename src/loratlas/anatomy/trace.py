@@ -41,7 +41,28 @@ def _spread(seen: dict[str, Opinion], flow: Flow, found: list[Matrix]) -> dict[s
             like = seen.get(twin + matrix.path[len(matrix.block) :])
             if like is not None:
                 seen[matrix.path] = like
-    return seen
+    return seen | _experts(seen, found)
+
+
+def _experts(seen: dict[str, Opinion], found: list[Matrix]) -> dict[str, Opinion]:
+    """What experts that were not chosen are: the same as their neighbours in a list of nothing but their like."""
+    lists: dict[str, dict[str, dict[str, Matrix]]] = {}
+    for matrix in found:
+        parts = matrix.path.split(".")
+        for at in range((matrix.block or matrix.path).count(".") + 1, len(parts) - 2):
+            inside = lists.setdefault(".".join(parts[:at]), {}).setdefault(parts[at], {})
+            inside[".".join(parts[at + 1 :])] = matrix
+    told: dict[str, Opinion] = {}
+    for items in lists.values():
+        built = {tuple((rest, one.shape, one.kind) for rest, one in item.items()) for item in items.values()}
+        if len(items) < 2 or len(built) != 1 or len(next(iter(built))) < 2:
+            continue
+        for rest in next(iter(items.values())):
+            alike = [item[rest].path for item in items.values()]
+            said = {seen[path] for path in alike if path in seen}
+            if len(said) == 1 and next(iter(said)).role.startswith("moe."):
+                told |= dict.fromkeys(alike, next(iter(said)))
+    return told
 
 
 def _read(seen: Evidence) -> dict[str, Opinion]:

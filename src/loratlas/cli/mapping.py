@@ -23,11 +23,26 @@ STRIP = 16
 """Characters a strip of layers may take; deeper models put several layers into one character."""
 
 
-def map_model(model: options.ModelOrConfig, as_json: options.Json = False) -> None:
+def map_model(
+    model: options.ModelOrConfig,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove",
+            help="Ask three readers that know nothing of one another; exit 1 where they contradict one another.",
+        ),
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
     """Show every matrix of a model: its role, its shape, and in which layers it stands.
 
     No weights are read. What could not be told is listed as unresolved, never guessed.
     """
+    if prove:
+        from loratlas.cli.proving import map_with_proof
+
+        map_with_proof(model, as_json)
+        return
     anatomy = read_named(model)
     if as_json:
         output.emit(anatomy.to_json())
