@@ -167,7 +167,9 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
     statements = []
     for path, decision in decisions.items():
         by: dict[str, str | None] = {}
-        by.update(opinion.split(": ", 1) for opinion in decision.opinions)
+        for opinion in decision.opinions:
+            reader, role = opinion.split(": ", 1)
+            by[reader] = role
         site = sites.get(path)
         by.setdefault("trace", trial.trace.of(path, decision))
         if (
