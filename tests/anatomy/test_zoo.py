@@ -33,6 +33,8 @@ UNRESOLVED_VARIANTS = {
         "model.layers.*.mixer.fc2_latent_proj.weight",
     },
 }
+# What does not run on tokens alone, so that the probe has nothing to say.
+MUTE = {"voxtral_realtime"}
 # What variants are there to show: the roles that the usual config of their type has not.
 SHOWN = {
     "bailing_hybrid with attention": {
@@ -98,7 +100,7 @@ def test_every_matrix_of_a_type_is_listed_once_and_known(model_type):
     # Names, trace and probe: none contradicts another, unless the reviewed table says why.
     assert proof.open == ()
     agrees, speaks = proof.agreement("probe")
-    assert speaks > 0
+    assert (speaks > 0) == (model_type not in MUTE)
     assert agrees == speaks or any(one.table for one in proof.disputes)
 
 
