@@ -181,12 +181,7 @@ def test_layers_that_look_past_their_neighbour_are_computed_every_time(monkeypat
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_compiled_layers_above_kept_states(monkeypatch):
     """Layers below hand on as they are, whatever was compiled; traced here, without the C++ compiler."""
-
-    def switch_on(model):
-        for layer in compilation.layers(model):
-            layer.compile(dynamic=True, backend="aot_eager")
-
-    monkeypatch.setattr(compilation, "switch_on", switch_on)
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     data, text = encoded(9), "all@last2:4"

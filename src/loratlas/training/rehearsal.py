@@ -132,9 +132,9 @@ def rehearse(
         >>> from loratlas.placement.plan import place
         >>> config = LlamaConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4,
         ...                      intermediate_size=256, vocab_size=96)
-        >>> wide, narrow = (rehearse(config, place(config, text).rows, even_rows(2, 32), Settings())
-        ...                 for text in ("feedforward@top/2:4", "q,k,v@top/2:4"))
-        >>> wide.saved_bytes > narrow.saved_bytes
+        >>> whole, top = (rehearse(config, place(config, text).rows, even_rows(2, 32), Settings())
+        ...               for text in ("all:4", "all@top/2:4"))
+        >>> whole.saved_bytes > top.saved_bytes
         True
     """
     from torch._subclasses.fake_tensor import (
