@@ -107,7 +107,9 @@ def test_silence_is_no_agreement():
     assert two.disputed
 
 
-def test_with_every_name_random_the_trace_still_tells_most_matrices():
+@pytest.fixture(scope="module")
+def told_without_names():
+    """Share of the zoo's matrices that keep their role when every name is random."""
     same = every = 0
     for model_type in zoo.types():
         if model_type in zoo.NEVER:
@@ -120,4 +122,13 @@ def test_with_every_name_random_the_trace_still_tells_most_matrices():
             same += kept
             every += all_
     assert every > 10_000
-    assert same / every >= 0.88
+    return same / every
+
+
+@pytest.mark.xfail(strict=True, reason="9,740 of 11,030 so far, 88.3 %: see docs/method/readers.md")
+def test_with_every_name_random_the_trace_still_tells_nine_matrices_of_ten(told_without_names):
+    assert told_without_names >= 0.9
+
+
+def test_with_every_name_random_the_trace_tells_no_fewer_than_it_did(told_without_names):
+    assert told_without_names >= 0.88
