@@ -99,15 +99,7 @@ def as_encoded(examples: tuple[Example, ...], source: str) -> Encoded:
     """Examples as the loop takes them."""
     return Encoded(
         examples=examples,
-        report=EncodeReport(
-            rows=len(examples),
-            kept=len(examples),
-            cut=0,
-            dropped=0,
-            empty=0,
-            tokens=sum(len(e) for e in examples),
-            answer_tokens=sum(int(e.labelled.sum()) for e in examples),
-        ),
+        report=EncodeReport.of(examples),
         digest=f"{source}:{len(examples)}",
         template="none",
         pad_id=0,

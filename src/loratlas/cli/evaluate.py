@@ -168,8 +168,8 @@ def evaluate(
         "remark": remark,
         "out": None if out is None else str(out),
     }
-    answers = _answers(base, tokenizer, rows, samples, rouge)
     if config is not None:
+        answers = _answers(base, tokenizer, rows, samples, rouge)
         facts, chosen = judge(base, encoded, out)
         if as_json:
             output.emit({**about, "packed": False, **facts, "samples": answers})
@@ -181,6 +181,7 @@ def evaluate(
         of, also or (), dtype=dtype.chosen, adapted=folder is not None, window=window, stride=stride,
         sizes=batch_size or BATCH_SIZES,
     )  # fmt: skip
+    answers = _answers(base, tokenizer, rows, samples, rouge)
     with workspace(out) as place:
         try:
             table = of.table(place, uniform=bool(smoothing), bounds=out is not None)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from loratlas.evaluation.definitions import Definition, Evidence
     from loratlas.evaluation.tokens import Scores
 
-MAX_TOKENS = 2048
-"""Tokens of one forward pass; the result does not depend on it."""
-
 
 def adapter_task(adapter: Path | None) -> Task | None:
     """What an adapter was trained for, as it says itself; None without one, or for one from another tool."""
@@ -91,7 +88,7 @@ def judge(
     if encoded.task.labels:
         from loratlas.evaluation.classes import classify
 
-        found = classify(model, encoded, max_tokens=MAX_TOKENS)
+        found = classify(model, encoded)
         if out is not None:
             found.write(out)
         return class_summary(found, encoded.task), ()
@@ -116,9 +113,9 @@ def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:
 
     why = encoded.task.why_padded
     if why is not None:
-        return score(model, encoded, packed=False, max_tokens=MAX_TOKENS), False, why
+        return score(model, encoded, packed=False), False, why
     proof = prove_packing(model)
-    return score(model, encoded, packed=proof.exact, max_tokens=MAX_TOKENS), proof.exact, proof.reason
+    return score(model, encoded, packed=proof.exact), proof.exact, proof.reason
 
 
 def summary(

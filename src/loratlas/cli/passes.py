@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from loratlas.evaluation.table import Table
     from loratlas.evaluation.tokens import Scores
 
-MAX_TOKENS = 2048
-"""Tokens of one forward pass; the result does not depend on it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -134,7 +131,6 @@ class Subject:
                 uniform=uniform,
                 bounds=bounds,
                 pad_id=self.encoded.pad_id,
-                max_tokens=MAX_TOKENS,
                 # How many windows there will be nobody knows before the last row.
                 on_lines=None if windows else lambda lines: bar.to(lines, ""),
             )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,13 @@ from loratlas.cli import output
 from loratlas.cli.evaluate import rows_to_judge, to_device
 from loratlas.cli.folders import adapter_folder, check_out, write_json
 from loratlas.cli.judging import adapter_task, check_head, check_samples, headline, judge, told
-from loratlas.cli.mapping import check_scores
+from loratlas.cli.mapping import check_scores, read_named
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from loratlas.anatomy.sites import Anatomy
     from loratlas.anatomy.tasks import Task
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
@@ -103,8 +103,12 @@ def go(job: Job, *, as_json: bool) -> None:
     judged = _judged(job)
     check_samples(task, samples=job.samples, rouge=job.rouge)
     test = None if judged is None else prepare(judged)
-    measure = partial(_memory, job, config or load_config(source), train)
-    plan = None if job.adapter is not None or _scans(job) else _plan(job, config, measure())
+    plan: Plan | None = None
+    anatomy, memory = None, None
+    if job.adapter is None:
+        anatomy = read_named(job.model, config)
+        memory = _memory(job, config or load_config(source), anatomy, train)
+        plan = None if _scans(job) else _plan(job, anatomy, memory)
     base = open_model(
         job.model,
         dtype=job.settings.dtype,
@@ -112,8 +116,8 @@ def go(job: Job, *, as_json: bool) -> None:
         base_dropout=job.base_dropout,
         config=config,
     )
-    if _scans(job):
-        plan = _scanned(job, base, train, measure())
+    if anatomy is not None and memory is not None and plan is None:
+        plan = _scanned(job, anatomy, base, train, memory)
     # Attached first: the seed then gives the same initialisation on every device.
     model = to_device(_adapted(job, base, plan))
     packed = False if job.base_dropout else None
@@ -179,24 +183,22 @@ def _scans(job: Job) -> bool:
     return is_auto(job.placement) and job.scores is None and not job.resume
 
 
-def _memory(job: Job, config: PretrainedConfig, train: Encoded) -> PeakMemory:
+def _memory(job: Job, config: PretrainedConfig, anatomy: Anatomy, train: Encoded) -> PeakMemory:
     """The measure of a memory budget: a typical step of this run."""
-    from loratlas.cli.mapping import read_named
     from loratlas.training.rehearsal import PeakMemory, typical
 
     settings = job.settings
     together = min(settings.micro_batch or settings.batch_size, settings.batch_size)
-    return PeakMemory(config, read_named(job.model, config), typical(train.examples, together), settings)
+    return PeakMemory(config, anatomy, typical(train.examples, together), settings)
 
 
-def _plan(job: Job, config: PretrainedConfig | None, memory: PeakMemory) -> Plan:
-    from loratlas.cli.mapping import placed, read_named
+def _plan(job: Job, anatomy: Anatomy, memory: PeakMemory) -> Plan:
+    from loratlas.cli.mapping import placed
     from loratlas.study.scan import is_auto
 
     assert job.placement is not None  # _check said so
     if job.resume and is_auto(job.placement):
         return _kept(job.out)
-    anatomy = read_named(job.model, config)
     return placed(
         anatomy,
         job.placement,
@@ -210,13 +212,11 @@ def _plan(job: Job, config: PretrainedConfig | None, memory: PeakMemory) -> Plan
     )
 
 
-def _scanned(job: Job, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
+def _scanned(job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
     """Find where adaptation pays on this run's rows, and keep the plan for a resumed run."""
-    from loratlas.cli.mapping import read_named
     from loratlas.cli.scan import watched
     from loratlas.study.scan import plan_from, scan, signal_of
 
-    anatomy = read_named(job.model)
     with output.Progress("scanning", total=1, unit="passes") as bar:
         found = scan(
             to_device(base),

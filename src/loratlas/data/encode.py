@@ -78,6 +78,33 @@ class EncodeReport:
     tokens: int
     answer_tokens: int
 
+    @classmethod
+    def of(
+        cls,
+        examples: Sequence[Example],
+        *,
+        rows: int | None = None,
+        cut: int = 0,
+        dropped: int = 0,
+        empty: int = 0,
+    ) -> EncodeReport:
+        """Count what was kept.
+
+        Args:
+            examples: the kept rows.
+            rows: rows given; None for the kept ones.
+            cut, dropped, empty: of them.
+        """
+        return cls(
+            rows=len(examples) if rows is None else rows,
+            kept=len(examples),
+            cut=cut,
+            dropped=dropped,
+            empty=empty,
+            tokens=sum(len(example) for example in examples),
+            answer_tokens=sum(example.counted for example in examples),
+        )
+
     def sentence(self) -> str:
         """One line for people.
 
@@ -205,15 +232,7 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer")
             empty += 1
             continue
         examples.append(Example(input_ids=ids, labelled=counted, row=index))
-    report = EncodeReport(
-        rows=len(rows),
-        kept=len(examples),
-        cut=cut,
-        dropped=dropped,
-        empty=empty,
-        tokens=sum(len(example) for example in examples),
-        answer_tokens=sum(int(example.labelled.sum()) for example in examples),
-    )
+    report = EncodeReport.of(examples, rows=len(rows), cut=cut, dropped=dropped, empty=empty)
     if not examples:
         raise _nothing_left(rows, report, max_length)
     return Encoded(

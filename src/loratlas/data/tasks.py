@@ -221,15 +221,7 @@ def _encoded(
             found=f"{dropped:,} targets longer than the limit and {empty:,} rows without a text or a target",
             instead="rows with both, or a larger --max-length",
         )
-    report = EncodeReport(
-        rows=len(rows),
-        kept=len(examples),
-        cut=cut,
-        dropped=dropped,
-        empty=empty,
-        tokens=sum(len(example) for example in examples),
-        answer_tokens=sum(example.counted for example in examples),
-    )
+    report = EncodeReport.of(examples, rows=len(rows), cut=cut, dropped=dropped, empty=empty)
     return Encoded(
         examples=tuple(examples),
         report=report,

@@ -79,15 +79,9 @@ def typical(examples: Sequence[Example], count: int) -> tuple[Example, ...]:
 
 def as_step(examples: Sequence[Example]) -> Encoded:
     """Examples of one step as a run takes its rows."""
-    tokens, counted = (
-        sum(len(example) for example in examples),
-        sum(e.counted for e in examples),
-    )
-    n = len(examples)
-    report = EncodeReport(rows=n, kept=n, cut=0, dropped=0, empty=0, tokens=tokens, answer_tokens=counted)
     return Encoded(
         examples=tuple(examples),
-        report=report,
+        report=EncodeReport.of(examples),
         digest="",
         template="",
         pad_id=0,
