@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from loratlas.errors import LoratlasError, RunError
+from loratlas.errors import LoratlasError, RunError, SettingsError
 from loratlas.study.beside import Beside
 from loratlas.study.ledger import unstorable
 from loratlas.study.records import load_encoded, write_run
@@ -105,7 +105,7 @@ class Worker:
 
         members, places = [], []
         for place, job in enumerate(jobs):
-            if job["plan"] is None or not self._packed:
+            if job["plan"] is None:
                 continue
             plan, settings = self._asked(job)
             kept = Path(job["checkpoint"])
@@ -115,7 +115,10 @@ class Worker:
                 places.append(place)
         if len(members) < 2:
             return None, []
-        return Fleet(self._model, self._data["train"], members), places
+        try:
+            return Fleet(self._model, self._data["train"], members, packed=self._packed), places
+        except SettingsError:  # runs of this base cannot share a pass
+            return None, []
 
     def _asked(self, job: Mapping[str, Any]) -> tuple[Any, Any]:
         """Plan and settings of a run."""

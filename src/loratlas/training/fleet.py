@@ -13,31 +13,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from loratlas.adapters.attach import takes_from_base
 from loratlas.adapters.heads import take_off
+from loratlas.adapters.targets import adapted
 from loratlas.anatomy.heads import head_modules
 from loratlas.data.batches import Batch
 from loratlas.errors import DataError, SettingsError
 from loratlas.evaluation.losses import token_losses
-from loratlas.training.bank import _SERVED, Bank, Factors, Share, Tenant
+from loratlas.training.apart import why_apart
+from loratlas.training.bank import Bank
 from loratlas.training.conditions import interruptible, step_seed, training_mode
 from loratlas.training.loop import Run
+from loratlas.training.members import Member, why_alone
 from loratlas.training.memory import Peak, kept_pages
 from loratlas.training.microbatches import microbatches
 from loratlas.training.prefix import prefix_for
 from loratlas.training.records import FitResult, StepEvent
-from loratlas.training.settings import Settings
+from loratlas.training.seats import Seating, goes_along, joined
+from loratlas.training.tenants import Factors, Tenant
 
 if TYPE_CHECKING:
-    from loratlas.adapters.rows import Row
     from loratlas.data.encode import Encoded
 
 PASS_TOKENS = {"cpu": 2048}
@@ -45,56 +44,6 @@ PASS_TOKENS = {"cpu": 2048}
 such steps, so that only small batches gain from company; elsewhere `OTHER_TOKENS`."""
 
 OTHER_TOKENS = 16384
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One run of a fleet.
-
-    Args:
-        rows: of its plan.
-        settings: of the run; ``seed`` draws its initial weights as well.
-        rslora: scale by α/√r.
-        out: folder for its checkpoints; None keeps none.
-    """
-
-    rows: Sequence[Row]
-    settings: Settings
-    rslora: bool = False
-    out: Path | None = None
-
-
-def why_alone(model: Any, member: Member) -> str | None:
-    """What keeps a run out of a fleet, in words; None if nothing does.
-
-    Args:
-        model: the bare base.
-        member: the run.
-    """
-    settings = member.settings
-    if head_modules(model):
-        return "a head trains beside its adapters, and a fleet holds adapters alone"
-    if takes_from_base(settings.init):
-        return f"init {settings.init} changes the base, which a fleet shares"
-    if settings.early_stop is not None or settings.evaluate_every is not None:
-        return "it is evaluated while it trains"
-    if settings.checkpointing and settings.dropout:
-        return "recomputed layers would draw other dropout masks"
-    if settings.dropout and model.get_input_embeddings().weight.device.type != "cpu":
-        return "its dropout masks are drawn by the accelerator, whose stream a fleet does not follow"
-    if settings.compile == "on":
-        return "its layers are compiled, with its own adapters in them"
-    if settings.report_to:
-        return "it reports to a tracker while it trains"
-    for row in member.rows:
-        if len(row.modules) > 1:
-            return f"{row.site.module} is one matrix under {len(row.modules)} names"
-        module = model.get_submodule(row.site.module)
-        if type(module) not in _SERVED:
-            return f"{row.site.module} is a {type(module).__name__}, and a fleet serves plain matrices"
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return f"something is hooked onto {row.site.module}"
-    return None
 
 
 class _FleetRun(Run):
@@ -109,7 +58,7 @@ class _FleetRun(Run):
         try:
             super().__init__(model, data, settings, evaluate=None, out=member.out, packed=packed)
             self.masters.open()
-            self.tenant = self._tenant(member)
+            self.tenant = self._tenant(model, member)
         finally:
             take_off(model)
         self.model = base
@@ -117,19 +66,29 @@ class _FleetRun(Run):
         self.lowest = min((row.site.layer if row.site.layer is not None else -1) for row in member.rows)
         self.found: tuple[float, int, int] = (0.0, 0, 0)
 
-    def _tenant(self, member: Member) -> Tenant:
+    def _tenant(self, model: Any, member: Member) -> Tenant:
         held = {
-            name: (parameter.data, gradient)
+            id(parameter): (parameter.data, gradient)
             for group in self.masters.groups
-            for name, parameter, gradient in zip(group.names, group.parameters, group.inputs, strict=True)
+            for parameter, gradient in zip(group.parameters, group.inputs, strict=True)
         }
-        factors = {}
+        layers, factors = adapted(model), {}
         for row in member.rows:
-            name = f"base_model.model.{row.site.module}.lora_{{}}.default.weight"
-            (A, to_down), (B, to_up) = held[name.format("A")], held[name.format("B")]
+            layer = layers.get(row.site.path) or layers[row.site.module]
+            (A, to_down), (B, to_up) = (
+                held[id(side["default"].weight)] for side in (layer.lora_A, layer.lora_B)
+            )
             scale = row.scaling(rslora=member.rslora)
-            factors[row.site.module] = Factors(A=A, B=B, to_down=to_down, to_up=to_up, scale=scale)
-        return Tenant(factors, dropout=self.settings.dropout)
+            found = Factors(A=A, B=B, to_down=to_down, to_up=to_up, scale=scale)
+            if row.site.kind == "experts":
+                factors[row.site.path] = found.by_expert(row.site.experts or 1)
+            else:
+                factors[row.site.module] = found
+        inner = model.get_base_model()
+        heads = {
+            path: inner.get_submodule(path).modules_to_save["default"].train() for path in head_modules(inner)
+        }
+        return Tenant(factors, heads=heads, dropout=self.settings.dropout)
 
     def _gradient(self, rows: np.ndarray) -> tuple[float, int, int]:
         return self.found
@@ -143,10 +102,11 @@ class Fleet:
         data: encoded rows that all runs draw from.
         members: the runs.
         packed: as for `loratlas.training.loop.fit`; proven once for all of them.
-        pass_tokens: tokens that runs share a pass up to; None decides by the device.
+        pass_tokens: tokens (padding included) that runs share a pass up to; None decides by the device.
 
     Raises:
-        SettingsError: a run that cannot be part of a fleet (`why_alone`), or padded batches.
+        SettingsError: a run that cannot be part of a fleet (`why_alone`), or a base whose passes cannot be shared
+            (`loratlas.training.apart.why_apart`).
 
     Example:
         ``fleet = Fleet(base, rows, members); results = fleet.fit(); model = fleet.leave(0)``
@@ -163,14 +123,16 @@ class Fleet:
     ) -> None:
         for member in members:
             reason = why_alone(model, member)
-            if reason is None and not packed:
-                reason = "this base needs padded batches, and a fleet lays runs end to end"
             if reason is not None:
                 raise SettingsError(given="a run in a fleet", found=reason, instead="this run alone")
-        self.model, self.data, self.members = model, data, list(members)
+        self.model, self.data, self.members, self.packed = model, data, list(members), packed
         self.runs = [_FleetRun(model, data, member, packed=packed) for member in self.members]
-        paths = dict.fromkeys(row.site.module for member in members for row in member.rows)
-        self.bank = Bank(model, list(paths))
+        self.bank = Bank(model, [row for member in members for row in member.rows])
+        apart = why_apart(model, self.bank, data, packed=packed) if len(members) > 1 else None
+        if apart is not None:
+            raise SettingsError(
+                given=f"a fleet of {len(members)} runs", found=apart, instead="these runs one by one"
+            )
         self.device = self.runs[0].device
         self.passes = 0  # of the last step
         self.pass_tokens = pass_tokens or PASS_TOKENS.get(self.device.type, OTHER_TOKENS)
@@ -241,7 +203,7 @@ class Fleet:
 
     def _keep_prefixes(self) -> Iterator[None]:
         """Runs whose lowest adapters stand in one layer share the states below it, of all rows that any of them has."""
-        for depth in sorted({run.lowest for run in self.runs}):
+        for depth in sorted({run.lowest for run in self.runs} if self.packed else ()):
             runs = [run for run in self.runs if run.lowest == depth and run.kept_before != 0]
             if depth < 1 or not runs:
                 continue
@@ -261,7 +223,7 @@ class Fleet:
             run = self.runs[place]
             step = run.tally.done
             rows = run.order[step].tolist()
-            parts[place] = list(microbatches(self.data, rows, packed=True, size=run.settings.micro_batch))
+            parts[place] = list(self._batches(rows, run.settings.micro_batch))
             labelled = sum(batch.labelled for batch in parts[place])
             if not labelled:
                 raise DataError(
@@ -280,85 +242,59 @@ class Fleet:
                     stack.enter_context(peaks[place].watch(self.runs[place].tally.done))
                 self._pass(shared)
 
+    def _batches(self, rows: list[int], size: int | None) -> Iterator[Batch]:
+        return microbatches(self.data, rows, packed=self.packed, size=size)
+
     def _passes(self, parts: dict[int, list[Batch]], peaks: Sequence[Peak]) -> list[list[tuple[int, Batch]]]:
         """Which runs share which pass: at most one micro-batch of each, runs of like depth together.
 
         Runs with dropout share with runs of the same sites only, so that masks are drawn in the order in which the
-        run alone draws them; a run whose memory is being measured is alone.
+        run alone draws them, and, padded, with batches of the same shape, so that they are as long; a run whose memory
+        is being measured is alone. Padded batches of like widths stand together.
         """
 
-        def company(place: int) -> tuple[int, tuple[str, ...], int]:
+        def company(place: int, batch: Batch) -> tuple[Any, ...]:
             run = self.runs[place]
-            sites = tuple(sorted(run.sites)) if run.tenant.dropout else ()
             depth = 2 * run.lowest + (run.prefix is not None)
-            return depth, sites, place if peaks[place].measures(run.tally.done) else -1
+            width = () if self.packed else (batch.input_ids.shape[1], batch.targets.shape[1])
+            alone = place if peaks[place].measures(run.tally.done) else -1
+            like = (tuple(sorted(run.sites)), width) if run.tenant.dropout else ((), ())
+            return depth, like, alone, width, place
 
-        order = sorted(parts, key=lambda place: (company(place), place))
         found: list[list[tuple[int, Batch]]] = []
         for turn in range(max(len(batches) for batches in parts.values())):
-            tokens, kind = 0, None
-            for place in order:
-                if turn >= len(parts[place]):
-                    continue
-                batch, mine = parts[place][turn], company(place)
-                size = batch.input_ids.shape[1]
-                if kind is None or mine != kind or tokens + size > self.pass_tokens:
-                    found.append([])
-                    tokens, kind = 0, mine
-                found[-1].append((place, batch))
-                tokens += size
+            here = [(place, batches[turn]) for place, batches in parts.items() if turn < len(batches)]
+            kind = None
+            for place, batch in sorted(here, key=lambda part: company(*part)):
+                mine = company(place, batch)[:3]
+                others = [other for _, other in found[-1]] if mine == kind else []
+                if others and goes_along(others, batch, most=self.pass_tokens):
+                    found[-1].append((place, batch))
+                else:
+                    found.append([(place, batch)])
+                kind = mine
         return found
 
     def _pass(self, shared: Sequence[tuple[int, Batch]]) -> None:
         begun = time.perf_counter()
-        batch = joined([part for _, part in shared])
-        shares, token, count = [], 0, 0
-        for place, part in shared:
-            ends = token + part.input_ids.shape[1], count + part.labelled
-            tenant = self.runs[place].tenant
-            shares.append(Share(tenant=tenant, tokens=slice(token, ends[0]), counted=slice(count, ends[1])))
-            token, count = ends
+        batch = joined([part for _, part in shared], pad_id=self.data.pad_id)
+        seating = Seating.of([(self.runs[place].tenant, part) for place, part in shared])
         divisors = [1 / self.runs[place].found[1] for place, _ in shared]
         counts = torch.tensor([part.labelled for _, part in shared])
         weights = torch.tensor(divisors, dtype=torch.float32).repeat_interleave(counts).to(self.device)
         prefix = self.runs[shared[0][0]].prefix  # of like depth, all have the same or none
         batch = batch.to(self.device)
-        with self.bank.seat(shares):
+        with self.bank.seat(seating):
             with prefix.within(batch) if prefix is not None else nullcontext():
                 losses = token_losses(self.model, batch)
             (losses * weights.to(losses.dtype)).sum().backward()
-        sums = torch.stack([losses.detach()[share.counted].double().sum() for share in shares]).tolist()
+        sums = torch.stack(
+            [losses.detach()[share.counted].double().sum() for share in seating.shares]
+        ).tolist()
         seconds = time.perf_counter() - begun
         for (place, part), nll in zip(shared, sums, strict=True):
             run = self.runs[place]
+            if run.tenant.heads:
+                run.masters.collect()
             run.found = (run.found[0] + float(np.float32(nll)), *run.found[1:])
             run.before += seconds * part.tokens / max(1, batch.tokens)
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Packed batches end to end, as one.
-
-    Args:
-        batches: packed, on the CPU.
-    """
-    if len(batches) == 1:
-        return batches[0]
-    sizes = [batch.input_ids.shape[1] for batch in batches]
-    starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    firsts = np.cumsum([0, *(len(batch.lengths) for batch in batches[:-1])]).tolist()
-
-    def beside(name: str) -> torch.Tensor:
-        return torch.cat([getattr(batch, name) for batch in batches], 1)
-
-    return replace(
-        batches[0],
-        input_ids=beside("input_ids"),
-        position_ids=beside("position_ids"),
-        targets=beside("targets"),
-        example=torch.cat([batch.example + first for batch, first in zip(batches, firsts, strict=True)], 1),
-        where=torch.cat([batch.where + start for batch, start in zip(batches, starts, strict=True)]),
-        lengths=tuple(chain.from_iterable(batch.lengths for batch in batches)),
-        rows=tuple(chain.from_iterable(batch.rows for batch in batches)),
-        labelled=sum(batch.labelled for batch in batches),
-        tokens=sum(batch.tokens for batch in batches),
-    )
