@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.tiny import tiny_model
-from tests.training.small import encoded, weights
+from tests.training.fleets import alone, equals_its_runs_alone, losses
+from tests.training.small import encoded
 
-from loratlas.adapters.heads import take_off
 from loratlas.placement.plan import place
 from loratlas.training.fleet import Fleet, Member
-from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
 
 TEXTS = {
@@ -38,39 +37,13 @@ def members(base, *, steps, kind, dropout=0.0, **more):
     return found
 
 
-def alone(base, data, member):
-    """(result, trained weights) of the run by itself."""
-    from loratlas.adapters.attach import attach
-
-    settings = member.settings
-    model = attach(member.rows, base, seed=settings.seed, dropout=settings.dropout)
-    result = fit(model, data, settings, packed=True)
-    kept = weights(model)
-    take_off(model)
-    return result, kept
-
-
-def losses(result):
-    return torch.tensor([point.nll for point in result.curve], dtype=torch.float64)
-
-
 @pytest.mark.parametrize(
     ("kind", "steps", "dropout"), [("llama", 200, 0.0), ("gpt2", 40, 0.1), ("phi", 40, 0.1)]
 )
 def test_a_fleet_equals_its_runs_alone(kind, steps, dropout):
     base, data = tiny_model(kind), encoded(24)
-    fleet = Fleet(base, data, members(base, steps=steps, kind=kind, dropout=dropout))
-    passes = set()
-    results = fleet.fit(on_step=lambda place, event: passes.add(fleet.passes))
-    assert min(passes) < len(fleet.runs)  # some of them do share a pass
-    for number, (member, result) in enumerate(zip(fleet.members, results, strict=True)):
-        reference, kept = alone(base, data, member)
-        torch.testing.assert_close(losses(result), losses(reference), rtol=1e-5, atol=0)
-        assert (result.tokens, result.labelled_tokens) == (reference.tokens, reference.labelled_tokens)
-        left = fleet.leave(number)
-        for name, value in weights(left).items():
-            torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=2e-5)
-        take_off(left)
+    runs = members(base, steps=steps, kind=kind, dropout=dropout)
+    equals_its_runs_alone(base, data, runs, packed=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

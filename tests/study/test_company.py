@@ -38,6 +38,17 @@ def test_as_many_as_memory_holds(spec, prepared):
     assert fleet_size(spec, prepared, "cpu", free=0) == 1
 
 
+def test_side_by_side_the_places_count(spec, prepared):
+    padded = parse_spec({**SPEC, "packing": "off"})
+    assert 1 < fleet_size(padded, prepared, "cpu", free=2**40) <= fleet_size(spec, prepared, "cpu", free=2**40)
+    long = parse_spec({**SPEC, "packing": "off", "batch_size": 512, "micro_batch": 128})
+    assert fleet_size(long, prepared, "cpu", free=2**40) == 1
+
+
+def test_a_base_with_dropout_takes_no_company(prepared):
+    assert fleet_size(parse_spec({**SPEC, "base_dropout": True}), prepared, "cpu", free=2**40) == 1
+
+
 def test_what_cannot_be_rehearsed_is_not_bounded(spec, prepared):
     def cannot(ranks):
         raise ModelError(given="a base", found="nothing to rehearse", instead="another")

@@ -19,7 +19,6 @@ from loratlas.study.probe import probe
 from loratlas.study.run import run_study
 from loratlas.study.scan import Scan, calibration, candidates, gains, plan_from, scan
 from loratlas.study.spec import parse_spec
-from loratlas.training.bank import _SERVED
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +80,7 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     rows = wrap(examples(24))
     batches = calibration(rows, most_rows=24, seed=0, packed=True)
     if not together:
-        monkeypatch.setattr("loratlas.training.fleet._SERVED", {})
-        assert _SERVED
+        monkeypatch.setattr("loratlas.training.members.MATRICES", ())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     readings, cost = probe(model, sites, rows, batches, steps=4, packed=True)
     assert set(readings["probe"].values) == {site.path for site in sites}

@@ -18,9 +18,9 @@ BYTES = {"bfloat16": 2, "float32": 4}
 
 
 def company(tokens: float, device: str) -> int:
-    """How many runs, of steps of so many tokens, share a pass through the base; `MOST` at most.
+    """How many runs, of micro-batches of so many tokens, share a pass through the base; `MOST` at most.
 
-    A pass that one run's step fills gains nothing from company; then every run is trained alone.
+    A pass that one run's micro-batch fills gains nothing from company; then every run is trained alone.
 
     >>> company(400, "cpu"), company(1700, "cpu")
     (5, 1)
@@ -33,8 +33,7 @@ def company(tokens: float, device: str) -> int:
 def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -> int:
     """How many runs a worker trains side by side: as many as share a pass, and as memory holds.
 
-    Of n runs the base is there once, and n times what a rehearsed run of the costliest arm takes beside it. Runs whose
-    rows stand side by side are trained alone.
+    Of n runs the base is there once, and n times what a rehearsed run of the costliest arm takes beside it.
 
     Args:
         spec: of the study.
@@ -42,11 +41,9 @@ def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -
         device: of the workers.
         free: bytes that one worker may take, its base included.
     """
-    if prepared.task.why_padded is not None:
+    if spec.base_dropout:  # its masks would be those of the whole pass
         return 1
-    mean = prepared.train.report.tokens / len(prepared.train)
-    rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-    together = company(rows * mean, device)
+    together = company(_tokens(spec, prepared), device)
     if together == 1:
         return 1
     base = prepared.anatomy.parameters * BYTES[spec.dtype]
@@ -55,3 +52,16 @@ def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -
     except ModelError:  # nothing can be rehearsed on this base
         return together
     return max(1, min(together, (free - base) // max(1, own)))
+
+
+def _tokens(spec: StudySpec, prepared: Prepared) -> float:
+    """What a typical micro-batch takes of a pass: its tokens; side by side its places, padding included."""
+    from loratlas.training.microbatches import buckets
+    from loratlas.training.rehearsal import typical
+
+    rows = min(spec.micro_batch or spec.batch_size, spec.batch_size)
+    if prepared.task.why_padded is None and spec.packing != "off":
+        return rows * prepared.train.report.tokens / len(prepared.train)
+    lengths = [len(example) for example in typical(prepared.train.examples, spec.batch_size)]
+    parts = buckets(lengths, most=spec.micro_batch)
+    return sum(len(part) * max(lengths[place] for place in part) for part in parts) / len(parts)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.rows import Row
 from loratlas.anatomy.sites import Site
+from loratlas.errors import SettingsError
 from loratlas.signals.base import Column
 from loratlas.signals.measure import LEVEL, Reading
 from loratlas.signals.ranking import chance, tau, tau_of_top
@@ -112,7 +113,7 @@ def _trials(
 ) -> Any:
     """Trained models, one after the other; the one before must have been taken off."""
     from loratlas.adapters.attach import attach
-    from loratlas.training.fleet import Fleet, Member, why_alone
+    from loratlas.training.fleet import Fleet, Member
     from loratlas.training.loop import fit
     from loratlas.training.masters import compute_dtype
     from loratlas.training.settings import Settings
@@ -127,8 +128,11 @@ def _trials(
         )
         for trial in range(SEEDS)
     ]
-    if packed and all(why_alone(model, member) is None for member in members):
-        fleet = Fleet(model, rows, members)
+    try:
+        fleet = Fleet(model, rows, members, packed=packed)
+    except SettingsError:  # these trials cannot share a pass
+        fleet = None
+    if fleet is not None:
         fleet.fit()
         for place in range(SEEDS):
             yield fleet.leave(place)

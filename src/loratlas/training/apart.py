@@ -44,7 +44,9 @@ def why_apart(model: Any, bank: Bank, data: Encoded, *, packed: bool) -> str | N
         batch.to(model.get_input_embeddings().weight.device) for batch in _batches(data, packed=packed)
     ]
     tenants = [_stranger(bank, seed) for seed in range(len(batches))]
-    plain = Tenant({}, heads=bank.heads)
+    plain = Tenant(
+        {}, heads=copy.deepcopy(bank.heads)
+    )  # whose modules themselves are the bank's while it is open
     allowed = TOLERANCE.get(str(model.get_input_embeddings().weight.dtype).removeprefix("torch."), FLOOR)
 
     def losses(parts: Sequence[tuple[Tenant, Batch]]) -> torch.Tensor:
@@ -101,7 +103,7 @@ def _stranger(bank: Bank, seed: int) -> Tenant:
     for path in bank.stacked:
         module, leaf = bank.stacks[path.rpartition(".")[0]], path.rpartition(".")[2]
         found[path] = factors(getattr(module, leaf).detach(), across=module.is_transposed)
-    heads = {path: copy.deepcopy(module) for path, module in bank.heads.items()}
+    heads = copy.deepcopy(bank.heads)
     for parameter in (p for head in heads.values() for p in head.parameters()):
         noise = torch.randn(parameter.shape, generator=generator) * (
             STRONG * float(parameter.float().std(correction=0))

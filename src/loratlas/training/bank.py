@@ -153,9 +153,16 @@ class Bank:
         return Segments.apply(flat, self.anchor, [weights(module) for _, module in sites], parts)  # type: ignore[no-any-return]
 
     def _stack(
-        self, path: str, module: Any, x: torch.Tensor, index: torch.Tensor, shares: torch.Tensor
-    ) -> Any:
-        return stacks.experts(module, path, self._seated(), self.anchor, x, index, shares)
+        self,
+        path: str,
+        module: Any,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """A stack's own forward, by the names that transformers' interface gives its arguments."""
+        seating = self._seated()
+        return stacks.experts(module, path, seating, self.anchor, hidden_states, top_k_index, top_k_weights)
 
     def _head(self, path: str, *given: Any, **named: Any) -> torch.Tensor:
         """Every run's own copy of a head's module, on the run's own rows."""

@@ -2,7 +2,7 @@
 
 Every run keeps what decides it: its own masters, moments, clipping, schedule, order of rows, dropout stream, curve and
 checkpoint (each is the very `Run` that `fit` drives). Only the pass through the model is shared. Rows of several runs
-are laid end to end up to `PASS_TOKENS`; each counted token's loss is divided by the counted tokens of its own run's
+are laid together up to `PASS_TOKENS`; each counted token's loss is divided by the counted tokens of its own run's
 step, so that the sum over the pass has the gradient of every run's own mean (law 0), and the runs do not meet.
 
 A run that diverges is left out of the next step; the others go on.
@@ -126,13 +126,13 @@ class Fleet:
             if reason is not None:
                 raise SettingsError(given="a run in a fleet", found=reason, instead="this run alone")
         self.model, self.data, self.members, self.packed = model, data, list(members), packed
-        self.runs = [_FleetRun(model, data, member, packed=packed) for member in self.members]
         self.bank = Bank(model, [row for member in members for row in member.rows])
         apart = why_apart(model, self.bank, data, packed=packed) if len(members) > 1 else None
         if apart is not None:
             raise SettingsError(
                 given=f"a fleet of {len(members)} runs", found=apart, instead="these runs one by one"
             )
+        self.runs = [_FleetRun(model, data, member, packed=packed) for member in self.members]
         self.device = self.runs[0].device
         self.passes = 0  # of the last step
         self.pass_tokens = pass_tokens or PASS_TOKENS.get(self.device.type, OTHER_TOKENS)

@@ -78,7 +78,9 @@ def experts(
     for leaf in (_up(module), "down_proj"):
         name = f"{path}.{leaf}"
         held = [share.tenant.factors.get(name) for share in seating.shares]
-        hidden = _Stack.apply(hidden, anchor, _matrices(module, leaf), _biases(module, leaf), held, route)
+        # Where nobody adapts, the graph begins no earlier than it would.
+        start = anchor if any(f is not None for f in held) else anchor.detach()
+        hidden = _Stack.apply(hidden, start, _matrices(module, leaf), _biases(module, leaf), held, route)
         if leaf != "down_proj":
             hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)
     if getattr(module, "has_post_expert_norm", False):
