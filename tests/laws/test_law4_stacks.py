@@ -13,11 +13,11 @@ from loratlas.placement.plan import place
 from loratlas.training.fleet import Fleet, Member, why_alone
 from loratlas.training.settings import Settings
 
-TEXTS = ("all:4", "moe:2", "attention:3", "moe.down:2 + o:3")
+TEXTS = ("all:4", "moe:2", "moe.down:2 + o:3")
 
 
 def member(base, text, *, lr=4e-3, seed=0, **more):
-    options = {"steps": 8, "batch_size": 3, "dtype": "float32", **more}
+    options = {"steps": 6, "batch_size": 3, "dtype": "float32", **more}
     return Member(rows=place(read(base.config), text).rows, settings=Settings(lr=lr, seed=seed, **options))
 
 
@@ -36,7 +36,7 @@ def test_a_fleet_with_experts_equals_its_runs_alone(model_type, packed):
             seed=number // 2,
             batch_size=3 + number % 2,
             loraplus=4.0 if number == 1 else None,
-            clip=None if number == 3 else 0.5,
+            clip=None if number == 2 else 0.5,
         )
         for number, text in enumerate(TEXTS)
     ]

@@ -15,7 +15,7 @@ from loratlas.placement.plan import place
 from loratlas.training.fleet import Fleet, Member
 from loratlas.training.settings import Settings
 
-TEXTS = ("all:4", "attention:2", "feedforward:3", "attention:1")
+TEXTS = ("all:4", "attention:2", "feedforward:3")
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def given(folder, model_type, task):
 
 
 def member(anatomy, text, *, lr=4e-3, seed=0, **more):
-    options = {"steps": 8, "batch_size": 4, "dtype": "float32", **more}
+    options = {"steps": 6, "batch_size": 4, "dtype": "float32", **more}
     return Member(rows=place(anatomy, text).rows, settings=Settings(lr=lr, seed=seed, **options))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    ("model_type", "task"), [("bert", LABELS), ("gpt2", LABELS), ("bart", LABELS), ("t5", TARGETS)]
+    ("model_type", "task"), [("bert", LABELS), ("gpt2", LABELS), ("t5", TARGETS)]
 )
 def test_a_fleet_of_padded_runs_equals_its_runs_alone(folder, model_type, task):
     model, anatomy, data = given(folder, model_type, task)
@@ -47,10 +47,10 @@ def test_a_fleet_of_padded_runs_equals_its_runs_alone(folder, model_type, task):
             lr=1e-3 * 2**number,
             seed=number // 2,
             batch_size=3 + number % 2,
-            micro_batch=2 if number == 3 else None,
-            dropout=0.1 if number == 3 else 0.0,
+            micro_batch=2 if number == 1 else None,
+            dropout=0.1 if number == 2 else 0.0,
             loraplus=4.0 if number == 0 else None,
-            weight_decay=0.1 if number == 2 else 0.0,
+            weight_decay=0.1 if number == 1 else 0.0,
             clip=None if number == 2 else 0.5,
         )
         for number, text in enumerate(TEXTS)

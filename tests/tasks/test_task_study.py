@@ -87,7 +87,7 @@ def test_a_classification_is_told_per_row_with_its_metrics(classified):
         _, folders = runs(data, out, arm["name"])
         records = [json.loads((folder / "record.json").read_text()) for folder in folders]
         assert all(record["packing"].startswith("padded") for record in records)
-        assert all(record["trained"] == "in a fleet of 4" for record in records)
+        assert all(record["trained"].startswith("in a fleet") for record in records)
 
 
 def test_the_page_of_a_classification_speaks_of_rows(classified, tmp_path):
