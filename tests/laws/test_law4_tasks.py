@@ -75,8 +75,8 @@ def test_a_classifier_that_diverges_leaves_the_others_alone(folder):
 
 
 def test_a_matrix_that_all_examples_share_keeps_runs_apart(folder):
-    """DeBERTa reads its relative positions, one table for all examples, through the adapted matrices."""
+    """DeBERTa's relative positions, one table for all examples, go through matrices that can be adapted."""
     model, anatomy, data = given(folder, "deberta-v2", LABELS)
     with pytest.raises(SettingsError, match=r"\[1, .*not laid out as they are"):
-        Fleet(model, data, [member(anatomy, "attention:2", seed=seed) for seed in range(2)], packed=False)
-    Fleet(model, data, [member(anatomy, "feedforward:2", seed=seed) for seed in range(2)], packed=False)
+        Fleet(model, data, [member(anatomy, "rel:2", seed=seed) for seed in range(2)], packed=False)
+    Fleet(model, data, [member(anatomy, "all:2", seed=seed) for seed in range(2)], packed=False)
