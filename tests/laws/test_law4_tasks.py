@@ -35,9 +35,7 @@ def member(anatomy, text, *, lr=4e-3, seed=0, **more):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    ("model_type", "task"), [("bert", LABELS), ("gpt2", LABELS), ("t5", TARGETS)]
-)
+@pytest.mark.parametrize(("model_type", "task"), [("bert", LABELS), ("gpt2", LABELS), ("t5", TARGETS)])
 def test_a_fleet_of_padded_runs_equals_its_runs_alone(folder, model_type, task):
     model, anatomy, data = given(folder, model_type, task)
     members = [

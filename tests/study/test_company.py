@@ -40,7 +40,9 @@ def test_as_many_as_memory_holds(spec, prepared):
 
 def test_side_by_side_the_places_count(spec, prepared):
     padded = parse_spec({**SPEC, "packing": "off"})
-    assert 1 < fleet_size(padded, prepared, "cpu", free=2**40) <= fleet_size(spec, prepared, "cpu", free=2**40)
+    assert (
+        1 < fleet_size(padded, prepared, "cpu", free=2**40) <= fleet_size(spec, prepared, "cpu", free=2**40)
+    )
     long = parse_spec({**SPEC, "packing": "off", "batch_size": 512, "micro_batch": 128})
     assert fleet_size(long, prepared, "cpu", free=2**40) == 1
 

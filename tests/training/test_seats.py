@@ -14,7 +14,11 @@ from loratlas.errors import ModelError
 from loratlas.training.seats import Seating, goes_along, joined, places
 from loratlas.training.tenants import Tenant
 
-ROWS = {"text": lambda: encoded(5), "label": lambda: rows("bert", LABELS, 5), "target": lambda: rows("t5", TARGETS, 5)}
+ROWS = {
+    "text": lambda: encoded(5),
+    "label": lambda: rows("bert", LABELS, 5),
+    "target": lambda: rows("t5", TARGETS, 5),
+}
 
 
 def parts(form, *, packed=False):
