@@ -27,7 +27,8 @@ import numpy as np
 from benchmarks.oracle.choices import REFERENCE, Choice
 from loratlas.placement.plan import Plan
 from loratlas.study.records import read_examples
-from loratlas.study.scan import Scan, gains
+from loratlas.study.scores import Scan
+from loratlas.study.spending import gains
 from loratlas.study.stats import estimate
 
 TIE = 0.2

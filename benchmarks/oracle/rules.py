@@ -18,7 +18,8 @@ from loratlas.placement.allocate import allocate
 from loratlas.placement.budget import allowance, parse_budget
 from loratlas.placement.canonical import table_text
 from loratlas.placement.plan import place, place_allocation
-from loratlas.study.scan import Scan, candidates, gains, plan_from
+from loratlas.study.scores import Scan
+from loratlas.study.spending import candidates, gains, plan_from
 
 PLOP_TYPES = 3
 """Module types that PLoP's rule adapts, of those with the lowest mean."""
