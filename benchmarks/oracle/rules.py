@@ -105,6 +105,7 @@ RULES: dict[str, Callable[[Given], str]] = {
     "plop": plop,
     "kappatune": kappatune,
     "probe": ours("probe"),
+    "probe_norm": ours("probe_norm"),
     "adalora": adalora,
     "activation": ours("activation"),
     "alignment": ours("alignment"),
@@ -118,7 +119,7 @@ def signals_of(rules: Sequence[str]) -> list[str]:
     """The signals that a scan must measure for these rules; always the ones that share its passes."""
     from loratlas.study.scan import NAMES
 
-    return [*NAMES, *(["probe"] if "probe" in rules else [])]
+    return [*NAMES, *(["probe"] if {"probe", "probe_norm"} & set(rules) else [])]
 
 
 def _text(given: Given, ranks: Mapping[str, int]) -> str:

@@ -79,7 +79,7 @@ class Size:
 
 
 PUBLISHED = ("eva", "plop", "kappatune", "energy", "adalora")
-OURS = ("gradient", "probe", "activation", "alignment", "attention", "spectrum")
+OURS = ("gradient", "probe", "probe_norm", "activation", "alignment", "attention", "spectrum")
 
 SIZES = {
     "cpu": Size(tasks=("retrieval", "facts-300", "nl2bash", "alpaca"), rules=(*PUBLISHED, *OURS)),
