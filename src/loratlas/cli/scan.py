@@ -82,7 +82,7 @@ def scan(
 ) -> None:
     """Measure where adaptation pays on these rows, before anything is trained, and spend a budget there.
 
-    Several signals share a few passes through the frozen model. Reading ends when the top of the order has settled.
+    Several signals share a few passes through the frozen model. Reading ends when the order has settled.
     Without a budget the plan spends what `all` at rank 16 does. --json prints what `--scores` of plan and train takes.
     """
     from loratlas.anatomy.tasks import CAUSAL, recognise
