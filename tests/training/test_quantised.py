@@ -19,7 +19,7 @@ from loratlas.training.fleet import Fleet, Member
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
 
-pytest.importorskip("bitsandbytes")
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is tested in a process of its own, see the Makefile")
 pytestmark = pytest.mark.filterwarnings("ignore:.*PEFT's own forward pass. Linear4bit")
 
 
