@@ -35,7 +35,10 @@ def inputs(model: nn.Module, *, tokens: int, others: int) -> list[dict[str, Any]
     books = getattr(config, "num_codebooks", None)
     if isinstance(books, int):
         tries.append(given | {"input_ids": _ids(model, books, tokens)})
-    for name in ("encoder_hidden_states", "cross_attention_states"):
+    states_of = ["encoder_hidden_states", "cross_attention_states"]
+    if not config.is_encoder_decoder:
+        states_of.append("encoder_outputs")  # a decoder on its own
+    for name in states_of:
         if name in wanted:
             width = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 0)
             if width:
