@@ -64,7 +64,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next(value.dtype for value in model.parameters() if value.dtype.is_floating_point)
 
 
-def tower_inputs(tower: nn.Module, *, tokens: int) -> list[dict[str, Any]]:
+def tower_inputs(tower: nn.Module, *, tokens: int, others: int) -> list[dict[str, Any]]:
     """Arguments to try on a part of a model that its text did not reach: an image, a spectrogram, a sound, states, ids.
 
     Each is tried alone and then with a mask that hides nothing, where the tower takes one. What attends to states
@@ -73,6 +73,7 @@ def tower_inputs(tower: nn.Module, *, tokens: int) -> list[dict[str, Any]]:
     Args:
         tower: with a config of its own.
         tokens: of states, where it takes those.
+        others: of whatever else it attends to.
     """
     config: Any = tower.config
     wanted = inspect.signature(tower.forward).parameters
@@ -82,7 +83,7 @@ def tower_inputs(tower: nn.Module, *, tokens: int) -> list[dict[str, Any]]:
     beside: dict[str, Any] = {}
     if "encoder_hidden_states" in wanted:
         width = _size(config, "encoder_hidden_size", "cross_attention_hidden_size", *_WIDTHS)
-        beside["encoder_hidden_states"] = _random(tower, (1, tokens + 4, width))
+        beside["encoder_hidden_states"] = _random(tower, (1, others, width))
     masks = [other for other in wanted if other == "mask" or other.endswith("_mask")]
     tries: list[dict[str, Any]] = []
     for shape, frames in _shapes(config, name, tokens):

@@ -90,7 +90,7 @@ class Mixing(Reruns):
                 except Exception as error:
                     raised = raised or error
             for tower in silent_towers(model, self.twins, self.seen.keys()):
-                for given in tower_inputs(tower, tokens=TOKENS):
+                for given in tower_inputs(tower, tokens=TOKENS, others=OTHERS):
                     running.clear()
                     with contextlib.suppress(Exception):  # then it stays silent
                         tower(**given)
