@@ -10,12 +10,14 @@ from tests import zoo
 from tests.renaming import renamed_decisions
 from transformers.models.llama import modeling_llama
 
+from loratlas.anatomy import mixing
 from loratlas.anatomy.load import meta_model
 from loratlas.anatomy.probe import MIXES, POINTWISE, instance, probe
-from loratlas.anatomy.prove import Statement, prove
+from loratlas.anatomy.prove import prove
 from loratlas.anatomy.roles import decide
 from loratlas.anatomy.shrink import shrunk, small
 from loratlas.anatomy.sizes import sizes
+from loratlas.anatomy.statements import Statement
 from loratlas.anatomy.structure import matrices
 
 
@@ -42,6 +44,10 @@ def verdicts(model_type: str, **changes) -> dict[str, str]:
         # Experts see flattened tokens, sorted by expert.
         ("mixtral", ["self_attn.v_proj"], ["mlp.gate", "mlp.experts"]),
         ("mamba", ["mixer.in_proj", "mixer.x_proj", "mixer.dt_proj", "mixer.out_proj"], []),
+        # A convolution in front of a recurrence, which alone leads on.
+        ("recurrent_gemma", ["temporal_block.linear_x", "temporal_block.linear_out"], ["mlp_block.up_proj"]),
+        # Blocks are called by their forward, which no hook sees.
+        ("squeezebert", ["post_attention.conv1d"], ["intermediate.conv1d"]),
         # A convolution is all that mixes.
         ("lfm2_moe", ["conv.in_proj", "conv.out_proj"], ["feed_forward.w1"]),
     ],
@@ -59,6 +65,14 @@ def test_a_changed_token_reaches_others_through_what_mixes_and_through_nothing_e
 def test_a_capacity_that_later_tokens_fill_is_no_mixing():
     found = verdicts("switch_transformers", expert_capacity=4)
     assert {v for path, v in found.items() if ".mlp." in path} == {POINTWISE}
+
+
+def test_a_matrix_that_took_no_part_is_not_judged(monkeypatch):
+    every = mixing.inputs
+    monkeypatch.setattr(mixing, "inputs", lambda *given, **named: every(*given, **named)[-1:])
+    found = verdicts("whisper")  # a decoder without states to attend to
+    assert not any(".encoder_attn." in path for path in found)
+    assert {v for path, v in found.items() if ".fc1." in path} == {POINTWISE}
 
 
 def test_what_readers_do_not_agree_on_is_unresolved_with_all_opinions(monkeypatch):

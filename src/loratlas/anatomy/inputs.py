@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# What configs call the width of their states, and the number of bands of a spectrogram.
+_WIDTHS = ("hidden_size", "d_model", "hidden_dim", "embed_dim")
+_BINS = ("num_mel_bins", "input_dim", "feature_projection_input_dim", "input_size", "n_mels")
+
+
 def inputs(model: nn.Module, *, tokens: int, others: int) -> list[dict[str, Any]]:
     """Arguments to try, best first: token ids, and an encoder's states where the model can attend to some.
 
@@ -93,10 +98,6 @@ def tower_inputs(tower: nn.Module, *, tokens: int, others: int) -> list[dict[str
             full = torch.ones(1, frames, dtype=torch.long, device=_device(tower))
             tries += [given | {mask: full} for mask in masks]
     return tries
-
-
-_WIDTHS = ("hidden_size", "d_model", "hidden_dim", "embed_dim")
-_BINS = ("num_mel_bins", "input_dim", "feature_projection_input_dim", "input_size", "n_mels")
 
 
 def _shapes(config: Any, name: str, tokens: int) -> list[tuple[tuple[int, ...], int]]:

@@ -106,7 +106,7 @@ class Mixing(Reruns):
                 if name not in self.seen:
                     self.seen[name] = Seen(copied(args), copied(kwargs))
                 if not running:
-                    self.heed((args, kwargs))
+                    self.heed((args, kwargs), self.modules[name])
                 running.append(name)
                 output = forward(*args, **kwargs)
                 running.pop()

@@ -54,15 +54,15 @@ class Reruns:
         self.modules: dict[str, nn.Module] = {}
         self.seen: dict[str, Seen] = {}
 
-    def heed(self, given: Any) -> None:
-        """A model may pad or pool its text before the blocks: what they are given has another length then."""
+    def heed(self, given: Any, block: nn.Module) -> None:
+        """A model may pad or pool its text before the blocks: what they are given has another length then.
+
+        It is the first size that is no width of the block's parameters: a sound comes with its channels in front.
+        """
         for value in tensors(given)[:1]:
-            if (
-                value.ndim == 3
-                and value.shape[0] == 1 < value.shape[1]
-                and not self.lengths & set(value.shape)
-            ):
-                self.lengths.add(value.shape[1])
+            if value.ndim == 3 and value.shape[0] == 1 and not self.lengths & set(value.shape):
+                widths = {size for parameter in block.parameters() for size in parameter.shape}
+                self.lengths.update([size for size in value.shape[1:] if size > 1 and size not in widths][:1])
 
     def call(self, name: str, place: int | None) -> Any:
         """Run a module on what it was given, one token of which is changed."""
