@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="of 16 Alpaca rows, per run")
     parser.add_argument("--rounds", type=int, default=3, help="in which all sides run in turns")
     parser.add_argument("--compiled", action="store_true", help="measure compiled sides as well: much longer")
-    parser.add_argument("--study-steps", type=int, default=10, help="of each of the study's 27 runs")
+    parser.add_argument("--study-steps", type=int, default=20, help="of each of the study's 27 runs")
     parser.add_argument("--study-rows", type=int, default=4, help="rows per step of these")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON and the table")
     asked = parser.parse_args()

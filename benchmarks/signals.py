@@ -58,7 +58,7 @@ def memory(rows: Any, *, dtype: str) -> dict[str, Any]:
     from loratlas.signals.gradient import Gradient
     from loratlas.signals.watch import one_pass
     from loratlas.study.inputs import open_model
-    from loratlas.study.scan import candidates
+    from loratlas.study.spending import candidates
 
     class Nothing(Signal):
         name, columns, needs = "nothing", (), "backward"

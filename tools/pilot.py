@@ -27,14 +27,14 @@ STEPS = {
     "facts-3000": 1200,
 }
 REAL = {
-    "alpaca": (50, 192),
-    "nl2bash": (80, 128),
+    "alpaca": (100, 192),
+    "nl2bash": (14, 128),
     "gsm8k": (50, 256),
     "e2e": (60, 128),
 }
 """Rows that are no part of the project → steps and tokens of a row; LORATLAS_SHARED says where they lie."""
 
-RATES = {"full": (5e-4, 1e-3, 2e-3), "all:1": (5e-3, 1.25e-2, 3e-2)}
+RATES = {"full": (2.5e-4, 5e-4, 1e-3, 2e-3), "all:1": (5e-3, 1.25e-2, 3e-2)}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EVALUATION_ROWS = 300
 

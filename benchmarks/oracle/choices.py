@@ -15,7 +15,7 @@ from loratlas.anatomy.sites import Anatomy
 from loratlas.errors import SettingsError
 from loratlas.placement.allocate import allocate
 from loratlas.placement.plan import place, place_allocation
-from loratlas.study.scan import candidates
+from loratlas.study.spending import candidates
 
 REFERENCE = "all"
 PRESETS = ("all", "attention", "feedforward", "q,v")

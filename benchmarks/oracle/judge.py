@@ -27,7 +27,9 @@ import numpy as np
 from benchmarks.oracle.choices import REFERENCE, Choice
 from loratlas.placement.plan import Plan
 from loratlas.study.records import read_examples
-from loratlas.study.scan import Scan, gains
+from loratlas.study.scan import STEP
+from loratlas.study.scores import Scan
+from loratlas.study.spending import gains
 from loratlas.study.stats import estimate
 
 TIE = 0.2
@@ -46,7 +48,7 @@ class Truth:
         kinds: choice → preset, role, pair, random or rule.
         predicted: column → choice → what the column says it gains.
         base: loss of the bare base.
-        cost: of the scan, in training steps of 16 rows.
+        cost: of what `--placement auto` reads, in training steps of 16 rows, without `probe`'s trials.
     """
 
     name: str
@@ -151,7 +153,7 @@ def truth(name: str, found: Scan, made: Mapping[str, Choice], result: Mapping[st
         kinds={arm: made[arm].kind for arm in fresh},
         predicted=predicted,
         base=result["base_nll"],
-        cost=found.cost_in_steps,
+        cost=found.rows / STEP,
     )
 
 

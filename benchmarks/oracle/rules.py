@@ -18,7 +18,8 @@ from loratlas.placement.allocate import allocate
 from loratlas.placement.budget import allowance, parse_budget
 from loratlas.placement.canonical import table_text
 from loratlas.placement.plan import place, place_allocation
-from loratlas.study.scan import Scan, candidates, gains, plan_from
+from loratlas.study.scores import Scan
+from loratlas.study.spending import candidates, gains, plan_from
 
 PLOP_TYPES = 3
 """Module types that PLoP's rule adapts, of those with the lowest mean."""
@@ -104,6 +105,7 @@ RULES: dict[str, Callable[[Given], str]] = {
     "plop": plop,
     "kappatune": kappatune,
     "probe": ours("probe"),
+    "probe_norm": ours("probe_norm"),
     "adalora": adalora,
     "activation": ours("activation"),
     "alignment": ours("alignment"),
@@ -117,7 +119,7 @@ def signals_of(rules: Sequence[str]) -> list[str]:
     """The signals that a scan must measure for these rules; always the ones that share its passes."""
     from loratlas.study.scan import NAMES
 
-    return [*NAMES, *(["probe"] if "probe" in rules else [])]
+    return [*NAMES, *(["probe"] if {"probe", "probe_norm"} & set(rules) else [])]
 
 
 def _text(given: Given, ranks: Mapping[str, int]) -> str:

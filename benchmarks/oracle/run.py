@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks.oracle.choices import REFERENCE, Choice, choices, keep, kept
 from benchmarks.oracle.rules import Given, run_adalora, signals_of
 from benchmarks.oracle.tasks import TASKS, Size
-from loratlas.study.scan import Scan, load_scan, scan
+from loratlas.study.scan import scan
+from loratlas.study.scores import Scan, load_scan
 from loratlas.study.spec import StudySpec, parse_spec
 
 SEED = 20

@@ -37,8 +37,8 @@ def _real(name: str, **more: int) -> Task:
 
 
 TASKS: dict[str, Task] = {
-    "alpaca": _real("alpaca", steps=50, max_length=192, limit=6000),
-    "nl2bash": _real("nl2bash", steps=80, limit=6000),
+    "alpaca": _real("alpaca", steps=100, max_length=192, limit=6000),
+    "nl2bash": _real("nl2bash", steps=14, limit=6000),
     "facts-300": Task(train="demo:facts-300", steps=200),
     "retrieval": Task(train="demo:retrieval", steps=6),
     "gsm8k": _real("gsm8k", steps=50, max_length=256, limit=6000),
@@ -78,10 +78,11 @@ class Size:
     scan_rows: int = 128
 
 
-PUBLISHED = ("gradient", "energy", "eva", "plop", "kappatune", "probe")
+PUBLISHED = ("eva", "plop", "kappatune", "energy", "adalora")
+OURS = ("gradient", "probe", "probe_norm", "activation", "alignment", "attention", "spectrum")
 
 SIZES = {
-    "cpu": Size(tasks=("retrieval", "facts-300", "nl2bash", "alpaca"), rules=PUBLISHED),
+    "cpu": Size(tasks=("retrieval", "facts-300", "nl2bash", "alpaca"), rules=(*PUBLISHED, *OURS)),
     "full": Size(
         bases=("demo:llama-mini", "gpt2-mini"),
         tasks=tuple(TASKS),
@@ -92,7 +93,7 @@ SIZES = {
         rows=1000,
         pairs=True,
         randoms=10,
-        rules=(*PUBLISHED, "adalora", "activation", "alignment", "attention", "spectrum"),
+        rules=(*PUBLISHED, *OURS),
     ),
     "minute": Size(
         tasks=("retrieval",),

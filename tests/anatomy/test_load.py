@@ -223,8 +223,11 @@ def test_options_that_do_not_exist(options, given, saved):
     assert given in caught.value.given
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_quantising_without_bitsandbytes_names_the_extra(saved):
+def test_quantising_without_bitsandbytes_names_the_extra(saved, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name)
+    )
     with pytest.raises(ModelError) as caught:
         load_model(saved, quantize="4bit")
     assert "loratlas[quantize]" in caught.value.instead

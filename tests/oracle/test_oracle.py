@@ -20,7 +20,8 @@ from loratlas.placement.plan import place
 from loratlas.signals.base import Column
 from loratlas.signals.measure import Reading
 from loratlas.study.inputs import model_source
-from loratlas.study.scan import Scan, candidates
+from loratlas.study.scores import Scan
+from loratlas.study.spending import candidates
 
 ARMS = {
     "all": ("preset", 2.00, 2.02),
@@ -130,14 +131,17 @@ def given():
         "gradient_energy": reading("gradient_energy"),
         "activation": reading("activation"),
         "alignment": reading("alignment", "low"),
+        "attention": reading("attention"),
         "spectrum": reading("spectrum", "low"),
         "probe": reading("probe", silent="every value is 0"),
+        "probe_norm": reading("probe_norm"),
     }
     scan = Scan(
         model="m", model_type="llama", config_digest=anatomy.config_digest, source="s", digest="d",
         readings=readings, rows=8, tokens=80, labelled=40, loss=3.0, settled=True, cost_in_steps=0.5, seconds=1.0,
     )  # fmt: skip
-    return Given(anatomy=anatomy, scan=scan, budget="like=all:1")
+    ranks = {site.path: number % 3 for number, site in enumerate(sites)}
+    return Given(anatomy=anatomy, scan=scan, budget="like=all:1", adalora=lambda: ranks)
 
 
 def test_every_choice_spends_the_same(given, tmp_path, capsys):

@@ -154,7 +154,7 @@ def test_a_scan_has_its_section(tmp_path: Path) -> None:
     made = VARIANTS["scanned"]()
     ledger = facts.read(made)
     assert plain(scanned.lead(ledger)) == (
-        "A scan read 64 training rows, the price of 4 training steps, and placed feedforward. The top of its order had "
+        "A scan read 64 training rows, the price of 4 training steps, and placed feedforward. Its order had "
         "settled: one half of the rows says what the other half says."
     )
     (heat,) = figures.figures(ledger)["scan"]["light"]["data"]

@@ -108,10 +108,16 @@ def by_chance(place: int, folds) -> float:
     return float(torch.rand((), generator=random))
 
 
+def only_the_top(place: int, folds) -> float:
+    """Of 21 sites the last 6 stand the other way round in the other half: weighted τ 0.95, τ 0.86."""
+    return float(place if place < 15 or 0 in folds else 35 - place)
+
+
 @pytest.mark.parametrize(
-    ("says", "settled", "passes"), [(lambda place, folds: float(place), True, 4), (by_chance, False, 8)]
+    ("says", "settled", "passes"),
+    [(lambda place, folds: float(place), True, 4), (by_chance, False, 8), (only_the_top, False, 8)],
 )
-def test_reading_ends_when_the_top_has_settled(says, settled: bool, passes: int):
+def test_reading_ends_when_the_order_has_settled(says, settled: bool, passes: int):
     model, given = tiny_model("llama"), batches(16, size=2)
     found = measure(model, sites_of(model), given, [Told(says)], token_losses, watched=["alignment"])
     assert (found.settled, found.passes) == (settled, passes)

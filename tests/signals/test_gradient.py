@@ -181,7 +181,9 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_quantised_bases_are_read_by_their_modules():
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip(
+        "bitsandbytes", reason="bitsandbytes is tested in a process of its own, see the Makefile"
+    )
     from loratlas.study.inputs import open_model
 
     with quiet():

@@ -17,8 +17,10 @@ from loratlas.study import prepare as preparing
 from loratlas.study.ledger import Ledger
 from loratlas.study.probe import probe
 from loratlas.study.run import run_study
-from loratlas.study.scan import Scan, calibration, candidates, gains, plan_from, scan
+from loratlas.study.scan import calibration, scan
+from loratlas.study.scores import Scan
 from loratlas.study.spec import parse_spec
+from loratlas.study.spending import candidates, gains, plan_from
 from loratlas.training.bank import _SERVED
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import importlib.util
 import json
 import logging
 import warnings
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.heads import head_modules, head_parameters, remember_new_head
+from loratlas.anatomy.quantize import keep_differentiable, quantization
 from loratlas.errors import ModelError
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ def load_model(
     options: dict[str, Any] = {"config": config, "trust_remote_code": False}
     options["dtype"] = getattr(torch, dtype) if dtype else "auto"
     if quantize is not None:
-        options |= _quantization(quantize, dtype)
+        options |= quantization(quantize, dtype)
         if kind == "SequenceClassification":
             # A head is trained whole, and there is nothing to train in 4 bits.
             options["quantization_config"].llm_int8_skip_modules = list(head_modules(meta_model(config)))
@@ -353,6 +353,8 @@ def load_model(
         remember_new_head(model)
     model.config.use_cache = False
     model.requires_grad_(False)
+    if quantize is not None:
+        keep_differentiable(model)
     return model.eval()
 
 
@@ -402,30 +404,6 @@ def zero_dropout(config: PretrainedConfig) -> None:
             for key, inner in value.items():
                 if isinstance(inner, float) and "drop" in str(key).lower():
                     value[key] = 0.0
-
-
-def _quantization(quantize: str, dtype: str | None) -> dict[str, Any]:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if quantize != "4bit":
-        raise ModelError(
-            given=f"--quantize {quantize}", found="an unknown quantisation", instead="--quantize 4bit"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            given="--quantize 4bit",
-            found="bitsandbytes is not installed",
-            instead='pip install "loratlas[quantize]", or no --quantize',
-        )
-    compute = getattr(torch, dtype or "bfloat16")
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
-    return {"quantization_config": config, "dtype": compute}
 
 
 def _looks_like_a_path(text: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
 import warnings
@@ -44,6 +45,8 @@ def run(arguments: Sequence[str]) -> int:
     words = list(arguments)
     # The Hub's client announces each of its retries; what came of them is said once, by the error.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # bitsandbytes tells every process that imports it which kernels it would like to fetch.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × and ■ gets ? instead of a crash

@@ -131,7 +131,7 @@ def plan_model(
     from loratlas.anatomy.load import load_config
     from loratlas.cli.pricing import Step, price, show
     from loratlas.study.inputs import model_source
-    from loratlas.study.scan import is_auto
+    from loratlas.study.spending import is_auto
 
     anatomy, source = read_named(model), load_config(model_source(model))
     check_scores(placement, scores)
@@ -169,7 +169,7 @@ def plan_model(
 
 def check_scores(placement: str | None, scores: Path | None) -> None:
     """Refuse scores for a placement that does not ask for them."""
-    from loratlas.study.scan import is_auto
+    from loratlas.study.spending import is_auto
 
     if scores is not None and not is_auto(placement):
         raise SettingsError(
@@ -193,7 +193,8 @@ def placed(
         options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
     """
     from loratlas.placement.plan import place
-    from loratlas.study.scan import load_scan, plan_from
+    from loratlas.study.scores import load_scan
+    from loratlas.study.spending import plan_from
 
     if scores is None:
         return place(anatomy, placement, allow_unresolved=allow_unresolved, **options)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loratlas.placement.allocate import Allocation
     from loratlas.placement.plan import Plan
     from loratlas.signals.measure import Reading
-    from loratlas.study.scan import Scan
+    from loratlas.study.scores import Scan
 
 SHADES = " ░▒▓█"
 STRETCHES = 32
@@ -82,7 +82,7 @@ def scan(
 ) -> None:
     """Measure where adaptation pays on these rows, before anything is trained, and spend a budget there.
 
-    Several signals share a few passes through the frozen model. Reading ends when the top of the order has settled.
+    Several signals share a few passes through the frozen model. Reading ends when the order has settled.
     Without a budget the plan spends what `all` at rank 16 does. --json prints what `--scores` of plan and train takes.
     """
     from loratlas.anatomy.tasks import CAUSAL, recognise
@@ -94,6 +94,7 @@ def scan(
     from loratlas.placement.budget import parse_budget
     from loratlas.study import scan as room
     from loratlas.study.inputs import model_source, open_model, open_rows
+    from loratlas.study.spending import candidates, plan_from
     from loratlas.training.rehearsal import PeakMemory, typical
     from loratlas.training.settings import Settings
 
@@ -114,7 +115,7 @@ def scan(
             )
         chosen.append(owner)
     anatomy = read_named(model)
-    room.candidates(anatomy, among)
+    candidates(anatomy, among)
     source = model_source(model)
     tokenizer = load_tokenizer(source)
     read = open_rows(data, split=split, mapping=options.columns_of(columns), limit=limit)
@@ -139,7 +140,7 @@ def scan(
     plan, allocation = None, None
     if found.readings[by].silent is None:
         settings = Settings(dtype=dtype.chosen)
-        plan, allocation = room.plan_from(
+        plan, allocation = plan_from(
             found,
             anatomy,
             budget=budget,
@@ -153,7 +154,7 @@ def scan(
     if as_json:
         output.emit(_json(found, by, plan, allocation))
         return
-    _show(found, anatomy, room.candidates(anatomy, among), by, plan, allocation)
+    _show(found, anatomy, candidates(anatomy, among), by, plan, allocation)
 
 
 def watched(bar: output.Progress) -> Callable[[int, int], None]:

@@ -178,7 +178,7 @@ def _judged(job: Job) -> Rows | None:
 
 def _scans(job: Job) -> bool:
     """Whether the placement is to be found by a scan of this run's own rows."""
-    from loratlas.study.scan import is_auto
+    from loratlas.study.spending import is_auto
 
     return is_auto(job.placement) and job.scores is None and not job.resume
 
@@ -194,7 +194,7 @@ def _memory(job: Job, config: PretrainedConfig, anatomy: Anatomy, train: Encoded
 
 def _plan(job: Job, anatomy: Anatomy, memory: PeakMemory) -> Plan:
     from loratlas.cli.mapping import placed
-    from loratlas.study.scan import is_auto
+    from loratlas.study.spending import is_auto
 
     assert job.placement is not None  # _check said so
     if job.resume and is_auto(job.placement):
@@ -215,7 +215,8 @@ def _plan(job: Job, anatomy: Anatomy, memory: PeakMemory) -> Plan:
 def _scanned(job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
     """Find where adaptation pays on this run's rows, and keep the plan for a resumed run."""
     from loratlas.cli.scan import watched
-    from loratlas.study.scan import plan_from, scan, signal_of
+    from loratlas.study.scan import scan, signal_of
+    from loratlas.study.spending import plan_from
 
     with output.Progress("scanning", total=1, unit="passes") as bar:
         found = scan(

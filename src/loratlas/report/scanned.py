@@ -15,7 +15,7 @@ def lead(ledger: Ledger) -> Phrase:
     for number, name in enumerate(named):
         parts += (*((", ",) if number else ()), *name)
     if ledger.at("/scan/settled"):
-        parts += (". The top of its order had settled: one half of the rows says what the other half says.",)
+        parts += (". Its order had settled: one half of the rows says what the other half says.",)
     else:
         parts += (". Its order had not settled when the rows ended.",)
     return parts

@@ -1,7 +1,8 @@
 """Several signals in one set of passes, until the order of the sites has settled.
 
 After every `FOLDS` passes, each signal is asked what it says from one half of the passes and from the other. When the
-top of the order is the same in both (weighted τ ≥ `SETTLED`), for every signal that is watched, nothing more is read.
+order is the same in both, as a whole and at its top (τ and weighted τ ≥ `SETTLED`), for every signal that is watched,
+nothing more is read.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def _settled(signals: Sequence[Signal], watched: Sequence[str]) -> bool:
         one, two = (signal.values(half) for half in HALVES)
         for column in columns:
             a, b = (_worth(column, half[column.name]) for half in (one, two))
-            if not tau_of_top(a, b) >= SETTLED:
+            if not min(tau(a, b), tau_of_top(a, b)) >= SETTLED:
                 return False
     return True
 

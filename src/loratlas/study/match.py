@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
     from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
-    from loratlas.study.scan import Scan
+    from loratlas.study.scores import Scan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +125,7 @@ def _plan(
     from loratlas.placement.language import parse
     from loratlas.placement.plan import place
     from loratlas.placement.resolve import resolve
-    from loratlas.study.scan import is_auto, plan_from
+    from loratlas.study.spending import is_auto, plan_from
 
     arm = spec.arms[name]
     with naming(name):

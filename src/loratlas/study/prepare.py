@@ -22,8 +22,9 @@ from loratlas.placement.plan import Plan
 from loratlas.study import beside
 from loratlas.study.inputs import DEMO, model_source, open_rows, open_task
 from loratlas.study.match import Match, naming, plans
-from loratlas.study.scan import DECIDES, is_auto
+from loratlas.study.scores import DECIDES
 from loratlas.study.spec import StudySpec
+from loratlas.study.spending import is_auto
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
-    from loratlas.study.scan import Scan
+    from loratlas.study.scores import Scan
     from loratlas.training.rehearsal import PeakMemory
     from loratlas.training.settings import Settings
 

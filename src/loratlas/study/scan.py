@@ -1,44 +1,26 @@
-"""A scan: signals measured on some rows of a task, and the plan that spends a budget by them.
-
-Everything a scan has to say is in its JSON; a plan can be made from that file without the weights.
-"""
+"""A scan: signals measured on some rows of a task."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.anatomy.sites import Anatomy, Site
-from loratlas.errors import ModelError, RequestError, SettingsError
-from loratlas.placement.allocate import Allocation, Limits, allocate
-from loratlas.placement.language import parse
-from loratlas.placement.plan import Plan, place_allocation
-from loratlas.placement.resolve import DEFAULT_RANK, resolve
-from loratlas.signals.ranking import tau
+from loratlas.anatomy.sites import Anatomy
+from loratlas.errors import SettingsError
+from loratlas.study.scores import DECIDES, GAINS, Scan
+from loratlas.study.spending import candidates
 
 if TYPE_CHECKING:
     from loratlas.data.batches import Batch
     from loratlas.data.encode import Encoded
-    from loratlas.placement.budget import Memory
     from loratlas.signals.base import Signal
     from loratlas.signals.measure import Measured, Reading
 
-SCHEMA = "loratlas.scan"
-VERSION = 1
-
-AUTO = "auto"
-"""The placement that a scan decides."""
-
 NAMES = ("gradient", "activation", "alignment", "attention", "spectrum")
 """Signals that share the passes of one scan."""
-
-DECIDES = "gradient"
-"""The column that places adapters unless another is asked for."""
 
 MOST_ROWS = 128
 BATCH = 8
@@ -47,177 +29,8 @@ BATCH = 8
 STEP = 16
 """Rows of the training step that a scan's cost is told in."""
 
-GAINS = 64
-"""Ranks per site whose gains are told."""
-
 STREAM = 5
 """Word beside the seed that draws the calibration rows."""
-
-LIKE = f"like=all:{DEFAULT_RANK}"
-"""What a scan spends where no budget is given: what `all` without a rank does."""
-
-
-def is_auto(placement: str | None) -> bool:
-    """Whether a placement is left to a scan.
-
-    >>> is_auto(" auto "), is_auto("all:auto"), is_auto(None)
-    (True, False, False)
-    """
-    return placement is not None and placement.strip() == AUTO
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
-    """What a scan found.
-
-    Args:
-        model: as the user wrote it; model_type, config_digest: of the base.
-        source: where the rows came from; digest: of all of them.
-        readings: by column.
-        rows: calibration rows read. tokens: all tokens; labelled: counted ones.
-        loss: of those rows before training, nats per counted token; None where no pass was made.
-        settled: whether the order of the deciding column had settled; None where it was not watched.
-        cost_in_steps: in training steps of `STEP` rows.
-        seconds: that it took.
-    """
-
-    model: str
-    model_type: str
-    config_digest: str
-    source: str
-    digest: str
-    readings: Mapping[str, Reading]
-    rows: int
-    tokens: int
-    labelled: int
-    loss: float | None
-    settled: bool | None
-    cost_in_steps: float
-    seconds: float
-
-    def agreement(self) -> list[dict[str, Any]]:
-        """Kendall's τ between every two columns that have a signal, more being better in both."""
-        speaking = [(name, r.worth) for name, r in self.readings.items() if r.silent is None]
-        return [{"one": a, "two": b, "tau": tau(x, y)} for (a, x), (b, y) in combinations(speaking, 2)]
-
-    def notes(self, by: str = DECIDES) -> list[str]:
-        """What a reader has to know, in sentences."""
-        said = []
-        reading = self.readings.get(by)
-        if self.settled is False and reading is not None and reading.repeats is not None:
-            said.append(
-                f"The order by {by} has not settled: two halves of {self.rows} rows agree with "
-                f"τ = {reading.repeats:.2f}. More rows (--rows) may tell more."
-            )
-        for name, one in self.readings.items():
-            if one.silent is not None:
-                said.append(f"{name}: no signal, {one.silent}.")
-        return said
-
-    def to_json(self, *, gains: bool = True) -> dict[str, Any]:
-        """Plain data under the schema ``loratlas.scan``; the inverse is :meth:`from_json`."""
-        return {
-            "schema": SCHEMA,
-            "version": VERSION,
-            **{name: getattr(self, name) for name in _PLAIN},
-            "signals": [
-                {
-                    "name": name,
-                    "unit": r.column.unit,
-                    "pays": r.column.pays,
-                    "adam": r.column.adam,
-                    "repeats": r.repeats,
-                    "repeats_top": r.repeats_top,
-                    "silent": r.silent,
-                }
-                for name, r in self.readings.items()
-            ],
-            "scores": [
-                {
-                    "path": path,
-                    "signal": name,
-                    "value": value,
-                    "unit": r.column.unit,
-                    "error": r.errors.get(path),
-                }
-                for name, r in self.readings.items()
-                for path, value in r.values.items()
-            ],
-            "agreement": self.agreement(),
-            "gains": {
-                name: {path: [float(f"{g:.6g}") for g in listed[:GAINS]] for path, listed in r.gains.items()}
-                for name, r in self.readings.items()
-                if gains and r.gains is not None
-            },
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            RequestError: another schema or version.
-        """
-        from loratlas.signals.base import Column
-        from loratlas.signals.measure import Reading
-
-        if data.get("schema") != SCHEMA or data.get("version") != VERSION:
-            raise RequestError(
-                given=f"an object of schema {data.get('schema')!r}, version {data.get('version')!r}",
-                found=f"scores have schema {SCHEMA!r}, version {VERSION}",
-                instead="what `loratlas scan MODEL DATA --json` prints",
-            )
-        readings = {}
-        for told in data["signals"]:
-            scores = [score for score in data["scores"] if score["signal"] == told["name"]]
-            readings[told["name"]] = Reading(
-                column=Column(**{key: told[key] for key in ("name", "unit", "pays", "adam")}),
-                values={score["path"]: score["value"] for score in scores},
-                errors={s["path"]: s["error"] for s in scores if s["error"] is not None},
-                repeats=told["repeats"],
-                repeats_top=told["repeats_top"],
-                silent=told["silent"],
-                gains=data.get("gains", {}).get(told["name"]),
-            )
-        return cls(**{name: data[name] for name in _PLAIN}, readings=readings)
-
-
-_PLAIN = (
-    "model",
-    "model_type",
-    "config_digest",
-    "source",
-    "digest",
-    "rows",
-    "tokens",
-    "labelled",
-    "loss",
-    "settled",
-    "cost_in_steps",
-    "seconds",
-)
-
-
-def candidates(anatomy: Anatomy, among: str = "all") -> list[Site]:
-    """The sites that a scan may choose from.
-
-    Args:
-        anatomy: of the model.
-        among: a placement; ranks in it are not looked at.
-
-    Raises:
-        PlacementError: it finds nothing.
-        SettingsError: a site that no signal can be measured at.
-    """
-    sites = [site for site, _ in resolve(parse(among), anatomy, default="auto")]
-    odd = [site for site in sites if site.kind == "embedding"]
-    if odd:
-        raise SettingsError(
-            given=f"a scan among {among}",
-            found=f"{odd[0].module} looks rows up; signals are measured at matrices that multiply",
-            instead="all, or roles inside the layers",
-        )
-    return sites
 
 
 def scan(
@@ -383,102 +196,3 @@ def _made(names: Sequence[str], seed: int, fisher: bool) -> list[Signal]:
     }
     check_signals(names)
     return [kinds[name]() for name in dict.fromkeys(names) if name != "probe"]
-
-
-def gains(reading: Reading, sites: Sequence[Site], *, ranks: int = 4 * GAINS) -> dict[str, list[float]]:
-    """Path → what rank 1, 2, … adds by a column.
-
-    A column with one number per site counts it as √r: v·(√j − √(j − 1)) for rank j. Of a column in which low values pay
-    it is 1/v that counts.
-    """
-    if reading.gains is not None:
-        return {site.path: list(reading.gains[site.path]) for site in sites if site.path in reading.gains}
-    root = np.diff(np.sqrt(np.arange(ranks + 1)))
-    found = {}
-    for site in sites:
-        value = reading.values.get(site.path)
-        if value is not None:
-            worth = max(value, 0.0) if reading.column.pays == "high" else 1 / max(value, 1e-12)
-            found[site.path] = (worth * root[: site.max_rank]).tolist()
-    return found
-
-
-def plan_from(
-    scan: Scan,
-    anatomy: Anatomy,
-    *,
-    budget: str | None = None,
-    by: str = DECIDES,
-    among: str = "all",
-    limits: Limits | None = None,
-    alpha: float | None = None,
-    rslora: bool = False,
-    memory: Memory | None = None,
-) -> tuple[Plan, Allocation]:
-    """Spend a budget by a scan's scores.
-
-    Args:
-        scan: of this model.
-        anatomy: of the model.
-        budget: what may be spent; None for `LIKE`.
-        by: the column that decides.
-        among: the sites to choose from.
-        limits: see `loratlas.placement.allocate.Limits`.
-        alpha, rslora, memory: as for `loratlas.placement.plan.place`.
-
-    Raises:
-        ModelError: the scores are of another model.
-        SettingsError: no signal, or a column that was not measured.
-        BudgetError: see `loratlas.placement.allocate.allocate`.
-    """
-    if scan.config_digest != anatomy.config_digest:
-        raise ModelError(
-            given=f"scores of {scan.model} (config {scan.config_digest})",
-            found=f"a model with another config: {anatomy.model} ({anatomy.config_digest})",
-            instead=f"the scores of a scan of {anatomy.model}",
-        )
-    reading = scan.readings.get(by)
-    if reading is None:
-        raise SettingsError(
-            given=f"a plan by {by}", found="it was not measured", instead=f"one of {', '.join(scan.readings)}"
-        )
-    if reading.silent is not None:
-        raise SettingsError(
-            given=f"a plan by {by} on {scan.source}",
-            found=f"no signal: {reading.silent}",
-            instead="a placement in words, such as all, other rows, or another signal (--by)",
-        )
-    allocation = allocate(anatomy, gains(reading, candidates(anatomy, among)), budget or LIKE, limits, memory)
-    return place_allocation(anatomy, allocation, alpha=alpha, rslora=rslora), allocation
-
-
-def load_scan(path: Any) -> Scan:
-    """Read a scan's JSON file.
-
-    Raises:
-        RequestError: no such file, no JSON, or no scan.
-    """
-    import json
-    from pathlib import Path
-
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = (
-            "no such file" if isinstance(error, FileNotFoundError) else f"no JSON that can be read ({error})"
-        )
-        raise RequestError(
-            given=f"the scores {path}", found=why, instead="what `loratlas scan MODEL DATA --json` printed"
-        ) from error
-    if not isinstance(data, dict):
-        raise RequestError(
-            given=f"the scores {path}",
-            found="JSON that is no object",
-            instead="what `loratlas scan MODEL DATA --json` printed",
-        )
-    return Scan.from_json(data)
-
-
-def renamed(scan: Scan, model: str) -> Scan:
-    """The scan under the name that the user wrote."""
-    return replace(scan, model=model)

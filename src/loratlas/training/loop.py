@@ -380,7 +380,8 @@ def _packing(model: Any, data: Encoded, settings: Settings, packed: bool | None)
         return False, data.task.why_padded
     from loratlas.data.packing import prove_packing
 
-    proof = prove_packing(model, max_length=max(len(example) for example in data.examples))
+    with lean(model):  # the code that will train
+        proof = prove_packing(model, max_length=max(len(example) for example in data.examples))
     if settings.packing == "on" and not proof.exact:
         raise SettingsError(
             given="packing = 'on'",
