@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.anatomy.shrink import small as small
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.prove import Proof
+    from loratlas.anatomy.statements import Proof
 
 # Types that are mapped and that transformers builds from no config, and why.
 NEVER: dict[str, str] = {

@@ -55,7 +55,7 @@ def row(model_type: str) -> dict[str, Any]:
     """All that is known of one type."""
     from loratlas.anatomy.load import meta_model
     from loratlas.anatomy.probe import instance
-    from loratlas.anatomy.prove import READERS
+    from loratlas.anatomy.statements import READERS
 
     found: dict[str, Any] = {"model_type": model_type, "mapped": mapped(model_type)}
     if model_type in zoo.NEVER:

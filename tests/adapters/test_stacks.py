@@ -73,6 +73,22 @@ def test_three_dimensions_are_mapped_and_refused_where_they_are_no_experts():
     place(anatomy, "feedforward:2")
 
 
+def test_stacks_that_are_read_outside_their_module_are_mapped_and_refused():
+    # PEFT changes a parameter while the module that holds it runs. DBRX cuts its experts out before, and an adapter
+    # would be trained for nothing and then be merged.
+    anatomy = read(zoo.small("dbrx"))
+    stacks = [site for site in anatomy if site.kind == "experts"]
+    assert {(site.role, site.experts, site.adaptable) for site in stacks} == {
+        ("moe.gate", 4, False),
+        ("moe.up", 4, False),
+        ("moe.down", 4, False),
+    }
+    with pytest.raises(PlacementError, match=r"mlp\.w1 \(moe\.gate\) is read outside the module") as refused:
+        place(anatomy, "all:2")
+    instead = refused.value.instead.partition("e.g. ")[2]
+    assert {row.site.family for row in place(anatomy, instead).rows} == {"attn"}
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_second_adapter_is_refused_in_words(tmp_path):
     given = config("mixtral", num_hidden_layers=2)

@@ -10,12 +10,14 @@ from tests import zoo
 from tests.renaming import renamed_decisions
 from transformers.models.llama import modeling_llama
 
+from loratlas.anatomy import mixing
 from loratlas.anatomy.load import meta_model
 from loratlas.anatomy.probe import MIXES, POINTWISE, instance, probe
-from loratlas.anatomy.prove import Statement, prove
+from loratlas.anatomy.prove import prove
 from loratlas.anatomy.roles import decide
 from loratlas.anatomy.shrink import shrunk, small
 from loratlas.anatomy.sizes import sizes
+from loratlas.anatomy.statements import Statement
 from loratlas.anatomy.structure import matrices
 
 
@@ -42,6 +44,10 @@ def verdicts(model_type: str, **changes) -> dict[str, str]:
         # Experts see flattened tokens, sorted by expert.
         ("mixtral", ["self_attn.v_proj"], ["mlp.gate", "mlp.experts"]),
         ("mamba", ["mixer.in_proj", "mixer.x_proj", "mixer.dt_proj", "mixer.out_proj"], []),
+        # A convolution in front of a recurrence, which alone leads on.
+        ("recurrent_gemma", ["temporal_block.linear_x", "temporal_block.linear_out"], ["mlp_block.up_proj"]),
+        # Blocks are called by their forward, which no hook sees.
+        ("squeezebert", ["post_attention.conv1d"], ["intermediate.conv1d"]),
         # A convolution is all that mixes.
         ("lfm2_moe", ["conv.in_proj", "conv.out_proj"], ["feed_forward.w1"]),
     ],
@@ -59,6 +65,14 @@ def test_a_changed_token_reaches_others_through_what_mixes_and_through_nothing_e
 def test_a_capacity_that_later_tokens_fill_is_no_mixing():
     found = verdicts("switch_transformers", expert_capacity=4)
     assert {v for path, v in found.items() if ".mlp." in path} == {POINTWISE}
+
+
+def test_a_matrix_that_took_no_part_is_not_judged(monkeypatch):
+    every = mixing.inputs
+    monkeypatch.setattr(mixing, "inputs", lambda *given, **named: every(*given, **named)[-1:])
+    found = verdicts("whisper")  # a decoder without states to attend to
+    assert not any(".encoder_attn." in path for path in found)
+    assert {v for path, v in found.items() if ".fc1." in path} == {POINTWISE}
 
 
 def test_what_readers_do_not_agree_on_is_unresolved_with_all_opinions(monkeypatch):
@@ -107,9 +121,7 @@ def test_silence_is_no_agreement():
     assert two.disputed
 
 
-@pytest.fixture(scope="module")
-def told_without_names():
-    """Share of the zoo's matrices that keep their role when every name is random."""
+def test_with_every_name_random_the_trace_still_tells_nine_matrices_of_ten():
     same = every = 0
     for model_type in zoo.types():
         if model_type in zoo.NEVER:
@@ -122,13 +134,4 @@ def told_without_names():
             same += kept
             every += all_
     assert every > 10_000
-    return same / every
-
-
-@pytest.mark.xfail(strict=True, reason="9,740 of 11,030 so far, 88.3 %: see docs/method/readers.md")
-def test_with_every_name_random_the_trace_still_tells_nine_matrices_of_ten(told_without_names):
-    assert told_without_names >= 0.9
-
-
-def test_with_every_name_random_the_trace_tells_no_fewer_than_it_did(told_without_names):
-    assert told_without_names >= 0.88
+    assert same >= 0.9 * every

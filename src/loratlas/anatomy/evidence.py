@@ -68,7 +68,7 @@ class Evidence:
         if known != opinion:
             if known.role.startswith(role + "."):
                 return
-            if role.startswith(known.role + "."):
+            if role.startswith(known.role + ".") or (known.role, role) == ("embed", "attn.rel"):
                 self.given[path] = opinion
             else:
                 self.unclear.add(path)

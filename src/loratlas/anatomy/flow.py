@@ -127,7 +127,7 @@ def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
 def _alone(tower: nn.Module, known: Labelled) -> None:
     """Watch a tower on an input of its own; of a pass that does not come to its end nothing is kept."""
     flow = known.flow
-    for given in tower_inputs(tower, tokens=TOKENS):
+    for given in tower_inputs(tower, tokens=TOKENS, others=OTHERS):
         before = {item.name: copy.copy(getattr(flow, item.name)) for item in fields(flow)}
         known.forget()
         try:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# What configs call the width of their states, and the number of bands of a spectrogram.
+_WIDTHS = ("hidden_size", "d_model", "hidden_dim", "embed_dim")
+_BINS = ("num_mel_bins", "input_dim", "feature_projection_input_dim", "input_size", "n_mels")
+
+
 def inputs(model: nn.Module, *, tokens: int, others: int) -> list[dict[str, Any]]:
     """Arguments to try, best first: token ids, and an encoder's states where the model can attend to some.
 
@@ -35,11 +40,14 @@ def inputs(model: nn.Module, *, tokens: int, others: int) -> list[dict[str, Any]
     books = getattr(config, "num_codebooks", None)
     if isinstance(books, int):
         tries.append(given | {"input_ids": _ids(model, books, tokens)})
-    for name in ("encoder_hidden_states", "cross_attention_states"):
+    states_of = ["encoder_hidden_states", "cross_attention_states"]
+    if not config.is_encoder_decoder:
+        states_of.append("encoder_outputs")  # a decoder on its own
+    for name in states_of:
         if name in wanted:
             width = getattr(config, "cross_attention_hidden_size", None) or getattr(config, "hidden_size", 0)
             if width:
-                states = torch.randn(1, others, width, device=_device(model), dtype=_dtype(model))
+                states = _random(model, (1, others, width))
                 tries = [one | {name: states} for one in tries] + tries
     return tries
 
@@ -61,37 +69,62 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next(value.dtype for value in model.parameters() if value.dtype.is_floating_point)
 
 
-def tower_inputs(tower: nn.Module, *, tokens: int) -> list[dict[str, Any]]:
+def tower_inputs(tower: nn.Module, *, tokens: int, others: int) -> list[dict[str, Any]]:
     """Arguments to try on a part of a model that its text did not reach: an image, a spectrogram, a sound, states, ids.
+
+    Each is tried alone and then with a mask that hides nothing, where the tower takes one. What attends to states
+    from elsewhere is given some.
 
     Args:
         tower: with a config of its own.
         tokens: of states, where it takes those.
+        others: of whatever else it attends to.
     """
     config: Any = tower.config
     wanted = inspect.signature(tower.forward).parameters
     name = next(iter(wanted), "")
-    width = _size(config, "hidden_size", "d_model", "hidden_dim", "embed_dim")
     if name == "input_ids":
         return [{name: _ids(tower, 1, tokens), **({"use_cache": False} if "use_cache" in wanted else {})}]
+    beside: dict[str, Any] = {}
+    if "encoder_hidden_states" in wanted:
+        width = _size(config, "encoder_hidden_size", "cross_attention_hidden_size", *_WIDTHS)
+        beside["encoder_hidden_states"] = _random(tower, (1, others, width))
+    masks = [other for other in wanted if other == "mask" or other.endswith("_mask")]
+    tries: list[dict[str, Any]] = []
+    for shape, frames in _shapes(config, name, tokens):
+        given = {name: _random(tower, shape), **beside}
+        tries.append(given)
+        if frames and masks:
+            full = torch.ones(1, frames, dtype=torch.long, device=_device(tower))
+            tries += [given | {mask: full} for mask in masks]
+    return tries
+
+
+def _shapes(config: Any, name: str, tokens: int) -> list[tuple[tuple[int, ...], int]]:
+    """Shapes to try for an argument of this name, and how many frames of a sound each holds."""
+    width = _size(config, *_WIDTHS)
     if "pixel" in name or "image" in name:
         high, wide = _square(getattr(config, "image_size", None) or 32)
-        channels = _size(config, "num_channels", "in_channels", "in_chans") or 3
-        shapes = [(1, channels, high, wide)]
-    elif "features" in name:
-        bins = (
-            _size(config, "num_mel_bins", "input_dim", "feature_projection_input_dim", "input_size", "n_mels")
-            or 80
-        )
-        frames = 2 * _size(config, "max_source_positions")
-        shapes = [(1, bins, frames)] * bool(frames) + [(1, 8 * tokens, bins), (1, bins, 8 * tokens)]
-    elif "values" in name or "audio" in name:
-        shapes = [(1, 1, 9600), (1, 9600)]
-    elif width and ("hidden" in name or "embeds" in name or "states" in name):
-        shapes = [(1, tokens, width)]
-    else:
-        return []
-    return [{name: torch.randn(shape, device=_device(tower), dtype=_dtype(tower))} for shape in shapes]
+        return [((1, _size(config, "num_channels", "in_channels", "in_chans") or 3, high, wide), 0)]
+    states = [((1, tokens, width), 0)] if width else []
+    longest = 2 * _size(config, "max_source_positions")
+    bins = _size(config, *_BINS)
+    spectra: list[tuple[tuple[int, ...], int]] = []
+    for high in (bins,) if bins else (80, 128):  # the usual ones
+        spectra += [((1, high, longest), longest)] if longest else []
+        spectra += [((1, 8 * tokens, high), 8 * tokens), ((1, high, 8 * tokens), 8 * tokens)]
+    sounds = [((1, 1, 9600), 0), ((1, 9600), 0)]
+    if "features" in name:
+        return spectra
+    if "values" in name or "audio" in name:
+        return sounds
+    if "hidden" in name or "embeds" in name or "states" in name:
+        return states + (spectra if bins else []) + sounds  # some call a sound so
+    return []
+
+
+def _random(tower: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape, device=_device(tower), dtype=_dtype(tower))
 
 
 def silent_towers(model: nn.Module, blocks: Iterable[str], ran: Set[str]) -> list[nn.Module]:

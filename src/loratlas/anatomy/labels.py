@@ -51,6 +51,7 @@ class Labelled:
         self.lengths: dict[int, tuple[int, int]] = {}
         self.chosen: dict[int, Choice] = {}
         self.made_of: dict[int, frozenset[str]] = {}
+        self.parts: set[tuple[int, int]] = set()  # of parameters, cut out while their module did not run
         self.names: dict[str, list[str]] = {}
         for parameter, names in self.parameters:
             self.names[names[0]] = names
@@ -104,6 +105,18 @@ class Labelled:
             self.flow.gates.append(Gate(left, right) if first else Gate(right, left))
         elif first:
             self.flow.gates += [Gate(left, right), Gate(right, left)]
+
+    def cut(self, whole: torch.Tensor, views: list[torch.Tensor]) -> None:
+        """Note parts of a parameter that are cut out where its own module does not run."""
+        made = self.made_of.get(self.key(whole))
+        if made is not None and not self.is_running(made):
+            self.parts |= {
+                (self.key(view), int(view.storage_offset())) for view in views if view.numel() < whole.numel()
+            }
+
+    def from_outside(self, weight: torch.Tensor) -> bool:
+        """Whether this is such a part: what stands in for its module came too late to change it."""
+        return (self.key(weight), int(weight.storage_offset())) in self.parts
 
     def alias(self, name: str) -> tuple[str, bool]:
         """Of the names of one parameter the one whose module runs, and whether one of them does."""

@@ -99,10 +99,16 @@ OVERRIDES: tuple[Override, ...] = (
     ),
     Override(
         "deepseek_v4",
-        r"model\.layers\.\d+\.self_attn\.(?:compressor\.)?(?P<p>q_a|q_b|kv|o_a|o_b|gate)_proj\.weight",
+        r"model\.layers\.\d+\.self_attn\.(?:compressor\.)?(?P<p>q_a|q_b|kv|o_a|o_b)_proj\.weight",
         "attn.",
-        "one matrix makes keys and values at once, and windows of them are averaged under a softmax of the gate "
-        "before they are attended to",
+        "one matrix makes keys and values at once, and windows of them are averaged before they are attended to",
+    ),
+    Override(
+        "deepseek_v4",
+        r"model\.layers\.\d+\.self_attn\.compressor\.gate_proj\.weight",
+        "attn.gate",
+        "its output, under a softmax over the tokens of a window, weighs their keys and values channel by channel: "
+        "it multiplies elementwise and is compared with nothing, so it is neither a query nor an index",
     ),
     Override(
         "doge",

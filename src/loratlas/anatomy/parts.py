@@ -101,7 +101,7 @@ def mixer(matrix: Matrix, said: frozenset[str], beside: list[Matrix]) -> str | N
     if {"output", "gate"} <= bare:
         return "gate"
     if {"input", "gate"} <= bare:
-        return "beta"  # how much of the input is written
+        return "beta"  # how much of the input is written, as an mLSTM's input gate or a delta rule's strength
     if {"recurrent", "gate"} <= bare:
         return "decay"  # how much of the state is kept
     for half in ("f", "g"):

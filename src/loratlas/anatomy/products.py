@@ -89,7 +89,8 @@ def _apply(
     out = known.key(output)
     width, into = (output.shape[-1], 0) if use is None else use.widths(read, output)
     kernel = use is not None and use.kernel
-    used = [known.alias(name) for name in sorted(made)]
+    outside = use is not None and known.from_outside(use.weight)
+    used = [(path, alive and not outside) for path, alive in map(known.alias, sorted(made))]
     for first, alive in used:
         before = known.flow.calls.get(first)
         if before is not None and before.stage != known.stage:

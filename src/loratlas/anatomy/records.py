@@ -84,7 +84,7 @@ class Call:
         transposed: whether it is stored as (d_in, d_out).
         lookup: whether rows were looked up instead of multiplied.
         kernel: whether it is a convolution over more than one token.
-        alive: whether its module's own forward did it: what replaces the module acts.
+        alive: whether its module's own forward did it, and read it there: what replaces the module acts.
     """
 
     order: int

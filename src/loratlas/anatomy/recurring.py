@@ -27,12 +27,14 @@ def _recurrence(seen: Evidence, out: str, call: Call) -> None:
     if inside:
         seen.say(out, "mixer")
         return
-    seen.say(out, "mixer.out")
+    seen.say(out, "conv" if _convolves(seen, out) else "mixer.out")
     first = {path for path in members if seen.streams([path]) and not seen.chain(path)}
     for path in members:
         if path in seen.given and not seen.given[path].role.startswith("mixer"):
             continue
-        if first == {path} and seen.calls[path].width > seen.calls[out].width:
+        if _convolves(seen, path):
+            seen.say(path, "conv")
+        elif first == {path} and seen.calls[path].width > seen.calls[out].width:
             seen.say(path, "mixer.in")
         else:
             seen.say(path, "mixer")
@@ -43,3 +45,8 @@ def _recurrence(seen: Evidence, out: str, call: Call) -> None:
         kinds = {i.marks for i in call.labels if isinstance(i.origin, View) and i.origin.path == origin.path}
         if all(not marks & MIXED and not marks & POSITIVE and marks for marks in kinds):
             seen.say(origin.path, "mixer.gate")
+
+
+def _convolves(seen: Evidence, path: str) -> bool:
+    """Whether it is a convolution over single tokens: before or behind a longer one it is a part of that."""
+    return seen.matrices[path].kind == "conv"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 EVERYWHERE = 10_000
 """In place of a token: all of them."""
 
+_TOLERANCE = 1e-5
+"""Of the largest value: a smaller change is rounding."""
+
+Forward = Callable[..., Any]
+
 
 @dataclass(slots=True)
 class Seen:
@@ -26,6 +32,14 @@ class Seen:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mixes: dict[frozenset[str], bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One call of a module: the tensors that it was given, and what it returned."""
+
+    given: list[torch.Tensor]
+    output: Any
 
 
 class Reruns:
@@ -40,15 +54,15 @@ class Reruns:
         self.modules: dict[str, nn.Module] = {}
         self.seen: dict[str, Seen] = {}
 
-    def heed(self, given: Any) -> None:
-        """A model may pad or pool its text before the blocks: what they are given has another length then."""
+    def heed(self, given: Any, block: nn.Module) -> None:
+        """A model may pad or pool its text before the blocks: what they are given has another length then.
+
+        It is the first size that is no width of the block's parameters: a sound comes with its channels in front.
+        """
         for value in tensors(given)[:1]:
-            if (
-                value.ndim == 3
-                and value.shape[0] == 1 < value.shape[1]
-                and not self.lengths & set(value.shape)
-            ):
-                self.lengths.add(value.shape[1])
+            if value.ndim == 3 and value.shape[0] == 1 and not self.lengths & set(value.shape):
+                widths = {size for parameter in block.parameters() for size in parameter.shape}
+                self.lengths.update([size for size in value.shape[1:] if size > 1 and size not in widths][:1])
 
     def call(self, name: str, place: int | None) -> Any:
         """Run a module on what it was given, one token of which is changed."""
@@ -81,51 +95,86 @@ class Reruns:
         axes = [axis for axis, size in enumerate(value.shape) if size in self.lengths]
         return axes[0] if len(axes) == 1 else None
 
-    @contextlib.contextmanager
-    def recorded(self, names: frozenset[str], kept: dict[str, list[Any]]) -> Iterator[None]:
-        """Keep what these modules return, call by call."""
-        handles = []
-        for name in names:
-            outputs = kept.setdefault(name, [])
-            handles.append(
-                self.modules[name].register_forward_hook(
-                    lambda _module, _args, output, outputs=outputs: outputs.append(copied(output))
-                )
-            )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def moves(self, old: torch.Tensor, new: torch.Tensor, place: int) -> bool | None:
+        """Whether anything but the changed token moved; None where there are no tokens to tell apart."""
+        axis = self.axis(old)
+        if axis is None or old.shape != new.shape:
+            return None
+        moved = (new - old).abs()
+        moved.select(axis, place).zero_()
+        return float(moved.max()) > _TOLERANCE * float(old.abs().max())
 
     @contextlib.contextmanager
-    def held(self, kept: dict[str, list[Any]], place: int | None) -> Iterator[None]:
-        """Let these modules return what they returned before, at every token but the changed one."""
-        for name, outputs in kept.items():
-            self.modules[name].forward = self._replay(self.modules[name].forward, iter(outputs), place)
-        try:
+    def recorded(self, names: frozenset[str], kept: dict[str, list[Recorded]]) -> Iterator[None]:
+        """Keep what these modules are given and return, call by call."""
+
+        def keeping(name: str) -> Callable[[Forward], Forward]:
+            calls = kept.setdefault(name, [])
+
+            def around(forward: Forward) -> Forward:
+                def run(*args: Any, **kwargs: Any) -> Any:
+                    given = [value.clone() for value in tensors((args, kwargs))]
+                    output = forward(*args, **kwargs)
+                    calls.append(Recorded(given, copied(output)))
+                    return output
+
+                return run
+
+            return around
+
+        with replaced((self.modules[name], keeping(name)) for name in names):
             yield
-        finally:
-            for name in kept:
-                vars(self.modules[name]).pop("forward", None)
 
-    def _replay(
-        self, forward: Callable[..., Any], left: Iterator[Any], place: int | None
-    ) -> Callable[..., Any]:
-        def only(old: Any, new: Any) -> Any:
-            if (
-                isinstance(old, torch.Tensor)
-                and (axis := self.axis(old)) is not None
-                and old.shape == new.shape
-            ):
-                old.select(axis, place or 0).copy_(new.select(axis, place or 0))
-            return old
+    @contextlib.contextmanager
+    def held(self, kept: dict[str, list[Recorded]], place: int | None) -> Iterator[dict[str, bool]]:
+        """Let these modules return what they returned before, at every token but the changed one.
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            kept = copied(next(left))
-            return kept if place is None else tree_map(only, kept, forward(*args, **kwargs))
+        Yields:
+            Name → whether another token of what it is given moves, of those that were called since.
+        """
+        moved: dict[str, bool] = {}
 
-        return run
+        def replaying(name: str, calls: Iterator[Recorded]) -> Callable[[Forward], Forward]:
+            def around(forward: Forward) -> Forward:
+                def run(*args: Any, **kwargs: Any) -> Any:
+                    last = next(calls)
+                    output = copied(last.output)
+                    if place is None:
+                        return output
+                    now = tensors((args, kwargs))
+                    both = zip(last.given, now, strict=True) if len(now) == len(last.given) else ()
+                    moved[name] = moved.get(name, False) or any(self.moves(*pair, place) for pair in both)
+                    return tree_map(functools.partial(self._only, place), output, forward(*args, **kwargs))
+
+                return run
+
+            return around
+
+        with replaced((self.modules[name], replaying(name, iter(calls))) for name, calls in kept.items()):
+            yield moved
+
+    def _only(self, place: int, old: Any, new: Any) -> Any:
+        """The old value, but at one token the new one."""
+        if isinstance(old, torch.Tensor) and (axis := self.axis(old)) is not None and old.shape == new.shape:
+            old.select(axis, place).copy_(new.select(axis, place))
+        return old
+
+
+@contextlib.contextmanager
+def replaced(around: Iterable[tuple[nn.Module, Callable[[Forward], Forward]]]) -> Iterator[None]:
+    """Give modules another forward, made from their own: some are called by ``forward``, which no hook sees."""
+    before: list[tuple[nn.Module, Any]] = []
+    try:
+        for module, make in around:
+            own: Any = module.forward
+            before.append((module, vars(module).get("forward")))
+            vars(module)["forward"] = functools.wraps(own)(make(own))
+        yield
+    finally:
+        for module, forward in reversed(before):
+            vars(module).pop("forward")
+            if forward is not None:
+                vars(module)["forward"] = forward
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

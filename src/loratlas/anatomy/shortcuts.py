@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from loratlas.anatomy.labels import Labelled
+from loratlas.anatomy.labels import Labelled, Pairs
 from loratlas.anatomy.records import View
 from loratlas.anatomy.unknown import listed
 
@@ -44,7 +44,9 @@ class Shortcuts(TorchFunctionMode):
         }
         q, k, v = (given[name] for name in names[:3])
         known = self.known
-        met = frozenset({(known.of(q), known.of(k))}), known.of(v), (q.shape[-2], k.shape[-2])
+        mask = given["attn_mask"]
+        added = Pairs() if mask is None else known.products.get(known.key(mask), Pairs())
+        met = added | {(known.of(q), known.of(k))}, known.of(v), (q.shape[-2], k.shape[-2])
         if q.device.type == "meta":
             output = q.new_empty((*q.shape[:-1], v.shape[-1]))
         else:
@@ -54,8 +56,7 @@ class Shortcuts(TorchFunctionMode):
             ):
                 output = torch.nn.functional.scaled_dot_product_attention(*args, **kwargs)
         known.attend(output, *met)
-        mask = given["attn_mask"]
-        if mask is not None and known.of(mask):
+        if mask is not None and not added and known.of(mask):
             known.flow.biases |= {i.origin.path for i in known.of(mask) if isinstance(i.origin, View)}
         return output
 

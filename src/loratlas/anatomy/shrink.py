@@ -112,6 +112,11 @@ _EXACT: dict[str, dict[str, Any]] = {
         "word_timestamp_config": {"blank_token_id": 0, "num_key_value_heads": 4},
     },
     "nemotron": {"num_key_value_heads": 2},
+    "phi4_multimodal": {
+        "audio_config": {
+            "num_blocks": 4, "ext_pw_out_channel": 64, "depthwise_separable_out_channel": 64,
+        },
+    },
     "qwen4_exp": {"text_config": _SPARSE},
     "qwen4_exp_text": _SPARSE,
     "reformer": {"axial_pos_embds_dim": [24, 40], "axial_pos_shape": [8, 16], "is_decoder": True},

@@ -59,8 +59,9 @@ class Watch(TorchDispatchMode):
         known = self.known
         keys = [known.key(value) for value in inputs]
         out = known.key(outputs[0])
-        if len(keys) == 1 and keys[0] == out:
-            return  # a view
+        if len(keys) == 1 and keys[0] == out:  # a view
+            known.cut(inputs[0], outputs)
+            return
         made = [known.made_of.get(key) for key in keys]
         if packet in PRODUCTS:
             if product(known, packet, inputs, made, outputs[0]):

@@ -11,7 +11,7 @@ import typer
 from loratlas.cli import output
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.prove import Proof, Statement
+    from loratlas.anatomy.statements import Proof, Statement
 
 SHOWN = 8
 """Kinds of disputes that are printed in full; the JSON has all."""
@@ -39,7 +39,7 @@ def map_with_proof(model: str, as_json: bool) -> None:
 
 
 def _show(proof: Proof) -> None:
-    from loratlas.anatomy.prove import READERS
+    from loratlas.anatomy.statements import READERS
 
     anatomy = proof.anatomy
     output.say(f"{anatomy.model} ({anatomy.model_type}): {len(proof.statements)} matrices, three readers")
@@ -104,7 +104,7 @@ def _groups(proof: Proof) -> dict[str, list[Statement]]:
 def _cell(group: list[Statement], reader: str) -> str:
     """``32``, or ``28 ≠4``; ``–`` where the reader says nothing that could be compared.
 
-    >>> from loratlas.anatomy.prove import Statement
+    >>> from loratlas.anatomy.statements import Statement
     >>> _cell([Statement(path="w", role="ffn.up", names="ffn.up", trace="attn.v")], "trace")
     '≠1'
     """

@@ -59,26 +59,31 @@ def resolve(
     if not allow_unresolved:
         refuse_unsure(placement, anatomy)
     found: dict[str, tuple[Term, int | None]] = {}
+    named: dict[str, Name] = {}
     for term in placement.terms:
         sites = _term(placement, term, anatomy)
         if not term.adds:
-            for site in sites:
+            for site, _ in sites:
                 found.pop(site.path, None)
             continue
         rank = default if term.rank is None else term.rank
         rank = None if rank == "auto" else rank
-        for site in sites:
+        for site, name in sites:
             _check_rank(placement, term, site, rank)
             if site.path in found and found[site.path][1] != rank and not term.force:
                 _contradiction(placement, term, site, rank, found[site.path])
-            found[site.path] = (term, rank)
+            found[site.path], named[site.path] = (term, rank), name
     if not found:
         raise PlacementError(
             given=placement.text,
             found="nothing is left after what was taken away",
             instead="a term that stays",
         )
-    return [(site, found[site.path][1]) for site in anatomy.sites if site.path in found]
+    chosen = [(site, found[site.path][1]) for site in anatomy.sites if site.path in found]
+    shared = _shared(anatomy)
+    for site, _ in chosen:
+        _check_site(placement, named[site.path], site, shared)
+    return chosen
 
 
 def select(name: Name, layers: Layers | None, anatomy: Anatomy) -> list[Site]:
@@ -117,11 +122,20 @@ def _test(name: Name) -> Callable[[Site], bool]:
     return lambda site: site.scope in scopes and holds(name.word, site.role)
 
 
-def _term(placement: Placement, term: Term, anatomy: Anatomy) -> list[Site]:
-    # A matrix that is called under several names is one site, whichever of them was meant.
-    first = {path: site for site in anatomy.sites for path in site.called_as}
-    shared = {site.tied_to for site in anatomy.sites if site.tied_to and site.path not in first}
-    found: dict[str, Site] = {}
+def _named(anatomy: Anatomy) -> dict[str, Site]:
+    """A matrix that is called under several names is one site, whichever of them was meant."""
+    return {path: site for site in anatomy.sites for path in site.called_as}
+
+
+def _shared(anatomy: Anatomy) -> set[str]:
+    """Matrices that others are tied to, and that are no single site for all of their names."""
+    named = _named(anatomy)
+    return {site.tied_to for site in anatomy.sites if site.tied_to and site.path not in named}
+
+
+def _term(placement: Placement, term: Term, anatomy: Anatomy) -> list[tuple[Site, Name]]:
+    first = _named(anatomy)
+    found: dict[str, tuple[Site, Name]] = {}
     for name in term.names:
         sites = select(name, term.layers, anatomy)
         if not sites:
@@ -130,11 +144,9 @@ def _term(placement: Placement, term: Term, anatomy: Anatomy) -> list[Site]:
                 _no_layers(placement, term, anatomy, anywhere)
             if term.adds or name.quoted:
                 _nothing(placement, name, anatomy)
-        sites = list({site.path: site for site in (first.get(one.path, one) for one in sites)}.values())
-        if term.adds:
-            for site in sites:
-                _check_site(placement, name, site, shared)
-        found |= {site.path: site for site in sites}
+        for one in sites:
+            site = first.get(one.path, one)
+            found[site.path] = (site, name)
     return list(found.values())
 
 
@@ -153,11 +165,18 @@ def _check_site(placement: Placement, name: Name, site: Site, shared: set[str]) 
         kind = (
             "of no effect there" if "inert" in site.flags else f"not possible on a matrix of kind {site.kind}"
         )
+        found, less = f"an adapter by name is {kind}: {site.path} ({site.role})", site.role
+        if site.kind == "experts":
+            found = (
+                f"{site.path} ({site.role}) is read outside the module that holds it: an adapter would not act "
+                "while training, and change the model when it is merged"
+            )
+            less = site.family
         fail(
             placement.source,
             name.position,
-            found=f"an adapter by name is {kind}: {site.path} ({site.role})",
-            instead=f"the same without it, e.g. {placement.text} - {site.role}",
+            found=found,
+            instead=f"the same without it, e.g. {placement.text} - {less}",
         )
 
 
