@@ -135,12 +135,13 @@ class Bank:
                 group.forget()
 
     def serves(self, path: str) -> bool:
-        """Whether some run of the pass has factors at a matrix."""
-        return any(path in share.tenant.factors for share in self._seated().shares)
+        """Whether some run of the pass has factors at a matrix; a pass that is nobody's is the base's own."""
+        return self.seating is not None and any(path in share.tenant.factors for share in self.seating.shares)
 
     def product(self, x: torch.Tensor, sites: Sequence[tuple[str, Any]]) -> tuple[torch.Tensor, ...]:
         """Outputs [T, d_out] of matrices that read x, with what every run adds to its rows."""
-        parts, seating = [], self._seated()
+        parts, seating = [], self.seating
+        assert seating is not None  # `serves` said so
         counted = any(module is self._output for _, module in sites)
         flat = x.reshape(-1, x.shape[-1])
         for share in seating.shares:
@@ -161,12 +162,16 @@ class Bank:
         top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
         """A stack's own forward, by the names that transformers' interface gives its arguments."""
-        seating = self._seated()
-        return stacks.experts(module, path, seating, self.anchor, hidden_states, top_k_index, top_k_weights)
+        given = hidden_states, top_k_index, top_k_weights
+        if self.seating is None:
+            return type(module).forward(module, *given)
+        return stacks.experts(module, path, self.seating, self.anchor, *given)
 
     def _head(self, path: str, *given: Any, **named: Any) -> torch.Tensor:
         """Every run's own copy of a head's module, on the run's own rows."""
-        seating = self._seated()
+        seating = self.seating
+        if seating is None:
+            return type(self.heads[path]).forward(self.heads[path], *given, **named)
         if len(seating.shares) == 1:
             return seating.shares[0].tenant.heads[path](*given, **named)
         whole = seating.shares[-1].units.stop
@@ -183,7 +188,3 @@ class Bank:
             for share in seating.shares
         ]
         return torch.cat(outputs)
-
-    def _seated(self) -> Seating:
-        assert self.seating is not None
-        return self.seating
