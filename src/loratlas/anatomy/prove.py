@@ -50,7 +50,7 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
     >>> from transformers import LlamaConfig
     >>> proof = prove(LlamaConfig(num_hidden_layers=2, hidden_size=48, num_attention_heads=6, vocab_size=96,
     ...                           num_key_value_heads=2, intermediate_size=80))
-    >>> [proof.agreement(reader) for reader in READERS], proof.disputes
+    >>> [proof.agreement(reader) for reader in ("names", "trace", "probe")], proof.disputes
     ([(14, 14), (14, 14), (14, 14)], ())
     """
     anatomy, decisions = examine(source)

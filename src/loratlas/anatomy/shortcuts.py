@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from loratlas.anatomy.labels import Labelled, Pairs
-from loratlas.anatomy.records import View
+from loratlas.anatomy.records import Labels, View
 from loratlas.anatomy.unknown import listed
 
 
@@ -45,7 +45,13 @@ class Shortcuts(TorchFunctionMode):
         q, k, v = (given[name] for name in names[:3])
         known = self.known
         mask = given["attn_mask"]
-        added = Pairs() if mask is None else known.products.get(known.key(mask), Pairs())
+        # A mask that is a product with the same queries or keys is a part of the scores; one of others chooses tokens.
+        mine = _matrices(known.of(q) | known.of(k))
+        added = Pairs(
+            pair
+            for pair in (Pairs() if mask is None else known.products.get(known.key(mask), Pairs()))
+            if mine & _matrices(pair[0] | pair[1])
+        )
         met = added | {(known.of(q), known.of(k))}, known.of(v), (q.shape[-2], k.shape[-2])
         if q.device.type == "meta":
             output = q.new_empty((*q.shape[:-1], v.shape[-1]))
@@ -59,6 +65,11 @@ class Shortcuts(TorchFunctionMode):
         if mask is not None and not added and known.of(mask):
             known.flow.biases |= {i.origin.path for i in known.of(mask) if isinstance(i.origin, View)}
         return output
+
+
+def _matrices(labels: Labels) -> set[str]:
+    """The matrices that something came from last."""
+    return {label.origin.path for label in labels if isinstance(label.origin, View)}
 
 
 def _slice(item: Any) -> Any:
