@@ -13,6 +13,8 @@ from typing import Any
 from torch.nn import functional as F  # noqa: N812 (the name everybody knows)
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
+from loratlas.adapters.norms import lean_norm
+
 
 class OneKernelNewGELU(NewGELUActivation):
     """`NewGELUActivation` in one kernel."""
@@ -33,16 +35,16 @@ _WRITTEN_OUT = {fused: own for own, fused in _ONE_KERNEL.items()}
 
 
 def fuse(model: Any) -> None:
-    """Let a model's activations compute in one kernel, in place; of exactly transformers' classes only."""
-    _swap(model, _ONE_KERNEL)
+    """Let activations and RMS norms compute in fewer passes, in place; of exactly transformers' classes only."""
+    for module in model.modules():
+        kind = _ONE_KERNEL.get(type(module)) or lean_norm(type(module))
+        if kind is not None:
+            module.__class__ = kind
 
 
 def write_out(model: Any) -> None:
     """Undo `fuse`."""
-    _swap(model, _WRITTEN_OUT)
-
-
-def _swap(model: Any, classes: dict[Any, Any]) -> None:
     for module in model.modules():
-        if type(module) in classes:
-            module.__class__ = classes[type(module)]
+        kind = _WRITTEN_OUT.get(type(module)) or vars(type(module)).get("_written_out")
+        if kind is not None:
+            module.__class__ = kind
