@@ -77,13 +77,13 @@ OVERRIDES: tuple[Override, ...] = (
         "funnel",
         r"funnel\.encoder\.blocks\.\d+\.\d+\.attention\.post_proj\.weight",
         "attn.o",
-        "see the entry before",
+        "the first layer of a block attends from pooled tokens to all tokens of the same stream",
     ),
     Override(
         "funnel",
         r"funnel\.encoder\.blocks\.\d+\.\d+\.attention\.r_kernel",
         "attn.rel",
-        "see the entry before",
+        "its positions are those of an attention from pooled tokens to all tokens of the same stream",
     ),
     Override(
         "fsmt",
@@ -153,7 +153,7 @@ OVERRIDES: tuple[Override, ...] = (
         "zamba2",
         r"model\.layers\.\d+\.shared_transformer\.feed_forward\.(gate_up|down)_proj\.weight",
         r"ffn.\1",
-        "see the entry before",
+        "no stream passes its attention by: it reads nothing but the result, as an output projection would",
     ),
     Override(
         "jetmoe",
@@ -161,7 +161,12 @@ OVERRIDES: tuple[Override, ...] = (
         "router",
         "chooses experts for each token alone, in the middle of an attention that mixes tokens",
     ),
-    Override("zaya", r"model\.layers\.\d+\.self_attn\.o_proj\.weight", "attn.o", "see the entry before"),
+    Override(
+        "zaya",
+        r"model\.layers\.\d+\.self_attn\.o_proj\.weight",
+        "attn.o",
+        "reads what attention over queries and keys behind two convolutions gives",
+    ),
 )
 
 
