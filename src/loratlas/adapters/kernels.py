@@ -55,7 +55,7 @@ class _LowRank(torch.autograd.Function):
         *flat: torch.Tensor | None,
     ) -> tuple[torch.Tensor, ...]:
         sites = [flat[start : start + 4] for start in range(0, len(flat), 4)]
-        down = _together([A for _, _, A, _ in sites])
+        down = together([A for _, _, A, _ in sites])
         h = dropped(x, drop) @ down.t()
         if lift != 1.0:
             h.mul_(lift)
@@ -63,7 +63,7 @@ class _LowRank(torch.autograd.Function):
         for (W, bias, _, B), scale in zip(sites, scales, strict=True):
             assert W is not None
             assert B is not None
-            y = x @ W if bias is None else torch.addmm(bias, x, W)
+            y = affine(x, W, bias)
             y.addmm_(h[:, start : start + B.shape[1]], B.t(), alpha=scale)
             start += B.shape[1]
             outputs.append(y)
@@ -97,7 +97,7 @@ class _LowRank(torch.autograd.Function):
                 if ctx.needs_input_grad[0]:
                     dx = g @ W.t() if dx is None else dx.addmm_(g, W.t())
             start += rank
-        gh = _together(small, dim=1)
+        gh = together(small, dim=1)
         if dx is not None and drop is None:
             dx.addmm_(gh, down)
         elif dx is not None:
@@ -112,7 +112,13 @@ class _LowRank(torch.autograd.Function):
         return tuple(gradients)
 
 
-def _together(parts: list[Any], dim: int = 0) -> torch.Tensor:
+def affine(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W + b in one product."""
+    return x @ W if bias is None else torch.addmm(bias, x, W)
+
+
+def together(parts: list[Any], dim: int = 0) -> torch.Tensor:
+    """Tensors behind one another, without a copy where there is one."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from loratlas.adapters.dropout import drop_, dropped
+from loratlas.adapters.kernels import affine, together
 from loratlas.training.tenants import Factors
 
 MATRICES = (torch.nn.Linear, Conv1D)
@@ -33,11 +34,7 @@ def weights(module: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def frozen(module: Any, x: torch.Tensor) -> torch.Tensor:
     """What the base's matrix makes of x [T, d_in]."""
-    return _affine(x, *weights(module))
-
-
-def _affine(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return x @ W if bias is None else torch.addmm(bias, x, W)
+    return affine(x, *weights(module))
 
 
 @dataclass(slots=True)
@@ -55,8 +52,7 @@ class Part:
 
     def down(self) -> torch.Tensor:
         """[A₁; A₂; …] of the sites."""
-        factors = [f.A for _, f in self.factors]
-        return factors[0] if len(factors) == 1 else torch.cat(factors)
+        return together([f.A for _, f in self.factors])
 
 
 class Segments(torch.autograd.Function):
@@ -70,7 +66,7 @@ class Segments(torch.autograd.Function):
         matrices: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
         parts: Sequence[Part],
     ) -> tuple[torch.Tensor, ...]:
-        outputs = [_affine(x, W, bias) for W, bias in matrices]
+        outputs = [affine(x, W, bias) for W, bias in matrices]
         small = []
         for part in parts:
             h = part.read(x) @ part.down().t()
@@ -109,7 +105,7 @@ class Segments(torch.autograd.Function):
                     slopes.append((rows @ f.B).mul_(f.scale * part.lift))
                     f.to_up.add_((h[:, start : start + rank].t() @ rows).mul_(f.scale).t())
                 start += rank
-            slope = slopes[0] if len(slopes) == 1 else torch.cat(slopes, 1)
+            slope = together(slopes, dim=1)
             if dx is not None and part.drop is None:
                 dx[part.rows].addmm_(slope, part.down())
             elif dx is not None:
