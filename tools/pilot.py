@@ -29,8 +29,8 @@ STEPS = {
 REAL = {
     "alpaca": (100, 192),
     "nl2bash": (14, 128),
-    "gsm8k": (50, 256),
-    "e2e": (60, 128),
+    "gsm8k": (8, 256),
+    "e2e": (16, 128),
 }
 """Rows that are no part of the project → steps and tokens of a row; LORATLAS_SHARED says where they lie."""
 

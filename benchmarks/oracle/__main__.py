@@ -3,7 +3,8 @@
     LORATLAS_SHARED=../shared python -m benchmarks.oracle --out DIR          the size that fits a CPU
     python -m benchmarks.oracle --size minute --out DIR                      to see that it works
 
-The same command goes on where it was stopped, and judges at once what is finished. ``--tasks`` does some of the cases.
+The same command goes on where it was stopped, and judges at once what is finished. ``--tasks`` does some of the cases;
+what it finds is kept case by case and judged with the cases that are there already.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.common import machine
-from benchmarks.oracle.judge import report, truth
+from benchmarks.oracle.judge import record, report
 from benchmarks.oracle.page import page
 from benchmarks.oracle.run import run
 from benchmarks.oracle.tasks import SIZES, TASKS
+from benchmarks.oracle.truth import truth
 
 RESULTS = Path(__file__).parents[1] / "results"
+COMMAND = "python -m benchmarks.oracle"
 
 
 def main() -> int:
@@ -30,32 +33,37 @@ def main() -> int:
     parser.add_argument("--bases", nargs="+", help="instead of the size's own")
     parser.add_argument("--out", type=Path, required=True, help="folder for scans, choices and ledgers")
     parser.add_argument("--workers", type=int, help="runs at a time; one per core unless given")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for oracle.json and oracle.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for oracle/ and oracle.md")
     arguments = parser.parse_args()
     size = SIZES[arguments.size]
     if arguments.tasks:
         size = replace(size, tasks=tuple(arguments.tasks))
     if arguments.bases:
         size = replace(size, bases=tuple(arguments.bases))
-    before, found = machine.load(), []
     for case, scanned, made, result in run(size, arguments.out, workers=arguments.workers):
-        found.append(
-            (truth(case.name, scanned, made, result.to_json(), case.folder / "study" / "runs"), made)
-        )
         told = {
-            "command": "python -m benchmarks.oracle " + " ".join(sys.argv[1:]),
+            **record(truth(case.name, scanned, made, result.to_json(), case.folder / "study" / "runs"), made),
             "size": arguments.size,
             "machine": machine.machine(),
             "versions": machine.versions(),
             "revision": machine.revision(),
-            "busy": machine.busy(before),
-            **report(found),
         }
-        arguments.results.mkdir(parents=True, exist_ok=True)
-        (arguments.results / "oracle.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        (arguments.results / "oracle.md").write_text(page(told), encoding="utf-8")
-    print(page(told))
+        kept = arguments.results / "oracle"
+        kept.mkdir(parents=True, exist_ok=True)
+        (kept / f"{case.folder.name}.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        _judge(arguments.results)
+    print((arguments.results / "oracle.md").read_text(encoding="utf-8"))
     return 0
+
+
+def _judge(results: Path) -> None:
+    """All cases that are finished, wherever they were trained: `oracle.json` and `oracle.md`."""
+    cases = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / "oracle").glob("*.json"))
+    ]
+    told = {"command": COMMAND, "cases": [case["case"] for case in cases], **report(cases)}
+    (results / "oracle.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (results / "oracle.md").write_text(page({**told, "cases": cases}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def page(result: Mapping[str, Any]) -> str:
     lines = [
         "# Which rule places adapters best?",
         "",
-        f"Made by `{result['command']}`; all figures are in [oracle.json](oracle.json). Every choice",
+        f"Made by `{result['command']}`; every case has all its figures in a file in [oracle](oracle). Every choice",
         "spends the same parameters, has its own best learning rate, was screened on some seeds and is judged on fresh",
         "ones. Regret: nats per token that a rule's choice loses, against the winner of the screening seeds (lower",
         "bound) and against the lowest fresh mean (upper bound), over what a random plan loses: 0: best, 1: chance.",
@@ -40,10 +40,10 @@ def page(result: Mapping[str, Any]) -> str:
             ends = " to ".join(f"{end:+.4f}" for end in against["ci"])
             told = f"{against['difference']:+.4f} ({ends})"
         lines.append(
-            f"| {case['case']}{' (tie)' if case['tie'] else ''} | {next(iter(case['fresh']))} | {case['winner']} | "
+            f"| {case['case']}{' (tie)' if case['tie'] else ''} | {_best(case)} | {case['winner']} | "
             f"{case['scale']:.4f} | {case['noise_over_spread']:.2f} | {told} | {_percent(case['scan_of_a_run'])} |"
         )
-    rules = list(dict.fromkeys(rule for case in result["cases"] for rule in case["regret"]))
+    rules = list(dict.fromkeys(rule for case in result["cases"] for rule in case["contestants"]))
     lines += [
         "",
         "Regret in each case, nats per token, upper bound:",
@@ -52,9 +52,7 @@ def page(result: Mapping[str, Any]) -> str:
         "|---" * (1 + len(result["cases"])) + "|",
     ]
     for rule in rules:
-        told = [case["regret"].get(rule) for case in result["cases"]]
-        cells = ["–" if one is None else f"{one['upper']:.4f} ({one['choice']})" for one in told]
-        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+        lines.append(f"| {rule} | " + " | ".join(_cell(case, rule) for case in result["cases"]) + " |")
     lines += [
         "",
         "Rank correlation (Spearman) between what a score predicts of a plan and what training found:",
@@ -73,10 +71,24 @@ def page(result: Mapping[str, Any]) -> str:
     ]
     for row in result["left_out"]:
         lines.append(f"| {row['case']} | {row['rule']} | {_percent(row['upper'])} |")
-    if result["busy"]:
-        lines += ["", "Other work ran on the machine meanwhile; no figure here is a time."]
+    lines += ["", "No figure here is a time: other work may have run on the machine."]
     return "\n".join(lines) + "\n"
 
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _best(case: Mapping[str, Any]) -> str:
+    """The choice with the lowest fresh mean."""
+    trained = {name: told["fresh"] for name, told in case["choices"].items() if "fresh" in told}
+    return min(trained, key=lambda name: (trained[name], name))
+
+
+def _cell(case: Mapping[str, Any], rule: str) -> str:
+    """Regret of a rule's choice, and which choice that is where the rule has no plan of its own."""
+    choice = case["contestants"].get(rule)
+    if choice is None:
+        return "–"
+    regret = f"{case['choices'][choice]['upper']:.4f}"
+    return regret if choice == rule else f"{regret} ({choice})"

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from benchmarks.oracle.choices import Choice, choices, keep, kept
-from benchmarks.oracle.judge import Truth, report
+from benchmarks.oracle.judge import record, report
 from benchmarks.oracle.page import page
 from benchmarks.oracle.rules import Given
 from benchmarks.oracle.run import cases, spec_of
 from benchmarks.oracle.tasks import SIZES, TASKS
+from benchmarks.oracle.truth import Truth
 
 from loratlas.anatomy.read import read
 from loratlas.placement.budget import spending
@@ -68,6 +69,12 @@ MADE = {arm: Choice(kind=kind, placement="all:1") for arm, (kind, _, _) in ARMS.
 }
 
 
+def judged(*cases: Truth):
+    """Records as they are read from their files, and the report on them."""
+    records = json.loads(json.dumps([record(case, MADE) for case in cases]))
+    return records, report(records)
+
+
 def test_regret_has_two_bounds():
     told = case()
     assert told.winner == "rule eva"  # it looked best on the screening seeds
@@ -80,7 +87,7 @@ def test_regret_has_two_bounds():
 
 
 def test_relative_regret_is_against_random_plans():
-    found = report([(case(seed=0), MADE), (case("mini alpaca all:1", seed=1), MADE)])
+    records, found = judged(case(seed=0), case("mini alpaca all:1", seed=1))
     rules = {row["rule"]: row for row in found["rules"]}
     assert rules["random"]["upper"] == 1
     assert rules["rule gradient"]["upper"] == pytest.approx(0, abs=0.01)
@@ -89,12 +96,12 @@ def test_relative_regret_is_against_random_plans():
     assert rules["rule probe"]["upper"] == rules["all"]["upper"]
     assert found["rules"][0]["rule"] == "rule gradient"
     # What a score would pick of the common choices: never a rule's own plan.
-    assert found["cases"][0]["regret"]["pick gradient"]["choice"] == "all"
-    assert found["cases"][0]["regret"]["pick activation"]["choice"] == "random 2"
+    assert records[0]["contestants"]["pick gradient"] == "all"
+    assert records[0]["contestants"]["pick activation"] == "random 2"
 
 
 def test_correlation_and_what_is_left_out():
-    found = report([(case(seed=0), MADE), (case("mini alpaca all:1", seed=1), MADE)])
+    _, found = judged(case(seed=0), case("mini alpaca all:1", seed=1))
     by = {row["column"]: row for row in found["correlation"]}
     assert by["gradient"]["rho"] > 0.95
     assert by["activation"]["rho"] < -0.95
@@ -106,11 +113,11 @@ def test_noise_makes_a_tie_that_counts_in_nats_only():
     quiet, loud = case(seed=0), case("mini alpaca all:1", noise=0.2, seed=1)
     assert not quiet.tie
     assert loud.tie
-    found = report([(quiet, MADE), (loud, MADE)])
+    records, found = judged(quiet, loud)
     assert {row["cases"] for row in found["rules"]} == {1}
-    assert [told["tie"] for told in found["cases"]] == [False, True]
-    assert "upper" in found["cases"][1]["regret"]["all"]
-    text = page({**found, "command": "x", "busy": True})
+    assert [told["tie"] for told in records] == [False, True]
+    assert "upper" in records[1]["choices"]["all"]
+    text = page({**found, "command": "x", "cases": records})
     assert "| mini alpaca all:1 (tie) |" in text
     assert "| rule gradient |" in text
 
@@ -175,6 +182,6 @@ def test_a_case_is_a_study(given, tmp_path):
     spec = spec_of(case_, SIZES["minute"], choices(given, SIZES["minute"]))
     assert (spec.steps, spec.reference, spec.tuning.seeds, spec.evaluation.seeds) == (2, "all", 1, 2)
     whole = cases(SIZES["cpu"], tmp_path)
-    assert [each.task for each in whole] == ["retrieval", "facts-300", "nl2bash", "alpaca"]
+    assert [each.task for each in whole] == ["retrieval", "nl2bash", "e2e", "facts-300", "alpaca"]
     assert len({each.folder for each in cases(SIZES["full"], tmp_path)}) == 2 * 2 * len(TASKS)
     assert json.dumps(spec.to_json())

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from loratlas.errors import LoratlasError, RunError, SettingsError
+from loratlas.errors import LoratlasError, RunError
 from loratlas.study.beside import Beside
 from loratlas.study.ledger import unstorable
 from loratlas.study.records import load_encoded, write_run
@@ -89,36 +89,42 @@ class Worker:
     def run_all(self, jobs: Sequence[Mapping[str, Any]]) -> None:
         """Train and judge runs, as a fleet where that is possible, and say after each that it is finished."""
         trained: dict[int, tuple[Any, Any]] = {}
-        fleet, places = self._fleet(jobs)
+        fleet, places, alone = self._fleet(jobs)
         if fleet is not None:
             last = self._reporter(jobs)
             results = fleet.fit(resume=True, on_step=lambda place, event: last(places[place], event))
             for number, place in enumerate(places):
                 trained[place] = (fleet, (number, results[number]))
         for place, job in enumerate(jobs):
-            self.run(job, trained.get(place), place)
+            self.run(job, trained.get(place), place, alone=alone.get(place))
             self._send({"event": "finished", "place": place})
 
-    def _fleet(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[Any, list[int]]:
-        """The runs that can train side by side, and their places among the jobs; no fleet for fewer than two."""
-        from loratlas.training.fleet import Fleet, Member, why_alone
+    def _fleet(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[Any, list[int], dict[int, str]]:
+        """The runs that can train side by side, their places among the jobs, and what keeps others out, by place.
 
-        members, places = [], []
+        No fleet for fewer than two.
+        """
+        from loratlas.training.fleet import ApartError, Fleet, Member, why_alone
+
+        members, places, alone = [], [], dict[int, str]()
         for place, job in enumerate(jobs):
             if job["plan"] is None:
                 continue
             plan, settings = self._asked(job)
             kept = Path(job["checkpoint"])
             member = Member(rows=plan.rows, settings=settings, rslora=plan.rslora, out=kept)
-            if why_alone(self._model, member) is None:
+            reason = why_alone(self._model, member)
+            if reason is None:
                 members.append(member)
                 places.append(place)
+            else:
+                alone[place] = reason
         if len(members) < 2:
-            return None, []
+            return None, [], alone
         try:
-            return Fleet(self._model, self._data["train"], members, packed=self._packed), places
-        except SettingsError:  # runs of this base cannot share a pass
-            return None, []
+            return Fleet(self._model, self._data["train"], members, packed=self._packed), places, alone
+        except ApartError as error:
+            return None, [], alone | dict.fromkeys(places, error.found)
 
     def _asked(self, job: Mapping[str, Any]) -> tuple[Any, Any]:
         """Plan and settings of a run."""
@@ -136,13 +142,21 @@ class Worker:
         )
         return Plan.from_json(job["plan"]), settings
 
-    def run(self, job: Mapping[str, Any], trained: tuple[Any, Any] | None = None, place: int = 0) -> None:
+    def run(
+        self,
+        job: Mapping[str, Any],
+        trained: tuple[Any, Any] | None = None,
+        place: int = 0,
+        *,
+        alone: str | None = None,
+    ) -> None:
         """Train and judge one run (or judge the bare base) and write its folder.
 
         Args:
             job: what the coordinator asked for.
             trained: the fleet that has trained it already, its place there and its result.
             place: of the job among those that came with it.
+            alone: what kept the run out of a fleet, if something did.
         """
         begun = time.perf_counter()
         key = job["key"]
@@ -157,6 +171,9 @@ class Worker:
             found, tables = more | found, tables | others
         else:
             scores, found, curve, tables = self._train(job, rows, trained, place)
+            why = f": {alone}" if alone else ""
+            fleet = f"in a fleet of {len(trained[0].runs)}" if trained is not None else f"alone{why}"
+            record |= {"trained": fleet}
         record |= found
         examples = None
         if scores is not None:
@@ -235,7 +252,6 @@ class Worker:
             "compiled": result.compiled,
             "compile_reason": result.compile_reason,
             "trainable": plan.trainable,
-            "trained": "alone" if trained is None else f"in a fleet of {len(trained[0].runs)}",
             **more,
         }
         return (None if diverged else scores), found, curve, tables

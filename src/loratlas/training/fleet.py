@@ -46,6 +46,10 @@ such steps, so that only small batches gain from company; elsewhere `OTHER_TOKEN
 OTHER_TOKENS = 16384
 
 
+class ApartError(SettingsError):
+    """Runs of this base cannot share a pass; one by one they can be trained."""
+
+
 class _FleetRun(Run):
     """A run whose gradient is found together with others."""
 
@@ -105,8 +109,8 @@ class Fleet:
         pass_tokens: tokens (padding included) that runs share a pass up to; None decides by the device.
 
     Raises:
-        SettingsError: a run that cannot be part of a fleet (`why_alone`), or a base whose passes cannot be shared
-            (`loratlas.training.apart.why_apart`).
+        SettingsError: a run that cannot be part of a fleet (`why_alone`).
+        ApartError: a base whose passes cannot be shared (`loratlas.training.apart.why_apart`).
 
     Example:
         ``fleet = Fleet(base, rows, members); results = fleet.fit(); model = fleet.leave(0)``
@@ -129,7 +133,7 @@ class Fleet:
         self.bank = Bank(model, [row for member in members for row in member.rows])
         apart = why_apart(model, self.bank, data, packed=packed) if len(members) > 1 else None
         if apart is not None:
-            raise SettingsError(
+            raise ApartError(
                 given=f"a fleet of {len(members)} runs", found=apart, instead="these runs one by one"
             )
         self.runs = [_FleetRun(model, data, member, packed=packed) for member in self.members]

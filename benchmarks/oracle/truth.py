@@ -1,0 +1,154 @@
+"""What training said about one case: losses of every choice, the winner, and what each choice loses against it.
+
+The **winner** is the choice with the lowest loss on the screening seeds, at its own best rate. On the fresh seeds
+
+    regret of a choice, lower bound = loss(choice) − loss(winner)
+                        upper bound = loss(choice) − lowest fresh mean of any choice
+
+The winner may not be the best, and the lowest fresh mean is low partly by luck: the truth is between. A case whose
+noise (standard error of a choice's fresh mean, over seeds) exceeds `TIE` of its spread (standard deviation of the
+choices' means) is a tie: it is told in nats and left out of relative regret.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.oracle.choices import Choice
+from loratlas.placement.plan import Plan
+from loratlas.study.records import read_examples
+from loratlas.study.scan import STEP
+from loratlas.study.scores import Scan
+from loratlas.study.spending import gains
+from loratlas.study.stats import estimate
+
+TIE = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truth:
+    """What training said about one case.
+
+    Args:
+        name: of the case. steps: of a run.
+        screened, fresh: choice → mean loss on the screening and on the fresh seeds, nats per token.
+        losses: choice → seed → summed losses of the examples [N]; tokens: counted tokens of each [N].
+        kinds: choice → preset, role, pair, random or rule.
+        predicted: column → choice → what the column says it gains.
+        base: loss of the bare base.
+        cost: of what `--placement auto` reads, in training steps of 16 rows, without `probe`'s trials.
+    """
+
+    name: str
+    steps: int
+    screened: Mapping[str, float]
+    fresh: Mapping[str, float]
+    losses: Mapping[str, Mapping[int, np.ndarray]]
+    tokens: np.ndarray
+    kinds: Mapping[str, str]
+    predicted: Mapping[str, Mapping[str, float]]
+    base: float
+    cost: float
+
+    @property
+    def winner(self) -> str:
+        """The best of the screening seeds."""
+        return min(self.screened, key=lambda name: (self.screened[name], name))
+
+    @property
+    def best(self) -> float:
+        """The lowest fresh mean."""
+        return min(self.fresh.values())
+
+    @property
+    def scale(self) -> float:
+        """How much a random plan loses against the best, in nats."""
+        random = [self.fresh[name] for name, kind in self.kinds.items() if kind == "random"]
+        return float(np.mean(random)) - self.best
+
+    @property
+    def noise(self) -> float:
+        """Noise over spread."""
+        told = [
+            np.array([x.sum() / self.tokens.sum() for x in seeds.values()]) for seeds in self.losses.values()
+        ]
+        # Seeds are paired: what they share moves all choices alike and decides nothing.
+        table = np.stack(told)
+        table = table - table.mean(axis=0, keepdims=True)
+        error = math.sqrt(float(table.var(axis=1, ddof=1).mean()) / table.shape[1])
+        spread = float(np.std(table.mean(axis=1), ddof=1))
+        return error / spread if spread else math.inf
+
+    @property
+    def tie(self) -> bool:
+        """Whether placement made no difference that could be told from noise."""
+        return not self.noise <= TIE
+
+    def difference(self, one: str, two: str) -> tuple[float, float, tuple[float, float]]:
+        """(one − two, standard error, 95 % interval) in nats per token, paired by seed and example."""
+        if one == two:
+            return 0.0, 0.0, (0.0, 0.0)
+        seeds = [seed for seed in self.losses[one] if seed in self.losses[two]]
+        found = estimate(np.stack([self.losses[one][s] - self.losses[two][s] for s in seeds]), self.tokens)
+        return found.value, found.error, found.interval(0.95)
+
+    def means(self, choice: str) -> dict[str, float]:
+        """Fresh seed → loss, nats per token."""
+        return {str(seed): float(x.sum() / self.tokens.sum()) for seed, x in self.losses[choice].items()}
+
+    def regret(self, choice: str) -> dict[str, Any]:
+        """Bounds of a choice's regret, with the interval of the lower one."""
+        low, error, interval = self.difference(choice, self.winner)
+        return {
+            "lower": low,
+            "lower_ci": list(interval),
+            "error": error,
+            "upper": self.fresh[choice] - self.best,
+        }
+
+
+def truth(name: str, found: Scan, made: Mapping[str, Choice], result: Mapping[str, Any], runs: Path) -> Truth:
+    """Read a case's study."""
+    screened, fresh, losses, tokens = {}, {}, {}, np.zeros(0)
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    plans = {name: Plan.from_json(arm["plan"]) for name, arm in arms.items()}
+    for arm_name, arm in arms.items():
+        tuned: dict[float, list[float]] = {}
+        for told in arm["tuning"]:
+            bad = told["diverged"] or told["nll"] is None
+            tuned.setdefault(told["lr"], []).append(math.inf if bad else told["nll"])
+        seeds = {}
+        for told in arm["runs"]:
+            if not told["diverged"]:
+                _, tokens, seeds[told["seed"]] = read_examples(runs / told["digest"])
+        if len(seeds) == len(arm["runs"]) and seeds:  # a choice that diverged is out of the race
+            screened[arm_name] = min(float(np.mean(listed)) for listed in tuned.values())
+            losses[arm_name] = seeds
+            fresh[arm_name] = float(np.mean([x.sum() / tokens.sum() for x in seeds.values()]))
+    predicted: dict[str, dict[str, float]] = {}
+    for column, reading in found.readings.items():
+        if reading.silent is None:
+            sites = [row.site for plan in plans.values() for row in plan.rows]
+            curves = gains(reading, list({site.path: site for site in sites}.values()))
+            predicted[column] = {
+                arm: sum(sum(curves.get(path, [])[:rank]) for path, rank in plans[arm].ranks.items())
+                for arm in fresh
+            }
+    return Truth(
+        name=name,
+        steps=result["spec"]["steps"],
+        screened=screened,
+        fresh=fresh,
+        losses=losses,
+        tokens=tokens,
+        kinds={arm: made[arm].kind for arm in fresh},
+        predicted=predicted,
+        base=result["base_nll"],
+        cost=found.rows / STEP,
+    )
