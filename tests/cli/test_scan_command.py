@@ -68,6 +68,17 @@ def test_people_get_a_map_in_80_columns(cli):
     assert "weights alone" in found.out
 
 
+def test_norms_of_a_trial_come_without_the_passes_of_the_others(cli):
+    found = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_norm", "--by", "probe_norm", "--json").json
+    assert {signal["name"] for signal in found["signals"]} == {"probe_norm"}
+    assert found["cost_in_steps"] * 16 == found["rows"] > 0
+    assert found["loss"] is None
+    assert found["settled"] in (True, False)
+    (signal,) = found["signals"]
+    assert found["settled"] == (min(signal["repeats"], signal["repeats_top"]) >= 0.9)
+    assert found["settled"] or any("two trials" in note for note in found["notes"])
+
+
 def test_scores_make_a_plan_without_weights(cli, scanned: Path):
     told = json.loads(scanned.read_text())
     found = cli("plan", MODEL, "--placement", "auto", "--scores", scanned, "--budget", "params=9k", "--json")

@@ -106,12 +106,19 @@ def _print_error(error: LoratlasError) -> None:
 def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
     """An empty table of the house's looks. A column is a heading, or (heading, ``"right"``).
 
-    Numbers keep their width; where 80 columns are too few, the text columns give way.
+    A row has a cell for each of them: with one too few all that follow would stand under another heading. Numbers
+    keep their width; where 80 columns are too few, the text columns give way.
     """
     from rich import box
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    class Ruled(Table):
+        def add_row(self, *cells: Any, **more: Any) -> None:
+            if len(cells) != len(self.columns):
+                raise ValueError(f"{len(cells)} cells in a table of {len(self.columns)} columns: {cells}")
+            super().add_row(*cells, **more)
+
+    drawn = Ruled(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for column in columns:
         heading, side = (column, "left") if isinstance(column, str) else column
         drawn.add_column(

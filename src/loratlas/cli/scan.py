@@ -31,8 +31,8 @@ def scan(
         typer.Option(
             "--signal",
             metavar="NAME",
-            help="gradient, activation, alignment, attention, spectrum or probe; may be repeated. All but probe, "
-            "which trains, unless given.",
+            help="gradient, activation, alignment, attention, spectrum, probe or probe_norm; may be repeated. All "
+            "but the last two, which train, unless given.",
             show_default=False,
             rich_help_panel=options.PLACE,
         ),
@@ -258,7 +258,6 @@ def _cell(value: float | None, best: float) -> str:
 def _show_signals(found: Scan) -> None:
     drawn = output.table(
         "score",
-        "unit",
         "pays",
         ("repeats, τ", "right"),
         ("of its top", "right"),
@@ -277,7 +276,7 @@ def _show_signals(found: Scan) -> None:
         )
     output.show(drawn)
     output.say(
-        "repeats: agreement of the orders from two halves of the rows (Kendall); top: weighted to the best sites."
+        "repeats: agreement (Kendall) of the orders from two halves of the rows or two trials; top: of the best sites."
     )
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loratlas.anatomy.sites import Anatomy
 from loratlas.errors import SettingsError
-from loratlas.study.scores import DECIDES, GAINS, Scan
+from loratlas.study.scores import DECIDES, GAINS, TRIALS, Scan
 from loratlas.study.spending import candidates
 
 if TYPE_CHECKING:
     from loratlas.data.batches import Batch
     from loratlas.data.encode import Encoded
     from loratlas.signals.base import Signal
-    from loratlas.signals.measure import Measured, Reading
+    from loratlas.study.probe import Probed
 
 NAMES = ("gradient", "activation", "alignment", "attention", "spectrum")
 """Signals that share the passes of one scan."""
@@ -53,7 +54,8 @@ def scan(
         model: the bare base, on its device; left as it was.
         anatomy: of it.
         rows: encoded rows of the task; some are drawn.
-        signals: names among `NAMES`, and ``probe`` (short trial training, see `loratlas.study.probe`).
+        signals: names among `NAMES`, and ``probe``, which trains (`loratlas.study.probe`), or ``probe_norm`` for its
+            norms alone, which cost no pass beside the trials.
         by: the column whose order must settle before reading ends.
         among: the sites to choose from, as a placement.
         most_rows: rows that are read at most; fewer when the order settles earlier.
@@ -69,15 +71,15 @@ def scan(
     from loratlas.data.packing import prove_packing
     from loratlas.evaluation.losses import token_losses
     from loratlas.signals.measure import measure
+    from loratlas.study.probe import probe
 
     began = time.perf_counter()
     sites = candidates(anatomy, among)
     made = _made(signals, seed, fisher or by == "fisher")
     known = {column.name for signal in made for column in signal.columns}
-    if "probe" in signals:
-        from loratlas.study.probe import COLUMNS
-
-        known |= {column.name for column in COLUMNS}
+    removals = "probe" in signals
+    if trial := removals or "probe_norm" in signals:
+        known |= set(TRIALS if removals else TRIALS[1:])
     if by not in known:
         raise SettingsError(
             given=f"a scan that decides by {by}",
@@ -93,13 +95,47 @@ def scan(
 
     watched = [by] if any(by == column.name for signal in made for column in signal.columns) else []
     found = measure(model, sites, batches, made, token_losses, watched=watched, ranks=4 * GAINS, on_pass=told)
-    readings, cost = dict(found.readings), found.rows / STEP * (1.0 if found.backward else 0.5)
-    if "probe" in signals:
-        from loratlas.study.probe import probe
+    cost = found.rows / STEP * (1.0 if found.backward else 0.5)
+    scanned = Scan(
+        model=anatomy.model,
+        model_type=anatomy.model_type,
+        config_digest=anatomy.config_digest,
+        source=rows.source,
+        digest=rows.digest,
+        readings=found.readings,
+        rows=found.rows,
+        tokens=found.tokens,
+        labelled=found.labelled,
+        loss=found.loss if found.rows else None,
+        settled=found.settled,
+        cost_in_steps=cost,
+        seconds=time.perf_counter() - began,
+    )
+    if not trial:
+        return scanned
+    return _with_trials(
+        scanned,
+        probe(model, sites, rows, batches, removals=removals, seed=seed, packed=packed),
+        by=by,
+        seconds=time.perf_counter() - began,
+    )
 
-        more, steps = probe(model, sites, rows, batches, seed=seed, packed=packed)
-        readings, cost = readings | more, cost + steps
-    return _scan(anatomy, rows, readings, found, cost, time.perf_counter() - began)
+
+def _with_trials(found: Scan, trials: Probed, *, by: str, seconds: float) -> Scan:
+    """A scan with what trials said; where only they ran, their rows are the scan's."""
+    from loratlas.signals.measure import SETTLED
+
+    alone = {} if found.rows else {name: getattr(trials, name) for name in ("rows", "tokens", "labelled")}
+    deciding = trials.readings.get(by)
+    if deciding is not None and deciding.repeats is not None and deciding.repeats_top is not None:
+        alone["settled"] = min(deciding.repeats, deciding.repeats_top) >= SETTLED
+    return replace(
+        found,
+        readings={**found.readings, **trials.readings},
+        cost_in_steps=found.cost_in_steps + trials.cost,
+        seconds=seconds,
+        **alone,
+    )
 
 
 def signal_of(column: str) -> str:
@@ -108,9 +144,7 @@ def signal_of(column: str) -> str:
     >>> signal_of("gradient_energy"), signal_of("stable_rank")
     ('gradient', 'spectrum')
     """
-    from loratlas.study.probe import COLUMNS
-
-    owners = {column.name: "probe" for column in COLUMNS}
+    owners = {name: name for name in TRIALS}
     for signal in _made(NAMES, 0, True):
         owners |= {column.name: signal.name for column in signal.columns}
     if column not in owners:
@@ -118,31 +152,6 @@ def signal_of(column: str) -> str:
             given=f"--by {column}", found="no such score", instead=f"one of {', '.join(owners)}"
         )
     return owners[column]
-
-
-def _scan(
-    anatomy: Anatomy,
-    rows: Encoded,
-    readings: Mapping[str, Reading],
-    found: Measured,
-    cost: float,
-    seconds: float,
-) -> Scan:
-    return Scan(
-        model=anatomy.model,
-        model_type=anatomy.model_type,
-        config_digest=anatomy.config_digest,
-        source=rows.source,
-        digest=rows.digest,
-        readings=readings,
-        rows=found.rows,
-        tokens=found.tokens,
-        labelled=found.labelled,
-        loss=found.loss if found.rows else None,
-        settled=found.settled,
-        cost_in_steps=cost,
-        seconds=seconds,
-    )
 
 
 def calibration(rows: Encoded, *, most_rows: int, seed: int, packed: bool) -> list[Batch]:
@@ -171,12 +180,12 @@ def check_signals(names: Sequence[str]) -> None:
     Raises:
         SettingsError: so.
     """
-    unknown = [name for name in names if name not in (*NAMES, "probe")]
+    unknown = [name for name in names if name not in (*NAMES, *TRIALS)]
     if unknown or not names:
         raise SettingsError(
             given=f"the signal {unknown[0]!r}" if unknown else "no signal",
             found="no such signal" if unknown else "nothing to measure",
-            instead=f"among {', '.join(NAMES)}, probe",
+            instead=f"among {', '.join((*NAMES, *TRIALS))}",
         )
 
 
@@ -195,4 +204,4 @@ def _made(names: Sequence[str], seed: int, fisher: bool) -> list[Signal]:
         "spectrum": lambda: Spectrum(seed=seed),
     }
     check_signals(names)
-    return [kinds[name]() for name in dict.fromkeys(names) if name != "probe"]
+    return [kinds[name]() for name in dict.fromkeys(names) if name not in TRIALS]

@@ -24,6 +24,9 @@ VERSION = 1
 DECIDES = "gradient"
 """The column that places adapters unless another is asked for."""
 
+TRIALS = ("probe", "probe_norm")
+"""Columns that come from short trial training."""
+
 GAINS = 64
 """Ranks per site whose gains are told."""
 
@@ -67,10 +70,10 @@ class Scan:
         said = []
         reading = self.readings.get(by)
         if self.settled is False and reading is not None and reading.repeats is not None:
-            said.append(
-                f"The order by {by} has not settled: two halves of {self.rows} rows agree with "
-                f"τ = {reading.repeats:.2f}. More rows (--rows) may tell more."
-            )
+            two, more = f"two halves of {self.rows} rows agree", " More rows (--rows) may tell more."
+            if by in TRIALS:
+                two, more = "two trials, each on rows of its own, agree", ""
+            said.append(f"The order by {by} has not settled: {two} with τ = {reading.repeats:.2f}.{more}")
         for name, one in self.readings.items():
             if one.silent is not None:
                 said.append(f"{name}: no signal, {one.silent}.")
