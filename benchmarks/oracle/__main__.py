@@ -20,7 +20,7 @@ from benchmarks.oracle.judge import record, report
 from benchmarks.oracle.page import page
 from benchmarks.oracle.run import run
 from benchmarks.oracle.tasks import SIZES, TASKS
-from benchmarks.oracle.truth import truth
+from benchmarks.oracle.truth import keep_losses, truth
 
 RESULTS = Path(__file__).parents[1] / "results"
 COMMAND = "python -m benchmarks.oracle"
@@ -41,8 +41,9 @@ def main() -> int:
     if arguments.bases:
         size = replace(size, bases=tuple(arguments.bases))
     for case, scanned, made, result in run(size, arguments.out, workers=arguments.workers):
+        trained = truth(case.name, scanned, made, result.to_json(), case.folder / "study" / "runs")
         told = {
-            **record(truth(case.name, scanned, made, result.to_json(), case.folder / "study" / "runs"), made),
+            **record(trained, made),
             "size": arguments.size,
             "machine": machine.machine(),
             "versions": machine.versions(),
@@ -51,6 +52,7 @@ def main() -> int:
         kept = arguments.results / "oracle"
         kept.mkdir(parents=True, exist_ok=True)
         (kept / f"{case.folder.name}.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        keep_losses(trained, kept / f"{case.folder.name}.parquet")
         _judge(arguments.results)
     print((arguments.results / "oracle.md").read_text(encoding="utf-8"))
     return 0

@@ -152,3 +152,19 @@ def truth(name: str, found: Scan, made: Mapping[str, Choice], result: Mapping[st
         base=result["base_nll"],
         cost=found.rows / STEP,
     )
+
+
+def keep_losses(case: Truth, path: Path) -> None:
+    """Write every fresh loss: a row for each choice and seed, with the summed loss of each example and its tokens, so
+    that choices trained later can be compared with these row by row."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [(choice, seed, nll) for choice, seeds in case.losses.items() for seed, nll in seeds.items()]
+    table = {
+        "choice": [choice for choice, _, _ in rows],
+        "seed": [seed for _, seed, _ in rows],
+        "nll": [nll.astype("float32") for _, _, nll in rows],
+        "tokens": [case.tokens.astype("int32")] * len(rows),
+    }
+    parquet.write_table(pa.table(table), path, compression="zstd")

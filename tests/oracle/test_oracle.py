@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from benchmarks.oracle.choices import Choice, choices, keep, kept
 from benchmarks.oracle.judge import record, report
@@ -13,7 +14,7 @@ from benchmarks.oracle.page import page
 from benchmarks.oracle.rules import Given
 from benchmarks.oracle.run import cases, spec_of
 from benchmarks.oracle.tasks import SIZES, TASKS
-from benchmarks.oracle.truth import Truth
+from benchmarks.oracle.truth import Truth, keep_losses
 
 from loratlas.anatomy.read import read
 from loratlas.placement.budget import spending
@@ -107,6 +108,16 @@ def test_correlation_and_what_is_left_out():
     assert by["activation"]["rho"] < -0.95
     assert by["gradient"]["ci"][0] < by["gradient"]["rho"]
     assert [row["rule"] for row in found["left_out"]] == ["rule gradient", "rule gradient"]
+
+
+def test_fresh_losses_are_kept_row_by_row(tmp_path):
+    told = case()
+    keep_losses(told, tmp_path / "case.parquet")
+    table = pq.read_table(tmp_path / "case.parquet").to_pylist()
+    assert {(row["choice"], row["seed"]) for row in table} == {(arm, s) for arm in ARMS for s in (0, 1, 2)}
+    for row in table:
+        assert row["nll"] == pytest.approx(told.losses[row["choice"]][row["seed"]], rel=1e-6)
+        assert row["tokens"] == told.tokens.tolist()
 
 
 def test_noise_makes_a_tie_that_counts_in_nats_only():
