@@ -27,7 +27,7 @@ def page(result: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "`rule …`: a plan of its own; `rule gradient` is what `--placement auto` does. `pick …`: what a score would",
+        "`rule …`: a plan of its own; `rule probe_norm` is what `--placement auto` does. `pick …`: what a score would",
         "choose of the presets, roles and random plans.",
         "",
         "| case | best choice | screening's winner | random − best | noise / spread | auto − all | scan, of a run |",

@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks.oracle.choices import Choice
 from loratlas.placement.plan import Plan
+from loratlas.study.probe import SEEDS, STEPS
 from loratlas.study.records import read_examples
-from loratlas.study.scan import STEP
 from loratlas.study.scores import Scan
 from loratlas.study.spending import gains
 from loratlas.study.stats import estimate
@@ -42,7 +42,7 @@ class Truth:
         kinds: choice → preset, role, pair, random or rule.
         predicted: column → choice → what the column says it gains.
         base: loss of the bare base.
-        cost: of what `--placement auto` reads, in training steps of 16 rows, without `probe`'s trials.
+        cost: of what `--placement auto` measures, in training steps of 16 rows.
     """
 
     name: str
@@ -150,7 +150,7 @@ def truth(name: str, found: Scan, made: Mapping[str, Choice], result: Mapping[st
         kinds={arm: made[arm].kind for arm in fresh},
         predicted=predicted,
         base=result["base_nll"],
-        cost=found.rows / STEP,
+        cost=SEEDS * STEPS,
     )
 
 

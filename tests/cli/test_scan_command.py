@@ -9,6 +9,7 @@ import pytest
 
 MODEL, DATA = "demo:llama-mini", "demo:facts-300"
 FEW = ("--rows", "16", "--max-length", "48", "--limit", "64", "--among", "all@top/2", "--dtype", "float32")
+TWO = ("--signal", "gradient", "--signal", "probe_norm")
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,12 @@ def scanned(tmp_path_factory) -> Path:
 
 def test_json_keeps_the_contract(scanned: Path):
     told = json.loads(scanned.read_text())
-    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "gradient")
+    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "probe_norm")
     assert {"path", "signal", "value", "unit", "error"} == set(told["scores"][0])
     columns = {signal["name"] for signal in told["signals"]}
     assert columns == {
         "gradient", "gradient_energy", "activation", "activation_gradient", "alignment", "attention",
-        "attention_entropy", "spectrum", "stable_rank",
+        "attention_entropy", "spectrum", "stable_rank", "probe_norm",
     }  # fmt: skip
     by_column = {name: [s for s in told["scores"] if s["signal"] == name] for name in columns}
     assert len(by_column["gradient"]) == 28
@@ -42,13 +43,13 @@ def test_json_keeps_the_contract(scanned: Path):
     assert all(score["error"] is not None for score in by_column["gradient"])
     assert {pair["one"] for pair in told["agreement"]} < columns
     assert all(-1 <= pair["tau"] <= 1 for pair in told["agreement"])
-    assert told["cost_in_steps"] == told["rows"] / 16
+    assert told["cost_in_steps"] == told["rows"] / 16 + 40
     assert told["plan"]["trainable"] == told["allocation"]["spent"] <= 9000
     assert all("per 1,000" in row["why"] for row in told["plan"]["sites"])
 
 
 def test_a_scan_repeats_itself(cli, scanned: Path):
-    again = cli("scan", MODEL, DATA, *FEW, "--signal", "gradient", "--budget", "params=9k", "--json").json
+    again = cli("scan", MODEL, DATA, *FEW, *TWO, "--budget", "params=9k", "--json").json
     told = json.loads(scanned.read_text())
     assert [s for s in told["scores"] if s["signal"] == "gradient"] == [
         s for s in again["scores"] if s["signal"] == "gradient"

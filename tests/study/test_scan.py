@@ -36,7 +36,7 @@ def test_a_scan_survives_its_json(found):
     assert again.to_json() == told.to_json()
     one, two = (plan_from(each, anatomy, budget="params=2k")[0] for each in (told, again))
     assert one == two
-    assert told.cost_in_steps == 2
+    assert told.cost_in_steps == 2 + 40  # 32 rows, and two trials of 20 steps
     # Gains are told to six digits.
     assert again.readings["gradient"].gains is not None
 
@@ -136,7 +136,7 @@ def test_a_study_places_an_arm_by_a_scan_and_never_scans_again(tmp_path, monkeyp
     assert full["trainable"] - arm["trainable"] < 400
     assert all(row["why"] for row in arm["plan"]["sites"])
     assert result["scan"]["config_digest"] == result["base"]["config_digest"]
-    assert result["scan"]["rows"] <= 128
+    assert result["scan"]["rows"] == 640  # two trials of 20 steps of 16 rows, nothing else
     assert "gains" not in result["scan"] or not result["scan"]["gains"]
 
     def refuse(*_, **__):

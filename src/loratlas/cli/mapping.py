@@ -89,7 +89,7 @@ def plan_model(
     placement: options.Placement,
     budget: options.Budget = None,
     scores: options.Scores = None,
-    by: options.By = "gradient",
+    by: options.By = "probe_norm",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     allow_unresolved: options.AllowUnresolved = False,

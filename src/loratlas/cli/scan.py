@@ -31,13 +31,13 @@ def scan(
         typer.Option(
             "--signal",
             metavar="NAME",
-            help="gradient, activation, alignment, attention, spectrum, probe or probe_norm; may be repeated. All "
-            "but the last two, which train, unless given.",
+            help="gradient, activation, alignment, attention, spectrum, probe or probe_norm; may be repeated. Unless "
+            "given: those that do not train, and the one that decides.",
             show_default=False,
             rich_help_panel=options.PLACE,
         ),
     ] = None,
-    by: options.By = "gradient",
+    by: options.By = "probe_norm",
     among: Annotated[
         str,
         typer.Option(
@@ -82,7 +82,8 @@ def scan(
 ) -> None:
     """Measure where adaptation pays on these rows, before anything is trained, and spend a budget there.
 
-    Several signals share a few passes through the frozen model. Reading ends when the order has settled.
+    Two short trials train adapters of rank 1 everywhere and decide, unless --by names another score; other signals
+    share a few passes through the frozen model.
     Without a budget the plan spends what `all` at rank 16 does. --json prints what `--scores` of plan and train takes.
     """
     from loratlas.anatomy.tasks import CAUSAL, recognise

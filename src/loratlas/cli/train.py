@@ -26,7 +26,7 @@ def train(
     ] = None,
     budget: options.Budget = None,
     scores: options.Scores = None,
-    by: options.By = "gradient",
+    by: options.By = "probe_norm",
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     allow_unresolved: options.AllowUnresolved = False,

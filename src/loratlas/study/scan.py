@@ -39,7 +39,7 @@ def scan(
     anatomy: Anatomy,
     rows: Encoded,
     *,
-    signals: Sequence[str] = NAMES,
+    signals: Sequence[str] | None = None,
     by: str = DECIDES,
     among: str = "all",
     most_rows: int = MOST_ROWS,
@@ -55,7 +55,7 @@ def scan(
         anatomy: of it.
         rows: encoded rows of the task; some are drawn.
         signals: names among `NAMES`, and ``probe``, which trains (`loratlas.study.probe`), or ``probe_norm`` for its
-            norms alone, which cost no pass beside the trials.
+            norms alone, which cost no pass beside the trials. None: `NAMES`, and what has the column that decides.
         by: the column whose order must settle before reading ends.
         among: the sites to choose from, as a placement.
         most_rows: rows that are read at most; fewer when the order settles earlier.
@@ -75,6 +75,7 @@ def scan(
 
     began = time.perf_counter()
     sites = candidates(anatomy, among)
+    signals = (*NAMES, signal_of(by)) if signals is None else signals
     made = _made(signals, seed, fisher or by == "fisher")
     known = {column.name for signal in made for column in signal.columns}
     removals = "probe" in signals

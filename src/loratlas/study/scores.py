@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = "loratlas.scan"
 VERSION = 1
 
-DECIDES = "gradient"
+DECIDES = "probe_norm"
 """The column that places adapters unless another is asked for."""
 
 TRIALS = ("probe", "probe_norm")
