@@ -40,7 +40,7 @@ def _real(name: str, **more: int) -> Task:
 TASKS: dict[str, Task] = {
     "alpaca": _real("alpaca", steps=100, max_length=192, limit=6000),
     "nl2bash": _real("nl2bash", steps=14, limit=6000),
-    "facts-300": Task(train="demo:facts-300", steps=120),
+    "facts-300": Task(train="demo:facts-300", steps=200),
     "retrieval": Task(train="demo:retrieval", steps=6),
     "gsm8k": _real("gsm8k", steps=8, max_length=256, limit=6000),
     "e2e": _real("e2e", steps=16, limit=6000),
