@@ -22,7 +22,7 @@ DATA = (
 
 OBJECTIVES = {
     "causal": "next token",
-    "masked": "masked tokens, 20 % of them, without next-sentence prediction",
+    "masked": "masked tokens, 30 % of them, without next-sentence prediction",
     "spans": "missing spans, 25 % of the tokens in spans of 3 on average",
 }
 
@@ -41,6 +41,7 @@ def write(run: Run) -> None:
         "steps": run.steps,
         "tokens": run.steps * TOKENS,
         "rows": list(base.lengths),
+        "forward": base.forward,
         "muon": base.muon,
         "adamw": base.adamw,
         "seed": run.seed,
@@ -62,7 +63,13 @@ def card(run: Run, parameters: int, held: float) -> str:
         "wordpiece": "an uncased WordPiece tokenizer trained on the same text",
         "unigram": "a Unigram tokenizer with 100 sentinels, trained on the same text",
     }
-    lengths = " and ".join(map(str, base.lengths)) + (" in turn" if len(base.lengths) > 1 else "")
+    *others, last = map(str, base.lengths)
+    lengths = f"{', '.join(others)} and {last} in turn" if others else last
+    first = (
+        f"; in the first {base.forward:.0%} of the steps the next token, every token seeing only those before it"
+        if base.forward
+        else ""
+    )
     optimiser = (
         f"Muon {base.muon:g} (scaled to AdamW's size of update) for the matrices of the blocks, AdamW "
         f"{base.adamw:g} for all else; 150 steps of warm-up, level, straight down to 0 over the last 40 %"
@@ -74,7 +81,7 @@ A small trained base for measuring LoRA placement: {base.title}; {parameters:,} 
 
 | | |
 |---|---|
-| objective | {OBJECTIVES[base.objective]} |
+| objective | {OBJECTIVES[base.objective]}{first} |
 | data | {DATA} |
 | steps | {run.steps:,} of {TOKENS:,} tokens of text, rows of {lengths} |
 | tokens | {tokens / 1e6:.1f} M |

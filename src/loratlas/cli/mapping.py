@@ -193,12 +193,15 @@ def placed(
         options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
     """
     from loratlas.placement.plan import place
+    from loratlas.study.advice import track_record
     from loratlas.study.scores import load_scan
     from loratlas.study.spending import plan_from
 
     if scores is None:
         return place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
-    return plan_from(load_scan(scores), anatomy, by=by, **options)[0]
+    plan, _ = plan_from(load_scan(scores), anatomy, by=by, **options)
+    output.note(track_record(by))
+    return plan
 
 
 def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:

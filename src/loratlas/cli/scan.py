@@ -171,6 +171,8 @@ def watched(bar: output.Progress) -> Callable[[int, int], None]:
 def _json(found: Scan, by: str, plan: Plan | None, allocation: Allocation | None) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from loratlas.study.advice import track_record
+
     told = None
     if allocation is not None:
         told = {k: v for k, v in asdict(allocation).items() if k not in ("ranks", "reasons")}
@@ -179,6 +181,7 @@ def _json(found: Scan, by: str, plan: Plan | None, allocation: Allocation | None
         "by": by,
         "plan": plan and plan.to_json(),
         "allocation": told,
+        "track_record": track_record(by),
         "notes": found.notes(by),
     }
 
@@ -191,6 +194,8 @@ def _show(
     plan: Plan | None,
     allocation: Allocation | None,
 ) -> None:
+    from loratlas.study.advice import track_record
+
     reading = found.readings[by]
     read = (
         f"{found.rows} rows, {output.count(found.labelled)} counted tokens" if found.rows else "weights alone"
@@ -207,6 +212,7 @@ def _show(
         output.say("No plan: no signal.")
         return
     _show_plan(plan, allocation)
+    output.say(track_record(by))
 
 
 def _show_map(reading: Reading, sites: Sequence[Site]) -> None:

@@ -215,6 +215,7 @@ def _plan(job: Job, anatomy: Anatomy, memory: PeakMemory) -> Plan:
 def _scanned(job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
     """Find where adaptation pays on this run's rows, and keep the plan for a resumed run."""
     from loratlas.cli.scan import watched
+    from loratlas.study.advice import track_record
     from loratlas.study.scan import scan, signal_of
     from loratlas.study.spending import plan_from
 
@@ -243,6 +244,7 @@ def _scanned(job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: Peak
         f"auto: {plan.trainable:,} parameters at {len(plan.rows)} sites by {job.by}, from {found.rows} rows "
         f"({found.cost_in_steps:.1f} training steps): {plan.placement}"
     )
+    output.note(track_record(job.by))
     job.out.mkdir(parents=True, exist_ok=True)
     write_json(job.out / PLAN, plan.to_json())
     return plan

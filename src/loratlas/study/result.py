@@ -14,12 +14,14 @@ import numpy as np
 
 from loratlas.anatomy.tasks import CAUSAL, Task
 from loratlas.errors import OutputError
+from loratlas.study.advice import track_record
 from loratlas.study.beside import read_forgetting, read_metrics, same_rows, told_metrics
 from loratlas.study.findings import Comparison, Finding, judge, pareto
 from loratlas.study.ledger import Key, Ledger
 from loratlas.study.ranks import Judged, Measure, by_measure, measures, ranks
 from loratlas.study.records import read_curve, read_examples
 from loratlas.study.schedule import BASE, Schedule, nll, schedule
+from loratlas.study.scores import DECIDES
 from loratlas.study.spec import StudySpec, parse_spec, seeds
 from loratlas.study.stats import Estimate, estimate
 
@@ -434,6 +436,8 @@ def _notes(spec: StudySpec, facts: Mapping[str, Any], state: Schedule) -> list[s
     if len(state.rates) > len(spec.learning_rates):
         added = [f"{rate:g}" for rate in state.rates if rate not in spec.learning_rates]
         notes.append(f"An optimum lay at the edge of the grid: all arms also tried {', '.join(added)}.")
+    if "scan" in facts:
+        notes.append(track_record(DECIDES))
     for name, match in facts["matches"].items():
         if spec.match != "none" and match and not match["solved"]:
             notes.append(f"{name} names its ranks, which were obeyed: its spending is not matched.")

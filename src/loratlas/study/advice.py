@@ -1,0 +1,70 @@
+"""How good advice by a score has been, where it was measured.
+
+A scan recommends; a **regret** says what following it cost. It is measured by training everything that could have been
+chosen (``benchmarks/oracle``), and pooled over cases:
+
+    regret = Σ (loss of the plan − lowest loss of all plans) / Σ (mean loss of random plans − lowest loss)
+
+at equal parameters, every plan with its own best learning rate, on seeds that nothing was chosen on: 0 is the best
+there is, 1 is what chance loses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Where regrets were measured, and that of adapters on everything at one rank.
+
+    Args:
+        base: that was trained. budget: that every plan spent.
+        tasks: one case each.
+        everywhere: regret of ``all``.
+    """
+
+    base: str
+    budget: str
+    tasks: tuple[str, ...]
+    everywhere: float
+
+
+MEASURED = Measured(
+    base="llama-mini", budget="all:1", tasks=("e2e", "nl2bash", "retrieval"), everywhere=0.493
+)
+
+REGRET = {
+    "probe_norm": 0.071,
+    "spectrum": 0.522,
+    "alignment": 0.706,
+    "gradient": 0.924,
+    "attention": 1.596,
+    "activation": 1.685,
+    "probe": 2.614,
+}
+"""Upper bound by column; as in ``benchmarks/results/oracle.json``."""
+
+
+def track_record(by: str) -> str:
+    """What plans by a score have lost, in a sentence for whoever follows one.
+
+    Args:
+        by: the column that placed.
+
+    Example:
+        >>> track_record("probe_norm")[:56]
+        'Measured by training: plans by probe_norm lost 7 % of wh'
+    """
+    if by not in REGRET:
+        best = min(REGRET, key=REGRET.__getitem__)
+        return f"What plans by {by} lose was not measured; of the scores that were, {best} loses least."
+    where = f"{len(MEASURED.tasks)} tasks on {MEASURED.base}, the parameters of {MEASURED.budget}"
+    return (
+        f"Measured by training: plans by {by} lost {_percent(REGRET[by])} of what random plans lose, "
+        f"the same rank everywhere {_percent(MEASURED.everywhere)} ({where}). Other models and tasks may differ."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

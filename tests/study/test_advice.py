@@ -1,0 +1,32 @@
+"""What the advice says of itself is what the oracle bench measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loratlas.study.advice import MEASURED, REGRET, track_record
+from loratlas.study.scores import DECIDES
+
+KEPT = Path(__file__).parents[2] / "benchmarks/results/oracle.json"
+
+
+def test_every_regret_is_the_one_that_was_measured():
+    kept = json.loads(KEPT.read_text(encoding="utf-8"))
+    upper = {row["rule"]: row["upper"] for row in kept["rules"]}
+    told = {rule.removeprefix("rule "): value for rule, value in upper.items()}
+    assert {by: pytest.approx(told[by], abs=5e-4) for by in REGRET} == REGRET
+    assert pytest.approx(upper["all"], abs=5e-4) == MEASURED.everywhere
+    cases = {f"{MEASURED.base} {task} {MEASURED.budget}" for task in MEASURED.tasks}
+    assert cases == set(kept["cases"])
+
+
+def test_what_decides_has_the_lowest_regret():
+    assert min(REGRET, key=REGRET.__getitem__) == DECIDES
+
+
+def test_a_score_that_was_never_measured_says_so():
+    assert track_record("fisher").startswith("What plans by fisher lose was not measured")
+    assert "7 %" in track_record("probe_norm")
