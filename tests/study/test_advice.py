@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loratlas.study.advice import MEASURED, REGRET, track_record
-from loratlas.study.scores import DECIDES
+from loratlas.study.advice import DECIDES, MEASURED, REGRET, track_record
 
 KEPT = Path(__file__).parents[2] / "benchmarks/results/oracle.json"
 

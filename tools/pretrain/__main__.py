@@ -41,6 +41,9 @@ def main() -> None:
     from train import Run
 
     torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(
+        True
+    )  # numbers that small change nothing, and take a processor many times as long
     small = {name: value for name in ("hidden", "layers") if (value := getattr(arguments, name)) is not None}
     run = Run(
         BASES[arguments.base],

@@ -41,7 +41,6 @@ def write(run: Run) -> None:
         "steps": run.steps,
         "tokens": run.steps * TOKENS,
         "rows": list(base.lengths),
-        "forward": base.forward,
         "muon": base.muon,
         "adamw": base.adamw,
         "seed": run.seed,
@@ -65,11 +64,6 @@ def card(run: Run, parameters: int, held: float) -> str:
     }
     *others, last = map(str, base.lengths)
     lengths = f"{', '.join(others)} and {last} in turn" if others else last
-    first = (
-        f"; in the first {base.forward:.0%} of the steps the next token, every token seeing only those before it"
-        if base.forward
-        else ""
-    )
     optimiser = (
         f"Muon {base.muon:g} (scaled to AdamW's size of update) for the matrices of the blocks, AdamW "
         f"{base.adamw:g} for all else; 150 steps of warm-up, level, straight down to 0 over the last 40 %"
@@ -81,7 +75,7 @@ A small trained base for measuring LoRA placement: {base.title}; {parameters:,} 
 
 | | |
 |---|---|
-| objective | {OBJECTIVES[base.objective]}{first} |
+| objective | {OBJECTIVES[base.objective]} |
 | data | {DATA} |
 | steps | {run.steps:,} of {TOKENS:,} tokens of text, rows of {lengths} |
 | tokens | {tokens / 1e6:.1f} M |

@@ -115,18 +115,13 @@ def _lengths(total: int, pieces: int, generator: np.random.Generator) -> list[in
     return np.diff(np.concatenate([[0], cuts, [total]])).tolist()
 
 
-def loss(
-    model: Any, batch: dict[str, torch.Tensor], *, forward_only: bool = False
-) -> tuple[torch.Tensor, int]:
+def loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
     """(sum of −log p over the labelled tokens, their number); logits are made for labelled tokens alone.
 
     Args:
         model: GPT2LMHeadModel, BertForMaskedLM or T5ForConditionalGeneration.
         batch: input_ids, labels and, for T5, decoder_input_ids.
-        forward_only: let an encoder's tokens see only those before them, and themselves.
     """
-    import torch
-
     from loratlas.evaluation.cross_entropy import nll
 
     labels = batch["labels"].flatten()
@@ -138,10 +133,7 @@ def loss(
         )[0]
         logits = model.lm_head(states.flatten(0, 1)[here] * model.config.d_model**-0.5)
     elif model.config.model_type == "bert":
-        count, length = batch["input_ids"].shape
-        past = torch.ones(length, length, dtype=torch.bool).tril().expand(count, 1, -1, -1)
-        states = model.bert(input_ids=batch["input_ids"], attention_mask=past if forward_only else None)[0]
-        logits = model.cls(states.flatten(0, 1)[here])
+        logits = model.cls(model.bert(input_ids=batch["input_ids"])[0].flatten(0, 1)[here])
     else:
         states = model.transformer(input_ids=batch["input_ids"], use_cache=False)[0]
         logits = model.lm_head(states.flatten(0, 1)[here])

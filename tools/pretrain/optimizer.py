@@ -28,11 +28,13 @@ class Matrix:
         name: of the parameter.
         parts: how many maps are fused in it, along its longer side.
         axis: that side.
+        scale: of its learning rate.
     """
 
     name: str
     parts: int
     axis: int
+    scale: float = 1.0
 
 
 def orthogonal(moment: torch.Tensor) -> torch.Tensor:
@@ -58,14 +60,20 @@ def orthogonal(moment: torch.Tensor) -> torch.Tensor:
 
 
 def matrices(model: Any) -> list[Matrix]:
-    """What Muon steps on: the matrices inside the blocks, tables and heads excepted."""
+    """What Muon steps on: the matrices inside the blocks, tables and heads excepted.
+
+    T5 does not divide its attention logits by √d: its q begins that much smaller, and has to learn that much more
+    slowly, or attention is one-hot after some hundred steps and learns no more.
+    """
+    queries = model.config.d_kv**-0.5 if model.config.model_type == "t5" else 1.0
     found = []
     for name, parameter in model.named_parameters():
         inside = any(word in name for word in (".h.", ".layer.", ".block."))
         if parameter.dim() != 2 or not inside or "relative_attention_bias" in name:
             continue
         fused = name.endswith("c_attn.weight")
-        found.append(Matrix(name=name, parts=3 if fused else 1, axis=1))
+        scale = queries if name.endswith(".q.weight") else 1.0
+        found.append(Matrix(name=name, parts=3 if fused else 1, axis=1, scale=scale))
     return found
 
 
@@ -121,23 +129,23 @@ class Optimizer:
         return norm
 
     def _muon(self, rate: float) -> None:
-        groups: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        groups: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor, float]]] = {}
         for matrix in self.matrices:
             moment, gradient = self.first[matrix.name], self.gradients[matrix.name]
             moment.mul_(MOMENTUM).add_(gradient, alpha=1 - MOMENTUM)
             ahead = gradient.lerp(moment, MOMENTUM)
-            pieces = zip(
+            parts = zip(
                 ahead.chunk(matrix.parts, matrix.axis),
                 self.masters[matrix.name].chunk(matrix.parts, matrix.axis),
                 strict=True,
             )
-            for update, master in pieces:
-                groups.setdefault(tuple(update.shape), []).append((update, master))
-        for shape, pairs in groups.items():
-            updates = orthogonal(torch.stack([update for update, _ in pairs]))
-            scale = 0.2 * max(shape) ** 0.5
-            for (_, master), update in zip(pairs, updates, strict=True):
-                master.add_(update, alpha=-rate * scale)
+            for update, master in parts:
+                groups.setdefault(tuple(update.shape), []).append((update, master, matrix.scale))
+        for shape, pieces in groups.items():
+            updates = orthogonal(torch.stack([update for update, _, _ in pieces]))
+            size = 0.2 * max(shape) ** 0.5
+            for (_, master, scale), update in zip(pieces, updates, strict=True):
+                master.add_(update, alpha=-rate * size * scale)
 
     def _adamw(self, rate: float, count: int) -> None:
         one, two = BETAS

@@ -13,6 +13,7 @@ import numpy as np
 import objective
 import torch
 from bases import VOCABULARY, Base
+from neighbours import look_around
 from optimizer import Optimizer
 from text import ids, special, tokenizer
 
@@ -79,18 +80,12 @@ class Run:
                 self.log = json.loads(held.metadata()["log"])
         self.stopped = False
 
-    def forward_only(self, step: int) -> bool:
-        """Whether an encoder still reads forwards in this step."""
-        return step < round(self.base.forward * self.steps)
-
-    def batch(
-        self, stream: Any, step: int, tokens: int, *, length: int, forward_only: bool = False
-    ) -> dict[str, Any]:
+    def batch(self, stream: Any, step: int, tokens: int, *, length: int) -> dict[str, Any]:
         """Inputs and labels of a step."""
         frame = (self.special["cls"], self.special["eos"]) if self.base.objective == "masked" else ()
         text = objective.rows(stream, step, tokens=tokens, length=length, frame=frame)
         generator = np.random.default_rng([self.seed, step, length])
-        if self.base.objective == "causal" or forward_only:
+        if self.base.objective == "causal":
             return objective.causal(text)
         if self.base.objective == "masked":
             return objective.masked(text, self.special, VOCABULARY, generator)
@@ -113,10 +108,9 @@ class Run:
         while self.log["step"] < self.steps and not self.stopped:
             begun, step = time.process_time(), self.log["step"]
             length = self.base.lengths[step % len(self.base.lengths)]
-            total, count, forward = 0.0, 0, self.forward_only(step)
-            batch = self.batch(self.stream, step, TOKENS, length=length, forward_only=forward)
-            for piece in self.pieces(batch, length):
-                loss, labelled = objective.loss(self.model, piece, forward_only=forward)
+            total, count = 0.0, 0
+            for piece in self.pieces(self.batch(self.stream, step, TOKENS, length=length), length):
+                loss, labelled = objective.loss(self.model, piece)
                 loss.backward()
                 self.optimizer.collect()
                 total, count = total + float(loss.detach()), count + labelled
@@ -170,20 +164,5 @@ def _build(base: Base, special_ids: dict[str, int], small: dict[str, int]) -> An
     kind = {"causal": GPT2LMHeadModel, "masked": BertForMaskedLM, "spans": T5ForConditionalGeneration}
     model = kind[base.objective](base.config(special_ids, small))
     if base.objective == "masked":
-        with torch.no_grad():
-            table = model.bert.embeddings.position_embeddings.weight
-            table.copy_(_waves(*table.shape) * math.sqrt(2) * model.config.initializer_range)
+        look_around(model)
     return model.to(torch.bfloat16)
-
-
-def _waves(count: int, size: int) -> torch.Tensor:
-    """Sines and cosines of positions (Vaswani et al. 2017), to begin a learned table with.
-
-    A shift by some places is one rotation of them, so that looking at a neighbour is learned for every place at once.
-
-    Returns:
-        [count, size], of variance 1/2.
-    """
-    rates = 10_000.0 ** (-torch.arange(0, size, 2) / size)
-    angles = torch.arange(count)[:, None] * rates
-    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)

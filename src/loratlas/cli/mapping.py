@@ -12,6 +12,7 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
+from loratlas.study.advice import DECIDES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -89,7 +90,7 @@ def plan_model(
     placement: options.Placement,
     budget: options.Budget = None,
     scores: options.Scores = None,
-    by: options.By = "probe_norm",
+    by: options.By = DECIDES,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     allow_unresolved: options.AllowUnresolved = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loratlas.cli import options, output
+from loratlas.study.advice import DECIDES
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy, Site
@@ -37,7 +38,7 @@ def scan(
             rich_help_panel=options.PLACE,
         ),
     ] = None,
-    by: options.By = "probe_norm",
+    by: options.By = DECIDES,
     among: Annotated[
         str,
         typer.Option(

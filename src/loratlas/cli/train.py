@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options
+from loratlas.study.advice import DECIDES
 
 
 def train(
@@ -26,7 +27,7 @@ def train(
     ] = None,
     budget: options.Budget = None,
     scores: options.Scores = None,
-    by: options.By = "probe_norm",
+    by: options.By = DECIDES,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     allow_unresolved: options.AllowUnresolved = False,

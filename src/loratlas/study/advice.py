@@ -1,4 +1,4 @@
-"""How good advice by a score has been, where it was measured.
+"""The score that decides, and how good advice by a score has been where it was measured.
 
 A scan recommends; a **regret** says what following it cost. It is measured by training everything that could have been
 chosen (``benchmarks/oracle``), and pooled over cases:
@@ -12,6 +12,9 @@ there is, 1 is what chance loses.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+DECIDES = "probe_norm"
+"""The column that places adapters unless another is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,9 +20,9 @@ import numpy as np
 from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
 from loratlas.study import beside
+from loratlas.study.advice import DECIDES
 from loratlas.study.inputs import DEMO, model_source, open_rows, open_task
 from loratlas.study.match import Match, naming, plans
-from loratlas.study.scores import DECIDES
 from loratlas.study.spec import StudySpec
 from loratlas.study.spending import is_auto
 

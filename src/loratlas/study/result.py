@@ -14,14 +14,13 @@ import numpy as np
 
 from loratlas.anatomy.tasks import CAUSAL, Task
 from loratlas.errors import OutputError
-from loratlas.study.advice import track_record
+from loratlas.study.advice import DECIDES, track_record
 from loratlas.study.beside import read_forgetting, read_metrics, same_rows, told_metrics
 from loratlas.study.findings import Comparison, Finding, judge, pareto
 from loratlas.study.ledger import Key, Ledger
 from loratlas.study.ranks import Judged, Measure, by_measure, measures, ranks
 from loratlas.study.records import read_curve, read_examples
 from loratlas.study.schedule import BASE, Schedule, nll, schedule
-from loratlas.study.scores import DECIDES
 from loratlas.study.spec import StudySpec, parse_spec, seeds
 from loratlas.study.stats import Estimate, estimate
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from loratlas.anatomy.sites import Anatomy
 from loratlas.errors import SettingsError
-from loratlas.study.scores import DECIDES, GAINS, TRIALS, Scan
+from loratlas.study.advice import DECIDES
+from loratlas.study.scores import GAINS, TRIALS, Scan
 from loratlas.study.spending import candidates
 
 if TYPE_CHECKING:

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from loratlas.errors import RequestError
 from loratlas.signals.ranking import tau
+from loratlas.study.advice import DECIDES
 
 if TYPE_CHECKING:
     from loratlas.signals.measure import Reading
 
 SCHEMA = "loratlas.scan"
 VERSION = 1
-
-DECIDES = "probe_norm"
-"""The column that places adapters unless another is asked for."""
 
 TRIALS = ("probe", "probe_norm")
 """Columns that come from short trial training."""

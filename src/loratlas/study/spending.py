@@ -13,7 +13,8 @@ from loratlas.placement.allocate import Allocation, Limits, allocate
 from loratlas.placement.language import parse
 from loratlas.placement.plan import Plan, place_allocation
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
-from loratlas.study.scores import DECIDES, GAINS, Scan
+from loratlas.study.advice import DECIDES
+from loratlas.study.scores import GAINS, Scan
 
 if TYPE_CHECKING:
     from loratlas.placement.budget import Memory
