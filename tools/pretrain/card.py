@@ -22,7 +22,8 @@ DATA = (
 
 OBJECTIVES = {
     "causal": "next token",
-    "masked": "masked tokens, 30 % of them, without next-sentence prediction",
+    "masked": "masked tokens, 30 % of them, without next-sentence prediction; heads of the first two layers begin by "
+    "looking at neighbours (`tools/pretrain/neighbours.py`)",
     "spans": "missing spans, 25 % of the tokens in spans of 3 on average",
 }
 
