@@ -72,7 +72,8 @@ def test_losses_are_those_of_layers_computed_every_time(kind, monkeypatch):
         assert one.nll == pytest.approx(two.nll, rel=1e-6)
     found = weights(other)
     for name, value in weights(model).items():
-        torch.testing.assert_close(value, found[name], rtol=1e-3, atol=1e-5)
+        # As a whole: where a gradient is next to nothing, Adam makes steps of what its rounding happens to be.
+        assert torch.dist(value, found[name]) <= 1e-3 * found[name].norm(), name
 
 
 @pytest.mark.parametrize(
