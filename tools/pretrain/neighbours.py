@@ -1,4 +1,4 @@
-"""A beginning for masked tokens and missing spans: heads that look at the tokens beside.
+"""A beginning for masked LM: heads of the first layers that look at the tokens beside.
 
 Whoever has to tell a hidden token must first look at its neighbours, and nothing but the few hidden tokens say so. From
 random weights a small encoder spends thousands of steps on learning no more than how frequent words are. Trained models
@@ -24,32 +24,16 @@ STRENGTH = 1.25
 """Size of the maps that make queries and keys of positions: a third of a head's attention lies on its offset then."""
 
 
-PULL = 5.0
-"""Added to the logits of T5's heads at their offset: e⁵ times what any other place gets."""
-
-MATCH = 0.3
-"""Size of the maps of T5's cross-attention: the same token on both sides has a logit of MATCH² · 64 ≈ 6."""
-
-
 @torch.no_grad()
 def look_around(model: Any) -> None:
-    """Begin with heads that look at neighbours; the random weights of all else stay.
-
-    Args:
-        model: BertForMaskedLM or T5ForConditionalGeneration, untrained.
-    """
-    if model.config.model_type == "t5":
-        _pull(model)
-    else:
-        _turn(model)
-
-
-def _turn(model: Any) -> None:
-    """Of BERT: waves for positions, and heads that shift them.
+    """Waves for positions, and heads that shift them.
 
     The table of positions becomes sines and cosines (Vaswani et al. 2017), for which a shift by δ places turns every
     pair (sin, cos) by δ·ω. A head keeps the fastest pairs as they are for keys and turns them for queries, so that the
-    product Σ cos(ω(i + δ − j)) is largest where j is δ places away.
+    product Σ cos(ω(i + δ − j)) is largest where j is δ places away. The random weights below stay.
+
+    Args:
+        model: BertForMaskedLM, untrained.
     """
     bert, spread = model.bert, model.config.initializer_range
     table = bert.embeddings.position_embeddings.weight
@@ -64,25 +48,6 @@ def _turn(model: Any) -> None:
             rows = slice(head * size, (head + 1) * size)
             layer.attention.self.key.weight[rows, :size] += STRENGTH * torch.eye(size)
             layer.attention.self.query.weight[rows, :size] += STRENGTH * _turned(waves[: size // 2] * offset)
-
-
-def _pull(model: Any) -> None:
-    """Of T5: two heads of each stack look beside, and its decoder looks for its own sentinel in the encoder.
-
-    A distance below half of a direction's buckets has a bucket of its own; what lies to the right begins in the middle
-    of the encoder's table. In the decoder both heads look back. Cross-attention begins with Wq = Wk, each head on
-    features of its own, so that a token finds itself: without that the encoder was never read.
-    """
-    config = model.config
-    right = config.relative_attention_num_buckets // 2
-    for stack, buckets in ((model.encoder, (1, right + 1)), (model.decoder, (1, 2))):
-        bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        for head, bucket in enumerate(buckets):
-            bias[bucket, head] += PULL
-    for block in model.decoder.block:
-        cross = block.layer[1].EncDecAttention
-        for weight in (cross.q.weight, cross.k.weight):
-            weight += MATCH * torch.eye(*weight.shape)
 
 
 def _turned(angles: torch.Tensor) -> torch.Tensor:

@@ -163,6 +163,6 @@ def _build(base: Base, special_ids: dict[str, int], small: dict[str, int]) -> An
 
     kind = {"causal": GPT2LMHeadModel, "masked": BertForMaskedLM, "spans": T5ForConditionalGeneration}
     model = kind[base.objective](base.config(special_ids, small))
-    if base.objective != "causal":
+    if base.objective == "masked":
         look_around(model)
     return model.to(torch.bfloat16)
