@@ -16,6 +16,8 @@ from typing import Any
 
 from results import table
 
+from loratlas.report.facts import VERDICTS
+
 ARMS = ("full", "attention", "feedforward")
 HEADINGS = {"full": "full", "attention": "attention", "feedforward": "feed-forward"}
 
@@ -114,9 +116,6 @@ Orders, lowest loss first, whether or not their differences are findings:
 
 {table(["order", "studies"], common)}
 """
-
-
-VERDICTS = ("better", "equivalent", "worse", "undetermined")
 
 
 def main() -> None:

@@ -59,21 +59,21 @@ def never(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_those_of_layers_computed_every_time(kind, monkeypatch):
     data = encoded(9)
-    model = top(kind)
+    # With B = 0 the first gradients of A are rounding alone, of which Adam makes whole steps.
+    model = top(kind, init=False)
     calls = counted(model)
     result = fit(model, data, settings(), packed=True)
     assert result.kept_layers == LAYERS - 1
     assert len(calls) < 5  # the proof, and the rows; not twelve steps
     never(monkeypatch)
-    other = top(kind)
+    other = top(kind, init=False)
     again = fit(other, data, settings(), packed=True)
     assert again.kept_layers == 0
     for one, two in zip(result.curve, again.curve, strict=True):
         assert one.nll == pytest.approx(two.nll, rel=1e-6)
     found = weights(other)
     for name, value in weights(model).items():
-        # As a whole: where a gradient is next to nothing, Adam makes steps of what its rounding happens to be.
-        assert torch.dist(value, found[name]) <= 1e-3 * found[name].norm(), name
+        torch.testing.assert_close(value, found[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
-from loratlas.study.advice import DECIDES
+from loratlas.study.advice import DECIDES, track_record
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -194,7 +194,6 @@ def placed(
         options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
     """
     from loratlas.placement.plan import place
-    from loratlas.study.advice import track_record
     from loratlas.study.scores import load_scan
     from loratlas.study.spending import plan_from
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loratlas.cli import options, output
-from loratlas.study.advice import DECIDES
+from loratlas.study.advice import DECIDES, track_record
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy, Site
@@ -172,8 +172,6 @@ def watched(bar: output.Progress) -> Callable[[int, int], None]:
 def _json(found: Scan, by: str, plan: Plan | None, allocation: Allocation | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from loratlas.study.advice import track_record
-
     told = None
     if allocation is not None:
         told = {k: v for k, v in asdict(allocation).items() if k not in ("ranks", "reasons")}
@@ -195,8 +193,6 @@ def _show(
     plan: Plan | None,
     allocation: Allocation | None,
 ) -> None:
-    from loratlas.study.advice import track_record
-
     reading = found.readings[by]
     read = (
         f"{found.rows} rows, {output.count(found.labelled)} counted tokens" if found.rows else "weights alone"

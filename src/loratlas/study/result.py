@@ -14,7 +14,7 @@ import numpy as np
 
 from loratlas.anatomy.tasks import CAUSAL, Task
 from loratlas.errors import OutputError
-from loratlas.study.advice import DECIDES, track_record
+from loratlas.study.advice import track_record
 from loratlas.study.beside import read_forgetting, read_metrics, same_rows, told_metrics
 from loratlas.study.findings import Comparison, Finding, judge, pareto
 from loratlas.study.ledger import Key, Ledger
@@ -436,7 +436,7 @@ def _notes(spec: StudySpec, facts: Mapping[str, Any], state: Schedule) -> list[s
         added = [f"{rate:g}" for rate in state.rates if rate not in spec.learning_rates]
         notes.append(f"An optimum lay at the edge of the grid: all arms also tried {', '.join(added)}.")
     if "scan" in facts:
-        notes.append(track_record(DECIDES))
+        notes.append(track_record(facts["scan"]["signals"][0]["name"]))
     for name, match in facts["matches"].items():
         if spec.match != "none" and match and not match["solved"]:
             notes.append(f"{name} names its ranks, which were obeyed: its spending is not matched.")
