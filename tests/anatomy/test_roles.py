@@ -216,6 +216,22 @@ def test_what_did_not_run_is_read_by_names_that_shapes_bear_out(small):
     assert seen["mlp.fc1.weight"] == "ffn.up"
 
 
+def test_what_stands_beside_the_blocks_of_a_tower_belongs_to_it():
+    from tests import zoo
+
+    scopes = {site.path: site.scope for site in read(zoo.small("granite_speech")).sites}
+    assert scopes["model.encoder.input_linear.weight"] == "audio"  # the map into an encoder of sounds
+    assert scopes["model.language_model.embed_tokens.weight"] == "decoder"
+    assert scopes["lm_head.weight"] == "decoder"
+
+
+def test_a_projector_that_is_one_matrix_is_a_connector():
+    from tests import zoo
+
+    scopes = {site.path: site.scope for site in read(zoo.small("nemo_speechlm")).sites}
+    assert scopes["model.multi_modal_projector.weight"] == "connector"
+
+
 def test_a_shape_that_contradicts_leaves_its_feedforward_unresolved_and_the_rest_alone(small, monkeypatch):
     original = structure.matrices
 

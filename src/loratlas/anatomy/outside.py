@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.records import Flow, View
 from loratlas.anatomy.scopes import scope
+from loratlas.anatomy.sites import TEXT_SCOPES
 from loratlas.anatomy.structure import Matrix, words
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _role(
     if matrix.holder is model.get_output_embeddings() or id(matrix.parameter) in tables:
         return "head.lm"
     mine = not (inner and matrix.module.startswith(inner + "."))
-    tower = scope(model, matrix) not in ("decoder", "encoder")
+    tower = scope(model, matrix) not in TEXT_SCOPES
     if matrix.path in heads or (mine and not tower) or leaf & _HEADS or said & (_HEADS - {"cls"}):
         return _head(model, matrix, said, vocabulary, heads)
     return "proj" if matrix.kind in ("linear", "parameter", "conv1d") else None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.load import collector_paused, copy_on_meta, load_config, meta_model
-from loratlas.anatomy.scopes import scope
+from loratlas.anatomy.scopes import scopes
 from loratlas.anatomy.sites import Anatomy, Site, Unresolved
 from loratlas.anatomy.sizes import config_digest, sizes
 
@@ -74,6 +74,7 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
     unresolved: list[Unresolved] = []
     decisions = decide(model, found, numbers)
     names = _names(found, decisions)
+    towers = scopes(model, found)
     for matrix in found:
         tied_to = first.get(id(matrix.parameter))
         first.setdefault(id(matrix.parameter), matrix.path)
@@ -86,7 +87,7 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
                     shape=matrix.shape,
                     reason=decision.reason,
                     opinions=decision.opinions,
-                    scope=scope(model, matrix),
+                    scope=towers[matrix.path],
                 )
             )
             continue
@@ -96,7 +97,7 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
                 path=matrix.path,
                 module=matrix.module,
                 layer=matrix.layer,
-                scope=scope(model, matrix),
+                scope=towers[matrix.path],
                 role=decision.role,
                 shape=_shape(matrix, decision),
                 kind="experts" if experts is not None else matrix.kind,

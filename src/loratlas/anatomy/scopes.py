@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loratlas.anatomy.structure import Matrix
+from loratlas.anatomy.sites import TEXT_SCOPES
+from loratlas.anatomy.structure import Matrix, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,13 +19,38 @@ _TOWERS = (
 )
 
 
+def scopes(model: PreTrainedModel, found: Sequence[Matrix]) -> dict[str, str]:
+    """Path → ``decoder``, ``encoder``, ``vision``, ``audio`` or ``connector``.
+
+    What stands beside the blocks of a tower, such as the map into it, belongs to that tower, whatever it is called.
+    """
+    towers = {matrix.path: scope(model, matrix) for matrix in found}
+    inside: dict[str, set[str]] = {}
+    for matrix in found:
+        if matrix.layer is not None:
+            for around in _around(matrix.path):
+                inside.setdefault(around, set()).add(towers[matrix.path])
+    for matrix in found:
+        if matrix.layer is None and towers[matrix.path] in TEXT_SCOPES:
+            blocks = next((inside[around] for around in _around(matrix.path) if around in inside), set())
+            if len(blocks) == 1:
+                (towers[matrix.path],) = blocks
+    return towers
+
+
+def _around(path: str) -> list[str]:
+    """The modules around a matrix and its own module, from the innermost out."""
+    parts = path.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 2, 0, -1)]
+
+
 def scope(model: PreTrainedModel, matrix: Matrix) -> str:
-    """``decoder``, ``encoder``, ``vision``, ``audio`` or ``connector``."""
+    """The tower that a matrix's own name and those of the modules around it speak of."""
     attributes = [word for attribute, _ in matrix.trail for word in attribute]
     said = (
         set(attributes) | {word for _, cls in matrix.trail[1:] for word in cls} | set(matrix.path.split("."))
     )
-    if {"multi", "modal"} <= said and "projector" in said:
+    if {"multi", "modal", "projector"} <= said | set(words(matrix.leaf)):
         return "connector"
     for tower, votes in _TOWERS:
         if votes & said and _several(model):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from loratlas.anatomy.sites import Anatomy, Site
+from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
 from loratlas.placement.language import parse
 from loratlas.placement.layers import numbers
 from loratlas.placement.resolve import resolve
-from loratlas.placement.vocabulary import SETS, TEXT_SCOPES, holds
+from loratlas.placement.vocabulary import SETS, holds
 
 
 def table_text(anatomy: Anatomy, ranks: Mapping[str, int]) -> str:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from loratlas.adapters.rows import Row
-from loratlas.anatomy.sites import Anatomy, Site
+from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
 from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
 from loratlas.placement.canonical import table_text
 from loratlas.placement.language import parse
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
-from loratlas.placement.vocabulary import TEXT_SCOPES, holds
+from loratlas.placement.vocabulary import holds
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

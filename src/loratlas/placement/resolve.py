@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Literal, NoReturn
 
-from loratlas.anatomy.sites import Anatomy, Site
+from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
 from loratlas.errors import PlacementError
 from loratlas.placement.layers import Layers
 from loratlas.placement.terms import Name, Placement, Term, fail
 from loratlas.placement.unsure import refuse_unsure
-from loratlas.placement.vocabulary import MADE_OF, TEXT_SCOPES, holds
+from loratlas.placement.vocabulary import MADE_OF, holds
 
 DEFAULT_RANK = 16
 """Rank of a term without one, where no budget is given (docs/decisions/default_rank.md)."""

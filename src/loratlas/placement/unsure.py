@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from loratlas.anatomy.sites import Anatomy, Unresolved
+from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Unresolved
 from loratlas.placement.terms import Name, Placement, fail
-from loratlas.placement.vocabulary import TEXT_SCOPES, holds
+from loratlas.placement.vocabulary import holds
 
 
 def refuse_unsure(placement: Placement, anatomy: Anatomy) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 SCOPES = ("decoder", "encoder", "vision", "audio", "connector")
 """Towers. Without a scope, a word means the text towers alone: decoder and encoder."""
 
-TEXT_SCOPES = frozenset({"decoder", "encoder"})
-
 SETS = ("all", "attention", "feedforward")
 ALIASES = {"full": "all", "mlp": "feedforward"}
 """Other spellings of the sets; the canonical text never holds one."""
