@@ -21,6 +21,7 @@ class Base:
             ``wordpiece`` or ``unigram``, both trained on the corpus.
         objective: ``causal``, ``masked`` or ``spans``.
         lengths: tokens of a row, in turn from step to step.
+        whole: share of the steps, from the first, in which missing spans are answered by the whole text.
         muon: learning rate of the matrices, scaled to AdamW's size of update.
         adamw: of all else.
         config: makes the configuration, given the ids of the tokenizer's special tokens.
@@ -34,6 +35,7 @@ class Base:
     muon: float
     adamw: float
     config: Callable[[dict[str, int], dict[str, int]], Any]
+    whole: float = 0.0
 
 
 def _gpt2(special: dict[str, int], small: dict[str, int]) -> Any:
@@ -123,10 +125,11 @@ BASES = {
             "4 heads of 64, feed-forward 768, tied embeddings",
             tokenizer="unigram",
             objective="spans",
-            lengths=(256,),
+            lengths=(128,),
             muon=5e-3,
             adamw=1e-2,  # its table begins at a deviation of 1, those of the others at 0.02
             config=_t5,
+            whole=0.25,
         ),
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from train import HELD_OUT, TOKENS
+from train import HELD_OUT, TOKENS, WHOLE, warm_up
 
 if TYPE_CHECKING:
     from train import Run
@@ -24,7 +24,10 @@ OBJECTIVES = {
     "causal": "next token",
     "masked": "masked tokens, 30 % of them, without next-sentence prediction; heads of the first two layers begin by "
     "looking at neighbours (`tools/pretrain/neighbours.py`)",
-    "spans": "missing spans, 25 % of the tokens in spans of 3 on average",
+    "spans": "missing spans, 25 % of the tokens in spans of 3 on average; before that, in the first quarter of the "
+    "steps, all of the text from the same input, which teaches the decoder to read its encoder. Two heads of each "
+    "stack begin by looking at neighbours, cross-attention by looking for the same token "
+    "(`tools/pretrain/neighbours.py`)",
 }
 
 
@@ -65,9 +68,11 @@ def card(run: Run, parameters: int, held: float) -> str:
     }
     *others, last = map(str, base.lengths)
     lengths = f"{', '.join(others)} and {last} in turn" if others else last
+    if base.whole:
+        lengths = f"{WHOLE}, and {lengths} after the first {round(base.whole * run.steps)}"
     optimiser = (
         f"Muon {base.muon:g} (scaled to AdamW's size of update) for the matrices of the blocks, AdamW "
-        f"{base.adamw:g} for all else; 150 steps of warm-up, level, straight down to 0 over the last 40 %"
+        f"{base.adamw:g} for all else; {warm_up(run.steps)} steps of warm-up, level, straight down to 0 over the last 40 %"
     )
     return f"""# {base.name}
 

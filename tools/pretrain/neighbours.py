@@ -1,4 +1,4 @@
-"""A beginning for masked LM: heads of the first layers that look at the tokens beside.
+"""Beginnings: heads of the first layers that look at the tokens beside, and a decoder that finds its own token.
 
 Whoever has to tell a hidden token must first look at its neighbours, and nothing but the few hidden tokens say so. From
 random weights a small encoder spends thousands of steps on learning no more than how frequent words are. Trained models
@@ -22,6 +22,13 @@ FASTEST, SLOWEST = 3.0, 0.01
 
 STRENGTH = 1.25
 """Size of the maps that make queries and keys of positions: a third of a head's attention lies on its offset then."""
+
+
+PULL = 5.0
+"""Added to the logits of T5's heads at their offset: e⁵ times what any other place gets."""
+
+MATCH = 0.3
+"""Size of the maps of T5's cross-attention: the same token on both sides has a logit of MATCH² · 64 ≈ 6."""
 
 
 @torch.no_grad()
@@ -48,6 +55,29 @@ def look_around(model: Any) -> None:
             rows = slice(head * size, (head + 1) * size)
             layer.attention.self.key.weight[rows, :size] += STRENGTH * torch.eye(size)
             layer.attention.self.query.weight[rows, :size] += STRENGTH * _turned(waves[: size // 2] * offset)
+
+
+@torch.no_grad()
+def find_itself(masters: dict[str, torch.Tensor], config: Any) -> None:
+    """Of T5: two heads of each stack look beside, and a token of the decoder finds itself in the encoder.
+
+    A distance below half of a direction's buckets has a bucket of its own; what lies to the right begins in the middle
+    of the encoder's table. In the decoder both heads look back. Cross-attention begins with Wq = Wk, each head on
+    features of its own. The random weights below stay.
+
+    Args:
+        masters: name → float32 weights of a T5ForConditionalGeneration, untrained; changed in place.
+        config: of it.
+    """
+    right = config.relative_attention_num_buckets // 2
+    for stack, buckets in (("encoder", (1, right + 1)), ("decoder", (1, 2))):
+        bias = masters[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        for head, bucket in enumerate(buckets):
+            bias[bucket, head] += PULL
+    for block in range(config.num_decoder_layers):
+        for part in ("q", "k"):
+            weight = masters[f"decoder.block.{block}.layer.1.EncDecAttention.{part}.weight"]
+            weight += MATCH * torch.eye(*weight.shape)
 
 
 def _turned(angles: torch.Tensor) -> torch.Tensor:

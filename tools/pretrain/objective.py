@@ -71,18 +71,27 @@ def masked(
 
 
 def spans(
-    text: NDArray[np.int64], special: dict[str, int], sentinels: int, generator: np.random.Generator
+    text: NDArray[np.int64],
+    special: dict[str, int],
+    sentinels: int,
+    generator: np.random.Generator,
+    *,
+    whole: bool = False,
 ) -> dict[str, NDArray[np.int64]]:
     """Missing spans from what is left (Raffel et al. 2020, arXiv:1910.10683).
 
     ``a b c d e f`` with ``b c`` and ``f`` taken out is read as ``a <0> d e <1> </s>`` and answered by
     ``<0> b c <1> f </s>``. Every row loses equally many tokens in equally many spans, so that no row is padded.
 
+    With ``whole`` the answer is ``a b c d e f </s>``, as in the denoising that they compare with (their section 3.3.1):
+    three tokens of four stand in the input, so that a decoder which does not read its encoder soon pays for it.
+
     Args:
         text: [n, length].
         special: ``pad`` begins the decoder's input, ``eos`` ends both sides.
         sentinels: id of ``<extra_id_0>``; those that follow have the next ids.
         generator: of the step.
+        whole: answer with the whole text.
     """
     length = text.shape[1]
     taken = round(length * NOISE)
@@ -99,7 +108,7 @@ def spans(
             said += [sentinels + number, *row[place + keep : place + keep + drop]]
             place += keep + drop
         inputs.append([*read, special["eos"]])
-        labels.append([*said, special["eos"]])
+        labels.append([*(row if whole else said), special["eos"]])
     answers = np.asarray(labels, dtype=np.int64)
     begin = np.full((len(answers), 1), special["pad"], dtype=np.int64)
     return {

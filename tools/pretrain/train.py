@@ -13,7 +13,7 @@ import numpy as np
 import objective
 import torch
 from bases import VOCABULARY, Base
-from neighbours import look_around
+from neighbours import find_itself, look_around
 from optimizer import Optimizer
 from text import ids, special, tokenizer
 
@@ -27,14 +27,21 @@ WARMUP = 150
 DECAY = 0.4
 """Share of the steps over which the rate falls to 0 in a straight line."""
 
+WHOLE = 64
+"""Tokens of a row whose answer is the whole text; in short rows a token soon finds itself."""
+
 HELD_OUT = 100 * 256
 """Tokens of held-out text that a loss is measured on."""
 
 
 def schedule(step: int, steps: int) -> float:
-    """Factor of the peak rates: up over `WARMUP` steps, level, then down to 0 over the last `DECAY`."""
-    warm = min(WARMUP, max(1, steps // 10))
-    return min(1.0, (step + 1) / warm, (steps - step) / (DECAY * steps))
+    """Factor of the peak rates: up over `warm_up` steps, level, then down to 0 over the last `DECAY`."""
+    return min(1.0, (step + 1) / warm_up(steps), (steps - step) / (DECAY * steps))
+
+
+def warm_up(steps: int) -> int:
+    """Steps until the peak: `WARMUP`, or a tenth of a run that is shorter."""
+    return min(WARMUP, max(1, steps // 10))
 
 
 class Run:
@@ -70,6 +77,9 @@ class Run:
         torch.manual_seed(seed)
         self.model = _build(base, self.special, small)
         self.optimizer = Optimizer(self.model, muon=base.muon, adamw=base.adamw)
+        if base.objective == "spans":
+            find_itself(self.optimizer.masters, self.model.config)
+            self.optimizer.write()
         self.log: dict[str, Any] = {"step": 0, "seconds": 0.0, "train": [], "held": []}
         self.checkpoint = self.work / "state.safetensors"
         if self.checkpoint.exists():
@@ -80,7 +90,9 @@ class Run:
                 self.log = json.loads(held.metadata()["log"])
         self.stopped = False
 
-    def batch(self, stream: Any, step: int, tokens: int, *, length: int) -> dict[str, Any]:
+    def batch(
+        self, stream: Any, step: int, tokens: int, *, length: int, whole: bool = False
+    ) -> dict[str, Any]:
         """Inputs and labels of a step."""
         frame = (self.special["cls"], self.special["eos"]) if self.base.objective == "masked" else ()
         text = objective.rows(stream, step, tokens=tokens, length=length, frame=frame)
@@ -89,7 +101,7 @@ class Run:
             return objective.causal(text)
         if self.base.objective == "masked":
             return objective.masked(text, self.special, VOCABULARY, generator)
-        return objective.spans(text, self.special, self.sentinels, generator)
+        return objective.spans(text, self.special, self.sentinels, generator, whole=whole)
 
     def pieces(self, batch: dict[str, Any], length: int) -> list[dict[str, torch.Tensor]]:
         """A batch in micro-batches."""
@@ -107,9 +119,11 @@ class Run:
         self.model.train()
         while self.log["step"] < self.steps and not self.stopped:
             begun, step = time.process_time(), self.log["step"]
-            length = self.base.lengths[step % len(self.base.lengths)]
+            whole = step < self.base.whole * self.steps
+            length = WHOLE if whole else self.base.lengths[step % len(self.base.lengths)]
             total, count = 0.0, 0
-            for piece in self.pieces(self.batch(self.stream, step, TOKENS, length=length), length):
+            batch = self.batch(self.stream, step, TOKENS, length=length, whole=whole)
+            for piece in self.pieces(batch, length):
                 loss, labelled = objective.loss(self.model, piece)
                 loss.backward()
                 self.optimizer.collect()
