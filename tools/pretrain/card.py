@@ -72,7 +72,8 @@ def card(run: Run, parameters: int, held: float) -> str:
         lengths = f"{WHOLE}, and {lengths} after the first {round(base.whole * run.steps)}"
     optimiser = (
         f"Muon {base.muon:g} (scaled to AdamW's size of update) for the matrices of the blocks, AdamW "
-        f"{base.adamw:g} for all else; {warm_up(run.steps)} steps of warm-up, level, straight down to 0 over the last 40 %"
+        f"{base.adamw:g} for all else; {warm_up(run.steps)} steps of warm-up, level, straight down to 0 over the last "
+        "40 %"
     )
     return f"""# {base.name}
 
