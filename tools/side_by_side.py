@@ -71,6 +71,7 @@ def rows(found: list[dict[str, Any]]) -> list[list[str]]:
         [
             base(study),
             task(study),
+            f"{study['spec']['steps']:,}",
             f"{arm(study, 'full')['trainable']:,}",
             f"{study['base_nll']:.3f}",
             f"{arm(study, 'full')['nll']:.4f}",
@@ -86,6 +87,7 @@ def page(found: list[dict[str, Any]]) -> str:
     head = [
         "base",
         "task",
+        "steps",
         "parameters",
         "loss before",
         "full",
