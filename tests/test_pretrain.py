@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 TOOL = Path(__file__).parents[1] / "tools" / "pretrain"
 
@@ -57,3 +60,50 @@ def test_a_base_trains_resumes_and_tells_about_itself(base, corpus, tmp_path):
     record = json.loads((tmp_path / "whole" / "pretraining.json").read_text())
     assert record["tokens"] == 4 * 6144
     assert f"{record['held_out_loss']:.3f}" in (tmp_path / "whole" / "README.md").read_text()
+
+
+def part(name):
+    """A module of the scripts, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, TOOL / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_missing_spans_and_whole_texts_are_asked_for_from_the_same_input():
+    objective, sentinels = part("objective"), 1000
+    text = np.random.default_rng(0).integers(5, 900, (3, 64))
+    spans, whole = (
+        objective.spans(text, {"pad": 0, "eos": 1}, sentinels, np.random.default_rng(1), whole=asked)
+        for asked in (False, True)
+    )
+    assert (spans["input_ids"] == whole["input_ids"]).all()
+    assert (whole["labels"][:, :-1] == text).all()
+    assert (whole["labels"][:, -1] == 1).all()
+    for read, said, row in zip(spans["input_ids"], spans["labels"], text, strict=True):
+        missing = {}
+        for token in said[:-1]:
+            missing.setdefault(int(token), []) if token >= sentinels else missing[max(missing)].append(token)
+        filled = [word for token in read[:-1] for word in (missing[token] if token >= sentinels else [token])]
+        assert filled == row.tolist()
+
+
+def test_a_token_of_the_decoder_begins_by_finding_itself_in_the_encoder():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "d_model": 256, "d_kv": 64, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+    ids = torch.randperm(60)[None] + 3
+
+    def found():
+        with torch.no_grad():
+            told = model(input_ids=ids, decoder_input_ids=ids, output_attentions=True)
+        return (told.cross_attentions[0].mean(1).argmax(-1) == torch.arange(60)).float().mean()
+
+    model.set_attn_implementation("eager")
+    assert found() < 0.1
+    part("neighbours").find_itself(dict(model.named_parameters()), model.config)
+    assert found() > 0.3
