@@ -201,6 +201,12 @@ def test_events_tell_how_far_it_is(whole):
     )  # before a step nothing is known
 
 
+def test_the_bare_base_says_nothing_of_how_long_training_takes(whole):
+    _, _, events = whole
+    (judged,) = [event for event in events if event.kind == "finished" and event.phase == "base"]
+    assert judged.seconds_left is None
+
+
 def test_again_does_nothing_and_says_the_same(whole):
     result, out, _ = whole
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}

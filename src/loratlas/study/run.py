@@ -199,7 +199,7 @@ class Coordinator:
         self._deaths: dict[Key, int] = {}
         self._trials: dict[Key, int] = {}
         self._steps: dict[Key, int] = {}
-        self._steps_before = 0
+        self._steps_before = self._steps_uncounted = 0
         self._training = training(self.spec)
         self._clock = 0.0
         self._fleet = 1
@@ -329,7 +329,10 @@ class Coordinator:
         self.ledger.finish(self._trials.pop(key), value=nll(record), record=record)
         self.finished[key] = record
         self._steps.pop(key, None)
-        self._steps_before += self._cost(key)
+        if key.phase == "base":  # only judged, which tells nothing of how long training takes
+            self._clock, self._steps_uncounted = time.monotonic(), self._worked()
+        else:
+            self._steps_before += self._whole()
         self.planned = max(self.planned, schedule(self.spec, self.finished).planned)
         self.tell("finished", key, step=self.spec.steps, nll=record.get("nll"))
 
@@ -409,9 +412,13 @@ class Coordinator:
         path.write_text(json.dumps(setup, indent=1), encoding="utf-8")
         return path
 
-    def _cost(self, key: Key) -> int:
+    def _whole(self) -> int:
         """A run's work in steps; judging counts like a tenth of the training. For the time that is left only."""
-        return self.spec.steps // 10 + (0 if key.phase == "base" else self.spec.steps)
+        return self.spec.steps // 10 + self.spec.steps
+
+    def _worked(self) -> int:
+        """Steps of all runs since this process began."""
+        return self._steps_before + sum(self._steps.values())
 
     def tell(self, kind: str, key: Key | None = None, **more: Any) -> None:
         """Hand an event to whoever listens."""
@@ -430,12 +437,13 @@ class Coordinator:
         )
 
     def _left(self) -> float | None:
-        worked = self._steps_before + sum(self._steps.values())
+        if self.done >= self.planned:
+            return 0.0
+        worked = self._worked() - self._steps_uncounted
         if not self._clock or not worked:
             return None
         rate = worked / (time.monotonic() - self._clock)
-        whole = self._cost(Key(phase="tuning"))
-        return max(0.0, (self.planned - self.done) * whole - sum(self._steps.values())) / rate
+        return max(0.0, (self.planned - self.done) * self._whole() - sum(self._steps.values())) / rate
 
 
 def _words(key: Key | None) -> str:
