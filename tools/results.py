@@ -41,6 +41,7 @@ def arms(study: dict[str, Any]) -> str:
 
 def findings(study: dict[str, Any]) -> str:
     """Findings: the difference to the reference, its simultaneous interval, p after Holm, verdict, power."""
+    unit = study.get("task", {}).get("unit", "nats per token")
     rows = []
     for found in study["findings"]:
         low, high = found["ci"]
@@ -54,9 +55,7 @@ def findings(study: dict[str, Any]) -> str:
                 f"{found['detectable']:.4f}",
             ]
         )
-    return table(
-        ["comparison", "difference, nats per token", "interval", "p (Holm)", "verdict", "detectable"], rows
-    )
+    return table(["comparison", f"difference, {unit}", "interval", "p (Holm)", "verdict", "detectable"], rows)
 
 
 def tuning(study: dict[str, Any]) -> str:
