@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from loratlas.anatomy.sites import TEXT_SCOPES  # noqa: E402
 from tests import zoo  # noqa: E402
 from tests.renaming import renamed_decisions  # noqa: E402
 
@@ -99,7 +100,7 @@ def scopes(anatomy: Any) -> dict[str, int]:
 
 
 def _key(site: Any) -> str:
-    return site.role if site.scope in ("decoder", "encoder") else f"{site.scope}.{site.role}"
+    return site.role if site.scope in TEXT_SCOPES else f"{site.scope}.{site.role}"
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def scopes(model: PreTrainedModel, found: Sequence[Matrix]) -> dict[str, str]:
 
 
 def _around(path: str) -> list[str]:
-    """The modules around a matrix and its own module, from the innermost out."""
+    """The modules around the one that holds a matrix, from the innermost out."""
     parts = path.split(".")
     return [".".join(parts[:end]) for end in range(len(parts) - 2, 0, -1)]
 
