@@ -17,9 +17,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from loratlas.anatomy.sites import TEXT_SCOPES  # noqa: E402
 from tests import zoo  # noqa: E402
 from tests.renaming import renamed_decisions  # noqa: E402
+
+from loratlas.anatomy.sites import TEXT_SCOPES  # noqa: E402
 
 PAGE, DATA = ROOT / "docs" / "zoo.md", ROOT / "docs" / "results" / "zoo.json"
 ORDER = ("embed", "attn", "xattn", "ffn", "shared", "moe", "router", "shared_gate", "mixer", "conv", "adapter",
