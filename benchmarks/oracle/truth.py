@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.oracle.choices import Choice
 from loratlas.placement.plan import Plan
-from loratlas.study.probe import SEEDS, STEPS
+from loratlas.study.probe import COST
 from loratlas.study.records import read_examples
 from loratlas.study.scores import Scan
 from loratlas.study.spending import gains
@@ -150,7 +150,7 @@ def truth(name: str, found: Scan, made: Mapping[str, Choice], result: Mapping[st
         kinds={arm: made[arm].kind for arm in fresh},
         predicted=predicted,
         base=result["base_nll"],
-        cost=SEEDS * STEPS,
+        cost=COST,
     )
 
 

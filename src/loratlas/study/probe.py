@@ -13,6 +13,7 @@ from loratlas.errors import SettingsError
 from loratlas.signals.base import Column
 from loratlas.signals.measure import LEVEL, Reading
 from loratlas.signals.ranking import chance, tau, tau_of_top
+from loratlas.study.scores import STEP
 
 if TYPE_CHECKING:
     from loratlas.data.batches import Batch
@@ -40,7 +41,7 @@ class Probed:
 
     Args:
         readings: by column.
-        cost: in training steps of `BATCH` rows.
+        cost: in training steps of `STEP` rows.
         rows, tokens, labelled: trained on, over all trials.
     """
 
@@ -59,7 +60,11 @@ STEPS = 20
 plans from 20 steps lose 3.61 nats, from 12 steps 3.78, from 8 steps 3.79, rank 1 everywhere 3.84."""
 
 LR = 1e-2
-BATCH = 16
+BATCH = 8
+"""Rows of a trial's step. Half as many as a run's: the order of the sites is the same, at half the passes."""
+
+COST = SEEDS * STEPS * BATCH / STEP
+"""Of the trials without removals, in training steps of `STEP` rows."""
 
 
 def probe(
@@ -82,7 +87,7 @@ def probe(
     Adam's geometry is taken into account: the trial is trained with AdamW. Unlike the other signals this one sees how
     sites act together, at these few steps.
 
-    Cost: `SEEDS` · ``steps`` training steps, and with ``removals`` one forward pass over ``judged`` for every site and
+    Cost: `SEEDS` · ``steps`` training steps of `BATCH` rows, and with ``removals`` one forward pass over ``judged`` for every site and
     trial; small trials share their passes as a fleet.
 
     Args:
@@ -93,7 +98,7 @@ def probe(
         removals: whether ``probe`` is measured; without it ``probe_norm`` alone.
         seed: of the first trial; the others follow.
         packed: whether batches may be packed.
-        steps: of 16 rows, per trial.
+        steps: of `BATCH` rows, per trial.
         lr: learning rate, cosine after a warm-up of a tenth.
 
     Source: trial training is old; importance as the loss without a part is that of LeCun, Denker, Solla (1990), Optimal
@@ -126,7 +131,7 @@ def probe(
         finally:
             take_off(tuned)
             model.eval()
-    forward = len(sites) * sum(len(b.lengths) for b in batches) / BATCH / 2 if removals else 0.0
+    forward = len(sites) * sum(len(b.lengths) for b in batches) / 2 if removals else 0.0
     readings = {
         column.name: _reading(column, told)
         for column, told in zip(COLUMNS, (lost, norms), strict=True)
@@ -134,7 +139,7 @@ def probe(
     }
     return Probed(
         readings=readings,
-        cost=SEEDS * (steps + forward),
+        cost=SEEDS * (steps * BATCH + forward) / STEP,
         rows=SEEDS * steps * BATCH,
         tokens=tokens,
         labelled=labelled,

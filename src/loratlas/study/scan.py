@@ -12,7 +12,7 @@ import numpy as np
 from loratlas.anatomy.sites import Anatomy
 from loratlas.errors import SettingsError
 from loratlas.study.advice import DECIDES
-from loratlas.study.scores import GAINS, TRIALS, Scan
+from loratlas.study.scores import GAINS, STEP, TRIALS, Scan
 from loratlas.study.spending import candidates
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ NAMES = ("gradient", "activation", "alignment", "attention", "spectrum")
 MOST_ROWS = 128
 BATCH = 8
 """Rows of a pass."""
-
-STEP = 16
-"""Rows of the training step that a scan's cost is told in."""
 
 STREAM = 5
 """Word beside the seed that draws the calibration rows."""

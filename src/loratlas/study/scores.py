@@ -25,6 +25,9 @@ VERSION = 1
 TRIALS = ("probe", "probe_norm")
 """Columns that come from short trial training."""
 
+STEP = 16
+"""Rows of the training step that a scan's cost is told in."""
+
 GAINS = 64
 """Ranks per site whose gains are told."""
 
