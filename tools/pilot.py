@@ -3,6 +3,7 @@
     python tools/pilot.py                         all tasks, benchmarks/results/pilot.json
     python tools/pilot.py retrieval --steps 20    one task, printed only
     LORATLAS_SHARED=../shared python tools/pilot.py alpaca nl2bash --out benchmarks/results/pilot.json
+    python tools/pilot.py retrieval --base bases/gpt2-mini          another base, kept as "gpt2-mini retrieval"
 
 For every task: loss of the bare base, of full fine-tuning and of LoRA all:1, each at the best of its learning rates
 (chosen on the evaluation rows: a pilot finds a difficulty, it does not compare), after the task's own number of steps
@@ -35,26 +36,20 @@ REAL = {
 """Rows that are no part of the project → steps and tokens of a row; LORATLAS_SHARED says where they lie."""
 
 RATES = {"full": (2.5e-4, 5e-4, 1e-3, 2e-3), "all:1": (5e-3, 1.25e-2, 3e-2)}
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BASE = "demo:llama-mini"
 EVALUATION_ROWS = 300
 
 
-def load(kind: str) -> Any:
+def load(kind: str, base: str) -> Any:
     """The base with everything trainable in float32 (``full``), or in bfloat16 with rank-1 adapters (``all:1``)."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    from loratlas.anatomy.read import read
+    from loratlas.placement.plan import place
+    from loratlas.study.inputs import model_source, open_model
 
-    from loratlas.demo import base_path
-
-    dtype = torch.float32 if kind == "full" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(base_path(), dtype=dtype)
-    model.config.use_cache = False
+    model = open_model(base, dtype="float32" if kind == "full" else "bfloat16")
     if kind == "full":
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(r=1, lora_alpha=2, target_modules=LINEAR))
+        return model.requires_grad_(True)
+    return place(read(model_source(base)), "all:1").attach(model, seed=0)
 
 
 def nll(model: Any, rows: Any) -> float:
@@ -76,26 +71,26 @@ def rows_of(task: str) -> tuple[Any, Any]:
     return train, open_rows(f"demo:{task}", split="eval", limit=EVALUATION_ROWS)
 
 
-def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]], base: str = BASE) -> dict[str, Any]:
     """Losses of a task: bare base, then every kind at each of its rates."""
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.demo import base_path
+    from loratlas.study.inputs import model_source
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 
-    tokenizer, (_, length) = load_tokenizer(str(base_path())), REAL.get(task, (0, 128))
+    tokenizer, (_, length) = load_tokenizer(model_source(base)), REAL.get(task, (0, 128))
     train, judged = (encode(rows, tokenizer, max_length=length) for rows in rows_of(task))
     found: dict[str, Any] = {
         "task": task,
         "steps": steps,
         "tokens_per_row": round(train.report.tokens / train.report.kept, 1),
         "answer_tokens_per_row": round(train.report.answer_tokens / train.report.kept, 1),
-        "base": round(nll(load("full"), judged), 4),
+        "base": round(nll(load("full", base), judged), 4),
     }
     for kind, rates in kinds.items():
         losses, begun = {}, time.perf_counter()
         for lr in rates:
-            model = load(kind)
+            model = load(kind, base)
             dtype = "float32" if kind == "full" else "bfloat16"
             result = fit(model, train, Settings(steps=steps, lr=lr, dtype=dtype, warmup=0.05), packed=True)
             losses[f"{lr:g}"] = None if result.diverged else round(nll(model, judged), 4)
@@ -115,6 +110,7 @@ def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]]) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("tasks", nargs="*", default=[], help="which tasks; default: all embedded ones")
+    parser.add_argument("--base", default=BASE, help=f"default: {BASE}")
     parser.add_argument("--steps", type=int, help="instead of the task's own number")
     parser.add_argument(
         "--lora", type=float, nargs="+", default=RATES["all:1"], help="learning rates of LoRA"
@@ -128,11 +124,12 @@ def main() -> None:
     out = arguments.out or (None if arguments.tasks else Path("benchmarks/results/pilot.json"))
     for task in arguments.tasks or STEPS:
         kinds = {"full": tuple(arguments.full), "all:1": tuple(arguments.lora)}
-        found = measure(task, arguments.steps or STEPS.get(task) or REAL[task][0], kinds)
+        found = measure(task, arguments.steps or STEPS.get(task) or REAL[task][0], kinds, arguments.base)
+        name = task if arguments.base == BASE else f"{Path(arguments.base).name} {task}"
         print(json.dumps(found))
         if out is not None:
             all_found = json.loads(out.read_text()) if out.exists() else {}
-            out.write_text(json.dumps({**all_found, task: found}, indent=1) + "\n")
+            out.write_text(json.dumps({**all_found, name: found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ class Choice:
     """One plan of the set.
 
     Args:
-        kind: preset, role, pair, random or rule.
+        kind: preset, role, pair, random or rule; earlier: a rule's before it changed.
         placement: with every rank written.
         same_as: an earlier choice with the same table, which is trained in its place; None where it is trained.
     """
@@ -68,6 +70,51 @@ def choices(given: Given, size: Size, *, seed: int = 0) -> dict[str, Choice]:
         found[name] = Choice(kind=kind, placement=text, same_as=tables.get(digest))
         tables.setdefault(digest, name)
     return found
+
+
+def merged(
+    record: Mapping[str, Any], made: Mapping[str, Choice], anatomy: Anatomy
+) -> tuple[dict[str, Choice], dict[str, str]]:
+    """(choices of a kept case with those that rules make now, which of them are kept: name → name in the record).
+
+    Args:
+        record: of the case.
+        made: the rules' choices.
+        anatomy: of the base.
+    """
+    found: dict[str, Choice] = {}
+    names: dict[str, str] = {}
+    trained: dict[str, str] = {}
+
+    def keep_as(name: str, kept: str, kind: str) -> None:
+        told = record["choices"][kept]
+        found[name], names[name] = Choice(kind=kind, placement=told["placement"]), kept
+        trained.setdefault(place(anatomy, told["placement"]).digest, name)
+
+    kept = {name: told for name, told in record["choices"].items() if told["same_as"] is None}
+    for name, told in kept.items():
+        if name not in made:
+            keep_as(name, name, told["kind"])
+    for name, choice in made.items():
+        digest = place(anatomy, choice.placement).digest
+        if name in kept and place(anatomy, kept[name]["placement"]).digest == digest:
+            keep_as(name, name, choice.kind)
+            continue
+        if name in kept:
+            keep_as(_free(name.replace("rule", "earlier"), kept), name, "earlier")
+        found[name] = replace(choice, same_as=trained.get(digest))
+        if found[name].same_as is None:
+            trained[digest] = name
+    for name, told in record["choices"].items():
+        if told["same_as"] is not None and name not in made:
+            now = next(new for new, old in names.items() if old == told["same_as"])
+            found[name] = Choice(kind=told["kind"], placement=told["placement"], same_as=now)
+    return found, names
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, or with the first number that makes it new."""
+    return next(each for each in chain([name], (f"{name} {n}" for n in count(2))) if each not in taken)
 
 
 def _random(anatomy: Anatomy, budget: str, seed: int, number: int) -> str:

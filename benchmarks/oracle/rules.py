@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,14 @@ def adalora(given: Given) -> str:
     return place_allocation(given.anatomy, allocate(given.anatomy, curves, given.budget)).text
 
 
+def between(given: Given) -> str:
+    """Between `probe_norm` and `probe_energy`: the learned norms to the power of 1.5, with our allocator."""
+    reading = given.scan.readings["probe_norm"]
+    powered = replace(reading, values={path: norm**1.5 for path, norm in reading.values.items()})
+    curves = gains(powered, candidates(given.anatomy))
+    return place_allocation(given.anatomy, allocate(given.anatomy, curves, given.budget)).text
+
+
 RULES: dict[str, Callable[[Given], str]] = {
     "gradient": ours("gradient"),
     "energy": ours("gradient_energy"),
@@ -106,6 +114,8 @@ RULES: dict[str, Callable[[Given], str]] = {
     "kappatune": kappatune,
     "probe": ours("probe"),
     "probe_norm": ours("probe_norm"),
+    "probe_energy": ours("probe_energy"),
+    "probe_between": between,
     "adalora": adalora,
     "activation": ours("activation"),
     "alignment": ours("alignment"),
@@ -119,7 +129,8 @@ def signals_of(rules: Sequence[str]) -> list[str]:
     """The signals that a scan must measure for these rules; always the ones that share its passes."""
     from loratlas.study.scan import NAMES
 
-    return [*NAMES, *(["probe"] if {"probe", "probe_norm"} & set(rules) else [])]
+    trials = [rule for rule in rules if rule.startswith("probe")]
+    return [*NAMES, *(["probe"] if "probe" in trials else ["probe_norm"] if trials else [])]
 
 
 def _text(given: Given, ranks: Mapping[str, int]) -> str:

@@ -37,7 +37,16 @@ class Case:
     @property
     def name(self) -> str:
         """As told in tables."""
-        return f"{self.base.removeprefix('demo:')} {self.task} {self.budget.removeprefix('like=')}"
+        return f"{base_name(self.base)} {self.task} {self.budget.removeprefix('like=')}"
+
+
+def base_name(base: str) -> str:
+    """A base without where it lies.
+
+    >>> base_name("demo:llama-mini"), base_name("bases/gpt2-mini")
+    ('llama-mini', 'gpt2-mini')
+    """
+    return Path(base.removeprefix("demo:")).name
 
 
 def cases(size: Size, out: Path) -> list[Case]:
@@ -46,8 +55,8 @@ def cases(size: Size, out: Path) -> list[Case]:
     for base in size.bases:
         for budget in size.budgets:
             for task in size.tasks:
-                words = (base.removeprefix("demo:"), task, budget.removeprefix("like="))
-                name = "-".join(word.replace(":", "").replace("/", "_") for word in words)
+                words = (base_name(base), task, budget.removeprefix("like="))
+                name = "-".join(word.replace(":", "") for word in words)
                 found.append(Case(base=base, task=task, budget=budget, folder=out / name))
     return found
 
@@ -95,7 +104,7 @@ def spec_of(case: Case, size: Size, made: Mapping[str, Choice]) -> StudySpec:
             "learning_rates": list(task.rates),
             "tuning": {"seeds": size.screening, "rows": size.tuning_rows, "extensions": size.extensions},
             "evaluation": {"seeds": size.judging, "rows": size.rows},
-            "steps": size.steps or task.steps,
+            "steps": size.steps or task.steps_on(case.base),
             "max_length": task.max_length,
             "dtype": "bfloat16",
             "seed": SEED,
@@ -105,23 +114,35 @@ def spec_of(case: Case, size: Size, made: Mapping[str, Choice]) -> StudySpec:
     )
 
 
+def train(
+    case: Case,
+    size: Size,
+    made: Mapping[str, Choice],
+    *,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Any:
+    """Do what is missing of a case's study."""
+    from loratlas.study.run import run_study
+
+    spec = spec_of(case, size, made)
+    runs = len(spec.arms) * (len(spec.learning_rates) * size.screening + size.judging)
+    say(f"{case.name}: {len(spec.arms)} plans, about {runs} runs of {spec.steps} steps")
+    told = {"at": -1}
+
+    def on_event(event: Any) -> None:
+        if event.kind == "finished" and event.done // 10 != told["at"]:
+            told["at"] = event.done // 10
+            left = f", {event.seconds_left / 60:.0f} min left" if event.seconds_left else ""
+            say(f"{case.name}: {event.done}/{event.planned} runs{left}")
+
+    return run_study(spec, case.folder / "study", workers=workers, on_event=on_event)
+
+
 def run(
     size: Size, out: Path, *, workers: int | None = None, say: Callable[[str], None] = print
 ) -> Iterator[tuple[Case, Scan, dict[str, Choice], Any]]:
     """Do what is missing, case by case; yields each case with its scan, its choices and its study's result."""
-    from loratlas.study.run import run_study
-
     for case in cases(size, out):
         found, made = prepare(case, size)
-        spec = spec_of(case, size, made)
-        runs = len(spec.arms) * (len(spec.learning_rates) * size.screening + size.judging)
-        say(f"{case.name}: {len(spec.arms)} plans, about {runs} runs of {spec.steps} steps")
-        told = {"at": -1}
-
-        def on_event(event: Any, case: Case = case, told: dict[str, int] = told) -> None:
-            if event.kind == "finished" and event.done // 10 != told["at"]:
-                told["at"] = event.done // 10
-                left = f", {event.seconds_left / 60:.0f} min left" if event.seconds_left else ""
-                say(f"{case.name}: {event.done}/{event.planned} runs{left}")
-
-        yield case, found, made, run_study(spec, case.folder / "study", workers=workers, on_event=on_event)
+        yield case, found, made, train(case, size, made, workers=workers, say=say)

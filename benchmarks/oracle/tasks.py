@@ -6,7 +6,9 @@ base to full fine-tuning. Real rows are no part of the project: set LORATLAS_SHA
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 RATES = (0.005, 0.008, 0.0125, 0.02, 0.03125)
 """A factor of 1.6 apart. With 2.5, arms whose best rate lies on the grid beat better ones whose best rate does not."""
@@ -18,7 +20,7 @@ class Task:
 
     Args:
         train, eval: as in a study's file.
-        steps: of 16 rows.
+        steps: of 16 rows. of_base: the same for bases that need another length, by name.
         max_length: tokens of a row.
         rates: candidates of the learning rate, the same for every arm.
         limit: rows read of the training file.
@@ -27,9 +29,14 @@ class Task:
     train: str
     eval: str | None = None
     steps: int
+    of_base: Mapping[str, int] = field(default_factory=dict)
     max_length: int = 128
     rates: tuple[float, ...] = RATES
     limit: int | None = None
+
+    def steps_on(self, base: str) -> int:
+        """Steps on a base, by its name or path."""
+        return self.of_base.get(Path(base).name, self.steps)
 
 
 def _real(name: str, **more: int) -> Task:
@@ -41,7 +48,7 @@ TASKS: dict[str, Task] = {
     "alpaca": _real("alpaca", steps=100, max_length=192, limit=6000),
     "nl2bash": _real("nl2bash", steps=14, limit=6000),
     "facts-300": Task(train="demo:facts-300", steps=200),
-    "retrieval": Task(train="demo:retrieval", steps=6),
+    "retrieval": Task(train="demo:retrieval", steps=6, of_base={"gpt2-mini": 16}),
     "gsm8k": _real("gsm8k", steps=8, max_length=256, limit=6000),
     "e2e": _real("e2e", steps=16, limit=6000),
 }
@@ -80,12 +87,22 @@ class Size:
 
 
 PUBLISHED = ("eva", "plop", "kappatune", "energy", "adalora")
-OURS = ("gradient", "probe", "probe_norm", "activation", "alignment", "attention", "spectrum")
+OURS = (
+    "gradient",
+    "probe",
+    "probe_norm",
+    "probe_energy",
+    "probe_between",
+    "activation",
+    "alignment",
+    "attention",
+    "spectrum",
+)
 
 SIZES = {
     "cpu": Size(tasks=("retrieval", "nl2bash", "e2e", "facts-300", "alpaca"), rules=(*PUBLISHED, *OURS)),
     "full": Size(
-        bases=("demo:llama-mini", "gpt2-mini"),
+        bases=("demo:llama-mini", "bases/gpt2-mini"),
         tasks=tuple(TASKS),
         budgets=("like=all:1", "like=all:8"),
         screening=2,

@@ -13,7 +13,7 @@ choices' means) is a tie: it is told in nats and left out of relative regret.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.oracle.choices import Choice
-from loratlas.placement.plan import Plan
+from loratlas.anatomy.sites import Anatomy
+from loratlas.placement.plan import Plan, place
 from loratlas.study.probe import COST
 from loratlas.study.records import read_examples
 from loratlas.study.scores import Scan
@@ -131,15 +132,6 @@ def truth(name: str, found: Scan, made: Mapping[str, Choice], result: Mapping[st
             screened[arm_name] = min(float(np.mean(listed)) for listed in tuned.values())
             losses[arm_name] = seeds
             fresh[arm_name] = float(np.mean([x.sum() / tokens.sum() for x in seeds.values()]))
-    predicted: dict[str, dict[str, float]] = {}
-    for column, reading in found.readings.items():
-        if reading.silent is None:
-            sites = [row.site for plan in plans.values() for row in plan.rows]
-            curves = gains(reading, list({site.path: site for site in sites}.values()))
-            predicted[column] = {
-                arm: sum(sum(curves.get(path, [])[:rank]) for path, rank in plans[arm].ranks.items())
-                for arm in fresh
-            }
     return Truth(
         name=name,
         steps=result["spec"]["steps"],
@@ -148,10 +140,29 @@ def truth(name: str, found: Scan, made: Mapping[str, Choice], result: Mapping[st
         losses=losses,
         tokens=tokens,
         kinds={arm: made[arm].kind for arm in fresh},
-        predicted=predicted,
+        predicted=predictions(found, {name: plans[name] for name in fresh}),
         base=result["base_nll"],
         cost=COST,
     )
+
+
+def plans_of(anatomy: Anatomy, made: Mapping[str, Choice], names: Iterable[str]) -> dict[str, Plan]:
+    """Choice → its plan."""
+    return {name: place(anatomy, made[name].placement) for name in names}
+
+
+def predictions(found: Scan, plans: Mapping[str, Plan]) -> dict[str, dict[str, float]]:
+    """Column → choice → what the column says that the plan gains."""
+    sites = list({row.site.path: row.site for plan in plans.values() for row in plan.rows}.values())
+    predicted: dict[str, dict[str, float]] = {}
+    for column, reading in found.readings.items():
+        if reading.silent is None:
+            curves = gains(reading, sites)
+            predicted[column] = {
+                name: sum(sum(curves.get(path, [])[:rank]) for path, rank in plan.ranks.items())
+                for name, plan in plans.items()
+            }
+    return predicted
 
 
 def keep_losses(case: Truth, path: Path) -> None:

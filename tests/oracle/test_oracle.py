@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from benchmarks.oracle.choices import Choice, choices, keep, kept
+from benchmarks.oracle.choices import Choice, choices, keep, kept, merged
 from benchmarks.oracle.judge import record, report
 from benchmarks.oracle.page import page
+from benchmarks.oracle.renew import joined
 from benchmarks.oracle.rules import Given
 from benchmarks.oracle.run import cases, spec_of
 from benchmarks.oracle.tasks import SIZES, TASKS
 from benchmarks.oracle.truth import Truth, keep_losses
 
 from loratlas.anatomy.read import read
+from loratlas.errors import SettingsError
 from loratlas.placement.budget import spending
 from loratlas.placement.plan import place
 from loratlas.signals.base import Column
@@ -196,3 +198,67 @@ def test_a_case_is_a_study(given, tmp_path):
     assert [each.task for each in whole] == ["retrieval", "nl2bash", "e2e", "facts-300", "alpaca"]
     assert len({each.folder for each in cases(SIZES["full"], tmp_path)}) == 2 * 2 * len(TASKS)
     assert json.dumps(spec.to_json())
+    other = cases(replace(SIZES["minute"], bases=("bases/gpt2-mini",), steps=None), tmp_path)[0]
+    assert (other.name, other.folder.name) == ("gpt2-mini retrieval all:1", "gpt2-mini-retrieval-all1")
+    assert TASKS["retrieval"].steps_on(other.base) == 16
+
+
+def kept_record():
+    """A kept case: two presets and what two rules chose then."""
+    told = {
+        "all": Choice(kind="preset", placement="all:1"),
+        "attention": Choice(kind="preset", placement="attention:2"),
+        "rule eva": Choice(kind="rule", placement="attn.v:3"),
+        "rule plop": Choice(kind="rule", placement="all:1", same_as="all"),
+    }
+    return {"choices": {name: asdict(choice) for name, choice in told.items()}}
+
+
+def test_a_renewed_rule_leaves_its_earlier_plan_in_the_set(given):
+    made = {"rule eva": Choice(kind="rule", placement="attn.q:3")}
+    found, names = merged(kept_record(), made, given.anatomy)
+    assert names == {"all": "all", "attention": "attention", "earlier eva": "rule eva"}
+    assert found["rule eva"] == made["rule eva"]  # to be trained
+    assert found["earlier eva"] == Choice(kind="earlier", placement="attn.v:3")
+    assert found["rule plop"].same_as == "all"
+
+
+def test_a_renewed_rule_that_chooses_what_was_trained_trains_nothing(given):
+    found, names = merged(
+        kept_record(), {"rule eva": Choice(kind="rule", placement="attn.v:3")}, given.anatomy
+    )
+    assert names["rule eva"] == "rule eva"
+    assert "earlier eva" not in found
+    other = {"rule eva": Choice(kind="rule", placement="attention:2")}
+    found, names = merged(kept_record(), other, given.anatomy)
+    assert found["rule eva"].same_as == "attention"
+    assert "rule eva" not in names
+
+
+def test_kept_and_new_losses_are_one_case(given, tmp_path):
+    old = case()
+    record_ = json.loads(json.dumps(record(old, MADE)))
+    for name in record_["choices"]:
+        record_["choices"][name]["placement"] = {"rule eva": "attn.v:3", "attention": "attention:2"}.get(
+            name, "all:1" if name in ("all", "rule probe") else f"all:{2 + len(name)}"
+        )
+    path = tmp_path / "case.json"
+    keep_losses(old, path.with_suffix(".parquet"))
+    chosen, names = merged(record_, {"rule eva": Choice(kind="rule", placement="attn.q:3")}, given.anatomy)
+    new = replace(
+        old,
+        screened={"all": 2.0, "rule eva": 1.9},
+        fresh={"all": old.fresh["all"], "rule eva": 1.8},
+        losses={"all": old.losses["all"], "rule eva": {s: x - 1 for s, x in old.losses["all"].items()}},
+    )
+    told = joined(new, record_, path, chosen, names, given.scan, given.anatomy)
+    assert told.fresh["rule eva"] == 1.8
+    assert told.fresh["earlier eva"] == pytest.approx(old.fresh["rule eva"])
+    assert told.kinds["earlier eva"] == "earlier"
+    assert told.winner == "rule eva"
+    assert set(told.losses) == set(told.fresh) == set(told.screened)
+    assert set(told.predicted["gradient"]) == set(told.fresh)
+    assert "rule probe" not in told.fresh  # the same as all
+    other = replace(new, losses=new.losses | {"all": {s: x + 1 for s, x in old.losses["all"].items()}})
+    with pytest.raises(SettingsError, match="nats per token from its kept loss"):
+        joined(other, record_, path, chosen, names, given.scan, given.anatomy)

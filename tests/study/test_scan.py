@@ -36,7 +36,7 @@ def test_a_scan_survives_its_json(found):
     assert again.to_json() == told.to_json()
     one, two = (plan_from(each, anatomy, budget="params=2k")[0] for each in (told, again))
     assert one == two
-    assert told.cost_in_steps == 2 + 20  # 32 rows, and two trials of 20 steps of half the rows
+    assert told.cost_in_steps == 2 + 40  # 32 rows, and two trials of 20 steps
     # Gains are told to six digits.
     assert again.readings["gradient"].gains is not None
 
@@ -88,10 +88,10 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     readings = found.readings
     assert set(readings["probe"].values) == {site.path for site in sites}
     assert all(norm > 0 for norm in readings["probe_norm"].values.values())
-    assert found.cost == 2 * (4 / 2 + len(sites) * 24 / 16 / 2)
+    assert found.cost == 2 * (4 + len(sites) * 24 / 16 / 2)
     norms = probe(model, sites, rows, batches, removals=False, steps=4, packed=True)
     assert norms.readings == {"probe_norm": readings["probe_norm"]}
-    assert (norms.cost, norms.rows) == (2 * 4 / 2, 2 * 4 * 8)
+    assert (norms.cost, norms.rows) == (2 * 4, 2 * 4 * 16)
     assert norms.labelled == found.labelled > 0
     assert all(np.isfinite(value) for value in readings["probe"].values.values())
     after = model.state_dict()
@@ -136,7 +136,7 @@ def test_a_study_places_an_arm_by_a_scan_and_never_scans_again(tmp_path, monkeyp
     assert full["trainable"] - arm["trainable"] < 400
     assert all(row["why"] for row in arm["plan"]["sites"])
     assert result["scan"]["config_digest"] == result["base"]["config_digest"]
-    assert result["scan"]["rows"] == 320  # two trials of 20 steps of 8 rows, nothing else
+    assert result["scan"]["rows"] == 640  # two trials of 20 steps of 16 rows, nothing else
     assert "gains" not in result["scan"] or not result["scan"]["gains"]
 
     def refuse(*_, **__):

@@ -95,7 +95,7 @@ def test_the_page_of_a_classification_speaks_of_rows(classified, tmp_path):
     page = build(data, tmp_path).read_text()
     assert "nats per row" in page
     assert "nats per token" not in page.partition('id="figures"')[0].replace("nats per token</span>", "")
-    assert "macro f1" in page
+    assert "macro F1" in page
     assert "of the head" in page
     assert ">Perplexity<" not in page
     assert load_study(out).to_json() == data

@@ -221,9 +221,11 @@ def _show_beside(data: Mapping[str, Any]) -> None:
     forgetting = any(arm.get("forgetting") for arm in data["arms"])
     if not (metrics or forgetting):
         return
+    from loratlas.study.beside import METRICS
+
     columns: list[Any] = ["arm"]
     for metric in metrics:
-        columns += [(metric["name"].replace("_", " "), "right"), "95 % interval"]
+        columns += [(METRICS[metric["name"]].words, "right"), "95 % interval"]
     if forgetting:
         columns += [("before", "right"), ("after", "right"), ("forgetting", "right"), "95 % interval"]
     drawn = output.table(*columns)

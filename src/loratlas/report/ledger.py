@@ -193,11 +193,17 @@ def _millions(value: float) -> str:
 
 
 def _name(value: Any) -> str:
-    """The last part of a path; a Hub id and a plain name stay whole, the embedded ones lose their "demo:"."""
+    """The last part of a path, which may begin with a variable; a Hub id and a plain name stay whole, the embedded ones
+    lose their "demo:"."""
     text = clean(str(value)).removeprefix("demo:")
     inside = text.rstrip("/\\")
-    local = inside.startswith(("/", ".", "~")) or inside.count("/") > 1 or "\\" in inside
+    local = inside.startswith(("/", ".", "~", "$")) or inside.count("/") > 1 or "\\" in inside
     return re.split(r"[/\\]", inside)[-1] if local and inside else text
+
+
+def _words(value: Any) -> str:
+    """A name with spaces; measures that the field writes otherwise are written so."""
+    return {"rouge_l": "ROUGE-L", "macro_f1": "macro F1"}.get(str(value), clean(str(value)).replace("_", " "))
 
 
 def _yes(value: Any) -> str:
@@ -206,7 +212,7 @@ def _yes(value: Any) -> str:
 
 FORMS: dict[str, Callable[[Any], str]] = {
     "word": lambda value: clean(str(value)),
-    "words": lambda value: clean(str(value)).replace("_", " "),
+    "words": _words,
     "name": _name,
     "yes": _yes,
     "loss": _loss,

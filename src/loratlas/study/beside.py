@@ -36,9 +36,9 @@ METRIC, FORGETTING = "metric.parquet", "forgetting.parquet"
 
 METRICS = {
     "exact_match": Measure(name="exact_match", unit="share", higher_is_better=True),
-    "rouge_l": Measure(name="rouge_l", unit="rouge", higher_is_better=True),
+    "rouge_l": Measure(name="rouge_l", said="ROUGE-L", unit="rouge", higher_is_better=True),
     "accuracy": Measure(name="accuracy", unit="share", higher_is_better=True),
-    "macro_f1": Measure(name="macro_f1", unit="f1", higher_is_better=True),
+    "macro_f1": Measure(name="macro_f1", said="macro F1", unit="f1", higher_is_better=True),
 }
 """Task metric → how it ranks arms: name, unit, direction."""
 

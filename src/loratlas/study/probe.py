@@ -32,6 +32,12 @@ COLUMNS = (
         pays="high",
         adam="what Adam itself did in the trial",
     ),
+    Column(
+        name="probe_energy",
+        unit="squared Frobenius norm of the learned change",
+        pays="high",
+        adam="what Adam itself did in the trial",
+    ),
 )
 
 
@@ -60,8 +66,8 @@ STEPS = 20
 plans from 20 steps lose 3.61 nats, from 12 steps 3.78, from 8 steps 3.79, rank 1 everywhere 3.84."""
 
 LR = 1e-2
-BATCH = 8
-"""Rows of a trial's step. Half as many as a run's: the order of the sites is the same, at half the passes."""
+BATCH = 16
+"""Rows of a trial's step."""
 
 COST = SEEDS * STEPS * BATCH / STEP
 """Of the trials without removals, in training steps of `STEP` rows."""
@@ -81,14 +87,15 @@ def probe(
 ) -> Probed:
     """Train adapters of rank 1 at every site for some steps; if asked, take each away by itself.
 
-        probe      = mean over trials of L(without the site's adapter) − L(with all adapters), on ``judged``
-        probe_norm = mean over trials of ‖(α/r) B A‖_F
+        probe        = mean over trials of L(without the site's adapter) − L(with all adapters), on ``judged``
+        probe_norm   = mean over trials of ‖(α/r) B A‖_F
+        probe_energy = mean over trials of ‖(α/r) B A‖²_F
 
     Adam's geometry is taken into account: the trial is trained with AdamW. Unlike the other signals this one sees how
     sites act together, at these few steps.
 
-    Cost: `SEEDS` · ``steps`` training steps of `BATCH` rows, and with ``removals`` one forward pass over ``judged`` for every site and
-    trial; small trials share their passes as a fleet.
+    Cost: `SEEDS` · ``steps`` training steps of `BATCH` rows, and with ``removals`` one forward pass over ``judged`` for
+    every site and trial; small trials share their passes as a fleet.
 
     Args:
         model: the bare base; left as it was.
@@ -132,9 +139,10 @@ def probe(
             take_off(tuned)
             model.eval()
     forward = len(sites) * sum(len(b.lengths) for b in batches) / 2 if removals else 0.0
+    energies = [{path: norm**2 for path, norm in trial.items()} for trial in norms]
     readings = {
         column.name: _reading(column, told)
-        for column, told in zip(COLUMNS, (lost, norms), strict=True)
+        for column, told in zip(COLUMNS, (lost, norms, energies), strict=True)
         if told
     }
     return Probed(
