@@ -52,6 +52,18 @@ def ours(column: str) -> Callable[[Given], str]:
     return rule
 
 
+def powered(column: str, power: float) -> Callable[[Given], str]:
+    """A column's values to a power, with our allocator; 2 makes energies of norms."""
+
+    def rule(given: Given) -> str:
+        reading = given.scan.readings[column]
+        raised = replace(reading, values={path: value**power for path, value in reading.values.items()})
+        curves = gains(raised, candidates(given.anatomy))
+        return place_allocation(given.anatomy, allocate(given.anatomy, curves, given.budget)).text
+
+    return rule
+
+
 def eva(given: Given) -> str:
     """EVA's redistribution (arXiv:2410.07170): ranks go to the components with the largest explained variance of the
     whole model. Departure: they are taken while parameters last, not up to a number of ranks."""
@@ -98,14 +110,6 @@ def adalora(given: Given) -> str:
     return place_allocation(given.anatomy, allocate(given.anatomy, curves, given.budget)).text
 
 
-def between(given: Given) -> str:
-    """Between `probe_norm` and `probe_energy`: the learned norms to the power of 1.5, with our allocator."""
-    reading = given.scan.readings["probe_norm"]
-    powered = replace(reading, values={path: norm**1.5 for path, norm in reading.values.items()})
-    curves = gains(powered, candidates(given.anatomy))
-    return place_allocation(given.anatomy, allocate(given.anatomy, curves, given.budget)).text
-
-
 RULES: dict[str, Callable[[Given], str]] = {
     "gradient": ours("gradient"),
     "energy": ours("gradient_energy"),
@@ -114,8 +118,8 @@ RULES: dict[str, Callable[[Given], str]] = {
     "kappatune": kappatune,
     "probe": ours("probe"),
     "probe_norm": ours("probe_norm"),
-    "probe_energy": ours("probe_energy"),
-    "probe_between": between,
+    "probe_energy": powered("probe_norm", 2.0),
+    "probe_between": powered("probe_norm", 1.5),
     "adalora": adalora,
     "activation": ours("activation"),
     "alignment": ours("alignment"),

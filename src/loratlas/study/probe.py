@@ -32,12 +32,6 @@ COLUMNS = (
         pays="high",
         adam="what Adam itself did in the trial",
     ),
-    Column(
-        name="probe_energy",
-        unit="squared Frobenius norm of the learned change",
-        pays="high",
-        adam="what Adam itself did in the trial",
-    ),
 )
 
 
@@ -87,9 +81,8 @@ def probe(
 ) -> Probed:
     """Train adapters of rank 1 at every site for some steps; if asked, take each away by itself.
 
-        probe        = mean over trials of L(without the site's adapter) − L(with all adapters), on ``judged``
-        probe_norm   = mean over trials of ‖(α/r) B A‖_F
-        probe_energy = mean over trials of ‖(α/r) B A‖²_F
+        probe      = mean over trials of L(without the site's adapter) − L(with all adapters), on ``judged``
+        probe_norm = mean over trials of ‖(α/r) B A‖_F
 
     Adam's geometry is taken into account: the trial is trained with AdamW. Unlike the other signals this one sees how
     sites act together, at these few steps.
@@ -139,10 +132,9 @@ def probe(
             take_off(tuned)
             model.eval()
     forward = len(sites) * sum(len(b.lengths) for b in batches) / 2 if removals else 0.0
-    energies = [{path: norm**2 for path, norm in trial.items()} for trial in norms]
     readings = {
         column.name: _reading(column, told)
-        for column, told in zip(COLUMNS, (lost, norms, energies), strict=True)
+        for column, told in zip(COLUMNS, (lost, norms), strict=True)
         if told
     }
     return Probed(

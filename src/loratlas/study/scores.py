@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SCHEMA = "loratlas.scan"
 VERSION = 1
 
-TRIALS = ("probe", "probe_norm", "probe_energy")
+TRIALS = ("probe", "probe_norm")
 """Columns that come from short trial training."""
 
 STEP = 16
