@@ -21,6 +21,8 @@ from loratlas.study.spending import candidates
 
 REFERENCE = "all"
 PRESETS = ("all", "attention", "feedforward", "q,v")
+FUSED = {"q,v": "attn.qkv"}
+"""Preset → what PEFT's own default takes where a base has one matrix for query, key and value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +48,10 @@ def choices(given: Given, size: Size, *, seed: int = 0) -> dict[str, Choice]:
     def solved(kind: str, name: str, text: str) -> None:
         texts.append((kind, name, place(anatomy, text, budget=budget).text))
 
-    for text in PRESETS:
-        solved("preset", text, text)
     roles = list(dict.fromkeys(site.role for site in candidates(anatomy)))
+    for text in PRESETS:
+        fused = FUSED.get(text)
+        solved("preset", text, fused if fused in roles else text)
     if size.roles:
         for role in roles:
             solved("role", role, role)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.oracle.judge import AUTO, DELTA
+
+TARGET = 0.05
+"""Upper regret that `--placement auto` is meant to stay below."""
+
 
 def page(result: Mapping[str, Any]) -> str:
     """The page of a finished (or begun) bench."""
@@ -16,6 +21,7 @@ def page(result: Mapping[str, Any]) -> str:
         "ones. Regret: nats per token that a rule's choice loses, against the winner of the screening seeds (lower",
         "bound) and against the lowest fresh mean (upper bound), over what a random plan loses: 0: best, 1: chance.",
         "",
+        *_auto(result),
         "| rule | regret, upper | lower | 95 % interval of the lower | nats, upper | cases |",
         "|---|---|---|---|---|---|",
     ]
@@ -27,8 +33,7 @@ def page(result: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "`rule …`: a plan of its own; `rule probe_norm` is what `--placement auto` does. `pick …`: what a score would",
-        "choose of the presets, roles and random plans.",
+        "`rule …`: a plan of its own. `pick …`: what a score would choose of the presets, roles and random plans.",
         "",
         "| case | best choice | screening's winner | random − best | noise / spread | auto − all | scan, of a run |",
         "|---|---|---|---|---|---|---|",
@@ -73,6 +78,40 @@ def page(result: Mapping[str, Any]) -> str:
         lines.append(f"| {row['case']} | {row['rule']} | {_percent(row['upper'])} |")
     lines += ["", "No figure here is a time: other work may have run on the machine."]
     return "\n".join(lines) + "\n"
+
+
+def _auto(result: Mapping[str, Any]) -> list[str]:
+    """What the table says of `--placement auto`, and what it was meant to reach."""
+    rows = [row for row in result["rules"] if not row["rule"].startswith("pick ")]
+    found = next((row for row in rows if row["rule"] == AUTO), None)
+    if found is None:
+        return []
+    better = [row["rule"] for row in rows if row["upper"] < found["upper"]]
+    reached = "reached" if found["upper"] <= TARGET else "**not reached**"
+    lines = [
+        f"`--placement auto` follows `{AUTO}`: {_percent(found['upper'])} of what random plans lose. "
+        f"Target {100 * TARGET:.0f} %: {reached}.",
+        f"Rules that lose less: {', '.join(better) if better else 'none'}.",
+    ]
+    told = [(case["case"], case["auto_against_all"]) for case in result["cases"] if case["auto_against_all"]]
+    decided = [name for name, each in told if _verdict(each) != "undetermined"]
+    lines.append(
+        "Against `all` at the same parameters: "
+        + "; ".join(f"{name.rsplit(' ', 1)[0]}: {_verdict(each)}" for name, each in told)
+        + f". Better in {sum(each['better'] for _, each in told)} of {len(decided)} that could be told."
+    )
+    lines.append("What else was tried is in [the journal](../../docs/journal.md).")
+    return [*lines, ""]
+
+
+def _verdict(against: Mapping[str, Any]) -> str:
+    """What an interval of auto − all allows to say."""
+    low = against["ci"][0]
+    if against["better"]:
+        return "better"
+    if low > DELTA:
+        return "worse"
+    return "not worse" if against["non_inferior"] else "undetermined"
 
 
 def _percent(share: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -179,6 +180,13 @@ def test_every_choice_spends_the_same(given, tmp_path, capsys):
     assert kept(tmp_path / "choices.json") == made
     full = choices(given, replace(SIZES["full"], rules=("gradient",)))
     assert sum(choice.kind == "pair" for choice in full.values()) == 28
+
+
+def test_a_base_with_fused_projections_has_peft_s_default_for_q_v():
+    anatomy = read(str(Path(__file__).parents[2] / "bases/gpt2-mini"))
+    made = choices(Given(anatomy=anatomy, scan=None, budget="like=all:1"), replace(SIZES["minute"], rules=(), roles=True))  # fmt: skip  # pyright: ignore[reportArgumentType]
+    assert {row.site.role for row in place(anatomy, made["q,v"].placement).rows} == {"attn.qkv"}
+    assert made["attn.qkv"].same_as == "q,v"
 
 
 def test_plop_takes_the_types_with_the_lowest_mean(given):
