@@ -182,9 +182,9 @@ def test_every_choice_spends_the_same(given, tmp_path, capsys):
     assert sum(choice.kind == "pair" for choice in full.values()) == 28
 
 
-def test_a_base_with_fused_projections_has_peft_s_default_for_q_v():
+def test_a_base_with_fused_projections_has_peft_s_default_for_q_v(given):
     anatomy = read(str(Path(__file__).parents[2] / "bases/gpt2-mini"))
-    made = choices(Given(anatomy=anatomy, scan=None, budget="like=all:1"), replace(SIZES["minute"], rules=(), roles=True))  # fmt: skip  # pyright: ignore[reportArgumentType]
+    made = choices(replace(given, anatomy=anatomy), replace(SIZES["minute"], rules=(), roles=True))
     assert {row.site.role for row in place(anatomy, made["q,v"].placement).rows} == {"attn.qkv"}
     assert made["attn.qkv"].same_as == "q,v"
 
