@@ -30,7 +30,7 @@ class Choice:
     """One plan of the set.
 
     Args:
-        kind: preset, role, pair, random or rule; earlier: a rule's before it changed.
+        kind: preset, role, pair, hybrid, random or rule; earlier: a rule's before it changed.
         placement: with every rank written.
         same_as: an earlier choice with the same table, which is trained in its place; None where it is trained.
     """
@@ -59,6 +59,17 @@ def choices(given: Given, size: Size, *, seed: int = 0) -> dict[str, Choice]:
         for role in roles:
             for first in range(0, anatomy.layers - 1, 2):
                 solved("pair", f"{role} {first}", f"{role}@{first}..{first + 2}")
+    if size.hybrids:
+        half, end = anatomy.layers // 2, anatomy.layers
+        for text in (
+            f"attention@0..{half} + feedforward@{half}..{end}",
+            f"feedforward@0..{half} + attention@{half}..{end}",
+            f"feedforward + attention@{half}..{end}",
+            f"attention + feedforward@{half}..{end}",
+            f"all@0..{half}",
+            f"all@{half}..{end}",
+        ):
+            solved("hybrid", text, text)
     for number in range(size.randoms):
         texts.append(("random", f"random {number + 1}", _random(anatomy, budget, seed, number)))
     for rule in size.rules:

@@ -78,7 +78,9 @@ def _contestants(case: Truth, made: Mapping[str, Choice]) -> dict[str, str]:
     choices that are the same for everyone."""
     found = {name: name for name, kind in case.kinds.items() if kind == "preset"}
     found |= {name: _trained(made, name) for name, choice in made.items() if choice.kind == "rule"}
-    common = [name for name, kind in case.kinds.items() if kind in ("preset", "role", "pair", "random")]
+    common = [
+        name for name, kind in case.kinds.items() if kind in ("preset", "role", "pair", "hybrid", "random")
+    ]
     for column, told in case.predicted.items():
         among = [name for name in common if name in told]
         found[f"pick {column}"] = max(among, key=lambda name: (told[name], name))

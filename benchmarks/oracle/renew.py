@@ -38,7 +38,7 @@ def renew(
 ) -> Iterator[tuple[Case, Truth, dict[str, Choice]]]:
     """Train what ``rules`` choose now in the size's cases that are kept under ``results``; yields each case whole.
 
-    A rule's earlier plan stays in the choice set, as ``earlier …``.
+    A rule's earlier plan stays in the choice set, as ``earlier …``; choices that the size has gained are trained too.
 
     Raises:
         SettingsError: the reference does not come out as it was kept.
@@ -52,7 +52,8 @@ def renew(
         record = json.loads(path.read_text(encoding="utf-8"))
         found, made = prepare(case, size)
         anatomy = read(model_source(case.base))
-        chosen, names = merged(record, {n: c for n, c in made.items() if c.kind == "rule"}, anatomy)
+        wanted = {n: c for n, c in made.items() if c.kind == "rule" or n not in record["choices"]}
+        chosen, names = merged(record, wanted, anatomy)
         new = {name: choice for name, choice in chosen.items() if name == REFERENCE or name not in names}
         result = train(case, size, new, workers=workers, say=say)
         trained = truth(case.name, found, new, result.to_json(), case.folder / "study" / "runs")

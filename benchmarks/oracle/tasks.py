@@ -65,6 +65,7 @@ class Size:
         steps: instead of the task's own.
         tuning_rows, rows: rows that are screened and judged on.
         roles: single roles in all layers as choices. pairs: the same in two layers at a time.
+        hybrids: attention in one half of the layers with feed-forward in the other, and the like.
         randoms: random plans.
         rules: names in `benchmarks.oracle.rules.RULES`.
         scan_rows: rows that signals read at most.
@@ -81,6 +82,7 @@ class Size:
     rows: int = 400
     roles: bool = True
     pairs: bool = False
+    hybrids: bool = False
     randoms: int = 3
     rules: tuple[str, ...]
     scan_rows: int = 128
@@ -110,6 +112,7 @@ SIZES = {
         extensions=2,
         rows=1000,
         pairs=True,
+        hybrids=True,
         randoms=10,
         rules=(*PUBLISHED, *OURS),
     ),

@@ -40,7 +40,7 @@ class Truth:
         name: of the case. steps: of a run.
         screened, fresh: choice → mean loss on the screening and on the fresh seeds, nats per token.
         losses: choice → seed → summed losses of the examples [N]; tokens: counted tokens of each [N].
-        kinds: choice → preset, role, pair, random or rule.
+        kinds: choice → what it is, see `Choice`.
         predicted: column → choice → what the column says it gains.
         base: loss of the bare base.
         cost: of what `--placement auto` measures, in training steps of 16 rows.

@@ -180,6 +180,7 @@ def test_every_choice_spends_the_same(given, tmp_path, capsys):
     assert kept(tmp_path / "choices.json") == made
     full = choices(given, replace(SIZES["full"], rules=("gradient",)))
     assert sum(choice.kind == "pair" for choice in full.values()) == 28
+    assert sum(choice.kind == "hybrid" for choice in full.values()) == 6
 
 
 def test_a_base_with_fused_projections_has_peft_s_default_for_q_v(given):
@@ -267,6 +268,6 @@ def test_kept_and_new_losses_are_one_case(given, tmp_path):
     assert set(told.losses) == set(told.fresh) == set(told.screened)
     assert set(told.predicted["gradient"]) == set(told.fresh)
     assert "rule probe" not in told.fresh  # the same as all
-    other = replace(new, losses=new.losses | {"all": {s: x + 1 for s, x in old.losses["all"].items()}})
+    other = replace(new, losses=dict(new.losses) | {"all": {s: x + 1 for s, x in old.losses["all"].items()}})
     with pytest.raises(SettingsError, match="nats per token from its kept loss"):
         joined(other, record_, path, chosen, names, given.scan, given.anatomy)
