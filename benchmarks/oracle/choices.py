@@ -114,8 +114,14 @@ def merged(
         if name in kept and place(anatomy, kept[name]["placement"]).digest == digest:
             keep_as(name, name, choice.kind)
             continue
+        again = trained.get(digest, "")
+        if again.startswith("earlier"):  # what a rule chose before it chose otherwise
+            found[name] = replace(found.pop(again), kind=choice.kind)
+            trained[digest], names[name] = name, names.pop(again)
         if name in kept:
             keep_as(_free(name.replace("rule", "earlier"), kept), name, "earlier")
+        if name in found:
+            continue
         found[name] = replace(choice, same_as=trained.get(digest))
         if found[name].same_as is None:
             trained[digest] = name

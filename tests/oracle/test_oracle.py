@@ -244,6 +244,16 @@ def test_a_renewed_rule_that_chooses_what_was_trained_trains_nothing(given):
     assert "rule eva" not in names
 
 
+def test_a_rule_that_goes_back_has_its_earlier_runs(given):
+    record_ = kept_record()
+    record_["choices"]["earlier eva"] = asdict(Choice(kind="earlier", placement="attn.q:3"))
+    found, names = merged(record_, {"rule eva": Choice(kind="rule", placement="attn.q:3")}, given.anatomy)
+    assert found["rule eva"] == Choice(kind="rule", placement="attn.q:3")
+    assert names["rule eva"] == "earlier eva"
+    assert names["earlier eva 2"] == "rule eva"
+    assert "earlier eva" not in found
+
+
 def test_kept_and_new_losses_are_one_case(given, tmp_path):
     old = case()
     record_ = json.loads(json.dumps(record(old, MADE)))
