@@ -20,7 +20,7 @@ from benchmarks.oracle.truth import Truth
 DELTA = 0.01
 """Nats per token within which two choices count as equal."""
 
-AUTO = "rule probe_norm"
+AUTO = "rule probe_energy"
 """What `--placement auto` does."""
 
 Record = Mapping[str, Any]

@@ -53,7 +53,7 @@ def ours(column: str) -> Callable[[Given], str]:
 
 
 def powered(column: str, power: float) -> Callable[[Given], str]:
-    """A column's values to a power, with our allocator; 2 makes energies of norms."""
+    """A column's values to a power, with our allocator; 0.5 makes norms of energies."""
 
     def rule(given: Given) -> str:
         reading = given.scan.readings[column]
@@ -117,9 +117,9 @@ RULES: dict[str, Callable[[Given], str]] = {
     "plop": plop,
     "kappatune": kappatune,
     "probe": ours("probe"),
-    "probe_norm": ours("probe_norm"),
-    "probe_energy": powered("probe_norm", 2.0),
-    "probe_between": powered("probe_norm", 1.5),
+    "probe_energy": ours("probe_energy"),
+    "probe_norm": powered("probe_energy", 0.5),
+    "probe_between": powered("probe_energy", 0.75),
     "adalora": adalora,
     "activation": ours("activation"),
     "alignment": ours("alignment"),
@@ -134,7 +134,7 @@ def signals_of(rules: Sequence[str]) -> list[str]:
     from loratlas.study.scan import NAMES
 
     trials = [rule for rule in rules if rule.startswith("probe")]
-    return [*NAMES, *(["probe"] if "probe" in trials else ["probe_norm"] if trials else [])]
+    return [*NAMES, *(["probe"] if "probe" in trials else ["probe_energy"] if trials else [])]
 
 
 def _text(given: Given, ranks: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 MODEL, DATA = "demo:llama-mini", "demo:facts-300"
 FEW = ("--rows", "16", "--max-length", "48", "--limit", "64", "--among", "all@top/2", "--dtype", "float32")
-TWO = ("--signal", "gradient", "--signal", "probe_norm")
+TWO = ("--signal", "gradient", "--signal", "probe_energy")
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def scanned(tmp_path_factory) -> Path:
 
 def test_json_keeps_the_contract(scanned: Path):
     told = json.loads(scanned.read_text())
-    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "probe_norm")
+    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "probe_energy")
     assert {"path", "signal", "value", "unit", "error"} == set(told["scores"][0])
     columns = {signal["name"] for signal in told["signals"]}
     assert columns == {
         "gradient", "gradient_energy", "activation", "activation_gradient", "alignment", "attention",
-        "attention_entropy", "spectrum", "stable_rank", "probe_norm",
+        "attention_entropy", "spectrum", "stable_rank", "probe_energy",
     }  # fmt: skip
     by_column = {name: [s for s in told["scores"] if s["signal"] == name] for name in columns}
     assert len(by_column["gradient"]) == 28
@@ -70,8 +70,8 @@ def test_people_get_a_map_in_80_columns(cli):
 
 
 def test_norms_of_a_trial_come_without_the_passes_of_the_others(cli):
-    found = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_norm", "--by", "probe_norm", "--json").json
-    assert {signal["name"] for signal in found["signals"]} == {"probe_norm"}
+    found = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_energy", "--by", "probe_energy", "--json").json
+    assert {signal["name"] for signal in found["signals"]} == {"probe_energy"}
     assert found["cost_in_steps"] * 16 == found["rows"] > 0
     assert found["loss"] is None
     assert found["settled"] in (True, False)

@@ -155,7 +155,7 @@ def given():
         "attention": reading("attention"),
         "spectrum": reading("spectrum", "low"),
         "probe": reading("probe", silent="every value is 0"),
-        "probe_norm": reading("probe_norm"),
+        "probe_energy": reading("probe_energy"),
     }
     scan = Scan(
         model="m", model_type="llama", config_digest=anatomy.config_digest, source="s", digest="d",

@@ -87,10 +87,10 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     found = probe(model, sites, rows, batches, steps=4, packed=True)
     readings = found.readings
     assert set(readings["probe"].values) == {site.path for site in sites}
-    assert all(norm > 0 for norm in readings["probe_norm"].values.values())
+    assert all(norm > 0 for norm in readings["probe_energy"].values.values())
     assert found.cost == 2 * (4 + len(sites) * 24 / 16 / 2)
     norms = probe(model, sites, rows, batches, removals=False, steps=4, packed=True)
-    assert norms.readings == {"probe_norm": readings["probe_norm"]}
+    assert norms.readings == {"probe_energy": readings["probe_energy"]}
     assert (norms.cost, norms.rows) == (2 * 4, 2 * 4 * 16)
     assert norms.labelled == found.labelled > 0
     assert all(np.isfinite(value) for value in readings["probe"].values.values())
@@ -107,7 +107,7 @@ def test_a_probe_knows_that_a_dead_site_is_worth_nothing():
     batches = calibration(rows, most_rows=24, seed=0, packed=True)
     readings = probe(model, sites, rows, batches, steps=4, packed=True).readings
     assert readings["probe"].values["model.layers.2.mlp.up_proj.weight"] == pytest.approx(0, abs=1e-6)
-    assert readings["probe_norm"].values["model.layers.2.mlp.up_proj.weight"] == pytest.approx(0, abs=1e-6)
+    assert readings["probe_energy"].values["model.layers.2.mlp.up_proj.weight"] == pytest.approx(0, abs=1e-6)
 
 
 SPEC = {

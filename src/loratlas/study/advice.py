@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DECIDES = "probe_norm"
+DECIDES = "probe_energy"
 """The column that places adapters unless another is asked for."""
 
 
@@ -38,7 +38,7 @@ MEASURED = Measured(
 )
 
 REGRET = {
-    "probe_norm": 0.071,
+    "probe_energy": 0.071,
     "spectrum": 0.522,
     "alignment": 0.706,
     "gradient": 0.924,
@@ -56,8 +56,8 @@ def track_record(by: str) -> str:
         by: the column that placed.
 
     Example:
-        >>> track_record("probe_norm")[:56]
-        'Measured by training: plans by probe_norm lost 7 % of wh'
+        >>> track_record("probe_energy")[:56]
+        'Measured by training: plans by probe_energy lost 7 % of wh'
     """
     if by not in REGRET:
         best = min(REGRET, key=REGRET.__getitem__)

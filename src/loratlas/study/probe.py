@@ -27,8 +27,8 @@ COLUMNS = (
         adam="what Adam itself did in the trial",
     ),
     Column(
-        name="probe_norm",
-        unit="Frobenius norm of the learned change",
+        name="probe_energy",
+        unit="squared Frobenius norm of the learned change",
         pays="high",
         adam="what Adam itself did in the trial",
     ),
@@ -81,8 +81,8 @@ def probe(
 ) -> Probed:
     """Train adapters of rank 1 at every site for some steps; if asked, take each away by itself.
 
-        probe      = mean over trials of L(without the site's adapter) − L(with all adapters), on ``judged``
-        probe_norm = mean over trials of ‖(α/r) B A‖_F
+        probe        = mean over trials of L(without the site's adapter) − L(with all adapters), on ``judged``
+        probe_energy = mean over trials of ‖(α/r) B A‖²_F
 
     Adam's geometry is taken into account: the trial is trained with AdamW. Unlike the other signals this one sees how
     sites act together, at these few steps.
@@ -95,7 +95,7 @@ def probe(
         sites: where.
         rows: to train on.
         judged: batches that losses are taken on; the calibration rows, which the trial may train on as well.
-        removals: whether ``probe`` is measured; without it ``probe_norm`` alone.
+        removals: whether ``probe`` is measured; without it ``probe_energy`` alone.
         seed: of the first trial; the others follow.
         packed: whether batches may be packed.
         steps: of `BATCH` rows, per trial.
@@ -111,7 +111,7 @@ def probe(
     device = model.get_input_embeddings().weight.device
     batches = [batch.to(device) for batch in judged]
     lost: list[dict[str, float]] = []
-    norms: list[dict[str, float]] = []
+    energies: list[dict[str, float]] = []
     tokens = labelled = 0
     for tuned, result in _trials(model, plan, rows, seed, steps, lr, packed):
         tokens, labelled = tokens + result.tokens, labelled + result.labelled_tokens
@@ -124,7 +124,7 @@ def probe(
                 else [layers[name] for name in row.modules]
                 for row in plan
             }
-            norms.append({path: _norm(same[0]) for path, same in named.items()})
+            energies.append({path: _energy(same[0]) for path, same in named.items()})
             if removals:
                 whole = _loss(tuned, batches)
                 lost.append({path: _without(same, tuned, batches) - whole for path, same in named.items()})
@@ -134,7 +134,7 @@ def probe(
     forward = len(sites) * sum(len(b.lengths) for b in batches) / 2 if removals else 0.0
     readings = {
         column.name: _reading(column, told)
-        for column, told in zip(COLUMNS, (lost, norms), strict=True)
+        for column, told in zip(COLUMNS, (lost, energies), strict=True)
         if told
     }
     return Probed(
@@ -201,11 +201,11 @@ def _without(layers: Sequence[Any], model: Any, batches: Sequence[Batch]) -> flo
             layer.scaling.update(own)
 
 
-def _norm(layer: Any) -> float:
-    """‖s B A‖_F = s · √tr(BᵀB A Aᵀ), which needs no product of the weight's size."""
+def _energy(layer: Any) -> float:
+    """‖s B A‖²_F = s² · tr(BᵀB A Aᵀ), which needs no product of the weight's size."""
     (name,) = layer.lora_A
     A, B = layer.lora_A[name].weight.detach().double(), layer.lora_B[name].weight.detach().double()
-    return float(layer.scaling[name]) * math.sqrt(max(float(((B.t() @ B) * (A @ A.t())).sum()), 0.0))
+    return float(layer.scaling[name]) ** 2 * max(float(((B.t() @ B) * (A @ A.t())).sum()), 0.0)
 
 
 def _reading(column: Column, told: Sequence[Mapping[str, float]]) -> Reading:

@@ -52,8 +52,8 @@ def scan(
         model: the bare base, on its device; left as it was.
         anatomy: of it.
         rows: encoded rows of the task; some are drawn.
-        signals: names among `NAMES`, and ``probe``, which trains (`loratlas.study.probe`), or ``probe_norm`` for its
-            norms alone, which cost no pass beside the trials. None: `NAMES`, and what has the column that decides.
+        signals: names among `NAMES`, and ``probe``, which trains (`loratlas.study.probe`), or ``probe_energy`` for its
+            energies alone, which cost no pass beside the trials. None: `NAMES`, and what has the column that decides.
         by: the column whose order must settle before reading ends.
         among: the sites to choose from, as a placement.
         most_rows: rows that are read at most; fewer when the order settles earlier.
@@ -77,7 +77,7 @@ def scan(
     made = _made(signals, seed, fisher or by == "fisher")
     known = {column.name for signal in made for column in signal.columns}
     removals = "probe" in signals
-    if trial := removals or "probe_norm" in signals:
+    if trial := removals or "probe_energy" in signals:
         known |= set(TRIALS if removals else TRIALS[1:])
     if by not in known:
         raise SettingsError(

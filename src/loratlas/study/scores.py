@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SCHEMA = "loratlas.scan"
 VERSION = 1
 
-TRIALS = ("probe", "probe_norm")
+TRIALS = ("probe", "probe_energy")
 """Columns that come from short trial training."""
 
 STEP = 16
