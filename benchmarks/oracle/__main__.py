@@ -16,16 +16,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import machine
 from benchmarks.oracle.choices import Choice
-from benchmarks.oracle.judge import record, report
+from benchmarks.oracle.judge import against_all, record, report
 from benchmarks.oracle.page import page
 from benchmarks.oracle.renew import renew
 from benchmarks.oracle.rules import RULES
 from benchmarks.oracle.run import Case, run
 from benchmarks.oracle.tasks import SIZES, TASKS, Size
-from benchmarks.oracle.truth import Truth, keep_losses, truth
+from benchmarks.oracle.truth import Truth, keep_losses, kept_losses, truth
 
 RESULTS = Path(__file__).parents[1] / "results"
 COMMAND = "python -m benchmarks.oracle"
@@ -78,12 +79,22 @@ def _finished(
 
 def _judge(results: Path) -> None:
     """All cases that are finished, wherever they were trained: `oracle.json` and `oracle.md`."""
-    cases = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / "oracle").glob("*.json"))
-    ]
+    cases = [_case(path) for path in sorted((results / "oracle").glob("*.json"))]
     told = {"command": COMMAND, "cases": [case["case"] for case in cases], **report(cases)}
     (results / "oracle.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     (results / "oracle.md").write_text(page({**told, "cases": cases}), encoding="utf-8")
+
+
+def _case(path: Path) -> dict[str, Any]:
+    """A kept case, with what `--placement auto` does now against rank 1 everywhere."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    made = {
+        name: Choice(**{key: each[key] for key in ("kind", "placement", "same_as")})
+        for name, each in told["choices"].items()
+    }
+    told["auto_against_all"] = against_all(made, *kept_losses(path.with_suffix(".parquet")))
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return told
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.oracle.choices import REFERENCE, Choice, merged
 from benchmarks.oracle.run import Case, cases, prepare, train
 from benchmarks.oracle.tasks import Size
-from benchmarks.oracle.truth import Truth, plans_of, predictions, truth
+from benchmarks.oracle.truth import Truth, kept_losses, plans_of, predictions, truth
 from loratlas.anatomy.read import read
 from loratlas.errors import SettingsError
 from loratlas.study.inputs import model_source
@@ -70,7 +70,7 @@ def joined(
     anatomy: Any,
 ) -> Truth:
     """Kept and new losses as one case."""
-    losses, tokens = _kept_losses(path.with_suffix(".parquet"))
+    losses, tokens = kept_losses(path.with_suffix(".parquet"))
     _prove(new, losses, tokens, record["case"])
     old = {name: kept for name, kept in names.items() if kept in losses}
     told = record["choices"]
@@ -111,15 +111,3 @@ def _prove(new: Truth, losses: Mapping[str, Mapping[int, np.ndarray]], tokens: n
             found=f"{REFERENCE} came out {apart / float(tokens.sum()):.4f} nats per token from its kept loss",
             instead="the case trained whole, without --renew",
         )
-
-
-def _kept_losses(path: Path) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray]:
-    """(choice → seed → summed losses of the examples, counted tokens of each), as `keep_losses` wrote them."""
-    from pyarrow import parquet
-
-    found: dict[str, dict[int, np.ndarray]] = {}
-    tokens = np.zeros(0)
-    for row in parquet.read_table(path).to_pylist():
-        found.setdefault(row["choice"], {})[row["seed"]] = np.array(row["nll"], dtype=np.float64)
-        tokens = np.array(row["tokens"], dtype=np.float64)
-    return found, tokens

@@ -92,12 +92,8 @@ class Truth:
         return not self.noise <= TIE
 
     def difference(self, one: str, two: str) -> tuple[float, float, tuple[float, float]]:
-        """(one − two, standard error, 95 % interval) in nats per token, paired by seed and example."""
-        if one == two:
-            return 0.0, 0.0, (0.0, 0.0)
-        seeds = [seed for seed in self.losses[one] if seed in self.losses[two]]
-        found = estimate(np.stack([self.losses[one][s] - self.losses[two][s] for s in seeds]), self.tokens)
-        return found.value, found.error, found.interval(0.95)
+        """As `difference`."""
+        return difference(self.losses, self.tokens, one, two)
 
     def means(self, choice: str) -> dict[str, float]:
         """Fresh seed → loss, nats per token."""
@@ -112,6 +108,17 @@ class Truth:
             "error": error,
             "upper": self.fresh[choice] - self.best,
         }
+
+
+def difference(
+    losses: Mapping[str, Mapping[int, np.ndarray]], tokens: np.ndarray, one: str, two: str
+) -> tuple[float, float, tuple[float, float]]:
+    """(one − two, standard error, 95 % interval) in nats per token, paired by seed and example."""
+    if one == two:
+        return 0.0, 0.0, (0.0, 0.0)
+    seeds = [seed for seed in losses[one] if seed in losses[two]]
+    found = estimate(np.stack([losses[one][s] - losses[two][s] for s in seeds]), tokens)
+    return found.value, found.error, found.interval(0.95)
 
 
 def truth(name: str, found: Scan, made: Mapping[str, Choice], result: Mapping[str, Any], runs: Path) -> Truth:
@@ -179,3 +186,15 @@ def keep_losses(case: Truth, path: Path) -> None:
         "tokens": [case.tokens.astype("int32")] * len(rows),
     }
     parquet.write_table(pa.table(table), path, compression="zstd")
+
+
+def kept_losses(path: Path) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray]:
+    """(choice → seed → summed losses of the examples, counted tokens of each), as `keep_losses` wrote them."""
+    from pyarrow import parquet
+
+    found: dict[str, dict[int, np.ndarray]] = {}
+    tokens = np.zeros(0)
+    for row in parquet.read_table(path).to_pylist():
+        found.setdefault(row["choice"], {})[row["seed"]] = np.array(row["nll"], dtype=np.float64)
+        tokens = np.array(row["tokens"], dtype=np.float64)
+    return found, tokens

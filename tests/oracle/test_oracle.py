@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from benchmarks.oracle.choices import Choice, choices, keep, kept, merged
-from benchmarks.oracle.judge import record, report
+from benchmarks.oracle.judge import AUTO, against_all, record, report
 from benchmarks.oracle.page import page
 from benchmarks.oracle.renew import joined
 from benchmarks.oracle.rules import Given
@@ -102,6 +102,16 @@ def test_relative_regret_is_against_random_plans():
     # What a score would pick of the common choices: never a rule's own plan.
     assert records[0]["contestants"]["pick gradient"] == "all"
     assert records[0]["contestants"]["pick activation"] == "random 2"
+
+
+def test_auto_is_held_against_rank_1_everywhere():
+    told = case()
+    made = MADE | {AUTO: Choice(kind="rule", placement="all:1", same_as="rule gradient")}
+    found = against_all(made, told.losses, told.tokens)
+    assert found is not None
+    assert found["difference"] == pytest.approx(2.00 - 2.02, abs=0.005)
+    assert found["better"] and found["non_inferior"]
+    assert against_all(MADE, told.losses, told.tokens) is None  # this set has no plan of auto's
 
 
 def test_correlation_and_what_is_left_out():
