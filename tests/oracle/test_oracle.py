@@ -110,7 +110,8 @@ def test_auto_is_held_against_rank_1_everywhere():
     found = against_all(made, told.losses, told.tokens)
     assert found is not None
     assert found["difference"] == pytest.approx(2.00 - 2.02, abs=0.005)
-    assert found["better"] and found["non_inferior"]
+    assert found["better"]
+    assert found["non_inferior"]
     assert against_all(MADE, told.losses, told.tokens) is None  # this set has no plan of auto's
 
 
