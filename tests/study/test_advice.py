@@ -29,4 +29,4 @@ def test_what_decides_has_the_lowest_regret():
 
 def test_a_score_that_was_never_measured_says_so():
     assert track_record("fisher").startswith("What plans by fisher lose was not measured")
-    assert "7 %" in track_record("probe_energy")
+    assert "21 %" in track_record("probe_energy")
