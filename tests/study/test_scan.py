@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from tests.signals.brute import examples
 from tests.tiny import tiny_model
 from tests.training.small import wrap
 
 from loratlas.anatomy.read import read
-from loratlas.errors import SettingsError
+from loratlas.errors import ModelError, SettingsError
 from loratlas.placement.plan import Plan
 from loratlas.study import prepare as preparing
 from loratlas.study.ledger import Ledger
@@ -125,6 +126,19 @@ SPEC = {
     "max_length": 64,
     "demonstration": True,
 }
+
+
+def test_trials_that_come_apart_say_why():
+    model = tiny_model("llama")
+    sites = candidates(read(model.config), "feedforward@last1")
+    rows = wrap(examples(24))
+    batches = calibration(rows, most_rows=24, seed=0, packed=True)
+    with pytest.raises(ModelError, match=r"at step .*, though not on the base itself"):
+        probe(model, sites, rows, batches, steps=8, lr=1e30, removals=False)
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"first at model\.layers\.2\.mlp\.up_proj"):
+        probe(model, sites, rows, batches, steps=4, removals=False)
 
 
 def test_a_study_places_an_arm_by_a_scan_and_never_scans_again(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.rows import Row
 from loratlas.anatomy.sites import Site
-from loratlas.errors import SettingsError
+from loratlas.errors import ModelError, SettingsError
 from loratlas.signals.base import Column
 from loratlas.signals.measure import LEVEL, Reading
 from loratlas.signals.ranking import chance, tau, tau_of_top
@@ -101,6 +101,9 @@ def probe(
         steps: of `BATCH` rows, per trial.
         lr: learning rate, cosine after a warm-up of a tenth.
 
+    Raises:
+        ModelError: a trial's loss became NaN or infinite; names the site where the base's own numbers are.
+
     Source: trial training is old; importance as the loss without a part is that of LeCun, Denker, Solla (1990), Optimal
     Brain Damage, here measured instead of expanded.
     """
@@ -113,8 +116,10 @@ def probe(
     lost: list[dict[str, float]] = []
     energies: list[dict[str, float]] = []
     tokens = labelled = 0
+    lost_at: int | None = None
     for tuned, result in _trials(model, plan, rows, seed, steps, lr, packed):
         tokens, labelled = tokens + result.tokens, labelled + result.labelled_tokens
+        lost_at = lost_at or result.diverged_at
         try:
             layers = adapted(tuned)
             # A matrix under several names has one adapter in several layers.
@@ -131,6 +136,8 @@ def probe(
         finally:
             take_off(tuned)
             model.eval()
+    if lost_at is not None:
+        _refuse(model, sites, batches, lost_at)
     forward = len(sites) * sum(len(b.lengths) for b in batches) / 2 if removals else 0.0
     readings = {
         column.name: _reading(column, told)
@@ -143,6 +150,20 @@ def probe(
         rows=SEEDS * steps * BATCH,
         tokens=tokens,
         labelled=labelled,
+    )
+
+
+def _refuse(model: Any, sites: Sequence[Site], batches: Sequence[Batch], step: int) -> None:
+    """Say why trials came apart: the base's own numbers, or training."""
+    from loratlas.evaluation.losses import token_losses
+    from loratlas.signals.watch import one_pass
+
+    for batch in batches:  # names the site, if it is the base
+        one_pass(model, batch, sites, [], token_losses)
+    raise ModelError(
+        given="trials of adapters at every site",
+        found=f"the loss became NaN or infinite at step {step}, though not on the base itself",
+        instead="--dtype float32, or a signal that does not train (--by spectrum)",
     )
 
 
