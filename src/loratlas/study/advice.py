@@ -59,7 +59,7 @@ def track_record(by: str) -> str:
 
     Example:
         >>> track_record("probe_energy")[:56]
-        'Measured by training: plans by probe_energy lost 21 % of w'
+        'Measured by training: plans by probe_energy lost 21 % of'
     """
     if by not in REGRET:
         best = min(REGRET, key=REGRET.__getitem__)
