@@ -199,7 +199,7 @@ class Coordinator:
         self._deaths: dict[Key, int] = {}
         self._trials: dict[Key, int] = {}
         self._steps: dict[Key, int] = {}
-        self._steps_before = self._steps_uncounted = 0
+        self._steps_before = 0
         self._training = training(self.spec)
         self._clock = 0.0
         self._fleet = 1
@@ -329,8 +329,8 @@ class Coordinator:
         self.ledger.finish(self._trials.pop(key), value=nll(record), record=record)
         self.finished[key] = record
         self._steps.pop(key, None)
-        if key.phase == "base":  # only judged, which tells nothing of how long training takes
-            self._clock, self._steps_uncounted = time.monotonic(), self._worked()
+        if key.phase == "base":  # only judged: where nothing trained beside it, its time is no training's
+            self._clock = self._clock if self._worked() else time.monotonic()
         else:
             self._steps_before += self._whole()
         self.planned = max(self.planned, schedule(self.spec, self.finished).planned)
@@ -431,7 +431,7 @@ class Coordinator:
                 planned=self.planned,
                 done=self.done,
                 steps=self.spec.steps,
-                seconds_left=self._left(),
+                seconds_left=None if key is not None and key.phase == "base" else self._left(),
                 **{"message": _words(key), **about, **more},
             )
         )
@@ -439,7 +439,7 @@ class Coordinator:
     def _left(self) -> float | None:
         if self.done >= self.planned:
             return 0.0
-        worked = self._worked() - self._steps_uncounted
+        worked = self._worked()
         if not self._clock or not worked:
             return None
         rate = worked / (time.monotonic() - self._clock)
