@@ -91,17 +91,13 @@ class Truth:
         """Whether placement made no difference that could be told from noise."""
         return not self.noise <= TIE
 
-    def difference(self, one: str, two: str) -> tuple[float, float, tuple[float, float]]:
-        """As `difference`."""
-        return difference(self.losses, self.tokens, one, two)
-
     def means(self, choice: str) -> dict[str, float]:
         """Fresh seed → loss, nats per token."""
         return {str(seed): float(x.sum() / self.tokens.sum()) for seed, x in self.losses[choice].items()}
 
     def regret(self, choice: str) -> dict[str, Any]:
         """Bounds of a choice's regret, with the interval of the lower one."""
-        low, error, interval = self.difference(choice, self.winner)
+        low, error, interval = difference(self.losses, self.tokens, choice, self.winner)
         return {
             "lower": low,
             "lower_ci": list(interval),
