@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from loratlas.training.tenants import Factors, Tenant
 
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
+    from loratlas.training.masters import Masters
 
 PASS_TOKENS = {"cpu": 2048}
 """Tokens that runs share a pass up to. On a CPU a pass of one step's 16 Alpaca rows is as fast per token as one of nine
@@ -142,13 +144,18 @@ class Fleet:
         self.pass_tokens = pass_tokens or PASS_TOKENS.get(self.device.type, OTHER_TOKENS)
 
     def fit(
-        self, *, resume: bool = False, on_step: Callable[[int, StepEvent], None] | None = None
+        self,
+        *,
+        resume: bool = False,
+        on_step: Callable[[int, StepEvent], None] | None = None,
+        on_gradient: Callable[[int, Masters], None] | None = None,
     ) -> list[FitResult]:
         """Train all runs to their ends.
 
         Args:
             resume: each run goes on from the checkpoint in its folder, if there is one.
             on_step: told (place of the run, what its step was), in order.
+            on_gradient: shown (place of the run, its masters) at every step, as by `loratlas.training.loop.fit`.
 
         Returns:
             What `loratlas.training.loop.fit` returns, of every run; a step's seconds are the run's share by tokens.
@@ -157,6 +164,8 @@ class Fleet:
             Interrupted: Ctrl-C; runs with a folder have saved their state.
         """
         begun = time.perf_counter()
+        for place, run in enumerate(self.runs):
+            run.on_gradient = partial(on_gradient, place) if on_gradient is not None else None
         with ExitStack() as stack:
             stack.enter_context(
                 training_mode(self.model, checkpointing=self.members[0].settings.checkpointing)

@@ -43,6 +43,7 @@ def fit(
     out: Path | None = None,
     resume: bool = False,
     on_step: Callable[[StepEvent], None] | None = None,
+    on_gradient: Callable[[Masters], None] | None = None,
     packed: bool | None = None,
 ) -> FitResult:
     """Train whatever of a model requires a gradient.
@@ -59,6 +60,8 @@ def fit(
         out: folder for checkpoints (``checkpoint/``) and logs (``logs/``); None writes nothing.
         resume: go on from the checkpoint in ``out``; without one the run begins at the beginning.
         on_step: told about every step, in order.
+        on_gradient: shown the masters of every step, in order, when their gradient is whole and before it is clipped
+            and spent; it may read them, not change them.
         packed: whether batches are packed; None decides by ``settings.packing`` and the model's own proof.
 
     Returns:
@@ -74,6 +77,7 @@ def fit(
     """
     begun = time.perf_counter()
     run = Run(model, data, settings, evaluate=evaluate, out=out, packed=packed)
+    run.on_gradient = on_gradient
     with ExitStack() as stack:
         stack.enter_context(training_mode(model, checkpointing=settings.checkpointing))
         stack.enter_context(lean(model))
@@ -156,6 +160,7 @@ class Run:
         self.patience = Patience(settings, steps=self.steps)
         self.diverged_at: int | None = None
         self.prefix: Prefix | None = None
+        self.on_gradient: Callable[[Masters], None] | None = None
         self.kept_before: int | None = None  # layers below it, of the process that wrote the checkpoint
         self.before = 0.0  # seconds of a step that passed before it was asked for (in a fleet)
         self._updating = False
@@ -213,6 +218,8 @@ class Run:
         if not (math.isfinite(nll) and math.isfinite(norm)):
             self._diverge(finite_loss=math.isfinite(nll))
             return None
+        if self.on_gradient is not None:
+            self.on_gradient(self.masters)
         self._updating = True
         for kept, group in zip(self._previous, self.masters.groups, strict=True):
             kept.copy_(group.master)

@@ -11,7 +11,7 @@ so that norm, clipping, update and rounding are a handful of calls whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,23 @@ class Group:
     views: list[torch.Tensor]
     work: torch.Tensor
     inputs: list[torch.Tensor]
+
+    def shaped(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Views of a vector laid out as ``master`` is, shaped like the parameters."""
+        return _shaped(flat, self.parameters)
+
+
+def _room(parameter: torch.Tensor) -> int:
+    """Numbers that a parameter takes up of the flat vector, the gap behind it counted."""
+    return -(-parameter.numel() // ALIGN) * ALIGN
+
+
+def _shaped(flat: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    found, start = [], 0
+    for parameter in parameters:
+        found.append(flat[start : start + parameter.numel()].view(parameter.shape))
+        start += _room(parameter)
+    return found
 
 
 def is_factor(name: str) -> bool:
@@ -92,33 +109,23 @@ class Masters:
     def _group(self, ratio: float, named: list[tuple[str, torch.nn.Parameter]]) -> Group:
         import torch
 
-        starts, total = [], 0
-        for _, parameter in named:
-            starts.append(total)
-            total += -(-parameter.numel() // ALIGN) * ALIGN
-        device = named[0][1].device
-        master = torch.zeros(total, dtype=torch.float32, device=device)
+        parameters = [parameter for _, parameter in named]
+        total = sum(_room(parameter) for parameter in parameters)
+        master = torch.zeros(total, dtype=torch.float32, device=parameters[0].device)
         gradient = torch.zeros_like(master)
-
-        def shaped(flat: torch.Tensor) -> list[torch.Tensor]:
-            return [
-                flat[start : start + p.numel()].view(p.shape)
-                for start, (_, p) in zip(starts, named, strict=True)
-            ]
-
-        views = shaped(master)
-        for view, (_, parameter) in zip(views, named, strict=True):
+        views = _shaped(master, parameters)
+        for view, parameter in zip(views, parameters, strict=True):
             view.copy_(parameter.detach())
         work = master if self.dtype == torch.float32 else master.to(self.dtype)
         master.grad = gradient
         return Group(
             ratio=ratio,
             names=[name for name, _ in named],
-            parameters=[parameter for _, parameter in named],
+            parameters=parameters,
             master=master,
             views=views,
             work=work,
-            inputs=shaped(gradient),
+            inputs=_shaped(gradient, parameters),
         )
 
     def open(self) -> None:
@@ -131,7 +138,7 @@ class Masters:
                 rounded = group.work[start : start + size].view(parameter.shape)
                 parameter.grad = None
                 parameter.data = rounded if is_factor(name) or is_head(name) else view
-                start += -(-size // ALIGN) * ALIGN
+                start += _room(parameter)
         self._open = True
         self.round()
 
