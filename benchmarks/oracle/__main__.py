@@ -1,7 +1,7 @@
 """Train every choice, judge every rule.
 
     LORATLAS_SHARED=../shared python -m benchmarks.oracle --out DIR          the size that fits a CPU
-    LORATLAS_SHARED=../shared python -m benchmarks.oracle --out DIR --renew probe_energy        what a rule chooses now
+    LORATLAS_SHARED=../shared python -m benchmarks.oracle --out DIR --renew probe_yield         what a rule chooses now
     python -m benchmarks.oracle --size minute --out DIR                      to see that it works
 
 The same command goes on where it was stopped, and judges at once what is finished. ``--tasks`` does some of the cases;

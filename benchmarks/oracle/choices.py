@@ -107,7 +107,9 @@ def merged(
 
     kept = {name: told for name, told in record["choices"].items() if told["same_as"] is None}
     for name, told in kept.items():
-        if name not in made:
+        if _gone(name, told):
+            keep_as(_free(name.replace("rule", "earlier"), kept), name, "earlier")
+        elif name not in made:
             keep_as(name, name, told["kind"])
     for name, choice in made.items():
         digest = place(anatomy, choice.placement).digest
@@ -126,10 +128,15 @@ def merged(
         if found[name].same_as is None:
             trained[digest] = name
     for name, told in record["choices"].items():
-        if told["same_as"] is not None and name not in made:
+        if told["same_as"] is not None and name not in made and not _gone(name, told):
             now = next(new for new, old in names.items() if old == told["same_as"])
             found[name] = Choice(kind=told["kind"], placement=told["placement"], same_as=now)
     return found, names
+
+
+def _gone(name: str, told: Mapping[str, Any]) -> bool:
+    """Whether it is the choice of a rule that the bench no longer has."""
+    return told["kind"] == "rule" and name.removeprefix("rule ") not in RULES
 
 
 def _free(name: str, taken: Container[str]) -> str:

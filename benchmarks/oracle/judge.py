@@ -22,7 +22,7 @@ from benchmarks.oracle.truth import Truth, difference
 DELTA = 0.01
 """Nats per token within which two choices count as equal."""
 
-AUTO = "rule probe_energy"
+AUTO = "rule probe_yield"
 """What `--placement auto` does."""
 
 Record = Mapping[str, Any]

@@ -119,7 +119,8 @@ RULES: dict[str, Callable[[Given], str]] = {
     "probe": ours("probe"),
     "probe_energy": ours("probe_energy"),
     "probe_norm": powered("probe_energy", 0.5),
-    "probe_between": powered("probe_energy", 0.75),
+    "probe_descent": ours("probe_descent"),
+    "probe_yield": ours("probe_yield"),
     "adalora": adalora,
     "activation": ours("activation"),
     "alignment": ours("alignment"),
@@ -134,7 +135,7 @@ def signals_of(rules: Sequence[str]) -> list[str]:
     from loratlas.study.scan import NAMES
 
     trials = [rule for rule in rules if rule.startswith("probe")]
-    return [*NAMES, *(["probe"] if "probe" in trials else ["probe_energy"] if trials else [])]
+    return [*NAMES, *(["probe"] if "probe" in trials else ["probe_yield"] if trials else [])]
 
 
 def _text(given: Given, ranks: Mapping[str, int]) -> str:

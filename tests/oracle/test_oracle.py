@@ -243,6 +243,18 @@ def test_a_renewed_rule_leaves_its_earlier_plan_in_the_set(given):
     assert found["rule plop"].same_as == "all"
 
 
+def test_a_rule_that_the_bench_no_longer_has_is_an_earlier_one(given):
+    record_ = kept_record()
+    record_["choices"]["rule gone"] = asdict(Choice(kind="rule", placement="attn.o:3"))
+    record_["choices"]["rule lost"] = asdict(Choice(kind="rule", placement="all:1", same_as="all"))
+    found, names = merged(record_, {}, given.anatomy)
+    assert found["earlier gone"] == Choice(kind="earlier", placement="attn.o:3")
+    assert names["earlier gone"] == "rule gone"
+    assert "rule gone" not in found
+    assert "rule lost" not in found
+    assert found["rule eva"].kind == "rule"
+
+
 def test_a_renewed_rule_that_chooses_what_was_trained_trains_nothing(given):
     found, names = merged(
         kept_record(), {"rule eva": Choice(kind="rule", placement="attn.v:3")}, given.anatomy

@@ -16,10 +16,10 @@ from loratlas.errors import ModelError, SettingsError
 from loratlas.placement.plan import Plan
 from loratlas.study import prepare as preparing
 from loratlas.study.ledger import Ledger
-from loratlas.study.probe import probe
+from loratlas.study.probe import COST, probe
 from loratlas.study.run import run_study
 from loratlas.study.scan import calibration, scan
-from loratlas.study.scores import Scan
+from loratlas.study.scores import STEP, Scan
 from loratlas.study.spec import parse_spec
 from loratlas.study.spending import candidates, gains, plan_from
 
@@ -37,7 +37,7 @@ def test_a_scan_survives_its_json(found):
     assert again.to_json() == told.to_json()
     one, two = (plan_from(each, anatomy, budget="params=2k")[0] for each in (told, again))
     assert one == two
-    assert told.cost_in_steps == 2 + 40  # 32 rows, and two trials of 20 steps
+    assert told.cost_in_steps == 2 + COST  # 32 rows, and two trials
     # Gains are told to six digits.
     assert again.readings["gradient"].gains is not None
 
@@ -86,15 +86,25 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
         monkeypatch.setattr("loratlas.training.members.MATRICES", ())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = probe(model, sites, rows, batches, steps=4, packed=True)
-    readings = found.readings
+    readings = dict(found.readings)
     assert set(readings["probe"].values) == {site.path for site in sites}
-    assert all(norm > 0 for norm in readings["probe_energy"].values.values())
-    assert found.cost == 2 * (4 + len(sites) * 24 / 16 / 2)
-    norms = probe(model, sites, rows, batches, removals=False, steps=4, packed=True)
-    assert norms.readings == {"probe_energy": readings["probe_energy"]}
-    assert (norms.cost, norms.rows) == (2 * 4, 2 * 4 * 16)
-    assert norms.labelled == found.labelled > 0
     assert all(np.isfinite(value) for value in readings["probe"].values.values())
+    assert all(norm > 0 for norm in readings["probe_energy"].values.values())
+    descents = readings["probe_descent"].values
+    assert any(fell > 0 for fell in descents.values())
+    assert readings["probe_yield"].values == pytest.approx(
+        {p: (e * max(descents[p], 0)) ** 0.5 for p, e in readings["probe_energy"].values.items()}
+    )
+    assert found.cost == 2 * (4 + len(sites) * 24 / 16 / 2)
+    steps = []
+    alone = probe(
+        model, sites, rows, batches, removals=False, steps=4, packed=True, on_step=lambda: steps.append(1)
+    )
+    assert len(steps) == 2 * 4
+    del readings["probe"]
+    assert alone.readings == readings
+    assert (alone.cost, alone.rows) == (2 * 4, 2 * 4 * 16)
+    assert alone.labelled == found.labelled > 0
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)
@@ -150,7 +160,7 @@ def test_a_study_places_an_arm_by_a_scan_and_never_scans_again(tmp_path, monkeyp
     assert full["trainable"] - arm["trainable"] < 400
     assert all(row["why"] for row in arm["plan"]["sites"])
     assert result["scan"]["config_digest"] == result["base"]["config_digest"]
-    assert result["scan"]["rows"] == 640  # two trials of 20 steps of 16 rows, nothing else
+    assert result["scan"]["rows"] == COST * STEP  # of the trials, nothing else
     assert "gains" not in result["scan"] or not result["scan"]["gains"]
 
     def refuse(*_, **__):

@@ -131,7 +131,7 @@ By = Annotated[
     typer.Option(
         "--by",
         metavar="COLUMN",
-        help="The score that places adapters, e.g. probe_energy, gradient, alignment, spectrum.",
+        help="The score that places adapters, e.g. probe_yield, gradient, alignment, spectrum.",
         rich_help_panel=PLACE,
     ),
 ]

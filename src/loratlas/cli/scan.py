@@ -32,7 +32,7 @@ def scan(
         typer.Option(
             "--signal",
             metavar="NAME",
-            help="gradient, activation, alignment, attention, spectrum, probe or probe_energy; may be repeated. Unless "
+            help="gradient, activation, alignment, attention, spectrum, probe or probe_yield; may be repeated. Unless "
             "given: those that do not train, and the one that decides.",
             show_default=False,
             rich_help_panel=options.PLACE,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-DECIDES = "probe_energy"
+DECIDES = "probe_yield"
 """The column that places adapters unless another is asked for."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from loratlas.anatomy.sites import Anatomy
 from loratlas.errors import SettingsError
 from loratlas.study.advice import DECIDES
-from loratlas.study.scores import GAINS, STEP, TRIALS, Scan
+from loratlas.study.scores import ALONE, GAINS, STEP, TRIALS, Scan
 from loratlas.study.spending import candidates
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 NAMES = ("gradient", "activation", "alignment", "attention", "spectrum")
 """Signals that share the passes of one scan."""
+
+TRAINED = ("probe", "probe_yield")
+"""Signals that train; the second takes no adapter away again."""
 
 MOST_ROWS = 128
 BATCH = 8
@@ -52,15 +56,16 @@ def scan(
         model: the bare base, on its device; left as it was.
         anatomy: of it.
         rows: encoded rows of the task; some are drawn.
-        signals: names among `NAMES`, and ``probe``, which trains (`loratlas.study.probe`), or ``probe_energy`` for its
-            energies alone, which cost no pass beside the trials. None: `NAMES`, and what has the column that decides.
+        signals: names among `NAMES`, and ``probe``, which trains (`loratlas.study.probe`), or ``probe_yield`` for what
+            its trials say by themselves, which costs no pass beside them. None: `NAMES`, and what has the column that
+            decides.
         by: the column whose order must settle before reading ends.
         among: the sites to choose from, as a placement.
         most_rows: rows that are read at most; fewer when the order settles earlier.
         seed: draws rows and sketches.
         packed: whether batches are packed; None decides by the model's own proof.
         fisher: measure per-example second moments as well.
-        on_pass: told (passes made, passes at most).
+        on_pass: told (passes made, passes at most), steps of trials counted.
 
     Raises:
         SettingsError: an unknown signal, or one that decides and is not measured.
@@ -69,7 +74,7 @@ def scan(
     from loratlas.data.packing import prove_packing
     from loratlas.evaluation.losses import token_losses
     from loratlas.signals.measure import measure
-    from loratlas.study.probe import probe
+    from loratlas.study.probe import SEEDS, STEPS, probe
 
     began = time.perf_counter()
     sites = candidates(anatomy, among)
@@ -77,8 +82,8 @@ def scan(
     made = _made(signals, seed, fisher or by == "fisher")
     known = {column.name for signal in made for column in signal.columns}
     removals = "probe" in signals
-    if trial := removals or "probe_energy" in signals:
-        known |= set(TRIALS if removals else TRIALS[1:])
+    if trial := any(name in TRAINED for name in signals):
+        known |= set(TRIALS if removals else ALONE)
     if by not in known:
         raise SettingsError(
             given=f"a scan that decides by {by}",
@@ -88,9 +93,14 @@ def scan(
     packed = prove_packing(model).exact if packed is None else packed
     batches = calibration(rows, most_rows=most_rows, seed=seed, packed=packed)
 
-    def told(passes: int) -> None:
+    passes = count(1)
+    moving = any(signal.needs != "weights" for signal in made)
+    most = moving * len(batches) + trial * SEEDS * STEPS
+
+    def told(_: int = 0) -> None:
+        made_now = next(passes)
         if on_pass is not None:
-            on_pass(passes, len(batches))
+            on_pass(made_now, most)
 
     watched = [by] if any(by == column.name for signal in made for column in signal.columns) else []
     found = measure(model, sites, batches, made, token_losses, watched=watched, ranks=4 * GAINS, on_pass=told)
@@ -114,7 +124,7 @@ def scan(
         return scanned
     return _with_trials(
         scanned,
-        probe(model, sites, rows, batches, removals=removals, seed=seed, packed=packed),
+        probe(model, sites, rows, batches, removals=removals, seed=seed, packed=packed, on_step=told),
         by=by,
         seconds=time.perf_counter() - began,
     )
@@ -140,10 +150,10 @@ def _with_trials(found: Scan, trials: Probed, *, by: str, seconds: float) -> Sca
 def signal_of(column: str) -> str:
     """The signal that has this column, as `scan` takes it.
 
-    >>> signal_of("gradient_energy"), signal_of("stable_rank")
-    ('gradient', 'spectrum')
+    >>> signal_of("gradient_energy"), signal_of("probe_descent")
+    ('gradient', 'probe_yield')
     """
-    owners = {name: name for name in TRIALS}
+    owners = {"probe": "probe"} | dict.fromkeys(ALONE, "probe_yield")
     for signal in _made(NAMES, 0, True):
         owners |= {column.name: signal.name for column in signal.columns}
     if column not in owners:
@@ -179,12 +189,12 @@ def check_signals(names: Sequence[str]) -> None:
     Raises:
         SettingsError: so.
     """
-    unknown = [name for name in names if name not in (*NAMES, *TRIALS)]
+    unknown = [name for name in names if name not in (*NAMES, *TRAINED)]
     if unknown or not names:
         raise SettingsError(
             given=f"the signal {unknown[0]!r}" if unknown else "no signal",
             found="no such signal" if unknown else "nothing to measure",
-            instead=f"among {', '.join((*NAMES, *TRIALS))}",
+            instead=f"among {', '.join((*NAMES, *TRAINED))}",
         )
 
 
@@ -203,4 +213,4 @@ def _made(names: Sequence[str], seed: int, fisher: bool) -> list[Signal]:
         "spectrum": lambda: Spectrum(seed=seed),
     }
     check_signals(names)
-    return [kinds[name]() for name in dict.fromkeys(names) if name not in TRIALS]
+    return [kinds[name]() for name in dict.fromkeys(names) if name not in TRAINED]

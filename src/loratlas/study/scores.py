@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 SCHEMA = "loratlas.scan"
 VERSION = 1
 
-TRIALS = ("probe", "probe_energy")
-"""Columns that come from short trial training."""
+ALONE = ("probe_energy", "probe_descent", "probe_yield")
+"""Columns that short trial training says by itself."""
+
+TRIALS = ("probe", *ALONE)
+"""Columns that come from short trial training; the first takes adapters away again."""
 
 STEP = 16
 """Rows of the training step that a scan's cost is told in."""
