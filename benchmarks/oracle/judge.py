@@ -25,6 +25,9 @@ DELTA = 0.01
 AUTO = "rule probe_yield"
 """What `--placement auto` does."""
 
+CHOSEN_ON = tuple(f"llama-mini {task} all:1" for task in ("retrieval", "nl2bash", "e2e", "facts-300"))
+"""Cases whose losses chose what `AUTO` does: its score, and how long its trials are."""
+
 Record = Mapping[str, Any]
 
 
@@ -71,7 +74,12 @@ def against_all(
 
 def report(records: Sequence[Record]) -> dict[str, Any]:
     """What the records say together."""
-    return {"rules": _rules(records), "correlation": _correlation(records), "left_out": _left_out(records)}
+    return {
+        "rules": _rules(records),
+        "unseen": _unseen(records),
+        "correlation": _correlation(records),
+        "left_out": _left_out(records),
+    }
 
 
 def _trained(made: Mapping[str, Choice], name: str) -> str:
@@ -135,6 +143,16 @@ def _rules(cases: Sequence[Record]) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda row: row["upper"])
+
+
+def _unseen(cases: Sequence[Record]) -> dict[str, Any] | None:
+    """Pooled regret of `AUTO` and of rank 1 everywhere in the cases that nothing of it was chosen by."""
+    left = [case for case in cases if not case["tie"] and case["case"] not in CHOSEN_ON]
+    upper = {row["rule"]: row["upper"] for row in _rules(left)}
+    if AUTO not in upper:
+        return None
+    names = [case["case"] for case in left]
+    return {"cases": names, "upper": upper[AUTO], "upper_everywhere": upper[REFERENCE]}
 
 
 def _correlation(cases: Sequence[Record]) -> list[dict[str, Any]]:

@@ -93,6 +93,12 @@ def _auto(result: Mapping[str, Any]) -> list[str]:
         f"Target {100 * TARGET:.0f} %: {reached}.",
         f"Rules that lose less: {', '.join(better) if better else 'none'}.",
     ]
+    if unseen := result["unseen"]:
+        where = ", ".join(name.rsplit(" ", 1)[0] for name in unseen["cases"])
+        lines.append(
+            f"Its score and the length of its trials were chosen by losses of the other cases; in {where} alone it "
+            f"loses {_percent(unseen['upper'])}, `all` {_percent(unseen['upper_everywhere'])}."
+        )
     told = [(case["case"], case["auto_against_all"]) for case in result["cases"] if case["auto_against_all"]]
     decided = [name for name, each in told if _verdict(each) != "undetermined"]
     lines.append(

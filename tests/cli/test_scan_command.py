@@ -9,7 +9,7 @@ import pytest
 
 MODEL, DATA = "demo:llama-mini", "demo:facts-300"
 FEW = ("--rows", "16", "--max-length", "48", "--limit", "64", "--among", "all@top/2", "--dtype", "float32")
-TWO = ("--signal", "gradient", "--signal", "probe_energy")
+TWO = ("--signal", "gradient", "--signal", "probe_yield")
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,13 @@ def scanned(tmp_path_factory) -> Path:
 
 def test_json_keeps_the_contract(scanned: Path):
     told = json.loads(scanned.read_text())
-    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "probe_energy")
+    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "probe_yield")
     assert {"path", "signal", "value", "unit", "error"} == set(told["scores"][0])
     columns = {signal["name"] for signal in told["signals"]}
     assert columns == {
         "gradient", "gradient_energy", "activation", "activation_gradient", "alignment", "attention",
-        "attention_entropy", "spectrum", "stable_rank", "probe_energy",
+        "attention_entropy", "spectrum", "stable_rank", "probe_energy", "probe_descent",
+        "probe_yield",
     }  # fmt: skip
     by_column = {name: [s for s in told["scores"] if s["signal"] == name] for name in columns}
     assert len(by_column["gradient"]) == 28
@@ -43,7 +44,7 @@ def test_json_keeps_the_contract(scanned: Path):
     assert all(score["error"] is not None for score in by_column["gradient"])
     assert {pair["one"] for pair in told["agreement"]} < columns
     assert all(-1 <= pair["tau"] <= 1 for pair in told["agreement"])
-    assert told["cost_in_steps"] == told["rows"] / 16 + 40
+    assert told["cost_in_steps"] == told["rows"] / 16 + 2 * 80
     assert told["plan"]["trainable"] == told["allocation"]["spent"] <= 9000
     assert all("per 1,000" in row["why"] for row in told["plan"]["sites"])
 
@@ -69,13 +70,14 @@ def test_people_get_a_map_in_80_columns(cli):
     assert "weights alone" in found.out
 
 
-def test_norms_of_a_trial_come_without_the_passes_of_the_others(cli):
-    found = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_energy", "--by", "probe_energy", "--json").json
-    assert {signal["name"] for signal in found["signals"]} == {"probe_energy"}
+def test_trials_come_without_the_passes_of_the_others(cli):
+    found = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_yield", "--by", "probe_energy", "--json").json
+    columns = {signal["name"]: signal for signal in found["signals"]}
+    assert set(columns) == {"probe_energy", "probe_descent", "probe_yield"}
     assert found["cost_in_steps"] * 16 == found["rows"] > 0
     assert found["loss"] is None
     assert found["settled"] in (True, False)
-    (signal,) = found["signals"]
+    signal = columns["probe_energy"]
     assert found["settled"] == (min(signal["repeats"], signal["repeats_top"]) >= 0.9)
     assert found["settled"] or any("two trials" in note for note in found["notes"])
 
@@ -131,6 +133,16 @@ def test_bad_requests_are_sentences(cli, words, said):
     assert found.code == 2
     assert said in found.words
     assert "Traceback" not in found.err
+
+
+def test_a_budget_that_buys_nothing_is_refused_before_anything_is_trained(cli, tmp_path: Path):
+    train = ("--placement", "auto", "--steps", "2", "--out", tmp_path / "run")
+    for words in (("scan", MODEL, DATA), ("train", MODEL, DATA, *train)):
+        found = cli(*words, "--budget", "params=10")
+        assert found.code == 2
+        assert "smallest step anywhere costs 384" in found.words
+        assert "scanning" not in found.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_scores_of_another_model_are_refused(cli, scanned: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from benchmarks.oracle.choices import Choice, choices, keep, kept, merged
-from benchmarks.oracle.judge import AUTO, against_all, record, report
+from benchmarks.oracle.judge import AUTO, CHOSEN_ON, against_all, record, report
 from benchmarks.oracle.page import page
 from benchmarks.oracle.renew import joined
 from benchmarks.oracle.rules import Given
@@ -113,6 +113,19 @@ def test_auto_is_held_against_rank_1_everywhere():
     assert found["better"]
     assert found["non_inferior"]
     assert against_all(MADE, told.losses, told.tokens) is None  # this set has no plan of auto's
+
+
+def test_auto_is_told_apart_where_nothing_of_it_was_chosen():
+    def told(name: str, seed: int) -> dict:
+        made = MADE | {AUTO: Choice(kind="rule", placement="all:1", same_as="rule eva")}
+        return record(case(name, seed=seed), made)
+
+    seen, new = told(CHOSEN_ON[0], 0), told("mini alpaca all:1", 1)
+    found = report([seen, new])["unseen"]
+    assert found["cases"] == ["mini alpaca all:1"]
+    assert found["upper"] == pytest.approx(new["choices"]["rule eva"]["upper"] / new["scale"])
+    assert found["upper_everywhere"] == pytest.approx(new["choices"]["all"]["upper"] / new["scale"])
+    assert report([seen])["unseen"] is None
 
 
 def test_correlation_and_what_is_left_out():

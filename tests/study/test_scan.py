@@ -110,6 +110,17 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     assert all((before[name] == after[name]).all() for name in before)
 
 
+def test_what_overshoots_yields_nothing():
+    model = tiny_model("llama")
+    sites = candidates(read(model.config), "feedforward")
+    rows = wrap(examples(24))
+    batches = calibration(rows, most_rows=24, seed=0, packed=True)
+    readings = probe(model, sites, rows, batches, steps=8, lr=0.5, removals=False).readings
+    against = [path for path, fell in readings["probe_descent"].values.items() if fell < 0]
+    assert against
+    assert {readings["probe_yield"].values[path] for path in against} == {0.0}
+
+
 def test_a_probe_knows_that_a_dead_site_is_worth_nothing():
     model = tiny_model("llama")
     sites = candidates(read(model.config), "ffn.up,ffn.down@last1")

@@ -96,7 +96,7 @@ def scan(
     from loratlas.placement.budget import parse_budget
     from loratlas.study import scan as room
     from loratlas.study.inputs import model_source, open_model, open_rows
-    from loratlas.study.spending import candidates, plan_from
+    from loratlas.study.spending import LIKE, candidates, check_budget, plan_from
     from loratlas.training.rehearsal import PeakMemory, typical
     from loratlas.training.settings import Settings
 
@@ -104,7 +104,7 @@ def scan(
         floor=min_rank, ceiling=max_rank, multiple=multiple, whole_layers=whole_layers, top=top_layers
     )
     if budget is not None:
-        parse_budget(budget)
+        parse_budget(budget)  # before the model is looked at
     chosen = list(dict.fromkeys(signals or room.NAMES))
     room.check_signals(chosen)
     owner = room.signal_of(by)
@@ -117,7 +117,7 @@ def scan(
             )
         chosen.append(owner)
     anatomy = read_named(model)
-    candidates(anatomy, among)
+    check_budget(anatomy, budget or LIKE, among=among, limits=limits)
     source = model_source(model)
     tokenizer = load_tokenizer(source)
     read = open_rows(data, split=split, mapping=options.columns_of(columns), limit=limit)
@@ -195,7 +195,9 @@ def _show(
 ) -> None:
     reading = found.readings[by]
     read = (
-        f"{found.rows} rows, {output.count(found.labelled)} counted tokens" if found.rows else "weights alone"
+        f"{output.count(found.rows)} rows, {output.count(found.labelled)} counted tokens"
+        if found.rows
+        else "weights alone"
     )
     output.say(
         f"{anatomy.model} on {found.source}: {read}, the price of {found.cost_in_steps:.1f} training steps"
@@ -260,24 +262,14 @@ def _cell(value: float | None, best: float) -> str:
 
 
 def _show_signals(found: Scan) -> None:
-    drawn = output.table(
-        "score",
-        "pays",
-        ("repeats, τ", "right"),
-        ("of its top", "right"),
-        ("with gradient, τ", "right"),
-    )
     with_first: Mapping[str, float] = {
         told["two"]: told["tau"] for told in found.agreement() if told["one"] == "gradient"
     }
+    beside = [("with gradient, τ", "right")] if with_first else []
+    drawn = output.table("score", "pays", ("repeats, τ", "right"), ("of its top", "right"), *beside)
     for name, reading in found.readings.items():
-        drawn.add_row(
-            name,
-            reading.column.pays,
-            _number(reading.repeats),
-            _number(reading.repeats_top),
-            _number(with_first.get(name)),
-        )
+        numbers = [reading.repeats, reading.repeats_top, *([with_first.get(name)] if with_first else [])]
+        drawn.add_row(name, reading.column.pays, *map(_number, numbers))
     output.show(drawn)
     output.say(
         "repeats: agreement (Kendall) of the orders from two halves of the rows or two trials; top: of the best sites."

@@ -217,8 +217,9 @@ def _scanned(job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: Peak
     from loratlas.cli.scan import watched
     from loratlas.study.advice import track_record
     from loratlas.study.scan import scan, signal_of
-    from loratlas.study.spending import plan_from
+    from loratlas.study.spending import LIKE, check_budget, plan_from
 
+    check_budget(anatomy, job.budget or LIKE)
     with output.Progress("scanning", total=1, unit="passes") as bar:
         found = scan(
             to_device(base),
@@ -241,7 +242,7 @@ def _scanned(job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: Peak
     for said in found.notes(job.by):
         output.note(said)
     output.note(
-        f"auto: {plan.trainable:,} parameters at {len(plan.rows)} sites by {job.by}, from {found.rows} rows "
+        f"auto: {plan.trainable:,} parameters at {len(plan.rows)} sites by {job.by}, from {found.rows:,} rows "
         f"({found.cost_in_steps:.1f} training steps): {plan.placement}"
     )
     output.note(track_record(job.by))

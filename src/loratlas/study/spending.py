@@ -10,6 +10,7 @@ import numpy as np
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import ModelError, SettingsError
 from loratlas.placement.allocate import Allocation, Limits, allocate
+from loratlas.placement.budget import parse_budget
 from loratlas.placement.language import parse
 from loratlas.placement.plan import Plan, place_allocation
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
@@ -56,6 +57,21 @@ def candidates(anatomy: Anatomy, among: str = "all") -> list[Site]:
             instead="all, or roles inside the layers",
         )
     return sites
+
+
+def check_budget(anatomy: Anatomy, budget: str, *, among: str = "all", limits: Limits | None = None) -> None:
+    """Refuse a budget that holds no step at any site, before anything is measured.
+
+    Budgets of memory are let through: rehearsals tell them, which cost as much as a plan.
+
+    Raises:
+        BudgetError: so, or the budget does not parse.
+    """
+    parsed = parse_budget(budget)
+    if parsed.quantity != "memory":
+        limits = limits or Limits()
+        any_gain = [1.0] * (limits.floor + limits.multiple)
+        allocate(anatomy, {site.path: any_gain for site in candidates(anatomy, among)}, parsed, limits)
 
 
 def gains(reading: Reading, sites: Sequence[Site], *, ranks: int = 4 * GAINS) -> dict[str, list[float]]:
