@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tests.tiny import tiny_model
 from tests.training.small import wrap
 
 from loratlas.anatomy.read import read
-from loratlas.errors import ModelError, SettingsError
+from loratlas.errors import Interrupted, ModelError, SettingsError
 from loratlas.placement.plan import Plan
 from loratlas.study import prepare as preparing
 from loratlas.study.ledger import Ledger
@@ -108,6 +109,25 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_stopped_scan_says_that_it_begins_anew(together: bool, monkeypatch):
+    model = tiny_model("llama")
+    sites = candidates(read(model.config), "feedforward@last1")
+    rows = wrap(examples(24))
+    batches = calibration(rows, most_rows=24, seed=0, packed=True)
+    if not together:
+        monkeypatch.setattr("loratlas.training.members.MATRICES", ())
+
+    def stop() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped in its trials") as stopped:
+        probe(model, sites, rows, batches, steps=4, removals=False, on_step=stop)
+    assert "--out" not in str(stopped.value)
+    assert "folder" not in str(stopped.value)
+    assert not any("lora" in name for name, _ in model.named_parameters())
 
 
 def test_what_overshoots_yields_nothing():

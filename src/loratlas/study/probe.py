@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.rows import Row
 from loratlas.anatomy.sites import Site
-from loratlas.errors import ModelError, SettingsError
+from loratlas.errors import Interrupted, ModelError, SettingsError
 from loratlas.signals.base import Column
 from loratlas.signals.measure import LEVEL, Reading
 from loratlas.signals.ranking import chance, tau, tau_of_top
@@ -195,7 +196,7 @@ def _trials(
     off."""
     from loratlas.adapters.attach import attach
     from loratlas.training.descent import Descent
-    from loratlas.training.fleet import Fleet, Member
+    from loratlas.training.fleet import Fleet, Member, take_off
     from loratlas.training.loop import fit
     from loratlas.training.masters import compute_dtype
     from loratlas.training.settings import Settings
@@ -221,15 +222,34 @@ def _trials(
     except SettingsError:  # these trials cannot share a pass
         fleet = None
     if fleet is not None:
-        results = fleet.fit(on_step=stepped, on_gradient=lambda place, masters: descents[place](masters))
+        with _interruptible():
+            results = fleet.fit(on_step=stepped, on_gradient=lambda place, masters: descents[place](masters))
         for place, result in enumerate(results):
             yield fleet.leave(place), result, descents[place].told()
         return
     for member, descent in zip(members, descents, strict=True):
         tuned = attach(plan, model, seed=member.settings.seed)
         settings = member.settings
-        result = fit(tuned, rows, settings, packed=packed, on_step=stepped, on_gradient=descent)
+        try:
+            with _interruptible():
+                result = fit(tuned, rows, settings, packed=packed, on_step=stepped, on_gradient=descent)
+        except BaseException:
+            take_off(tuned)
+            raise
         yield tuned, result, descent.told()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What Ctrl-C means here: trials have no folder to go on from."""
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(
+            given="Ctrl-C",
+            found="the scan stopped in its trials; of what they found nothing is kept",
+            instead="the same command, which scans anew",
+        ) from stopped
 
 
 def _loss(model: Any, batches: Sequence[Batch]) -> float:
