@@ -145,6 +145,13 @@ def test_a_budget_that_buys_nothing_is_refused_before_anything_is_trained(cli, t
     assert not (tmp_path / "run").exists()
 
 
+def test_sites_that_cannot_be_chosen_are_refused_before_rows_are_read(cli):
+    for budget in ("like=all:1", "memory=2GB"):
+        found = cli("scan", MODEL, "no-such-file.jsonl", "--among", "nothing", "--budget", budget)
+        assert found.code == 2
+        assert "names nothing" in found.words
+
+
 def test_scores_of_another_model_are_refused(cli, scanned: Path, tmp_path: Path):
     told = json.loads(scanned.read_text())
     path = tmp_path / "other.json"

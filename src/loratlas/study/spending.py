@@ -66,12 +66,13 @@ def check_budget(anatomy: Anatomy, budget: str, *, among: str = "all", limits: L
 
     Raises:
         BudgetError: so, or the budget does not parse.
+        PlacementError, SettingsError: see `candidates`.
     """
-    parsed = parse_budget(budget)
+    parsed, sites = parse_budget(budget), candidates(anatomy, among)
     if parsed.quantity != "memory":
         limits = limits or Limits()
         any_gain = [1.0] * (limits.floor + limits.multiple)
-        allocate(anatomy, {site.path: any_gain for site in candidates(anatomy, among)}, parsed, limits)
+        allocate(anatomy, {site.path: any_gain for site in sites}, parsed, limits)
 
 
 def gains(reading: Reading, sites: Sequence[Site], *, ranks: int = 4 * GAINS) -> dict[str, list[float]]:
