@@ -134,6 +134,10 @@ def test_nothing_runs_foreign_code(path: Path):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
+        if re.search(r"\bAuto\w+\.from_pretrained$", called):
+            # Left out, transformers asks at the terminal, and runs a Python file of the folder on a "y".
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert given.get("trust_remote_code") == "False", where
         assert called not in {"torch.load", "torch.save", "eval", "exec", "os.system"}, where
         for keyword in node.keywords:
             if keyword.arg in {"trust_remote_code", "shell"}:

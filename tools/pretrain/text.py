@@ -60,7 +60,7 @@ def tokenizer(kind: str, files: list[Path], folder: Path) -> Any:
     if not (folder / "tokenizer.json").exists():
         made = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram}[kind](files)
         made.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def special(tokens: Any) -> dict[str, int]:
@@ -116,7 +116,7 @@ def _bpe(files: list[Path]) -> Any:
     from loratlas.demo import base_path
 
     del files
-    found = AutoTokenizer.from_pretrained(base_path())
+    found = AutoTokenizer.from_pretrained(base_path(), trust_remote_code=False)
     found.model_max_length = 256
     return found
 

@@ -254,7 +254,7 @@ def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
     with whole_folder(out, marker="config.json") as new, quiet():
         merged.save_pretrained(new)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # a base without a tokenizer is merged without one
         tokenizer.save_pretrained(new)

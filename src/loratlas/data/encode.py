@@ -157,7 +157,7 @@ def load_tokenizer(source: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(source))
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds here
         words = " ".join(str(error).split())[:300]
         raise ModelError(
