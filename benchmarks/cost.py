@@ -26,17 +26,17 @@ import torch
 from benchmarks.common import machine
 from benchmarks.common.bases import MEDIUM, MINI, SMALL, base, made_up
 from loratlas.adapters.attach import attach
-from loratlas.adapters.kernels import lean
+from loratlas.adapters.lean_lora import lean
 from loratlas.anatomy.read import read
+from loratlas.cost.calibration import Calibration
+from loratlas.cost.dry_run import as_step, rehearse
+from loratlas.cost.recorder import saved
 from loratlas.placement.plan import Plan, place
-from loratlas.training.calibration import Calibration
-from loratlas.training.conditions import training_mode
-from loratlas.training.fleet import take_off
+from loratlas.training.fleet.train_fleet import take_off
 from loratlas.training.loop import fit
-from loratlas.training.masters import Masters
+from loratlas.training.master_weights import Masters
 from loratlas.training.microbatches import microbatches
-from loratlas.training.recorder import saved
-from loratlas.training.rehearsal import as_step, rehearse
+from loratlas.training.run_context import training_mode
 from loratlas.training.settings import Settings
 from loratlas.training.step import step_loss
 

@@ -33,10 +33,10 @@ BATCH = 8
 
 def prepared(rows: str, count: int, dtype: str) -> tuple[Any, Any]:
     """The embedded base and ``count`` encoded rows."""
-    from loratlas.anatomy.load import load_model
     from loratlas.data.encode import encode, load_tokenizer
     from loratlas.data.rows import load_rows
     from loratlas.demo import base_path
+    from loratlas.models.load import load_model
 
     encoded = encode(load_rows(rows, limit=count), load_tokenizer(base_path()), max_length=512)
     return load_model(base_path(), dtype=dtype), encoded
@@ -99,10 +99,10 @@ def timed(run: Callable[[], Any]) -> tuple[float, float, Any]:
 
 def compare(rows: str, count: int, pairs: int, dtype: str, adapter: bool) -> dict[str, Any]:
     """Pairs of one evaluation by each side."""
-    from loratlas.evaluation.audit import evidence_of, identify
-    from loratlas.evaluation.catalogue import catalogue
-    from loratlas.evaluation.definitions import Definition, value
-    from loratlas.evaluation.tokens import score
+    from loratlas.evaluation.score import score
+    from loratlas.loss_audit.audit import evidence_of, identify
+    from loratlas.loss_audit.catalogue import catalogue
+    from loratlas.loss_audit.definitions import Definition, value
 
     model, encoded = prepared(rows, count, dtype)
     if adapter:
@@ -159,7 +159,7 @@ def stream(rows: str, count: int) -> None:
     import resource
 
     from loratlas.data.encode import Example
-    from loratlas.evaluation.measure import measure
+    from loratlas.loss_audit.measure_tokens import measure
 
     model, encoded = prepared(rows, 64, "float32")
 

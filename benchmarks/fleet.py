@@ -23,8 +23,8 @@ def compare(*, runs: int, dtype: str, batch_size: int, steps: int, rounds: int) 
     from loratlas.adapters.attach import attach
     from loratlas.data.encode import encode, load_tokenizer
     from loratlas.placement.plan import place
-    from loratlas.study.inputs import model_source, open_model, open_rows
-    from loratlas.training.fleet import Fleet, Member, take_off
+    from loratlas.sources import model_source, open_model, open_rows
+    from loratlas.training.fleet.train_fleet import Fleet, Member, take_off
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 

@@ -31,7 +31,7 @@ def rows_of(count: int) -> Any:
     from dataclasses import replace
 
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.study.inputs import model_source, open_rows
+    from loratlas.sources import model_source, open_rows
 
     rows = open_rows("${LORATLAS_SHARED}/data/alpaca_train.jsonl.gz", limit=2000)
     encoded = encode(rows, load_tokenizer(model_source(BASE)), max_length=256)
@@ -51,14 +51,14 @@ def peak(run: Callable[[], Any]) -> int:
 def memory(rows: Any, *, dtype: str) -> dict[str, Any]:
     """Peak of a pass with the gradient signal over the same pass without, weights counted in both."""
     from loratlas.anatomy.read import read
-    from loratlas.data.batches import collate
-    from loratlas.evaluation.losses import token_losses
-    from loratlas.signals.again import Again
+    from loratlas.data.batching import collate
+    from loratlas.evaluation.token_losses import token_losses
+    from loratlas.scan.plan_from_scores import candidates
     from loratlas.signals.base import FOLDS, Signal
     from loratlas.signals.gradient import Gradient
-    from loratlas.signals.watch import one_pass
-    from loratlas.study.inputs import open_model
-    from loratlas.study.spending import candidates
+    from loratlas.signals.rematerialize import Again
+    from loratlas.signals.site_hooks import one_pass
+    from loratlas.sources import open_model
 
     class Nothing(Signal):
         name, columns, needs = "nothing", (), "backward"
@@ -106,8 +106,8 @@ def clock(run: Callable[[], Any]) -> float:
 def times(rows: Any, *, dtype: str, rounds: int) -> dict[str, Any]:
     """CPU seconds of ours, of a plain pass, of EVA and of LoRA-GA on the same rows, in turns."""
     from loratlas.anatomy.read import read
-    from loratlas.study.inputs import open_model
-    from loratlas.study.scan import scan
+    from loratlas.scan.run_scan import scan
+    from loratlas.sources import open_model
 
     base = open_model(BASE, dtype=dtype)
     anatomy = read(base.config)
@@ -134,7 +134,7 @@ def times(rows: Any, *, dtype: str, rounds: int) -> dict[str, Any]:
 
 
 def _batches(rows: Any) -> list[dict[str, Any]]:
-    from loratlas.data.batches import collate
+    from loratlas.data.batching import collate
 
     found = []
     for start in range(0, len(rows), 8):
@@ -150,7 +150,7 @@ def eva(rows: Any, dtype: str) -> Any:
     from peft import EvaConfig, LoraConfig
     from peft.tuners.lora.eva import get_eva_state_dict
 
-    from loratlas.study.inputs import open_model
+    from loratlas.sources import open_model
 
     config = LoraConfig(
         r=8,
@@ -167,7 +167,7 @@ def loraga(rows: Any, dtype: str) -> Any:
     from peft.tuners.lora.config import LoraGAConfig
     from peft.tuners.lora.loraga import preprocess_loraga
 
-    from loratlas.study.inputs import open_model
+    from loratlas.sources import open_model
 
     model = open_model(BASE, dtype=dtype)
     batches = _batches(rows)
@@ -188,9 +188,9 @@ def repeatability(rows: Any, *, dtype: str) -> dict[str, Any]:
     from dataclasses import replace
 
     from loratlas.anatomy.read import read
-    from loratlas.signals.ranking import tau
-    from loratlas.study.inputs import open_model
-    from loratlas.study.scan import scan
+    from loratlas.scan.run_scan import scan
+    from loratlas.signals.rank_correlation import tau
+    from loratlas.sources import open_model
 
     base = open_model(BASE, dtype=dtype)
     anatomy, half = read(base.config), len(rows) // 2

@@ -23,8 +23,8 @@ from typing import Any
 
 from torch import nn
 
-from loratlas.anatomy.roles import Decision, decide
-from loratlas.anatomy.sizes import sizes
+from loratlas.anatomy.compare.decide_roles import Decision, decide
+from loratlas.anatomy.config_sizes import sizes
 from loratlas.anatomy.structure import matrices
 
 _POSITIONS = (nn.ModuleList, nn.Sequential, nn.ParameterList)

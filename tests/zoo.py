@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from loratlas.anatomy.shrink import small as small
+from loratlas.anatomy.tiny_config import small as small
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.statements import Proof
+    from loratlas.anatomy.compare.reader_opinions import Proof
 
 # Types that are mapped and that transformers builds from no config, and why.
 NEVER: dict[str, str] = {
@@ -36,7 +36,7 @@ def types() -> list[str]:
 @cache
 def proof(model_type: str) -> Proof:
     """The small instance of a type, read and tried out once per process."""
-    from loratlas.anatomy.prove import prove
+    from loratlas.anatomy.compare.crosscheck import prove
 
     return prove(small(model_type))
 

@@ -3,8 +3,8 @@
     python tools/definitions.py DIR/runs docs/results/definitions.md
 
 Every pair of finished runs that were judged on the same rows is compared under the token mean and under every other
-definition that losses of examples allow (`loratlas.evaluation.ranking`); the page says how many pairs are reversed,
-and shows for each definition the pair that is reversed most clearly. Several folders may be given.
+definition that losses of examples allow (`loratlas.loss_audit.definition_ranking`); the page says how many
+pairs are reversed, and shows for each definition the pair that is reversed most clearly. Several folders may be given.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loratlas.evaluation.definitions import REFERENCE, Definition, Evidence, value
-from loratlas.evaluation.ranking import Disagreement, disagreements
-from loratlas.evaluation.table import Table
-from loratlas.study.records import read_examples, read_record
+from loratlas.loss_audit.definition_ranking import Disagreement, disagreements
+from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
+from loratlas.loss_audit.token_table import Table
+from loratlas.study.run_records import read_examples, read_record
 
 BY = Definition(name="token_mean")
 OTHERS = [

@@ -67,7 +67,7 @@ def full_size(model_type: str) -> dict[str, Any]:
 
     import loratlas
     from loratlas.adapters.attach import trainable
-    from loratlas.anatomy.load import meta_model, quiet
+    from loratlas.models.load import meta_model, quiet
 
     with quiet():
         config = AutoConfig.for_model(model_type)

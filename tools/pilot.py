@@ -44,7 +44,7 @@ def load(kind: str, base: str) -> Any:
     """The base with everything trainable in float32 (``full``), or in bfloat16 with rank-1 adapters (``all:1``)."""
     from loratlas.anatomy.read import read
     from loratlas.placement.plan import place
-    from loratlas.study.inputs import model_source, open_model
+    from loratlas.sources import model_source, open_model
 
     model = open_model(base, dtype="float32" if kind == "full" else "bfloat16")
     if kind == "full":
@@ -53,7 +53,7 @@ def load(kind: str, base: str) -> Any:
 
 
 def nll(model: Any, rows: Any) -> float:
-    from loratlas.evaluation.tokens import score
+    from loratlas.evaluation.score import score
 
     scores = score(model, rows, packed=True)
     return float(scores.nll.sum() / scores.n.sum())
@@ -61,7 +61,7 @@ def nll(model: Any, rows: Any) -> float:
 
 def rows_of(task: str) -> tuple[Any, Any]:
     """Rows to train on and rows to judge on."""
-    from loratlas.study.inputs import open_rows
+    from loratlas.sources import open_rows
 
     if task in REAL:
         path = "${LORATLAS_SHARED}/data/" + task
@@ -74,7 +74,7 @@ def rows_of(task: str) -> tuple[Any, Any]:
 def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]], base: str = BASE) -> dict[str, Any]:
     """Losses of a task: bare base, then every kind at each of its rates."""
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.study.inputs import model_source
+    from loratlas.sources import model_source
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from results import table
 
-from loratlas.report.facts import VERDICTS
+from loratlas.report.sentences import VERDICTS
 
 ARMS = ("full", "attention", "feedforward")
 HEADINGS = {"full": "full", "attention": "attention", "feedforward": "feed-forward"}

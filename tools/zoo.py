@@ -55,9 +55,9 @@ def main() -> None:
 
 def row(model_type: str) -> dict[str, Any]:
     """All that is known of one type."""
-    from loratlas.anatomy.load import meta_model
-    from loratlas.anatomy.probe import instance
-    from loratlas.anatomy.statements import READERS
+    from loratlas.anatomy.compare.reader_opinions import READERS
+    from loratlas.anatomy.probe.probe_reader import instance
+    from loratlas.models.load import meta_model
 
     found: dict[str, Any] = {"model_type": model_type, "mapped": mapped(model_type)}
     if model_type in zoo.NEVER:
@@ -244,14 +244,14 @@ def _ordered(families: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _reasons(unresolved: dict[str, str]) -> str:
-    from loratlas.anatomy.prove import pattern
+    from loratlas.anatomy.compare.crosscheck import pattern
 
     counts = Counter((pattern(path), reason) for path, reason in unresolved.items())
     return "<br>".join(f"`{path}` ({count}): {reason}" for (path, reason), count in counts.items())
 
 
 def _disputes(one: dict[str, Any]) -> list[tuple[str, str, int, str, str]]:
-    from loratlas.anatomy.prove import pattern
+    from loratlas.anatomy.compare.crosscheck import pattern
 
     counts = Counter(
         (pattern(item["path"]), ", ".join(item["opinions"]), item["settled"] or "nothing: unresolved")

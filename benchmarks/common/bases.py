@@ -53,8 +53,8 @@ def base(name: str, dtype: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, GPT2Config
 
-    from loratlas.anatomy.load import load_model, zero_dropout
     from loratlas.demo import base_path
+    from loratlas.models.load import load_model, zero_dropout
 
     if name == MINI:
         return load_model(base_path(), dtype=dtype)

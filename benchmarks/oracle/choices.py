@@ -17,7 +17,7 @@ from loratlas.anatomy.sites import Anatomy
 from loratlas.errors import SettingsError
 from loratlas.placement.allocate import allocate
 from loratlas.placement.plan import place, place_allocation
-from loratlas.study.spending import candidates
+from loratlas.scan.plan_from_scores import candidates
 
 REFERENCE = "all"
 PRESETS = ("all", "attention", "feedforward", "q,v")

@@ -20,8 +20,8 @@ from benchmarks.oracle.tasks import Size
 from benchmarks.oracle.truth import Truth, kept_losses, plans_of, predictions, truth
 from loratlas.anatomy.read import read
 from loratlas.errors import SettingsError
-from loratlas.study.inputs import model_source
-from loratlas.study.scores import Scan
+from loratlas.scan.scores import Scan
+from loratlas.sources import model_source
 
 SAME = 0.01
 """Nats per token that the reference may differ from its kept loss, or its standard error over seeds where that is

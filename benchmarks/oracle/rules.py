@@ -18,8 +18,8 @@ from loratlas.placement.allocate import allocate
 from loratlas.placement.budget import allowance, parse_budget
 from loratlas.placement.canonical import table_text
 from loratlas.placement.plan import place, place_allocation
-from loratlas.study.scores import Scan
-from loratlas.study.spending import candidates, gains, plan_from
+from loratlas.scan.plan_from_scores import candidates, gains, plan_from
+from loratlas.scan.scores import Scan
 
 PLOP_TYPES = 3
 """Module types that PLoP's rule adapts, of those with the lowest mean."""
@@ -132,7 +132,7 @@ RULES: dict[str, Callable[[Given], str]] = {
 
 def signals_of(rules: Sequence[str]) -> list[str]:
     """The signals that a scan must measure for these rules; always the ones that share its passes."""
-    from loratlas.study.scan import NAMES
+    from loratlas.scan.run_scan import NAMES
 
     trials = [rule for rule in rules if rule.startswith("probe")]
     return [*NAMES, *(["probe"] if "probe" in trials else ["probe_yield"] if trials else [])]
@@ -161,7 +161,7 @@ def run_adalora(model: Any, anatomy: Anatomy, rows: Any, *, steps: int = 30, see
     import torch
     from peft import AdaLoraConfig, get_peft_model
 
-    from loratlas.data.batches import collate, training_order
+    from loratlas.data.batching import collate, training_order
 
     sites = candidates(anatomy)
     config = AdaLoraConfig(

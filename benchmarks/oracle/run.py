@@ -14,9 +14,9 @@ from typing import Any
 from benchmarks.oracle.choices import REFERENCE, Choice, choices, keep, kept
 from benchmarks.oracle.rules import Given, run_adalora, signals_of
 from benchmarks.oracle.tasks import TASKS, Size
-from loratlas.study.scan import scan
-from loratlas.study.scores import Scan, load_scan
-from loratlas.study.spec import StudySpec, parse_spec
+from loratlas.scan.run_scan import scan
+from loratlas.scan.scores import Scan, load_scan
+from loratlas.study.study_spec import StudySpec, parse_spec
 
 SEED = 20
 
@@ -65,7 +65,7 @@ def prepare(case: Case, size: Size) -> tuple[Scan, dict[str, Choice]]:
     """The scan and the choice set of a case, made at the first call and read at later ones."""
     from loratlas.anatomy.read import read
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.study.inputs import model_source, open_model, open_rows
+    from loratlas.sources import model_source, open_model, open_rows
 
     case.folder.mkdir(parents=True, exist_ok=True)
     scanned, chosen = case.folder / "scan.json", case.folder / "choices.json"
@@ -123,7 +123,7 @@ def train(
     say: Callable[[str], None] = print,
 ) -> Any:
     """Do what is missing of a case's study."""
-    from loratlas.study.run import run_study
+    from loratlas.study.coordinator import run_study
 
     spec = spec_of(case, size, made)
     runs = len(spec.arms) * (len(spec.learning_rates) * size.screening + size.judging)

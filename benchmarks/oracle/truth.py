@@ -23,11 +23,11 @@ import numpy as np
 from benchmarks.oracle.choices import Choice
 from loratlas.anatomy.sites import Anatomy
 from loratlas.placement.plan import Plan, place
-from loratlas.study.probe import COST
-from loratlas.study.records import read_examples
-from loratlas.study.scores import Scan
-from loratlas.study.spending import gains
-from loratlas.study.stats import estimate
+from loratlas.scan.plan_from_scores import gains
+from loratlas.scan.scores import Scan
+from loratlas.scan.trial_training import COST
+from loratlas.study.estimator import estimate
+from loratlas.study.run_records import read_examples
 
 TIE = 0.2
 

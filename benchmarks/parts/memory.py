@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.common.bases import MEDIUM, MINI, SMALL, adapted, alpaca
 from benchmarks.peers import ours, trainer
 from benchmarks.peers.outcome import Schedule
-from loratlas.data.batches import training_order
+from loratlas.data.batching import training_order
 from loratlas.data.encode import Encoded
 from loratlas.training.memory import allocations, resident_bytes
 

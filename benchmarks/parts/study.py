@@ -1,7 +1,7 @@
 """A study's 27 runs, three placements × three learning rates × three seeds, by three ways.
 
 `Trainer` at its best trains them one after the other; so does this project's `fit`; and they are trained as
-``loratlas study`` trains them, side by side as far as runs share a pass (`loratlas.study.company`). All runs are
+``loratlas study`` trains them, side by side as far as runs share a pass (`loratlas.study.fleet_sizing`). All runs are
 made by every side, none is multiplied. Batches are small, for that is where company pays on a CPU; at 16 rows a step a
 study trains runs one by one, and the ratio is that of the Alpaca row. Loading the base and judging are not timed.
 """
@@ -18,13 +18,13 @@ from benchmarks.common.bases import MINI, adapted, alpaca, base
 from benchmarks.common.timing import Sample, interleaved, ratios, seconds, timed
 from benchmarks.peers import ours, trainer
 from benchmarks.peers.outcome import Schedule
-from loratlas.data.batches import training_order
+from loratlas.data.batching import training_order
 from loratlas.data.encode import Encoded
 from loratlas.data.packing import prove_packing
-from loratlas.evaluation.tokens import score
+from loratlas.evaluation.score import score
 from loratlas.placement.plan import place
-from loratlas.study.company import company
-from loratlas.training.fleet import Fleet, Member, take_off
+from loratlas.study.fleet_sizing import company
+from loratlas.training.fleet.train_fleet import Fleet, Member, take_off
 from loratlas.training.loop import fit
 
 PLACEMENTS = ("all:8", "attention:8", "feedforward:8")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from loratlas.data.batches import Batch
+from loratlas.data.batching import Batch
 from loratlas.data.packing import bare
 from loratlas.placement.plan import Plan
 from loratlas.training.step import step_loss

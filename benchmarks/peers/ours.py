@@ -8,7 +8,7 @@ from benchmarks.common.timing import Clock, Sample
 from benchmarks.peers.outcome import Outcome, Schedule, Tape
 from loratlas.data.encode import Encoded
 from loratlas.training.loop import fit
-from loratlas.training.records import StepEvent
+from loratlas.training.run_events import StepEvent
 from loratlas.training.settings import Settings
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loratlas.adapters.kernels import faster, slower
+    from loratlas.adapters.lean_lora import faster, slower
     from loratlas.anatomy.read import read
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.errors import LoratlasError
@@ -26,10 +26,10 @@ _HOMES = {
     "LoratlasError": "loratlas.errors",
     "Plan": "loratlas.placement.plan",
     "Site": "loratlas.anatomy.sites",
-    "faster": "loratlas.adapters.kernels",
+    "faster": "loratlas.adapters.lean_lora",
     "place": "loratlas.placement.plan",
     "read": "loratlas.anatomy.read",
-    "slower": "loratlas.adapters.kernels",
+    "slower": "loratlas.adapters.lean_lora",
 }
 
 

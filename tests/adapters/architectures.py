@@ -154,7 +154,7 @@ TYPES: dict[str, dict[str, Any]] = {
 
 def config(model_type: str) -> PretrainedConfig:
     """The tiny config, without dropout."""
-    from loratlas.anatomy.load import quiet, zero_dropout
+    from loratlas.models.load import quiet, zero_dropout
 
     with quiet():
         found = CONFIG_MAPPING[model_type](**TYPES[model_type])
@@ -166,7 +166,7 @@ def model(model_type: str, seed: int = 0) -> PreTrainedModel:
     """A float32 model with random weights, of the class that the anatomy was read from."""
     import torch
 
-    from loratlas.anatomy.load import model_class, quiet
+    from loratlas.models.load import model_class, quiet
 
     chosen = model_class(config(model_type))
     assert chosen is not None

@@ -13,8 +13,8 @@ from tests.tiny import tiny_anatomy, tiny_config, tiny_model
 
 from loratlas.adapters.attach import INITS, attach, lora_config, trainable
 from loratlas.adapters.patterns import anchored, exact
-from loratlas.adapters.proof import lora_layers
-from loratlas.adapters.rows import Row
+from loratlas.adapters.peft_check import lora_layers
+from loratlas.adapters.plan_row import Row
 from loratlas.errors import AttachError, SettingsError
 from loratlas.placement.plan import place
 
@@ -88,7 +88,7 @@ def test_ranks_and_scales_by_site():
 def test_proof_names_the_extra_and_the_missing():
     from peft import LoraConfig, get_peft_model
 
-    from loratlas.adapters.proof import differences
+    from loratlas.adapters.peft_check import differences
 
     rows = rows_of("llama", "q:2")
     with pytest.raises(AttachError, match=r"refuses|not adapt"):

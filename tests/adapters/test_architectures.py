@@ -9,9 +9,9 @@ import pytest
 import torch
 from tests.adapters.architectures import TYPES, config, model
 
+from loratlas.adapters.adapter_files import load_adapter, save_adapter
 from loratlas.adapters.attach import trainable
-from loratlas.adapters.export import load_adapter, save_adapter
-from loratlas.adapters.targets import adapted
+from loratlas.adapters.peft_targets import adapted
 from loratlas.anatomy.read import read
 from loratlas.errors import AttachError
 from loratlas.placement.plan import place

@@ -9,12 +9,12 @@ import torch
 from tests import zoo
 from tests.adapters.test_architectures import randomise
 
+from loratlas.adapters.adapter_files import load_adapter, save_adapter
 from loratlas.adapters.attach import trainable
-from loratlas.adapters.export import load_adapter, save_adapter
-from loratlas.adapters.targets import adapted
-from loratlas.anatomy.load import model_class, quiet, zero_dropout
+from loratlas.adapters.peft_targets import adapted
 from loratlas.anatomy.read import read
 from loratlas.errors import AttachError, PlacementError
+from loratlas.models.load import model_class, quiet, zero_dropout
 from loratlas.placement.plan import place
 
 TOKENS = torch.arange(3, 15)[None]

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 from anatomy_cases import CASES, nameless
 
-from loratlas.anatomy import flow, parts, structure
-from loratlas.anatomy.load import meta_model
+from loratlas.anatomy import structure
+from loratlas.anatomy.names import leaf_words as parts
 from loratlas.anatomy.read import read
+from loratlas.anatomy.trace import observe as flow
+from loratlas.models.load import meta_model
 
 # Case → parameter of the first block, or outside the blocks → role, with the shape (d_out, d_in).
 _LLAMA = {

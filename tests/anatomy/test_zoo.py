@@ -7,9 +7,9 @@ import re
 import pytest
 from tests import zoo
 
-from loratlas.anatomy.load import meta_model
 from loratlas.anatomy.read import read
 from loratlas.errors import ModelError
+from loratlas.models.load import meta_model
 
 # What is unresolved, and why it stays so.
 UNRESOLVED = {

@@ -8,8 +8,8 @@ import re
 import pytest
 from transformers import CONFIG_MAPPING
 
-from loratlas.anatomy.load import meta_model
 from loratlas.anatomy.read import read
+from loratlas.models.load import meta_model
 
 TYPES = (
     "codegen",

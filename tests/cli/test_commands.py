@@ -266,13 +266,13 @@ def test_eval_of_the_bare_base_is_another(cli, trained: dict, tmp_path: Path):
     told = cli("eval", MODEL, DATA, "--max-length", "64", "--out", tmp_path / "losses", "--json").json
     assert told["token_mean_nll"] > trained["json"]["eval"]["token_mean_nll"]
     assert {path.name for path in (tmp_path / "losses").iterdir()} >= {"examples.parquet", "tokens.parquet"}
-    from loratlas.evaluation.tokens import read_scores
+    from loratlas.evaluation.score import read_scores
 
     scores = read_scores(tmp_path / "losses")
     assert scores.token_mean_nll == pytest.approx(told["token_mean_nll"])
     assert scores.tokens is not None
     assert len(scores.tokens.nll) == scores.n.sum() == told["labelled_tokens"]
-    from loratlas.evaluation.table import read_table
+    from loratlas.loss_audit.token_table import read_table
 
     table = read_table(tmp_path / "losses")
     assert table.error is not None

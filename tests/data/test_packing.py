@@ -7,8 +7,9 @@ import pytest
 import torch
 from tests.tiny import TYPES, tiny_model
 
-from loratlas.data import attention, packing
-from loratlas.data.batches import collate
+from loratlas.data import packed_attention as attention
+from loratlas.data import packing
+from loratlas.data.batching import collate
 from loratlas.data.encode import Example
 from loratlas.data.packing import forward, prove_packing
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from tests.tiny import TYPES, tiny_model
 
-from loratlas.data.batches import collate
+from loratlas.data.batching import collate
 from loratlas.data.encode import Example
 from loratlas.data.packing import forward
-from loratlas.evaluation import cross_entropy, losses
+from loratlas.evaluation import cross_entropy
+from loratlas.evaluation import token_losses as losses
 from loratlas.evaluation.cross_entropy import ROWS, Shape, nll, nll_of_states
-from loratlas.evaluation.losses import token_losses
+from loratlas.evaluation.token_losses import token_losses
 
 SHAPES = [Shape(), Shape(scale=0.25), Shape(softcap=3.0), Shape(scale=2.0, softcap=3.0)]
 

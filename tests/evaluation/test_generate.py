@@ -13,7 +13,7 @@ from loratlas.evaluation.generate import samples
 
 @pytest.fixture(scope="module")
 def model():
-    from loratlas.anatomy.load import load_model
+    from loratlas.models.load import load_model
 
     return load_model(base_path("demo:llama-mini"), dtype="float32")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.training.small import adapted, encoded, weights
 
-from loratlas.data.batches import collate
+from loratlas.data.batching import collate
 from loratlas.training.loop import fit
-from loratlas.training.masters import Masters
+from loratlas.training.master_weights import Masters
 from loratlas.training.microbatches import microbatches
 from loratlas.training.settings import Settings
 from loratlas.training.step import step_loss

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.tiny import TYPES, tiny_anatomy, tiny_config, tiny_model
 
 from loratlas.adapters.attach import trainable
-from loratlas.adapters.proof import lora_layers
+from loratlas.adapters.peft_check import lora_layers
 from loratlas.placement.plan import place
 
 TEXT = "attention@top/2:3 + feedforward:2 - ffn.down@0"

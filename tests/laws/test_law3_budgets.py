@@ -50,7 +50,7 @@ def test_time_is_monotone_too(model_type):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_memory_is_spent_and_monotone(model_type):
-    from loratlas.training.rehearsal import PeakMemory, even_rows
+    from loratlas.cost.dry_run import PeakMemory, even_rows
     from loratlas.training.settings import Settings
 
     anatomy, config = tiny_anatomy(model_type), tiny_config(model_type)

@@ -9,7 +9,7 @@ from tests.training.fleets import alone, equals_its_runs_alone, losses
 from tests.training.small import encoded
 
 from loratlas.placement.plan import place
-from loratlas.training.fleet import Fleet, Member
+from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.settings import Settings
 
 TEXTS = {

@@ -10,7 +10,7 @@ from tests.training.small import encoded
 
 from loratlas.anatomy.read import read
 from loratlas.placement.plan import place
-from loratlas.training.fleet import Fleet, Member, why_alone
+from loratlas.training.fleet.train_fleet import Fleet, Member, why_alone
 from loratlas.training.settings import Settings
 
 TEXTS = ("all:4", "moe:2", "moe.down:2 + o:3")

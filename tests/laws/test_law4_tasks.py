@@ -7,12 +7,12 @@ import torch
 from tests.tasks.bases import LABELS, TARGETS, base, load, rows
 from tests.training.fleets import alone, equals_its_runs_alone, losses
 
-from loratlas.adapters.heads import is_head
+from loratlas.adapters.trained_heads import is_head
 from loratlas.anatomy.read import read
-from loratlas.anatomy.tasks import for_task
 from loratlas.errors import SettingsError
+from loratlas.models.task import for_task
 from loratlas.placement.plan import place
-from loratlas.training.fleet import Fleet, Member
+from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.settings import Settings
 
 TEXTS = ("all:4", "attention:2", "feedforward:3")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import tiny_model
 
-from loratlas.data.batches import collate, evaluation_batches
+from loratlas.data.batching import collate, evaluation_batches
 from loratlas.data.encode import Encoded, EncodeReport, Example
 from loratlas.data.packing import forward
 

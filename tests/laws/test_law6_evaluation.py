@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.training.small import adapted, encoded, wrap
 
-from loratlas.evaluation.tokens import score
+from loratlas.evaluation.score import score
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -49,9 +49,9 @@ def test_equals_the_loss_of_transformers(kind):
 
 
 def test_real_rows(shared):
-    from loratlas.anatomy.load import load_model
     from loratlas.data.encode import encode, load_tokenizer
     from loratlas.data.rows import load_rows
+    from loratlas.models.load import load_model
 
     source = str(shared("models/llama-mini"))
     rows = load_rows(str(shared("data/alpaca_eval.jsonl.gz")), limit=12)

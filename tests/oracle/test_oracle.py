@@ -22,11 +22,11 @@ from loratlas.anatomy.read import read
 from loratlas.errors import SettingsError
 from loratlas.placement.budget import spending
 from loratlas.placement.plan import place
+from loratlas.scan.plan_from_scores import candidates
+from loratlas.scan.scores import Scan
 from loratlas.signals.base import Column
-from loratlas.signals.measure import Reading
-from loratlas.study.inputs import model_source
-from loratlas.study.scores import Scan
-from loratlas.study.spending import candidates
+from loratlas.signals.measure_signals import Reading
+from loratlas.sources import model_source
 
 ARMS = {
     "all": ("preset", 2.00, 2.02),

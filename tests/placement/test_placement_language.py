@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from loratlas.errors import PlacementError
 from loratlas.placement.language import parse
-from loratlas.placement.layers import Ends, Numbers, Part, numbers
+from loratlas.placement.layer_ranges import Ends, Numbers, Part, numbers
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from loratlas.anatomy.read import read
-from loratlas.data.batches import Batch, collate
+from loratlas.data.batching import Batch, collate
 from loratlas.data.encode import Example
-from loratlas.evaluation.losses import token_losses
+from loratlas.evaluation.token_losses import token_losses
 from loratlas.placement.vocabulary import holds
 
 

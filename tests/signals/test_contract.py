@@ -9,17 +9,17 @@ import torch
 from tests.signals.brute import batches, examples, sites_of
 from tests.tiny import tiny_model
 
-from loratlas.data.batches import collate
+from loratlas.data.batching import collate
 from loratlas.data.encode import Example
 from loratlas.errors import DataError, ModelError, SettingsError
-from loratlas.evaluation.losses import token_losses
+from loratlas.evaluation.token_losses import token_losses
 from loratlas.signals.activation import Activation
 from loratlas.signals.alignment import Alignment
 from loratlas.signals.attention import Attention
 from loratlas.signals.base import Signal
 from loratlas.signals.gradient import Gradient
-from loratlas.signals.measure import Measured, measure
-from loratlas.signals.ranking import tau, tau_of_top
+from loratlas.signals.measure_signals import Measured, measure
+from loratlas.signals.rank_correlation import tau, tau_of_top
 from loratlas.signals.spectrum import Spectrum
 
 KINDS = [Gradient, Activation, Alignment, Attention, Spectrum]

@@ -11,13 +11,13 @@ from tests.signals.brute import batches, by_gradient, examples, gradients, sites
 from tests.tiny import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loratlas.anatomy.load import quiet
 from loratlas.anatomy.read import read
-from loratlas.data.batches import collate
-from loratlas.evaluation.losses import token_losses
+from loratlas.data.batching import collate
+from loratlas.evaluation.token_losses import token_losses
+from loratlas.models.load import quiet
 from loratlas.signals.gradient import Gradient
-from loratlas.signals.measure import measure
-from loratlas.signals.watch import one_pass
+from loratlas.signals.measure_signals import measure
+from loratlas.signals.site_hooks import one_pass
 
 
 def told(model, given, sites, **options):
@@ -184,7 +184,7 @@ def test_quantised_bases_are_read_by_their_modules():
     pytest.importorskip(
         "bitsandbytes", reason="bitsandbytes is tested in a process of its own, see the Makefile"
     )
-    from loratlas.study.inputs import open_model
+    from loratlas.sources import open_model
 
     with quiet():
         base = open_model("demo:llama-mini", dtype="float32", quantize="4bit")

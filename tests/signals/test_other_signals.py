@@ -8,13 +8,13 @@ import torch
 from tests.signals.brute import batches, examples, sites_of
 from tests.tiny import tiny_model
 
-from loratlas.anatomy.load import quiet
-from loratlas.data.batches import collate
-from loratlas.evaluation.losses import token_losses
+from loratlas.data.batching import collate
+from loratlas.evaluation.token_losses import token_losses
+from loratlas.models.load import quiet
 from loratlas.signals.activation import Activation
 from loratlas.signals.alignment import Alignment
 from loratlas.signals.attention import Attention, _Heads
-from loratlas.signals.measure import measure
+from loratlas.signals.measure_signals import measure
 from loratlas.signals.spectrum import Spectrum
 
 

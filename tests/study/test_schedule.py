@@ -8,7 +8,7 @@ import pytest
 
 from loratlas.study.ledger import Key
 from loratlas.study.schedule import BASE, schedule
-from loratlas.study.spec import parse_spec, seeds
+from loratlas.study.study_spec import parse_spec, seeds
 
 SPEC = parse_spec(
     {

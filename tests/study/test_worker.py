@@ -8,13 +8,13 @@ import pytest
 
 from loratlas.data.encode import encode, load_tokenizer
 from loratlas.errors import RunError, SpecError, StorageError
-from loratlas.study.inputs import model_source, open_model, open_rows
-from loratlas.study.match import plans
-from loratlas.study.pool import rebuilt
+from loratlas.sources import model_source, open_model, open_rows
+from loratlas.study.match_budgets import plans
 from loratlas.study.prepare import subset, training
-from loratlas.study.records import load_encoded, read_curve, read_examples, read_record, save_encoded
-from loratlas.study.spec import parse_spec
+from loratlas.study.run_records import load_encoded, read_curve, read_examples, read_record, save_encoded
+from loratlas.study.study_spec import parse_spec
 from loratlas.study.worker import Worker, checksum, describe
+from loratlas.study.worker_pool import rebuilt
 
 SPEC = parse_spec(
     {

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tests.adapters.architectures import config, model
 
-from loratlas.anatomy.tasks import CLASSIFICATION, SEQ2SEQ, Task, for_task
 from loratlas.data.encode import Encoded, EncodeReport, Example, digest_of
+from loratlas.models.task import CLASSIFICATION, SEQ2SEQ, Task, for_task
 
 CLASSIFIERS = (
     *("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta"),
@@ -26,7 +26,7 @@ TARGETS = Task(name=SEQ2SEQ)
 
 def base(folder: Path, model_type: str, *, tokenizer: Path | None = None) -> Path:
     """Save a tiny language model, of the class that its type is read as."""
-    from loratlas.anatomy.load import quiet
+    from loratlas.models.load import quiet
 
     out = folder / model_type
     if not out.is_dir():
@@ -44,7 +44,7 @@ def base(folder: Path, model_type: str, *, tokenizer: Path | None = None) -> Pat
 
 def load(path: Path, task: Task, *, dtype: str = "float32") -> Any:
     """The base as the task has it."""
-    from loratlas.anatomy.load import load_model
+    from loratlas.models.load import load_model
 
     return load_model(path, dtype=dtype, config=for_task(path, task, pad_id=0))
 

@@ -10,17 +10,17 @@ from peft import PeftModel
 from tests.tasks.bases import CLASSIFIERS, LABELS, TARGETS, TRANSLATORS, base, load, rows
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+from loratlas.adapters.adapter_files import load_adapter, save_adapter
 from loratlas.adapters.attach import trainable
-from loratlas.adapters.export import load_adapter, save_adapter
-from loratlas.adapters.heads import head_size, is_head, take_off
-from loratlas.adapters.targets import adapted
-from loratlas.anatomy.heads import new_head
+from loratlas.adapters.peft_targets import adapted
+from loratlas.adapters.trained_heads import head_size, is_head, take_off
 from loratlas.anatomy.read import read
-from loratlas.anatomy.tasks import Task, for_task
-from loratlas.data.batches import collate
+from loratlas.data.batching import collate
 from loratlas.errors import AttachError, Interrupted, ModelError
-from loratlas.evaluation.losses import token_losses
-from loratlas.evaluation.tokens import score
+from loratlas.evaluation.score import score
+from loratlas.evaluation.token_losses import token_losses
+from loratlas.models.heads import new_head
+from loratlas.models.task import Task, for_task
 from loratlas.placement.plan import place
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings

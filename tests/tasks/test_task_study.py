@@ -9,14 +9,14 @@ import pytest
 from tests.tasks.conftest import pairs, sentences, write
 
 from loratlas.errors import DataError, SettingsError, SpecError
-from loratlas.evaluation.predictions import f1_rows
-from loratlas.evaluation.storage import read_columns
+from loratlas.evaluation.class_metrics import f1_rows
+from loratlas.evaluation.parquet import read_columns
 from loratlas.report import build
-from loratlas.study.beside import told_metrics
-from loratlas.study.result import load_study
-from loratlas.study.run import run_study
-from loratlas.study.spec import parse_spec
-from loratlas.study.stats import estimate
+from loratlas.study.coordinator import run_study
+from loratlas.study.estimator import estimate
+from loratlas.study.side_metrics import told_metrics
+from loratlas.study.study_result import load_study
+from loratlas.study.study_spec import parse_spec
 
 SHORT = {
     "name": "tasks",

@@ -8,8 +8,8 @@ import torch
 from tests.training.small import weights
 
 from loratlas.adapters.attach import attach
-from loratlas.adapters.heads import take_off
-from loratlas.training.fleet import Fleet, Member
+from loratlas.adapters.trained_heads import take_off
+from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.loop import fit
 
 

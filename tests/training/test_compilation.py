@@ -9,8 +9,8 @@ from tests.training.small import adapted, encoded
 from loratlas.errors import SettingsError
 from loratlas.training import compilation
 from loratlas.training.compilation import CAUTION, GUESS, WATCHED, Compilation
+from loratlas.training.frozen_prefix import layers_of
 from loratlas.training.loop import fit
-from loratlas.training.prefix import layers_of
 from loratlas.training.settings import Settings
 
 

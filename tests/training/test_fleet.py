@@ -7,11 +7,11 @@ import torch
 from tests.tiny import tiny_model
 from tests.training.small import encoded, weights
 
-from loratlas.adapters.export import load_adapter, save_adapter
-from loratlas.adapters.heads import take_off
+from loratlas.adapters.adapter_files import load_adapter, save_adapter
+from loratlas.adapters.trained_heads import take_off
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.placement.plan import place
-from loratlas.training.fleet import Fleet, Member, why_alone
+from loratlas.training.fleet.train_fleet import Fleet, Member, why_alone
 from loratlas.training.settings import Settings
 
 
@@ -82,7 +82,7 @@ def test_a_run_leaves_as_adapter_files(tmp_path):
     after = base.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert all(type(m).__module__ != "loratlas.training.bank" for m in base.modules())
+    assert all(type(m).__module__ != "loratlas.training.fleet.adapter_bank" for m in base.modules())
     assert all("forward" not in vars(m) for m in base.modules())
 
 

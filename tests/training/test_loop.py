@@ -11,7 +11,7 @@ import torch
 from tests.training.small import adapted, encoded, weights, wrap
 
 from loratlas.errors import DataError, SettingsError
-from loratlas.evaluation.tokens import score
+from loratlas.evaluation.score import score
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
 
@@ -32,8 +32,8 @@ def test_eight_rows_are_learnt_by_heart(dtype):
 
 def embedded(dtype):
     """The embedded base, a low rank at every linear map of its layers."""
-    from loratlas.anatomy.load import load_model
     from loratlas.demo import base_path
+    from loratlas.models.load import load_model
     from loratlas.placement.plan import place
 
     model = load_model(base_path("demo:llama-mini"), dtype=dtype)

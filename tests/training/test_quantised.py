@@ -10,12 +10,12 @@ import torch
 from tests.training.small import encoded
 
 import loratlas
+from loratlas.adapters.adapter_files import load_adapter, save_adapter
 from loratlas.adapters.attach import attach
-from loratlas.adapters.export import load_adapter, save_adapter
-from loratlas.anatomy.load import load_model
 from loratlas.errors import SettingsError
+from loratlas.models.load import load_model
 from loratlas.placement.plan import place
-from loratlas.training.fleet import Fleet, Member
+from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
 

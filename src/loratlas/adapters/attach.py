@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loratlas.adapters.heads import check_apart, draw_heads, head_size, heads_of, take_off, unlike
-from loratlas.adapters.ordinary import remember_start
 from loratlas.adapters.patterns import anchored
-from loratlas.adapters.proof import differences, expected_warnings, prove_on_meta, some
-from loratlas.adapters.rows import Row
-from loratlas.adapters.targets import adapted as adapted_layers
-from loratlas.adapters.targets import targets, task_type
-from loratlas.adapters.ties import align, share
+from loratlas.adapters.peft_check import differences, expected_warnings, prove_on_meta, some
+from loratlas.adapters.peft_targets import adapted as adapted_layers
+from loratlas.adapters.peft_targets import targets, task_type
+from loratlas.adapters.plain_lora import remember_start
+from loratlas.adapters.plan_row import Row
+from loratlas.adapters.tied_weights import align, share
+from loratlas.adapters.trained_heads import check_apart, draw_heads, head_size, heads_of, take_off, unlike
 from loratlas.errors import AttachError, SettingsError
 
 if TYPE_CHECKING:

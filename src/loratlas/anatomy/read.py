@@ -14,15 +14,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.anatomy.load import collector_paused, copy_on_meta, load_config, meta_model
+from loratlas.anatomy.config_sizes import config_digest, sizes
 from loratlas.anatomy.scopes import scopes
 from loratlas.anatomy.sites import Anatomy, Site, Unresolved
-from loratlas.anatomy.sizes import config_digest, sizes
+from loratlas.models.load import collector_paused, copy_on_meta, load_config, meta_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from loratlas.anatomy.roles import Decision
+    from loratlas.anatomy.compare.decide_roles import Decision
     from loratlas.anatomy.structure import Matrix
 
 
@@ -58,7 +58,7 @@ def examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[
 
 
 def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[str, Decision]]:
-    from loratlas.anatomy.roles import decide
+    from loratlas.anatomy.compare.decide_roles import decide
     from loratlas.anatomy.structure import matrices
 
     if isinstance(source, (str, Path)) or not hasattr(source, "named_parameters"):

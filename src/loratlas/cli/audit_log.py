@@ -17,9 +17,9 @@ from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
     from loratlas.cli.passes import Subject
-    from loratlas.evaluation.definitions import Evidence
-    from loratlas.evaluation.logs import Log
-    from loratlas.evaluation.logs_match import Explained
+    from loratlas.loss_audit.definitions import Evidence
+    from loratlas.loss_audit.match_logs import Explained
+    from loratlas.loss_audit.read_logs import Log
 
 RUNNERS_UP = 3
 """Further definitions that are printed where several reproduce a number; the JSON has all."""
@@ -121,7 +121,7 @@ def audit_log(
 
     The exit code is 1 where no number of an evaluation was reproduced.
     """
-    from loratlas.evaluation.logs import read_logs
+    from loratlas.loss_audit.read_logs import read_logs
 
     if stride is not None and window is None:
         raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
@@ -171,11 +171,11 @@ class _Audit:
         self.regularisers: dict[str, float] = {}
 
     def run(self, model: str, adapters: Sequence[Path], rows: Any) -> dict[str, Any]:
-        from loratlas.anatomy.load import load_config
         from loratlas.data.encode import check_positions, encode, load_tokenizer
-        from loratlas.evaluation.logs_match import by_example
-        from loratlas.evaluation.texts import texts_of
-        from loratlas.study.inputs import model_source
+        from loratlas.loss_audit.match_logs import by_example
+        from loratlas.loss_audit.text_units import texts_of
+        from loratlas.models.load import load_config
+        from loratlas.sources import model_source
 
         tokenizer = load_tokenizer(model_source(model))
         for folder in adapters:
@@ -219,11 +219,11 @@ class _Audit:
 
     def _subject(self, model: str, adapter: Path | None, rows: Any, encoded: Any, tokenizer: Any) -> Subject:
         from loratlas.cli.passes import subject
-        from loratlas.study.inputs import open_model
+        from loratlas.sources import open_model
 
         base = open_model(model, dtype=self.options["dtype"])
         if adapter is not None:
-            from loratlas.adapters.export import load_adapter
+            from loratlas.adapters.adapter_files import load_adapter
 
             base = load_adapter(base, adapter)
         made, reason = subject(to_device(base), rows, encoded, tokenizer)
@@ -232,7 +232,7 @@ class _Audit:
         return made
 
     def _first(self, of: Subject) -> None:
-        from loratlas.evaluation.definitions import REFERENCE
+        from loratlas.loss_audit.definitions import REFERENCE
 
         self._note("each example alone and whole")
         table = of.table(self.options["scratch"] / "reference", uniform=True)
@@ -264,7 +264,7 @@ class _Audit:
         output.note(f"Pass {len(self.passes)}: {words}")
 
     def _enter(self, name: str, table: Any, *, rough: bool = False) -> None:
-        from loratlas.evaluation.logs_match import explain
+        from loratlas.loss_audit.match_logs import explain
 
         self.tables[name] = table
         if rough:
@@ -284,7 +284,7 @@ class _Audit:
         ]
 
     def _evidence(self) -> Evidence:
-        from loratlas.evaluation.definitions import Evidence
+        from loratlas.loss_audit.definitions import Evidence
 
         return Evidence(tables=self.tables, texts=self.texts)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loratlas.cli.passes import Pass, Subject
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
-    from loratlas.evaluation.definitions import Definition
+    from loratlas.loss_audit.definitions import Definition
 
 
 class Also(StrEnum):
@@ -126,13 +126,13 @@ def evaluate(
     """
     from loratlas.cli.passes import scores_of, subject, workspace
     from loratlas.data.encode import load_tokenizer
-    from loratlas.data.tasks import encode_for
-    from loratlas.evaluation.catalogue import BATCH_SIZES, catalogue
-    from loratlas.evaluation.definitions import REFERENCE, Evidence
-    from loratlas.evaluation.parts import FOLDER
-    from loratlas.evaluation.storage import write_examples
-    from loratlas.evaluation.texts import texts_of
-    from loratlas.study.inputs import model_source, open_model, open_task
+    from loratlas.data.task_examples import encode_for
+    from loratlas.evaluation.parquet import write_examples
+    from loratlas.loss_audit.catalogue import BATCH_SIZES, catalogue
+    from loratlas.loss_audit.definitions import REFERENCE, Evidence
+    from loratlas.loss_audit.resumable_table import FOLDER
+    from loratlas.loss_audit.text_units import texts_of
+    from loratlas.sources import model_source, open_model, open_task
 
     if stride is not None and window is None:
         raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
@@ -154,7 +154,7 @@ def evaluate(
         output.note(encoded.report.sentence())
     base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None, config=config)
     if folder is not None:
-        from loratlas.adapters.export import load_adapter
+        from loratlas.adapters.adapter_files import load_adapter
 
         base = load_adapter(base, folder)
     base = to_device(check_head(base, folder))
@@ -317,7 +317,7 @@ def wanted(
 
 def rows_to_judge(data: str, *, split: str | None, columns: Mapping[str, str], limit: int | None) -> Rows:
     """Rows to measure a loss on: of an embedded task those for evaluation, unless a split is named."""
-    from loratlas.study.inputs import DEMO, open_rows
+    from loratlas.sources import DEMO, open_rows
 
     chosen = "eval" if split is None and data.startswith(DEMO) else split
     return open_rows(data, split=chosen, mapping=columns, limit=limit)

@@ -48,8 +48,8 @@ def export(
 
     check is the largest difference of logits on fixed tokens between what was trained and what was written.
     """
-    from loratlas.adapters.export import export as write
-    from loratlas.study.inputs import model_source
+    from loratlas.adapters.adapter_files import export as write
+    from loratlas.sources import model_source
 
     folder = adapter_folder(adapter)
     check_out(out, what="export")

@@ -11,17 +11,17 @@ from loratlas.cli.folders import adapter_folder
 from loratlas.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.tasks import Task
     from loratlas.data.encode import Encoded
-    from loratlas.evaluation.classes import Classes
-    from loratlas.evaluation.definitions import Definition, Evidence
-    from loratlas.evaluation.tokens import Scores
+    from loratlas.evaluation.class_losses import Classes
+    from loratlas.evaluation.score import Scores
+    from loratlas.loss_audit.definitions import Definition, Evidence
+    from loratlas.models.task import Task
 
 
 def adapter_task(adapter: Path | None) -> Task | None:
     """What an adapter was trained for, as it says itself; None without one, or for one from another tool."""
-    from loratlas.adapters.export import read_about
-    from loratlas.anatomy.tasks import Task
+    from loratlas.adapters.adapter_files import read_about
+    from loratlas.models.task import Task
 
     if adapter is None:
         return None
@@ -60,8 +60,8 @@ def check_head(model: Any, adapter: Path | None) -> Any:
     Raises:
         ModelError: its head is what was drawn when it was loaded.
     """
-    from loratlas.adapters.heads import heads_of, trained_whole
-    from loratlas.anatomy.heads import new_head
+    from loratlas.adapters.trained_heads import heads_of, trained_whole
+    from loratlas.models.heads import new_head
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not new_head(inner) or trained_whole(model):
@@ -86,14 +86,14 @@ def judge(
         out: folder for the tables of examples and tokens, or of predictions.
     """
     if encoded.task.labels:
-        from loratlas.evaluation.classes import classify
+        from loratlas.evaluation.class_losses import classify
 
         found = classify(model, encoded)
         if out is not None:
             found.write(out)
         return class_summary(found, encoded.task), ()
-    from loratlas.evaluation.audit import evidence_of
-    from loratlas.evaluation.catalogue import catalogue
+    from loratlas.loss_audit.audit import evidence_of
+    from loratlas.loss_audit.catalogue import catalogue
 
     scores, _, _ = score_all(model, encoded)
     if out is not None:
@@ -109,7 +109,7 @@ def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:
         The scores, whether they were packed, and why not where they were not.
     """
     from loratlas.data.packing import prove_packing
-    from loratlas.evaluation.tokens import score
+    from loratlas.evaluation.score import score
 
     why = encoded.task.why_padded
     if why is not None:
@@ -128,7 +128,7 @@ def summary(
         evidence: what else was measured; without it the examples alone.
         among: the definitions; without them all that the evidence can answer.
     """
-    from loratlas.evaluation.audit import definitions, gaps, residual
+    from loratlas.loss_audit.audit import definitions, gaps, residual
 
     source = scores if evidence is None else evidence
     return {
@@ -144,7 +144,7 @@ def summary(
 
 def class_summary(found: Classes, task: Task) -> dict[str, Any]:
     """The numbers of a classifier: loss per row, accuracy, macro F1, and each class by itself."""
-    from loratlas.evaluation.predictions import by_class
+    from loratlas.evaluation.class_metrics import by_class
 
     return {
         "mean_nll": found.scores.token_mean_nll,

@@ -12,7 +12,7 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
-from loratlas.study.advice import DECIDES, track_record
+from loratlas.scan.advice import DECIDES, track_record
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -129,10 +129,10 @@ def plan_model(
     No weights are read. Parts without a rank get 16, or whatever the budget leaves them. --placement auto spends the
     budget by the scores of an earlier scan.
     """
-    from loratlas.anatomy.load import load_config
     from loratlas.cli.pricing import Step, price, show
-    from loratlas.study.inputs import model_source
-    from loratlas.study.spending import is_auto
+    from loratlas.models.load import load_config
+    from loratlas.scan.plan_from_scores import is_auto
+    from loratlas.sources import model_source
 
     anatomy, source = read_named(model), load_config(model_source(model))
     check_scores(placement, scores)
@@ -170,7 +170,7 @@ def plan_model(
 
 def check_scores(placement: str | None, scores: Path | None) -> None:
     """Refuse scores for a placement that does not ask for them."""
-    from loratlas.study.spending import is_auto
+    from loratlas.scan.plan_from_scores import is_auto
 
     if scores is not None and not is_auto(placement):
         raise SettingsError(
@@ -194,8 +194,8 @@ def placed(
         options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
     """
     from loratlas.placement.plan import place
-    from loratlas.study.scores import load_scan
-    from loratlas.study.spending import plan_from
+    from loratlas.scan.plan_from_scores import plan_from
+    from loratlas.scan.scores import load_scan
 
     if scores is None:
         return place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
@@ -212,7 +212,7 @@ def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:
         config: of the task that it is for; None for what its directory says.
     """
     from loratlas.anatomy.read import read
-    from loratlas.study.inputs import model_source
+    from loratlas.sources import model_source
 
     return replace(read(model_source(model) if config is None else config), model=model)
 

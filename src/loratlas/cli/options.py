@@ -37,7 +37,7 @@ class Dtype(StrEnum):
     @property
     def chosen(self) -> str:
         """The type's name; for ``auto`` the one that this machine multiplies faster."""
-        from loratlas.anatomy.load import native_dtype
+        from loratlas.models.load import native_dtype
 
         return native_dtype() if self is Dtype.auto else self.value
 

@@ -14,9 +14,9 @@ from loratlas.cli import output
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded, Example
     from loratlas.data.rows import Rows
-    from loratlas.evaluation.conditions import Condition
-    from loratlas.evaluation.table import Table
-    from loratlas.evaluation.tokens import Scores
+    from loratlas.evaluation.score import Scores
+    from loratlas.loss_audit.pass_conditions import Condition
+    from loratlas.loss_audit.token_table import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Subject:
         import numpy as np
 
         from loratlas.errors import DataError
-        from loratlas.evaluation.table import COUNTED
+        from loratlas.loss_audit.token_table import COUNTED
 
         bad = np.flatnonzero(table.covered(COUNTED) & ~np.isfinite(table.nll))
         if not len(bad):
@@ -79,7 +79,7 @@ class Subject:
         """
         import torch
 
-        from loratlas.evaluation.regularisers import orthogonality, router_balance
+        from loratlas.loss_audit.regularisers import orthogonality, router_balance
 
         found = {}
         size = orthogonality(self.model)
@@ -115,8 +115,8 @@ class Subject:
         uniform: bool = False,
         bounds: bool = False,
     ) -> Table:
-        from loratlas.evaluation.measure import measure
-        from loratlas.evaluation.table import read_table
+        from loratlas.loss_audit.measure_tokens import measure
+        from loratlas.loss_audit.token_table import read_table
 
         windows = condition is not None and condition.window is not None
         with output.Progress("scoring", total=len(examples), unit="rows") as bar:
@@ -167,9 +167,9 @@ def workspace(out: Path | None) -> Iterator[Path]:
 
 def scores_of(table: Table) -> Scores:
     """Losses of examples from a table: counted tokens, summed."""
-    from loratlas.evaluation.catalogue import token_mean
-    from loratlas.evaluation.definitions import REFERENCE, Evidence, sums
-    from loratlas.evaluation.tokens import Scores
+    from loratlas.evaluation.score import Scores
+    from loratlas.loss_audit.catalogue import token_mean
+    from loratlas.loss_audit.definitions import REFERENCE, Evidence, sums
 
     found = sums(token_mean(), Evidence(tables={REFERENCE: table}))
     return Scores(
@@ -238,7 +238,7 @@ def further(
         window: length of windows, where they were asked for.
         stride: of windows.
     """
-    from loratlas.evaluation.conditions import Condition
+    from loratlas.loss_audit.pass_conditions import Condition
 
     text = of.rows.form == "text"
     if adapted:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.anatomy.sites import Anatomy
+    from loratlas.cost.dry_run import PeakMemory
     from loratlas.placement.plan import Plan
-    from loratlas.training.rehearsal import PeakMemory
     from loratlas.training.settings import Settings
 
 
@@ -42,7 +42,7 @@ class Step:
 
     def memory(self) -> PeakMemory:
         """The measure of a memory budget."""
-        from loratlas.training.rehearsal import PeakMemory, even_rows
+        from loratlas.cost.dry_run import PeakMemory, even_rows
 
         return PeakMemory(self.config, self.anatomy, even_rows(self.rows, self.length), self.settings())
 
@@ -62,9 +62,9 @@ def price(plan: Plan, step: Step, *, timed: bool) -> dict[str, Any]:
     Raises:
         ModelError: ``timed``, and the base cannot be rehearsed.
     """
-    from loratlas.anatomy.cost import cost
+    from loratlas.anatomy.flops import cost
+    from loratlas.cost.dry_run import even_rows, rehearse
     from loratlas.errors import ModelError
-    from loratlas.training.rehearsal import even_rows, rehearse
 
     found: dict[str, Any] = cost(step.anatomy, plan.ranks).to_json()
     found |= {"saved_activation_bytes": None, "peak_bytes": None, "step_seconds": None}
@@ -86,7 +86,7 @@ def price(plan: Plan, step: Step, *, timed: bool) -> dict[str, Any]:
 
 
 def _seconds(rehearsed: Any, *, timed: bool) -> float | None:
-    from loratlas.training.calibration import Calibration
+    from loratlas.cost.calibration import Calibration
 
     known = Calibration()
     if timed and (missing := len(known.missing([rehearsed]))):

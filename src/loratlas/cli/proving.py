@@ -11,7 +11,7 @@ import typer
 from loratlas.cli import output
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.statements import Proof, Statement
+    from loratlas.anatomy.compare.reader_opinions import Proof, Statement
 
 SHOWN = 8
 """Kinds of disputes that are printed in full; the JSON has all."""
@@ -25,8 +25,8 @@ Numbers count agreement with the role, ≠ contradiction; – is silence."""
 
 def map_with_proof(model: str, as_json: bool) -> None:
     """Print the proof, and leave with 1 where readers contradict one another and no reviewed entry settles it."""
-    from loratlas.anatomy.prove import prove
-    from loratlas.study.inputs import model_source
+    from loratlas.anatomy.compare.crosscheck import prove
+    from loratlas.sources import model_source
 
     proof = prove(model_source(model))
     proof = replace(proof, anatomy=replace(proof.anatomy, model=model))
@@ -39,7 +39,7 @@ def map_with_proof(model: str, as_json: bool) -> None:
 
 
 def _show(proof: Proof) -> None:
-    from loratlas.anatomy.statements import READERS
+    from loratlas.anatomy.compare.reader_opinions import READERS
 
     anatomy = proof.anatomy
     output.say(f"{anatomy.model} ({anatomy.model_type}): {len(proof.statements)} matrices, three readers")
@@ -68,7 +68,7 @@ def _show(proof: Proof) -> None:
 
 
 def _show_disputes(proof: Proof) -> None:
-    from loratlas.anatomy.prove import pattern
+    from loratlas.anatomy.compare.crosscheck import pattern
 
     kinds: dict[tuple[str, tuple[str, ...], str], int] = defaultdict(int)
     for one in proof.disputes:
@@ -104,7 +104,7 @@ def _groups(proof: Proof) -> dict[str, list[Statement]]:
 def _cell(group: list[Statement], reader: str) -> str:
     """``32``, or ``28 ≠4``; ``–`` where the reader says nothing that could be compared.
 
-    >>> from loratlas.anatomy.statements import Statement
+    >>> from loratlas.anatomy.compare.reader_opinions import Statement
     >>> _cell([Statement(path="w", role="ffn.up", names="ffn.up", trace="attn.v")], "trace")
     '≠1'
     """

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loratlas.cli import options, output
-from loratlas.study.advice import DECIDES, track_record
+from loratlas.scan.advice import DECIDES, track_record
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.placement.allocate import Allocation
     from loratlas.placement.plan import Plan
-    from loratlas.signals.measure import Reading
-    from loratlas.study.scores import Scan
+    from loratlas.scan.scores import Scan
+    from loratlas.signals.measure_signals import Reading
 
 SHADES = " ░▒▓█"
 STRETCHES = 32
@@ -87,17 +87,17 @@ def scan(
     share a few passes through the frozen model.
     Without a budget the plan spends what `all` at rank 16 does. --json prints what `--scores` of plan and train takes.
     """
-    from loratlas.anatomy.tasks import CAUSAL, recognise
     from loratlas.cli.evaluate import to_device
     from loratlas.cli.mapping import read_named
+    from loratlas.cost.dry_run import PeakMemory, typical
     from loratlas.data.encode import check_positions, encode, load_tokenizer
     from loratlas.errors import SettingsError
+    from loratlas.models.task import CAUSAL, recognise
     from loratlas.placement.allocate import Limits
     from loratlas.placement.budget import parse_budget
-    from loratlas.study import scan as room
-    from loratlas.study.inputs import model_source, open_model, open_rows
-    from loratlas.study.spending import LIKE, candidates, check_budget, plan_from
-    from loratlas.training.rehearsal import PeakMemory, typical
+    from loratlas.scan import run_scan as room
+    from loratlas.scan.plan_from_scores import LIKE, candidates, check_budget, plan_from
+    from loratlas.sources import model_source, open_model, open_rows
     from loratlas.training.settings import Settings
 
     limits = Limits(

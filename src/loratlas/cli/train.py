@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options
-from loratlas.study.advice import DECIDES
+from loratlas.scan.advice import DECIDES
 
 
 def train(

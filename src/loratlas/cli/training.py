@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.anatomy.sites import Anatomy
-    from loratlas.anatomy.tasks import Task
+    from loratlas.cost.dry_run import PeakMemory
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
+    from loratlas.models.task import Task
     from loratlas.placement.plan import Plan
     from loratlas.training.loop import FitResult, StepEvent
-    from loratlas.training.rehearsal import PeakMemory
     from loratlas.training.settings import Settings
 
 PLAN = "plan.json"
@@ -75,10 +75,10 @@ def go(job: Job, *, as_json: bool) -> None:
         DivergedError: the loss became NaN or infinite; the last good adapter was written.
         Interrupted: Ctrl-C; the state was saved.
     """
-    from loratlas.anatomy.load import load_config
     from loratlas.data.encode import load_tokenizer
-    from loratlas.data.tasks import encode_for
-    from loratlas.study.inputs import model_source, open_model, open_rows, open_task
+    from loratlas.data.task_examples import encode_for
+    from loratlas.models.load import load_config
+    from loratlas.sources import model_source, open_model, open_rows, open_task
 
     _check(job)
     source = model_source(job.model)
@@ -178,14 +178,14 @@ def _judged(job: Job) -> Rows | None:
 
 def _scans(job: Job) -> bool:
     """Whether the placement is to be found by a scan of this run's own rows."""
-    from loratlas.study.spending import is_auto
+    from loratlas.scan.plan_from_scores import is_auto
 
     return is_auto(job.placement) and job.scores is None and not job.resume
 
 
 def _memory(job: Job, config: PretrainedConfig, anatomy: Anatomy, train: Encoded) -> PeakMemory:
     """The measure of a memory budget: a typical step of this run."""
-    from loratlas.training.rehearsal import PeakMemory, typical
+    from loratlas.cost.dry_run import PeakMemory, typical
 
     settings = job.settings
     together = min(settings.micro_batch or settings.batch_size, settings.batch_size)
@@ -194,7 +194,7 @@ def _memory(job: Job, config: PretrainedConfig, anatomy: Anatomy, train: Encoded
 
 def _plan(job: Job, anatomy: Anatomy, memory: PeakMemory) -> Plan:
     from loratlas.cli.mapping import placed
-    from loratlas.study.spending import is_auto
+    from loratlas.scan.plan_from_scores import is_auto
 
     assert job.placement is not None  # _check said so
     if job.resume and is_auto(job.placement):
@@ -215,9 +215,9 @@ def _plan(job: Job, anatomy: Anatomy, memory: PeakMemory) -> Plan:
 def _scanned(job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
     """Find where adaptation pays on this run's rows, and keep the plan for a resumed run."""
     from loratlas.cli.scan import watched
-    from loratlas.study.advice import track_record
-    from loratlas.study.scan import scan, signal_of
-    from loratlas.study.spending import LIKE, check_budget, plan_from
+    from loratlas.scan.advice import track_record
+    from loratlas.scan.plan_from_scores import LIKE, check_budget, plan_from
+    from loratlas.scan.run_scan import scan, signal_of
 
     check_budget(anatomy, job.budget or LIKE)
     with output.Progress("scanning", total=1, unit="passes") as bar:
@@ -270,7 +270,7 @@ def _adapted(job: Job, base: Any, plan: Plan | None) -> Any:
     if plan is not None:
         settings = job.settings
         return plan.attach(base, seed=settings.seed, dropout=settings.dropout, init=settings.init)
-    from loratlas.adapters.export import load_adapter
+    from loratlas.adapters.adapter_files import load_adapter
 
     assert job.adapter is not None  # _check said so
     return check_head(load_adapter(base, adapter_folder(job.adapter), trainable=True), job.adapter)
@@ -316,8 +316,8 @@ def _finish(
     test: Encoded | None,
     judged: Rows | None,
 ) -> dict[str, Any]:
-    from loratlas.adapters.export import save_adapter
-    from loratlas.adapters.heads import head_size
+    from loratlas.adapters.adapter_files import save_adapter
+    from loratlas.adapters.trained_heads import head_size
 
     facts: dict[str, Any] = {
         "schema": "loratlas.train",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from loratlas.anatomy.tasks import CAUSAL
+from loratlas.models.task import CAUSAL
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class Batch:
         attention_mask: int64, 1 on tokens and 0 on padding; None when packed.
         labelled: counted places.
         tokens: tokens without padding.
-        task: name of the task, one of `loratlas.anatomy.tasks.TASKS`.
+        task: name of the task, one of `loratlas.models.task.TASKS`.
         token_type_ids: int64 [B, L]; which text of a pair a token belongs to; None where nothing says so.
     """
 

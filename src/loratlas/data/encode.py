@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.anatomy.tasks import CAUSAL, CLASSIFICATION, SEQ2SEQ, Task
+from loratlas.data.chat_template import render, template_name
 from loratlas.data.rows import Rows
-from loratlas.data.template import render, template_name
 from loratlas.errors import DataError, ModelError
+from loratlas.models.task import CAUSAL, CLASSIFICATION, SEQ2SEQ, Task
 
 CHUNK = 4096
 """Texts tokenised in one call; large enough for the tokenizer's own threads, small enough for the memory."""

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from loratlas.anatomy.tasks import CLASSIFICATION, SEQ2SEQ
-from loratlas.data.batches import IGNORED, Batch, collate
+from loratlas.data.batching import IGNORED, Batch, collate
 from loratlas.data.encode import Example
+from loratlas.models.task import CLASSIFICATION, SEQ2SEQ
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def packed(model: Any, batch: Batch) -> Iterator[None]:
     The attention implementation of the live model is switched and put back. Layers under gradient
     checkpointing run again during the backward pass, outside of this context: they carry it with them.
     """
-    from loratlas.data.attention import Layout, carrying, register, use_layout
+    from loratlas.data.packed_attention import Layout, carrying, register, use_layout
 
     register()
     facts = _facts(bare(model))
@@ -262,7 +262,7 @@ def _no(why: str, worst: float = float("inf")) -> PackingProof:
 def _compare(model: Any, facts: _Facts, seed: int, max_length: int | None) -> PackingProof:
     import torch
 
-    from loratlas.data.attention import switched, windows_seen
+    from loratlas.data.packed_attention import switched, windows_seen
 
     inner = bare(model)
     text = inner.config.get_text_config()

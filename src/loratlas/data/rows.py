@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from loratlas.data.reading import read_table
+from loratlas.data.read_files import read_table
 from loratlas.errors import DataError
 
 FORMS: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ True
 
 from loratlas.demo.base_files import BASES, base_path
 from loratlas.demo.demonstration import study
-from loratlas.demo.tasks import TASKS, generate
+from loratlas.demo.generate_rows import TASKS, generate
 
 PREFIX = "demo:"
 

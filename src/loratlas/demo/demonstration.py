@@ -16,7 +16,7 @@ def study() -> dict[str, Any]:
     >>> study()["arms"]
     {'full': 'all:1', 'attention': 'attention', 'feedforward': 'feedforward'}
     """
-    from loratlas.anatomy.load import native_dtype
+    from loratlas.models.load import native_dtype
 
     return {
         "name": "demo",

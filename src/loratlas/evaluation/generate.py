@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loratlas.evaluation.precision import evaluating
+from loratlas.evaluation.eval_precision import evaluating
 
 if TYPE_CHECKING:
     from loratlas.data.rows import Row, Rows
@@ -99,8 +99,8 @@ def _greedy(inner: Any, tokenizer: Any, room: int) -> Any:
 
 def _answers(rows: Rows, tokenizer: Any) -> Iterator[_Question]:
     """What a causal language model is asked."""
+    from loratlas.data.chat_template import render
     from loratlas.data.encode import opening_ids
-    from loratlas.data.template import render
 
     opening = opening_ids(tokenizer) if not tokenizer.chat_template else []
 
@@ -123,7 +123,7 @@ def _answers(rows: Rows, tokenizer: Any) -> Iterator[_Question]:
 
 def _targets(rows: Rows, tokenizer: Any) -> Iterator[_Question]:
     """What an encoder-decoder is asked."""
-    from loratlas.data.tasks import source_text, target_text
+    from loratlas.data.task_examples import source_text, target_text
 
     def question(row: Row) -> _Question:
         source = source_text(row)

@@ -29,7 +29,7 @@ from loratlas.placement.resolve import DEFAULT_RANK, resolve
 Quantity = Literal["params", "time", "memory"]
 Memory: TypeAlias = Callable[[Mapping[str, int]], int]
 """What tells the peak bytes of a step with a table of ranks, rising in every rank; see
-`loratlas.training.rehearsal.PeakMemory`. Placement stands below training and cannot ask it by itself."""
+`loratlas.cost.dry_run.PeakMemory`. Placement stands below training and cannot ask it by itself."""
 
 QUANTITIES: tuple[Quantity, ...] = ("params", "time", "memory")
 
@@ -52,7 +52,7 @@ class Budget:
 
     Args:
         quantity: ``params`` (trainable), ``time`` (FLOPs per token, forward and backward, see
-            :mod:`loratlas.anatomy.cost`) or ``memory`` (peak bytes of a step).
+            :mod:`loratlas.anatomy.flops`) or ``memory`` (peak bytes of a step).
         amount: in the quantity's unit; or, of ``time``, as a multiple of what ``all`` at rank 16 takes.
         share: of the model's parameters instead, 1.0 being all of them.
         like: as much as this placement spends, instead.
@@ -123,14 +123,14 @@ def spending(
     if quantity == "params":
         return sum(site.lora_parameters(ranks[site.path]) for site in anatomy.sites if site.path in ranks)
     if quantity == "time":
-        from loratlas.anatomy.cost import cost
+        from loratlas.anatomy.flops import cost
 
         return cost(anatomy, ranks).flops_per_token
     if memory is None:
         raise BudgetError(
             given="a budget of memory",
             found="no batch, and a step's memory depends on it",
-            instead="place(…, memory=loratlas.training.rehearsal.PeakMemory(config, examples, settings)), "
+            instead="place(…, memory=loratlas.cost.dry_run.PeakMemory(config, examples, settings)), "
             "or a budget of params",
         )
     return memory(ranks)

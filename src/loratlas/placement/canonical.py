@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
 from loratlas.placement.language import parse
-from loratlas.placement.layers import numbers
+from loratlas.placement.layer_ranges import numbers
 from loratlas.placement.resolve import resolve
 from loratlas.placement.vocabulary import SETS, holds
 

@@ -34,7 +34,7 @@ import re
 from difflib import get_close_matches
 from typing import Literal, NoReturn
 
-from loratlas.placement.layers import Ends, Layers, Part, numbers
+from loratlas.placement.layer_ranges import Ends, Layers, Part, numbers
 from loratlas.placement.terms import Name, Placement, Term, fail
 from loratlas.placement.vocabulary import ALIASES, FAMILIES, PARTS, PARTS_OF, SCOPES, SETS
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from loratlas.adapters.rows import Row
+from loratlas.adapters.plan_row import Row
 from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
 from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
@@ -137,7 +137,7 @@ class Plan:
             AttachError: PEFT would adapt other sites; the message names them.
         """
         from loratlas.adapters.attach import lora_config
-        from loratlas.anatomy.load import load_config
+        from loratlas.models.load import load_config
 
         if isinstance(model, (str, Path)):
             model = load_config(model)
@@ -224,7 +224,7 @@ def place(
         rslora: scale by α/√r.
         allow_unresolved: leave alone what could not be told, where the placement's names may mean it.
         memory: tells the peak bytes of a table of ranks, for a budget of memory; see
-            :class:`loratlas.training.rehearsal.PeakMemory`.
+            :class:`loratlas.cost.dry_run.PeakMemory`.
 
     Raises:
         PlacementError: see :func:`~loratlas.placement.resolve.resolve`; or ``auto`` without a budget.

@@ -25,9 +25,9 @@ from typing import Literal, NoReturn
 
 from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
 from loratlas.errors import PlacementError
-from loratlas.placement.layers import Layers
+from loratlas.placement.layer_ranges import Layers
 from loratlas.placement.terms import Name, Placement, Term, fail
-from loratlas.placement.unsure import refuse_unsure
+from loratlas.placement.unresolved import refuse_unsure
 from loratlas.placement.vocabulary import MADE_OF, holds
 
 DEFAULT_RANK = 16

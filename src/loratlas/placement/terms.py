@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from loratlas.errors import PlacementError
-from loratlas.placement.layers import Layers
+from loratlas.placement.layer_ranges import Layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loratlas.report.ledger import Ledger, Phrase
+from loratlas.report.quotes import Ledger, Phrase
 
 COSTS = {
     "params": ("trainable parameters", "trainable", "count"),

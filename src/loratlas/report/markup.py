@@ -6,7 +6,7 @@ import html
 import re
 
 from loratlas.report.figures import LIGHT
-from loratlas.report.ledger import Phrase, Quote, plain
+from loratlas.report.quotes import Phrase, Quote, plain
 from loratlas.report.tables import Table
 
 _NAMED = re.compile(r"/(arms/\d+/name|findings/\d+/(arm|versus)|spec/reference|pareto/\w+/\d+)$")

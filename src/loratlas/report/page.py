@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import OutputError
-from loratlas.report import facts, sections
+from loratlas.report import sections
+from loratlas.report import sentences as facts
 from loratlas.report.figures import figures
-from loratlas.report.ledger import Ledger, plain
+from loratlas.report.quotes import Ledger, plain
 from loratlas.report.script import SCRIPT
 from loratlas.report.style import css
 

@@ -9,10 +9,14 @@ from typing import Any
 
 import yaml
 
-from loratlas.report import beside, captions, facts, forest, scanned, tables
+from loratlas.report import captions, tables
+from loratlas.report import forest_plot as forest
+from loratlas.report import scan_section as scanned
+from loratlas.report import sentences as facts
+from loratlas.report import side_tables as beside
 from loratlas.report.figures import AXES, DARK, LIGHT
-from loratlas.report.ledger import Ledger, clean
 from loratlas.report.markup import attribute, dot, folded, phrase, plot, table, title
+from loratlas.report.quotes import Ledger, clean
 
 _SIGNS = {"better": "▼", "worse": "▲", "equivalent": "≈", "undetermined": "?"}
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from loratlas.report.facts import findings
-from loratlas.report.ledger import MISSING, Ledger, Phrase, Quote, clean, pointer
+from loratlas.report.quotes import MISSING, Ledger, Phrase, Quote, clean, pointer
+from loratlas.report.sentences import findings
 
 _SHORT = 48  # characters of a solved placement that stand well in a table; the map shows any
 

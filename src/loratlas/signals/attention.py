@@ -11,7 +11,7 @@ import torch
 from loratlas.signals.base import ALL_FOLDS, Column, Signal, Sums
 
 if TYPE_CHECKING:
-    from loratlas.data.batches import Batch
+    from loratlas.data.batching import Batch
 
 _FAMILIES = ("attn", "xattn")
 
@@ -71,7 +71,7 @@ class Attention(Signal):
     def during(self, model: Any, batch: Batch) -> Iterator[None]:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        from loratlas.data.attention import NAME, register
+        from loratlas.data.packed_attention import NAME, register
 
         register()
         own = ALL_ATTENTION_FUNCTIONS._local_mapping

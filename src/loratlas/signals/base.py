@@ -26,7 +26,7 @@ import torch
 from loratlas.anatomy.sites import Site
 
 if TYPE_CHECKING:
-    from loratlas.data.batches import Batch
+    from loratlas.data.batching import Batch
 
 FOLDS = 4
 """Parts that the calibration passes are dealt out to."""

@@ -36,7 +36,8 @@ class Gradient(Signal):
 
     Cost: beside one forward and one backward pass, 2·T·(k·(d_in + d_out) + l·(d_in + d_out)) operations for T tokens,
     k = 2r, l = 3k. Memory: (k·d_out + l·d_in) numbers per site and fold, and the site's input until the backward
-    pass comes by, where it cannot be made again (`loratlas.signals.again`). No tensor of the weight's size exists.
+    pass comes by, where it cannot be made again (`loratlas.signals.rematerialize`). No tensor of the weight's
+    size exists.
 
     Bias and variance: see `loratlas.signals.sketch.singular`. Measured at r = 4 on 21 matrices of a trained base of 8
     million parameters and 32 rows of instructions: energy +2 % (median; standard deviation 7 %), `gradient` +4 % (8 %);

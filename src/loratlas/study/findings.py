@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loratlas.study.stats import Estimate, holm
+from loratlas.study.estimator import Estimate, holm
 
 FEWEST_SEEDS = 5
 ALPHA = 0.05

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from loratlas.errors import OutputError, StorageError
-from loratlas.study.records import finite
+from loratlas.study.run_records import finite
 
 NAME = "ledger.db"
 CLAIM = "claim.lock"

@@ -19,23 +19,23 @@ import numpy as np
 
 from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
-from loratlas.study import beside
-from loratlas.study.advice import DECIDES
-from loratlas.study.inputs import DEMO, model_source, open_rows, open_task
-from loratlas.study.match import Match, naming, plans
-from loratlas.study.spec import StudySpec
-from loratlas.study.spending import is_auto
+from loratlas.scan.advice import DECIDES
+from loratlas.scan.plan_from_scores import is_auto
+from loratlas.sources import DEMO, model_source, open_rows, open_task
+from loratlas.study import side_metrics as beside
+from loratlas.study.match_budgets import Match, naming, plans
+from loratlas.study.study_spec import StudySpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.anatomy.sites import Anatomy
-    from loratlas.anatomy.tasks import Task
+    from loratlas.cost.dry_run import PeakMemory
     from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
+    from loratlas.models.task import Task
     from loratlas.placement.plan import Plan
-    from loratlas.study.scores import Scan
-    from loratlas.training.rehearsal import PeakMemory
+    from loratlas.scan.scores import Scan
     from loratlas.training.settings import Settings
 
 
@@ -145,12 +145,12 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
     """
-    from loratlas.adapters.heads import head_size
-    from loratlas.anatomy.load import load_config
+    from loratlas.adapters.trained_heads import head_size
     from loratlas.anatomy.read import read
+    from loratlas.cost.dry_run import PeakMemory, typical
     from loratlas.data.encode import load_tokenizer
-    from loratlas.data.tasks import encode_for
-    from loratlas.training.rehearsal import PeakMemory, typical
+    from loratlas.data.task_examples import encode_for
+    from loratlas.models.load import load_config
 
     source = model_source(spec.model, folder=spec.folder)
     base_config = load_config(source)
@@ -243,8 +243,8 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
 
 def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str) -> Scan:
     """Measure where adaptation pays, on training rows alone."""
-    from loratlas.anatomy.load import load_model
-    from loratlas.study.scan import scan, signal_of
+    from loratlas.models.load import load_model
+    from loratlas.scan.run_scan import scan, signal_of
 
     model = load_model(source, dtype=spec.dtype)
     packed = False if spec.packing == "off" else None

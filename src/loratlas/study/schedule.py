@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratlas.study.ledger import Key
-from loratlas.study.spec import StudySpec, grid, seeds
+from loratlas.study.study_spec import StudySpec, grid, seeds
 
 BASE = Key(phase="base")
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from loratlas.errors import LoratlasError, RunError
-from loratlas.study.beside import Beside
 from loratlas.study.ledger import unstorable
-from loratlas.study.records import load_encoded, write_run
+from loratlas.study.run_records import load_encoded, write_run
+from loratlas.study.side_metrics import Beside
 
 SECONDS_BETWEEN_STEPS = 0.5
 """Steps are reported at most this often."""
@@ -40,9 +40,9 @@ class Worker:
 
     Args:
         setup: what the coordinator wrote: ``model`` (path or Hub id), ``dtype``, ``base_dropout``,
-            ``packing``, ``task`` and ``pad_id`` (see `loratlas.anatomy.tasks.for_task`), ``data`` (name → .npz),
+            ``packing``, ``task`` and ``pad_id`` (see `loratlas.models.task.for_task`), ``data`` (name → .npz),
             ``training`` (settings that all runs share), ``device``,
-            ``max_length``, ``metric`` (see `loratlas.study.beside.Beside`).
+            ``max_length``, ``metric`` (see `loratlas.study.side_metrics.Beside`).
         send: hands a message to the coordinator.
     """
 
@@ -59,8 +59,8 @@ class Worker:
         self._packed, self._packing = self._decide_packing()
 
     def _load(self) -> None:
-        from loratlas.anatomy.load import load_model
-        from loratlas.anatomy.tasks import CAUSAL, for_task
+        from loratlas.models.load import load_model
+        from loratlas.models.task import CAUSAL, for_task
 
         setup, task = self._setup, self._data["train"].task
         config = None if task.name == CAUSAL else for_task(setup["model"], task, pad_id=setup["pad_id"])
@@ -104,7 +104,7 @@ class Worker:
 
         No fleet for fewer than two.
         """
-        from loratlas.training.fleet import ApartError, Fleet, Member, why_alone
+        from loratlas.training.fleet.train_fleet import ApartError, Fleet, Member, why_alone
 
         members, places, alone = [], [], dict[int, str]()
         for place, job in enumerate(jobs):
@@ -189,15 +189,15 @@ class Worker:
         """Losses of every row; of a classifier also what the record says of its predictions, and their table."""
         if not rows.task.labels:
             return self._score(model, rows), {}, {}
-        from loratlas.evaluation.classes import classify
-        from loratlas.evaluation.predictions import PREDICTIONS
+        from loratlas.evaluation.class_losses import classify
+        from loratlas.evaluation.class_metrics import PREDICTIONS
 
         found = classify(model, rows)
         said = {"name": "accuracy", "value": found.accuracy, "rows": len(found.label)}
         return found.scores, {"metric": said}, {PREDICTIONS: found.columns()}
 
     def _score(self, model: Any, rows: Any) -> Any:
-        from loratlas.evaluation.tokens import score
+        from loratlas.evaluation.score import score
 
         return score(model, rows, packed=self._packed)
 
@@ -273,7 +273,7 @@ class Worker:
 
     def _restore(self, model: Any) -> None:
         """Take the adapter off; load the base again if that did not give it back bit for bit."""
-        from loratlas.adapters.heads import take_off
+        from loratlas.adapters.trained_heads import take_off
 
         base = take_off(model)
         base.eval()

@@ -23,8 +23,8 @@ from typing import Any
 
 from loratlas.data.packing import bare
 from loratlas.errors import SettingsError
-from loratlas.training.prefix import layers_of
-from loratlas.training.remembered import Remembered
+from loratlas.training.frozen_prefix import layers_of
+from loratlas.training.measurement_cache import Remembered
 
 WATCHED = 10
 """Steps that a pace is judged by; the first `WARM` of them are left out."""

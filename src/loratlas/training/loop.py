@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.adapters.kernels import lean
-from loratlas.data.batches import training_order
+from loratlas.adapters.lean_lora import lean
+from loratlas.data.batching import training_order
 from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
 from loratlas.training.compilation import Compilation
-from loratlas.training.conditions import dropout_stream, interruptible, training_mode
-from loratlas.training.masters import Masters
+from loratlas.training.early_stopping import Patience
+from loratlas.training.frozen_prefix import Prefix, prefix_for
+from loratlas.training.master_weights import Masters
 from loratlas.training.memory import Peak, kept_pages
 from loratlas.training.microbatches import microbatches
 from loratlas.training.optimizer import Optimizer
-from loratlas.training.patience import Patience
-from loratlas.training.prefix import Prefix, prefix_for
-from loratlas.training.records import FitResult, StepEvent
-from loratlas.training.reporting import reporters
+from loratlas.training.run_context import dropout_stream, interruptible, training_mode
+from loratlas.training.run_counters import Tally
+from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.settings import Settings
 from loratlas.training.step import step_loss
-from loratlas.training.tally import Tally
+from loratlas.training.trackers import reporters
 
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
@@ -263,7 +263,7 @@ class Run:
             self.masters.restore(self._previous)
 
     def _evaluate(self, rows: Encoded) -> float:
-        from loratlas.evaluation.tokens import score
+        from loratlas.evaluation.score import score
 
         loss = score(self.model, rows, packed=self.packed).token_mean_nll
         self.patience.told(loss, self.masters)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from loratlas.data.batches import Batch, collate
+from loratlas.data.batching import Batch, collate
 from loratlas.data.encode import Encoded, Example
 
 CALL_TOKENS = 192

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from loratlas.training.masters import Masters
+from loratlas.training.master_weights import Masters
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loratlas.evaluation.losses import token_losses
+from loratlas.evaluation.token_losses import token_losses
 
 if TYPE_CHECKING:
     import torch
 
-    from loratlas.data.batches import Batch
+    from loratlas.data.batching import Batch
 
 
 def step_loss(model: Any, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""What a step costs: a dry run without weights, counted operations, seconds calibrated on this machine."""

@@ -1,0 +1,339 @@
+"""One step of a run, rehearsed without weights: what it keeps, what it holds at its peak, and what it computes.
+
+The rehearsal runs the very code that training runs (packing, attention, low-rank layers, loss, masters, AdamW) on
+tensors without numbers (`loratlas.cost.recorder`), so that it is right for any architecture and any placement:
+feed-forward sites keep their wider inputs, backward stops below the lowest adapter, sites that share an input keep it
+once, because the code does so. It needs a config, no weights, and well under a second for a small model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loratlas.data.encode import Encoded, EncodeReport, Example, task_of
+from loratlas.errors import ModelError
+from loratlas.models.task import CAUSAL, Task
+from loratlas.training.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from loratlas.adapters.plan_row import Row
+    from loratlas.anatomy.sites import Anatomy
+    from loratlas.cost.operations import Call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What one step would take.
+
+    Args:
+        saved_bytes: what the forward pass keeps for backward, weights excepted, each storage once; of the
+            micro-batch that keeps most.
+        peak_bytes: most memory at any time, by the allocator's count: weights, adapters, their float32 masters,
+            gradients and moments, kept activations, and what operations make on the way.
+        lasting_bytes: of these, what lives from step to step.
+        tokens: of the step, padding excluded.
+        packed: whether the rows lie end to end.
+        calls: how often each operation runs that touches numbers, for `loratlas.cost.calibration`.
+        free: how many operations run besides (views).
+    """
+
+    saved_bytes: int
+    peak_bytes: int
+    lasting_bytes: int
+    tokens: int
+    packed: bool
+    calls: Counter[Call]
+    free: int
+
+
+def even_rows(rows: int, length: int) -> tuple[Example, ...]:
+    """So many rows of equal length whose every token but the first is counted.
+
+    >>> [len(row) for row in even_rows(2, 5)]
+    [5, 5]
+    """
+    ids, counted = np.zeros(length, dtype=np.int32), np.arange(length) > 0
+    return tuple(Example(input_ids=ids, labelled=counted, row=row) for row in range(rows))
+
+
+def typical(examples: Sequence[Example], count: int) -> tuple[Example, ...]:
+    """The rows of a typical step: of so many equal parts of all rows, sorted by length, the middle one each.
+
+    >>> [len(row) for row in typical([*even_rows(1, 9), *even_rows(1, 4), *even_rows(2, 6)], 2)]
+    [6, 9]
+    """
+    ordered = sorted(examples, key=len)
+    places = (np.arange(count) + 0.5) / count * len(ordered)
+    return tuple(ordered[int(place)] for place in places)
+
+
+def as_step(examples: Sequence[Example]) -> Encoded:
+    """Examples of one step as a run takes its rows."""
+    return Encoded(
+        examples=tuple(examples),
+        report=EncodeReport.of(examples),
+        digest="",
+        template="",
+        pad_id=0,
+        source="a rehearsal",
+        task=Task(name=task_of(examples[0])),
+    )
+
+
+def rehearse(
+    config: PretrainedConfig,
+    rows: Sequence[Row],
+    examples: Sequence[Example],
+    settings: Settings,
+    *,
+    rslora: bool = False,
+    packed: bool | None = None,
+    again: int | None = None,
+) -> Rehearsal:
+    """Rehearse one step on the CPU or, where there is one, on the GPU.
+
+    Args:
+        config: of the base.
+        rows: of the plan, at least one.
+        examples: of the step; their lengths and counted places matter, not their tokens.
+        settings: of the run; type, micro-batches, dropout, recomputation and LoRA+ matter.
+        rslora: as in the plan.
+        packed: end to end or side by side; None: end to end where the model's attention can be replaced, whose
+            exactness only the live model can prove.
+        again: tokens of all rows of a run that sees its rows more than once: what the frozen layers below the lowest
+            adapter make of them is then kept, and a step begins above (`loratlas.training.frozen_prefix`).
+            None: every row comes once.
+
+    Returns:
+        What was recorded.
+
+    Raises:
+        ModelError: texts for a model that is no causal language model, or a model whose path depends on its numbers,
+            such as a mixture of experts that sorts tokens by the experts they were sent to.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> from loratlas.placement.plan import place
+        >>> config = LlamaConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4,
+        ...                      intermediate_size=256, vocab_size=96)
+        >>> whole, top = (rehearse(config, place(config, text).rows, even_rows(2, 32), Settings())
+        ...               for text in ("all:4", "all@top/2:4"))
+        >>> whole.saved_bytes > top.saved_bytes
+        True
+    """
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        UnsupportedFakeTensorException,
+    )
+
+    from loratlas.data.packing import why_padded
+
+    task = task_of(examples[0])
+    model = _blank(config, rows, settings, rslora, task)
+    if packed is None:
+        packed = task == CAUSAL and why_padded(model) is None
+    try:
+        return _record(model, examples, settings, packed, again)
+    except (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        UnsupportedFakeTensorException,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        words = " ".join(str(error).split())[:160]
+        raise ModelError(
+            given=f"a step of a model of type {config.model_type!r}, without its weights",
+            found=f"a path that depends on numbers ({type(error).__name__}: {words})",
+            instead="a short run: `loratlas train` measures its step time and its peak",
+        ) from error
+
+
+class PeakMemory:
+    """Tells what a table of ranks holds at its peak: the measure of a memory budget (`loratlas.placement.budget`).
+
+    Args:
+        config: of the base.
+        anatomy: of the base.
+        examples: of a step.
+        settings: of the run.
+        again: as for `rehearse`.
+
+    Example:
+        ``place(anatomy, "attention", budget="memory=6GB", memory=PeakMemory(config, anatomy, even_rows(16, 128), …))``
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        anatomy: Anatomy,
+        examples: Sequence[Example],
+        settings: Settings,
+        *,
+        again: int | None = None,
+    ) -> None:
+        self._config, self._examples, self._settings, self._again = config, examples, settings, again
+        self._sites = {site.path: site for site in anatomy.sites}
+        self._known: dict[tuple[tuple[str, int], ...], int] = {}
+
+    def __call__(self, ranks: Mapping[str, int]) -> int:
+        """Peak bytes; asked again, the same."""
+        from loratlas.adapters.plan_row import Row
+
+        table = tuple(sorted(ranks.items()))
+        if table not in self._known:
+            rows = [Row(site=self._sites[path], rank=rank, alpha=2.0 * rank) for path, rank in ranks.items()]
+            found = rehearse(self._config, rows, self._examples, self._settings, again=self._again)
+            self._known[table] = found.peak_bytes
+        return self._known[table]
+
+
+def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rslora: bool, task: str) -> Any:
+    """The adapted base on the meta device, as `load_model` and `attach` make it, and lean."""
+    import torch
+    from peft import get_peft_model
+
+    from loratlas.adapters.attach import lora_config
+    from loratlas.adapters.lean_lora import faster
+    from loratlas.adapters.peft_check import expected_warnings
+    from loratlas.models.load import meta_model, zero_dropout
+
+    config = copy.deepcopy(config)
+    zero_dropout(config)
+    config.use_cache = False
+    model = meta_model(config)
+    if task == CAUSAL and (
+        not hasattr(model, "prepare_inputs_for_generation") or getattr(config, "is_encoder_decoder", False)
+    ):
+        raise ModelError(
+            given=f"a step of a model of type {config.model_type!r} on texts",
+            found="no causal language model",
+            instead="a causal language model, or rows of what this one is trained to do",
+        )
+    dtype = getattr(torch, settings.dtype)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    asked = lora_config(rows, model=config, rslora=rslora, dropout=settings.dropout, prove=False)
+    with expected_warnings():
+        return faster(get_peft_model(model, asked, low_cpu_mem_usage=True))
+
+
+def _record(
+    model: Any, examples: Sequence[Example], settings: Settings, packed: bool, again: int | None
+) -> Rehearsal:
+    import torch
+
+    from loratlas.cost.recorder import recording, saved
+    from loratlas.training.frozen_prefix import kept_below
+    from loratlas.training.master_weights import Masters
+    from loratlas.training.microbatches import microbatches
+    from loratlas.training.optimizer import MOMENTS, Optimizer
+    from loratlas.training.run_context import training_mode
+    from loratlas.training.step import step_loss
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = as_step(examples)
+    with ExitStack() as stack:
+        stack.enter_context(training_mode(model, checkpointing=settings.checkpointing))
+        stack.enter_context(_no_remembered_tables())
+        recorder = stack.enter_context(recording())
+        recorder.hold(_materialise(model, device))
+        masters = Masters(model, loraplus=settings.loraplus)
+        optimizer = Optimizer(masters, settings, steps=1)
+        previous = masters.copy()
+        masters.open()
+        # A run's first step makes the moments; every other one finds them.
+        blank = {
+            f"{place}.{moment}": torch.zeros_like(group.master)
+            for place, group in enumerate(masters.groups)
+            for moment in MOMENTS
+        }
+        optimizer.load(blank, 1)
+        del blank
+        lasting = [*model.parameters(), *masters.lasting()]
+        prefix = kept_below(model, data, range(len(data))) if packed and again is not None else None
+        beside = 0  # states of the run's other rows
+        if prefix is not None and again is not None:
+            for _ in prefix.fill(range(len(data))):
+                pass
+            lasting += prefix.lasting()
+            beside = round(prefix.bytes() * (again / sum(len(e) for e in examples) - 1))
+        recorder.mark()
+        lasting_bytes, kept, tokens = recorder.live, 0, 0
+        batches = list(microbatches(data, range(len(data)), packed=packed, size=settings.micro_batch))
+        labelled = sum(batch.labelled for batch in batches)
+        masters.zero()
+        for batch in batches:
+            batch = batch.to(device)
+            with prefix.within(batch) if prefix is not None else nullcontext(), saved(lasting) as found:
+                loss = step_loss(model, batch)
+            kept = max(kept, sum(found.values()))
+            (loss / labelled).backward()
+            masters.collect()
+            tokens += batch.tokens
+        masters.norm()
+        for copied, group in zip(previous, masters.groups, strict=True):
+            copied.copy_(group.master)
+        optimizer.update(0, 0.0)
+        return Rehearsal(
+            saved_bytes=kept,
+            peak_bytes=recorder.peak + beside,
+            lasting_bytes=lasting_bytes + beside,
+            tokens=tokens,
+            packed=packed,
+            calls=Counter(recorder.calls),
+            free=recorder.free,
+        )
+
+
+def _materialise(model: Any, device: torch.device) -> list[torch.Tensor]:
+    """Replace what lies on the meta device by (recorded) tensors of a device; those tensors, shared ones once."""
+    import torch
+
+    made: dict[int, torch.Tensor] = {}
+
+    def twin(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(tensor.shape, dtype=dtype, device=device)
+
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and id(parameter) not in made:
+                # Adapters are float32 when they are attached; the masters round them.
+                dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+                made[id(parameter)] = torch.nn.Parameter(
+                    twin(parameter, dtype), requires_grad=parameter.requires_grad
+                )
+            if parameter is not None:
+                module._parameters[name] = made[id(parameter)]  # pyright: ignore[reportArgumentType]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                made.setdefault(id(buffer), twin(buffer, buffer.dtype))
+                module._buffers[name] = made[id(buffer)]
+    return list(made.values())
+
+
+@contextmanager
+def _no_remembered_tables() -> Iterator[None]:
+    """Tables that attention keeps from batch to batch are made anew within, and those made within are forgotten."""
+    from loratlas.data.block_attention import _bias
+
+    _bias.cache_clear()
+    try:
+        yield
+    finally:
+        _bias.cache_clear()

@@ -1,0 +1,88 @@
+"""What a classifier says of every row: the loss of the right class, and the class that it holds most likely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loratlas.data.batching import evaluation_batches
+from loratlas.data.encode import Encoded
+from loratlas.errors import DataError
+from loratlas.evaluation.class_metrics import PREDICTIONS, correct, f1_rows
+from loratlas.evaluation.cross_entropy import nll
+from loratlas.evaluation.eval_precision import evaluating
+from loratlas.evaluation.parquet import write_table
+from loratlas.evaluation.score import MAX_TOKENS, Scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classes:
+    """Losses and classes of every example.
+
+    Args:
+        scores: n is 1 everywhere; the mean is in nats per row.
+        label: int32 [N]; the right class.
+        predicted: int32 [N]; the class of the largest logit, the first of equal ones.
+    """
+
+    scores: Scores
+    label: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the rows whose class is predicted."""
+        return float(correct(self.label, self.predicted).mean())
+
+    @property
+    def macro_f1(self) -> float:
+        """See `f1_rows`."""
+        return float(f1_rows(self.label, self.predicted).mean())
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The columns of `PREDICTIONS`."""
+        return {"example": self.scores.example, "label": self.label, "predicted": self.predicted}
+
+    def write(self, folder: Path) -> None:
+        """Write ``examples.parquet`` and `PREDICTIONS`, each whole or not at all.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        self.scores.write(folder)
+        write_table(folder / PREDICTIONS, self.columns())
+
+
+def classify(model: Any, encoded: Encoded, *, max_tokens: int = MAX_TOKENS) -> Classes:
+    """Losses and classes of every example, in the order of ``encoded``.
+
+    Args:
+        model: a classifier, bare or as a `PeftModel`; put back into the mode it was in.
+        encoded: rows of a classification.
+        max_tokens: places per forward pass; the result does not depend on it.
+
+    Raises:
+        DataError: no examples.
+    """
+    from loratlas.data.packing import forward
+
+    if not len(encoded):
+        raise DataError(given=encoded.source, found="no examples to evaluate", instead="rows with a label")
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    device = inner.get_input_embeddings().weight.device
+    total = len(encoded)
+    losses, label, predicted = np.zeros(total), np.zeros(total, dtype=np.int32), np.zeros(total, np.int32)
+    for batch in evaluation_batches(encoded, max_tokens=max_tokens, packed=False):
+        batch = batch.to(device)
+        with evaluating(model):
+            logits = forward(model, batch).float()
+            found = nll(logits, batch.answers)
+        rows = list(batch.rows)
+        losses[rows] = found.cpu().numpy()
+        label[rows] = batch.answers.cpu().numpy()
+        predicted[rows] = logits.argmax(-1).cpu().numpy()
+    example, n = np.arange(total, dtype=np.int32), np.ones(total, dtype=np.int32)
+    return Classes(scores=Scores(example=example, n=n, nll=losses), label=label, predicted=predicted)

@@ -1,0 +1,172 @@
+"""The per-token table: what every definition of loss is computed from, without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loratlas.errors import DataError
+from loratlas.evaluation.parquet import SEGMENTS, read_columns
+
+if TYPE_CHECKING:
+    from loratlas.evaluation.score import Scores
+
+PARTS = ("answer", "end", "prompt", "special", "padding")
+"""What a row is to a definition: its segment, and of the special tokens which are counted (``end``)."""
+
+COUNTED = ("answer", "end")
+"""What the loss of loratlas counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One row per scored token, of one model under one condition; rows ordered by example and position.
+
+    A row may also stand for several tokens of one example (`of_scores`): its losses are then sums.
+
+    Args:
+        example: int64 [M]; which example.
+        position: int64 [M]; place of the token in its example. (example, position) names the token: tables of
+            other conditions are joined on it.
+        part: int8 [M]; index into `PARTS`.
+        tokens: int64 [M]; tokens that the row stands for, 1 in a per-token table.
+        nll: float64 [M]; −log p, nats.
+        uniform: float64 [M]; −log p averaged over the vocabulary, which label smoothing mixes in; None: not taken.
+        error: float64 [M]; how far −log p may be from that of unrounded logits; None: not taken.
+        tokenizer: names the tokenizer; tables of two tokenizers are compared example by example.
+        condition: how the model was run, in words.
+    """
+
+    example: np.ndarray
+    position: np.ndarray
+    part: np.ndarray
+    tokens: np.ndarray
+    nll: np.ndarray
+    uniform: np.ndarray | None = None
+    error: np.ndarray | None = None
+    tokenizer: str = ""
+    condition: str = ""
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+    def covered(self, parts: Sequence[str]) -> np.ndarray:
+        """Which rows are of the given parts, bool [M]."""
+        return np.isin(self.part, [PARTS.index(part) for part in parts])
+
+    @staticmethod
+    def of_scores(scores: Scores) -> Table:
+        """One row per example: enough for every definition that sees counted tokens of one condition only.
+
+        >>> from loratlas.evaluation.score import Scores
+        >>> Table.of_scores(Scores(example=np.array([0]), n=np.array([3]), nll=np.array([6.0]))).tokens
+        array([3])
+        """
+        size = len(scores.n)
+        return Table(
+            example=np.asarray(scores.example, dtype=np.int64),
+            position=np.zeros(size, dtype=np.int64),
+            part=np.zeros(size, dtype=np.int8),
+            tokens=np.asarray(scores.n, dtype=np.int64),
+            nll=np.asarray(scores.nll, dtype=np.float64),
+        )
+
+
+def parts_of(segment: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Indices into `PARTS` from segments and marks.
+
+    >>> [PARTS[i] for i in parts_of(np.array([0, 1, 3, 3, 2]), np.array([True, False, True, False, False]))]
+    ['answer', 'prompt', 'end', 'special', 'padding']
+    """
+    by_segment = np.array([PARTS.index(name) for name in SEGMENTS], dtype=np.int8)
+    part = by_segment[np.asarray(segment)]
+    return np.where((part == PARTS.index("special")) & counted, np.int8(PARTS.index("end")), part)
+
+
+def read_table(folder: Path, *, tokenizer: str = "", condition: str = "") -> Table:
+    """What `loratlas.loss_audit.measure_tokens.measure` left in a folder.
+
+    Raises:
+        DataError: no table there.
+    """
+    names = ("example", "position", "segment", "counted", "nll", "uniform", "error")
+    columns = read_columns(folder, "tokens.parquet", names)
+    order = np.lexsort((columns["position"], columns["example"]))
+    found = {name: column[order] for name, column in columns.items()}
+
+    def taken(name: str) -> np.ndarray | None:
+        values = found[name].astype(np.float64)
+        return None if len(values) and np.isnan(values).all() else values
+
+    return Table(
+        example=found["example"].astype(np.int64),
+        position=found["position"].astype(np.int64),
+        part=parts_of(found["segment"], found["counted"]),
+        tokens=np.ones(len(order), dtype=np.int64),
+        nll=found["nll"].astype(np.float64),
+        uniform=taken("uniform"),
+        error=taken("error"),
+        tokenizer=tokenizer,
+        condition=condition,
+    )
+
+
+def require_finite(table: Table, rows: np.ndarray) -> None:
+    """Refuse losses that no mean survives, by the name of the first one.
+
+    Raises:
+        DataError: a loss among ``rows`` (bool [M]) is infinite or not a number.
+    """
+    bad = np.flatnonzero(rows & ~np.isfinite(table.nll))
+    if not len(bad):
+        return
+    first = bad[0]
+    what = "log-probability −inf" if table.nll[first] == np.inf else "a log-probability that is no number"
+    if table.tokens[first] == 1:
+        where = f"token {int(table.position[first])} of example {int(table.example[first])}"
+    else:
+        where = f"a token of example {int(table.example[first])}"
+    raise DataError(
+        given="losses to audit",
+        found=f"{where} has {what} ({len(bad)} such)",
+        instead="a model whose logits are finite there (float32 instead of float16), or rows without that token",
+    )
+
+
+ELSEWHERE = 1 << 24
+"""Added to the positions of tokens that the reference does not have."""
+
+
+def align(table: Table, ids: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Table:
+    """The same table with the positions of another tokenisation of the same texts by the same tokenizer.
+
+    Tokens of the common beginning and of the common end of an example keep or get the reference's positions; those in
+    between (merged across the boundary of prompt and answer, a begin token more or less) get positions of their own.
+
+    Args:
+        table: per-token.
+        ids: what was scored, example by example.
+        reference: what the other table was made of.
+
+    >>> one = Table(example=np.array([0, 0]), position=np.array([1, 2]), part=np.array([0, 0]),
+    ...             tokens=np.array([1, 1]), nll=np.array([1.0, 2.0]))
+    >>> align(one, [np.array([5, 8, 7])], [np.array([5, 6, 9, 7])]).position - [ELSEWHERE, 0]
+    array([1, 3])
+    """
+    position = table.position.copy()
+    for example in np.unique(table.example):
+        mine, theirs = ids[int(example)], reference[int(example)]
+        short = min(len(mine), len(theirs))
+        same = mine[:short] == theirs[:short]
+        front = short if same.all() else int(np.argmin(same))
+        same = mine[::-1][: short - front] == theirs[::-1][: short - front]
+        back = short - front if same.all() else int(np.argmin(same))
+        rows = np.flatnonzero(table.example == example)
+        p = table.position[rows]
+        moved = np.where(p >= len(mine) - back, p + len(theirs) - len(mine), p + ELSEWHERE)
+        position[rows] = np.where(p < front, p, moved)
+    return replace(table, position=position)

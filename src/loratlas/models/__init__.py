@@ -1,0 +1,1 @@
+"""From a name to a live base: configs, weights, quantisation, tasks and task heads."""

@@ -1,0 +1,1 @@
+"""From short trials and signals to scores, and from scores to a plan."""

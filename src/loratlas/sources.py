@@ -1,0 +1,138 @@
+"""MODEL and DATA as people write them: ``demo:…`` names the embedded ones, ``${NAME}`` an environment
+variable.
+
+Relative paths are looked up in the folder of the file that holds them first, then in the current folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratlas.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from loratlas.data.rows import Rows
+    from loratlas.models.task import Task
+
+DEMO = "demo:"
+_VARIABLE = re.compile(r"\$\{(\w*)\}")
+
+
+def expand(text: str, *, error: type[RequestError] = DataError) -> str:
+    """Put the value of environment variables in place of ``${NAME}``.
+
+    Raises:
+        RequestError: a variable is not set (as the class given by ``error``).
+
+    >>> import os
+    >>> os.environ["LORATLAS_EXAMPLE"] = "/tmp/rows"
+    >>> expand("${LORATLAS_EXAMPLE}/train.jsonl")
+    '/tmp/rows/train.jsonl'
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not os.environ.get(name):
+            raise error(
+                given=text,
+                found=f"the environment variable {name or '(without a name)'} is not set",
+                instead=f"export {name or 'NAME'}=…, or the path written out",
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, text)
+
+
+def locate(text: str, *, folder: Path | None = None) -> str:
+    """A path that exists, seen from ``folder`` or the current folder; any other text (a Hub id) as it is.
+
+    >>> locate("owner/name")
+    'owner/name'
+    """
+    text = expand(text)
+    if text.startswith("~"):
+        text = str(Path(text).expanduser())
+    if folder is not None and not Path(text).is_absolute() and (folder / text).exists():
+        return str(folder / text)
+    return text
+
+
+def model_source(text: str, *, folder: Path | None = None) -> str:
+    """What ``load_config``, ``load_model`` and ``load_tokenizer`` take: a path or a Hub id."""
+    if text.startswith(DEMO):
+        from loratlas.demo import base_path
+
+        return str(base_path(text))
+    return locate(text, folder=folder)
+
+
+def open_model(text: str, *, folder: Path | None = None, **options: Any) -> PreTrainedModel:
+    """Load a base by its name; options are those of :func:`loratlas.models.load.load_model`."""
+    from loratlas.models.load import load_model
+
+    return load_model(model_source(text, folder=folder), **options)
+
+
+def open_rows(
+    text: str,
+    *,
+    split: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    folder: Path | None = None,
+) -> Rows:
+    """Read rows by the name of their source; arguments are those of :func:`loratlas.data.rows.load_rows`.
+
+    An embedded task (``demo:facts-300``) has the splits ``train``, the default, and ``eval``.
+    """
+    if text.startswith(DEMO):
+        from loratlas.demo import generate
+
+        return generate(text, split=split or "train", rows=limit)
+    from loratlas.data.rows import load_rows
+
+    return load_rows(locate(text, folder=folder), split=split, mapping=mapping, limit=limit)
+
+
+def open_task(
+    source: str, rows: Rows, tokenizer: Any, *, asked: str | None = None, known: Task | None = None
+) -> tuple[Task, PretrainedConfig | None]:
+    """What a base is trained to do with rows, and the config that it is then read and loaded with.
+
+    Args:
+        source: what `model_source` returned.
+        rows: their labels are the classes, unless the base is a classifier that knows them all.
+        tokenizer: of the base; its pad or end token fills rows of a classifier whose config names none.
+        asked: the task, instead of what is recognised.
+        known: the task of an adapter that is to be judged or trained further.
+
+    Returns:
+        The task, and its config; None for a causal language model, which is read as its directory says.
+
+    Raises:
+        DataError, ModelError: see `loratlas.models.task.recognise` and `loratlas.data.task_examples.label_set`.
+    """
+    from loratlas.data.task_examples import label_set
+    from loratlas.models.load import load_config
+    from loratlas.models.task import CAUSAL, CLASSIFICATION, Task, for_task, own_labels, recognise
+
+    name = recognise(source, rows.form, asked=asked or (known.name if known else None))
+    if known is not None and known.name == name:
+        task = known
+    elif name == CLASSIFICATION:
+        own = own_labels(load_config(source))
+        task = Task(
+            name=name, labels=own if {str(row.label) for row in rows.rows} <= set(own) else label_set(rows)
+        )
+    else:
+        task = Task(name=name)
+    if name == CAUSAL:
+        return task, None
+    tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return task, for_task(source, task, pad_id=next((int(t) for t in tokens if t is not None), None))

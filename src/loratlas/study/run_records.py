@@ -1,0 +1,195 @@
+"""What one run leaves on disk: ``runs/<digest>/`` with record.json, examples.parquet and curve.parquet.
+
+A folder appears whole or not at all: it is written under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loratlas.errors import OutputError
+
+RECORD, EXAMPLES, CURVE = "record.json", "examples.parquet", "curve.parquet"
+NONE = -1
+"""What stands for nothing in an array of numbers that are never negative."""
+
+CURVE_COLUMNS = ("step", "nll", "lr", "tokens", "seconds")
+
+
+def digest(value: Any) -> str:
+    """16 hex digits over plain data.
+
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def finite(value: Any) -> Any:
+    """Plain data without NaN and infinity, which JSON does not know: they become null.
+
+    >>> finite({"nll": float("nan"), "steps": (1, 2)})
+    {'nll': None, 'steps': [1, 2]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
+
+
+def write_run(
+    folder: Path,
+    record: Mapping[str, Any],
+    *,
+    examples: Mapping[str, np.ndarray] | None,
+    curve: Sequence[Mapping[str, float]],
+    tables: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> None:
+    """Write a run's folder, whole or not at all.
+
+    Args:
+        folder: ``runs/<digest>``; one that is there already is replaced.
+        record: plain data.
+        examples: columns ``example`` (index), ``n`` (answer tokens), ``nll`` (summed, nats); None if
+            diverged.
+        curve: points of the training curve.
+        tables: file name → columns of what else was measured.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        if examples is not None:
+            parquet.write_table(pa.table(dict(examples)), draft / EXAMPLES)
+        for name, columns in (tables or {}).items():
+            parquet.write_table(pa.table(dict(columns)), draft / name)
+        points = {name: [point[name] for point in curve] for name in CURVE_COLUMNS}
+        parquet.write_table(pa.table(points), draft / CURVE)
+        text = json.dumps(finite(record), indent=1, allow_nan=False)
+        (draft / RECORD).write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished run, or None where there is none."""
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def read_examples(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(example, n, nll) of a run: int64 [N], int64 [N], float64 [N], in the order of ``example``.
+
+    Raises:
+        OutputError: the file is missing or broken.
+    """
+    found = table(folder / EXAMPLES)
+    example = found["example"].to_numpy().astype(np.int64)
+    order = np.argsort(example, kind="stable")
+    return (
+        example[order],
+        found["n"].to_numpy().astype(np.int64)[order],
+        found["nll"].to_numpy().astype(np.float64)[order],
+    )
+
+
+def read_curve(folder: Path) -> dict[str, np.ndarray]:
+    """Columns of a run's training curve."""
+    found = table(folder / CURVE)
+    return {name: found[name].to_numpy() for name in CURVE_COLUMNS}
+
+
+def table(path: Path) -> Any:
+    """A table of a finished run.
+
+    Raises:
+        OutputError: the file is missing or broken.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise OutputError(
+            given=str(path),
+            found="a file of a finished run that is missing or broken",
+            instead="the folder as the study wrote it",
+        ) from error
+
+
+def save_encoded(path: Path, encoded: Any) -> None:
+    """Keep encoded rows for the workers: flat arrays and a little JSON in one .npz, no pickle."""
+    lengths = np.array([len(example.input_ids) for example in encoded.examples], dtype=np.int64)
+    report = encoded.report
+    about = {
+        "digest": encoded.digest,
+        "template": encoded.template,
+        "pad_id": encoded.pad_id,
+        "source": encoded.source,
+        "task": encoded.task.to_json(),
+        "report": {name: getattr(report, name) for name in report.__dataclass_fields__},
+    }
+    draft = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez(
+        draft,
+        lengths=lengths,
+        rows=np.array([example.row for example in encoded.examples], dtype=np.int64),
+        ids=np.concatenate([example.input_ids for example in encoded.examples]),
+        labelled=np.concatenate([example.labelled for example in encoded.examples]),
+        sources=np.array([NONE if e.source is None else e.source for e in encoded.examples], dtype=np.int64),
+        labels=np.array([NONE if e.label is None else e.label for e in encoded.examples], dtype=np.int64),
+        types=np.concatenate(
+            [np.full(len(e.input_ids), NONE) if e.types is None else e.types for e in encoded.examples]
+        ).astype(np.int8),
+        about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+    )
+    draft.replace(path)
+
+
+def load_encoded(path: Path) -> Any:
+    """Read what :func:`save_encoded` kept."""
+    from loratlas.data.encode import Encoded, EncodeReport, Example
+    from loratlas.models.task import Task
+
+    with np.load(path, allow_pickle=False) as stored:
+        ends = np.cumsum(stored["lengths"])[:-1]
+        ids, labelled = np.split(stored["ids"], ends), np.split(stored["labelled"], ends)
+        about = json.loads(stored["about"].tobytes())
+        types = np.split(stored["types"], ends)
+        whole = zip(stored["rows"], stored["sources"], stored["labels"], strict=True)
+        rest = [(int(row), *(None if n == NONE else int(n) for n in known)) for row, *known in whole]
+    return Encoded(
+        examples=tuple(
+            Example(input_ids=i, labelled=m, row=r, source=s, label=c, types=None if NONE in t else t)
+            for i, m, t, (r, s, c) in zip(ids, labelled, types, rest, strict=True)
+        ),
+        report=EncodeReport(**about["report"]),
+        digest=about["digest"],
+        template=about["template"],
+        pad_id=about["pad_id"],
+        source=about["source"],
+        task=Task.from_json(about["task"]),
+    )

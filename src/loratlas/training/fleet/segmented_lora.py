@@ -1,0 +1,118 @@
+"""Plain matrices under several runs: one frozen product for all rows, the low-rank part run by run.
+
+Run k owns the rows [s_k, e_k) and has factors of its own at the sites of its own plan, of any rank:
+
+    y[s_k:e_k] = x[s_k:e_k] Wᵀ + b + scale_k · (x[s_k:e_k] A_kᵀ) B_kᵀ
+
+A NaN of one run stays in its own rows (a masked product over all runs would spread it: 0 · NaN is NaN), and a run costs
+nothing where it adapts nothing. Gradients of the factors are added where they belong, into the run's own vector,
+without leaves in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from loratlas.adapters.lean_lora import affine, together
+from loratlas.adapters.sparse_dropout import drop_, dropped
+from loratlas.training.fleet.adapter_slots import Factors
+
+MATRICES = (torch.nn.Linear, Conv1D)
+"""Types whose modules are plain matrices."""
+
+
+def weights(module: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """W as it multiplies x from the right, [d_in, d_out], and the bias."""
+    return (module.weight if isinstance(module, Conv1D) else module.weight.t()), module.bias
+
+
+def frozen(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """What the base's matrix makes of x [T, d_in]."""
+    return affine(x, *weights(module))
+
+
+@dataclass(slots=True)
+class Part:
+    """A run's rows at one group of sites: factors by place of the site, what is dropped, 1/(1 − p)."""
+
+    rows: slice
+    factors: list[tuple[int, Factors]]
+    drop: torch.Tensor | None
+    lift: float
+
+    def read(self, x: torch.Tensor) -> torch.Tensor:
+        """What the run's adapters see."""
+        return dropped(x[self.rows], self.drop)
+
+    def down(self) -> torch.Tensor:
+        """[A₁; A₂; …] of the sites."""
+        return together([f.A for _, f in self.factors])
+
+
+class Segments(torch.autograd.Function):
+    """(x [T, d_in], anchor, weights of the sites, parts) → y [T, d_out] of every site."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        anchor: torch.Tensor,
+        matrices: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+        parts: Sequence[Part],
+    ) -> tuple[torch.Tensor, ...]:
+        outputs = [affine(x, W, bias) for W, bias in matrices]
+        small = []
+        for part in parts:
+            h = part.read(x) @ part.down().t()
+            if part.lift != 1.0:
+                h.mul_(part.lift)
+            start = 0
+            for place, f in part.factors:
+                rank = len(f.A)
+                outputs[place][part.rows].addmm_(h[:, start : start + rank], f.B.t(), alpha=f.scale)
+                start += rank
+            small.append(h)
+        ctx.save_for_backward(x, *small)
+        ctx.matrices, ctx.parts = [W for W, _ in matrices], parts
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *upstream: torch.Tensor | None
+    ) -> tuple[Any, ...]:
+        x, *small = ctx.saved_tensors
+        dx: torch.Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            for W, g in zip(ctx.matrices, upstream, strict=True):
+                if g is not None:
+                    dx = g @ W.t() if dx is None else dx.addmm_(g, W.t())
+        for part, h in zip(ctx.parts, small, strict=True):
+            slopes, start = [], 0
+            for place, f in part.factors:
+                rank, g = len(f.A), upstream[place]
+                if g is None:  # an output that nobody used
+                    slopes.append(h.new_zeros(len(h), rank))
+                else:
+                    rows = g[part.rows]
+                    slopes.append((rows @ f.B).mul_(f.scale * part.lift))
+                    f.to_up.add_((h[:, start : start + rank].t() @ rows).mul_(f.scale).t())
+                start += rank
+            slope = together(slopes, dim=1)
+            if dx is not None and part.drop is None:
+                dx[part.rows].addmm_(slope, part.down())
+            elif dx is not None:
+                dx[part.rows].add_(drop_(slope @ part.down(), part.drop))
+            start = 0
+            gradient = slope.t() @ part.read(x)
+            for _, f in part.factors:
+                f.to_down.add_(gradient[start : start + len(f.A)])
+                start += len(f.A)
+        return dx, None, None, None

@@ -1,0 +1,92 @@
+"""What holds while a run lasts and is put back afterwards: modes, random streams, the meaning of Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+DROPOUT_STREAM = 3
+"""Word beside the seed. Order and subset use 1 (`loratlas.data.batching`), initialisation is `attach`'s own."""
+
+
+@contextmanager
+def training_mode(model: Any, *, checkpointing: bool) -> Iterator[None]:
+    """Training mode, with or without recomputation; every module's mode is put back.
+
+    Recomputation does not re-enter the graph (``use_reentrant=False``), so that it works although no input of the
+    first layer requires a gradient.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    modes = [(module, module.training) for module in model.modules()]
+    before = any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
+    if checkpointing and not before:
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    try:
+        yield
+    finally:
+        if checkpointing and not before:
+            inner.gradient_checkpointing_disable()
+        for module, mode in modes:
+            module.training = mode
+
+
+def step_seed(seed: int, step: int) -> int:
+    """What starts the dropout masks of a step (from 0) of the run with this seed."""
+    words = np.random.SeedSequence([seed, DROPOUT_STREAM, step]).generate_state(1, np.uint64)
+    return int(words[0]) >> 1
+
+
+@contextmanager
+def dropout_stream(seed: int) -> Iterator[Callable[[int], None]]:
+    """Random numbers of their own for dropout; the caller's streams continue afterwards as if nothing had been drawn.
+
+    Yields:
+        A function that starts the stream of a step. Masks depend on (seed, step) and on nothing else, so that a
+        resumed run draws what the uninterrupted one draws.
+    """
+    import torch
+
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+
+        def begin(step: int) -> None:
+            torch.manual_seed(step_seed(seed, step))
+
+        yield begin
+
+
+class Stop:
+    """Whether somebody asked for an end."""
+
+    asked = False
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Within this context the first Ctrl-C only asks for an end, so that no update is left half done.
+
+    The second one interrupts at once. Where another handler has been installed, or in a thread that cannot install
+    one, Ctrl-C keeps its meaning.
+    """
+    stop = Stop()
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield stop
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.asked:
+            signal.default_int_handler(number, frame)
+        stop.asked = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

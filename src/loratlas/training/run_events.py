@@ -1,0 +1,105 @@
+"""What a run tells while it goes, and what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """Told after every step.
+
+    Args:
+        step: steps done, from 1.
+        steps: of the whole run.
+        nll: mean loss over the step's counted tokens, nats.
+        lr: learning rate used.
+        norm: of the gradient, before clipping.
+        tokens: trained on since the run began, padding excluded.
+        labelled_tokens: of these, counted by the loss.
+        tokens_per_second: since this process began training, warm-up steps excluded.
+        seconds: spent in steps since the run began.
+        seconds_left: at this pace.
+        evaluation: mean loss on the evaluation rows, if they were just measured.
+    """
+
+    step: int
+    steps: int
+    nll: float
+    lr: float
+    norm: float
+    tokens: int
+    labelled_tokens: int
+    tokens_per_second: float
+    seconds: float
+    seconds_left: float
+    evaluation: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One point of the training curve.
+
+    Args:
+        step: steps done.
+        nll: mean loss over the counted tokens of the steps since the last point, nats.
+        lr: learning rate of the last of them.
+        tokens: trained on since the run began.
+        seconds: spent in steps since the run began.
+        evaluation: mean loss on the evaluation rows, if they were measured after this step.
+    """
+
+    step: int
+    nll: float
+    lr: float
+    tokens: int
+    seconds: float
+    evaluation: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """A finished run.
+
+    Args:
+        steps: optimiser steps that changed the adapter.
+        tokens: trained on, padding excluded.
+        labelled_tokens: of these, counted by the loss.
+        train_nll: mean loss over the counted tokens of the last tenth of the steps, nats.
+        tokens_per_second: padding excluded, after the warm-up steps.
+        labelled_tokens_per_second: likewise.
+        setup_seconds: from the call to the first step.
+        step_seconds: median over the steps after the warm-up steps.
+        peak_bytes: largest memory in use by the allocator's own count, see `loratlas.training.memory`; None where no
+            step was measured (a resumed run that was over, a profiler already running).
+        packing: ``"packed"`` or ``"padded"``.
+        packing_reason: why.
+        compiled: whether the last steps ran compiled layers.
+        compile_reason: why, or why not.
+        kept_layers: lowest layers whose result was computed once for every row (`loratlas.training.frozen_prefix`).
+        diverged: the loss or its gradient became NaN or infinite, and the run was stopped.
+        diverged_at: the step (from 1) whose loss or gradient it was.
+        stopped_early: ``early_stop`` ended the run.
+        eval_nll: last loss on the evaluation rows within the run, nats.
+        curve: the training curve.
+    """
+
+    steps: int
+    tokens: int
+    labelled_tokens: int
+    train_nll: float
+    tokens_per_second: float
+    labelled_tokens_per_second: float
+    setup_seconds: float
+    step_seconds: float
+    peak_bytes: int | None = None
+    packing: str = "packed"
+    packing_reason: str = ""
+    compiled: bool = False
+    compile_reason: str = ""
+    kept_layers: int = 0
+    diverged: bool = False
+    diverged_at: int | None = None
+    stopped_early: bool = False
+    eval_nll: float | None = None
+    curve: list[CurvePoint] = field(default_factory=list)

@@ -1,0 +1,100 @@
+"""What arithmetic knows of a plan's price: exactly what PyTorch counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from loratlas.anatomy.flops import cost
+from loratlas.anatomy.read import read
+from loratlas.errors import ModelError
+
+BATCH, LENGTH, RANK = 2, 64, 4
+SETS = {
+    "all": lambda site: site.family in ("attn", "ffn"),
+    "attention": lambda site: site.family == "attn",
+    "feedforward": lambda site: site.family == "ffn",
+    "last feedforward": lambda site: site.family == "ffn" and site.layer == 2,
+    "one down": lambda site: site.role == "ffn.down" and site.layer == 1,
+    "one up": lambda site: site.role == "ffn.up" and site.layer == 1,
+    "values": lambda site: site.role == "attn.v",
+    "gates": lambda site: site.role == "ffn.gate",
+}
+
+
+def _attached(case, small, chosen):
+    torch.manual_seed(0)
+    config = small(case, attention_dropout=0.0)
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    anatomy = read(config)
+    sites = [site for site in anatomy.adaptable if SETS[chosen](site)]
+    adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules=[site.module for site in sites]))
+    return anatomy, {site.path: RANK for site in sites}, adapted
+
+
+@pytest.mark.parametrize("chosen", SETS)
+def test_operations_are_what_pytorch_counts(chosen, small):
+    anatomy, rows, model = _attached("llama", small, chosen)
+    ids = torch.randint(0, 100, (BATCH, LENGTH))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, use_cache=False).logits.sum().backward()
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(value for op, value in counted.items() if "attention" not in str(op))
+    mine = cost(anatomy, rows, length=0).flops_per_token
+    assert mine * BATCH * LENGTH == products
+
+
+def test_the_same_parameters_cost_less_higher_up(small):
+    anatomy = read(small("llama"))
+    low, high = (cost(anatomy, {f"model.layers.{layer}.mlp.up_proj.weight": 8}) for layer in (0, 2))
+    assert low.adapter_bytes == high.adapter_bytes == 8 * (48 + 80) * 4
+    assert low.optimizer_bytes == 2 * low.adapter_bytes
+    assert high.flops_per_token < low.flops_per_token
+
+
+def test_in_a_parallel_block_feedforward_does_not_follow_attention(small):
+    parallel, serial = (read(small(case)) for case in ("stablelm-parallel", "stablelm"))
+    rows = {"model.layers.0.self_attn.o_proj.weight": 4}
+    assert cost(parallel, rows).flops_per_token < cost(serial, rows).flops_per_token
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "phi3", "falcon", "opt"])
+def test_every_rank_more_costs_more(case, small):
+    anatomy = read(small(case))
+    costs = []
+    for rank in (1, 2, 5):
+        rows = {site.path: rank for site in anatomy.adaptable if site.family in ("attn", "ffn")}
+        costs.append(cost(anatomy, rows))
+        assert costs[-1].adapter_bytes == 4 * sum(anatomy.site(p).lora_parameters(r) for p, r in rows.items())
+    for name in costs[0].to_json():
+        values = [getattr(one, name) for one in costs]
+        assert values == sorted(set(values)), name
+
+
+def test_no_plan_costs_the_forward_pass(small):
+    anatomy = read(small("llama"))
+    bare = cost(anatomy, {}, length=0)
+    maps = sum(2 * s.shape[0] * s.shape[1] for s in anatomy if s.kind == "linear")
+    assert bare.flops_per_token == maps
+    assert bare.adapter_bytes == bare.optimizer_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        ({"model.layers.9.mlp.up_proj.weight": 1}, {}),
+        ({"model.layers.0.mlp.up_proj.weight": 1}, {"optimizer": "lion"}),
+    ],
+)
+def test_what_cannot_be_priced_is_an_error(rows, options, small):
+    with pytest.raises(ModelError):
+        cost(read(small("llama")), rows, **options)
+
+
+def test_what_carries_no_adapter_is_not_priced(small):
+    with pytest.raises(ModelError) as caught:
+        cost(read(small("opt")), {"model.decoder.embed_positions.weight": 1})
+    assert "carries no adapter" in caught.value.found

@@ -1,0 +1,351 @@
+"""Studies that really run, on the embedded base: results, going on after a kill, refusals that leave nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loratlas.errors import (
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    PlacementError,
+    SettingsError,
+    StorageError,
+)
+from loratlas.study.coordinator import run_study
+from loratlas.study.estimator import estimate
+from loratlas.study.ledger import Ledger
+from loratlas.study.run_records import read_examples
+from loratlas.study.study_result import load_study
+from loratlas.study.study_spec import parse_spec
+
+SPEC = {
+    "name": "tiny",
+    "model": "demo:llama-mini",
+    "data": {"train": "demo:facts-300"},
+    "arms": {"full": "all@top/4:1", "attention": "attention@top/4", "wide": "attention@top/4:8"},
+    "reference": "full",
+    "match": "params",
+    "learning_rates": [1e-3, 3e-3, 9e-3],
+    "tuning": {"seeds": 1, "rows": 20, "extensions": 0},
+    "evaluation": {"seeds": 5, "rows": 24},
+    "steps": 3,
+    "batch_size": 4,
+    "max_length": 64,
+    "demonstration": True,
+    "seed": 5,
+}
+RUNS = 1 + 3 * 3 + 3 * 5
+
+RUN = """
+import json, sys
+from loratlas.study.coordinator import run_study
+from loratlas.study.study_spec import parse_spec
+def on_event(event):
+    print(event.kind, event.done, flush=True)
+run_study(parse_spec(json.loads(sys.argv[1])), sys.argv[2], workers=2, on_event=on_event)
+"""
+
+
+def numbers(result) -> dict:
+    """What must not depend on time, workers or interruptions."""
+    data = json.loads(json.dumps(result.to_json()))
+    for arm in data["arms"]:
+        for name in ("step_seconds", "step_time_ratio", "peak_bytes", "peak_source"):
+            del arm[name]
+        for run in arm["runs"]:
+            for name in ("step_seconds", "seconds", "peak_bytes"):
+                del run[name]
+    del data["pareto"], data["revision"]
+    return data
+
+
+def close(found, wanted, at="") -> None:
+    """Equal up to rounding: which runs train side by side depends on what was left to do."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), at
+        for key, value in wanted.items():
+            close(found[key], value, f"{at}/{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), at
+        for place, value in enumerate(wanted):
+            close(found[place], value, f"{at}/{place}")
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=1e-2 if "/findings" in at else 1e-5, abs=1e-5), at
+    elif not at.endswith("/sentence"):
+        assert found == wanted, at
+
+
+def start(out: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, json.dumps(SPEC), str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(process: subprocess.Popen, finished: int) -> None:
+    for line in process.stdout:
+        kind, done = line.split()
+        if kind == "finished" and int(done) >= finished:
+            return
+    raise AssertionError("the study ended before that many runs")
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of a coordinator's workers."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return [child for child in children if "study.worker" in command(child)]
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study that ran through, its folder, and the events that it sent."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    events = []
+    result = run_study(parse_spec(SPEC), out, workers=2, on_event=events.append)
+    return result, out, events
+
+
+def test_a_study_has_arms_findings_and_a_base(whole):
+    result, _, _ = whole
+    data = result.to_json()
+    assert result.complete
+    assert [arm["name"] for arm in data["arms"]] == ["full", "attention", "wide"]
+    assert data["reference"] == "full"
+    assert 0 < data["base_nll"] < 20
+    assert [finding["arm"] for finding in data["findings"]] == ["attention", "wide"]
+    for arm in data["arms"]:
+        assert len(arm["runs"]) == 5
+        assert arm["ci"][0] < arm["nll"] < arm["ci"][1]
+        assert len(arm["tuning"]) == 3
+        assert arm["lr"] in SPEC["learning_rates"]
+        assert arm["nll"] < data["base_nll"]
+    json.dumps(data, allow_nan=False)
+
+
+def test_runs_are_fresh_and_paired(whole):
+    data = whole[0].to_json()
+    seeds = [{run["seed"] for run in arm["runs"]} for arm in data["arms"]]
+    assert seeds[0] == seeds[1] == seeds[2]
+    assert len(seeds[0]) == 5
+    assert not seeds[0] & {run["seed"] for arm in data["arms"] for run in arm["tuning"]}
+
+
+def test_findings_are_the_estimator_on_the_files(whole):
+    result, out, _ = whole
+    data = result.to_json()
+    full, attention = ({run["seed"]: run["digest"] for run in arm["runs"]} for arm in data["arms"][:2])
+    losses = {}
+    for name, runs in (("full", full), ("attention", attention)):
+        losses[name] = np.stack([read_examples(out / "runs" / runs[seed])[2] for seed in sorted(full)])
+    tokens = read_examples(out / "runs" / full[sorted(full)[0]])[1]
+    found = estimate(losses["attention"] - losses["full"], tokens)
+    finding = data["findings"][0]
+    assert finding["difference"] == pytest.approx(found.value)
+    assert finding["ci"] == pytest.approx(found.interval(0.975))
+    assert data["arms"][0]["nll"] == pytest.approx(losses["full"].sum() / (5 * tokens.sum()))
+
+
+def test_matching_is_solved_where_ranks_are_free_and_told_where_they_are_not(whole):
+    data = whole[0].to_json()
+    full, attention, wide = data["arms"]
+    assert full["match"] is None
+    assert attention["match"]["solved"]
+    assert attention["match"]["wanted"] == full["trainable"]
+    assert abs(attention["match"]["relative"]) < 0.1
+    assert not wide["match"]["solved"]
+    assert wide["match"]["relative"] == pytest.approx(wide["trainable"] / full["trainable"] - 1)
+    assert any("wide names its ranks" in note for note in data["notes"])
+    assert "did not spend the same" in data["findings"][1]["sentence"]
+    assert "equal trainable parameters" in data["findings"][0]["sentence"]
+
+
+def test_a_demonstration_says_so(whole):
+    data = whole[0].to_json()
+    assert data["demonstration"]
+    assert any("demonstration" in note for note in data["notes"])
+
+
+def test_events_tell_how_far_it_is(whole):
+    _, _, events = whole
+    assert [event.kind for event in events][-1] == "complete"
+    finished = [event for event in events if event.kind == "finished"]
+    assert [event.done for event in finished] == list(range(1, RUNS + 1))
+    assert all(event.planned >= event.done for event in events)
+    assert events[-1].planned == RUNS
+    assert finished[-1].seconds_left == 0
+    assert all(
+        event.seconds_left is not None for event in finished if event.phase != "base"
+    )  # before a step nothing is known
+
+
+def test_the_bare_base_says_nothing_of_how_long_training_takes(whole):
+    _, _, events = whole
+    (judged,) = [event for event in events if event.kind == "finished" and event.phase == "base"]
+    assert judged.seconds_left is None
+
+
+def test_again_does_nothing_and_says_the_same(whole):
+    result, out, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
+    events = []
+    again = run_study(parse_spec(SPEC), out, workers=2, on_event=events.append)
+    assert again.to_json() == result.to_json() == load_study(out).to_json()
+    assert [event.kind for event in events] == ["prepared", "complete"]
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == before
+    assert json.loads((out / "findings.json").read_text()) == result.to_json()
+
+
+def test_interrupted_and_killed_and_gone_on_ends_with_the_same_numbers(whole, tmp_path):
+    """Law 5 for studies: Ctrl-C while tuning, SIGKILL while evaluating, then on to the end."""
+    out = tmp_path / "out"
+
+    def interrupt(event):
+        if event.kind == "finished" and event.done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    # A test run in the background may have begun with Ctrl-C switched off.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted) as caught:
+            run_study(parse_spec(SPEC), out, workers=1, on_event=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught.value.exit_code == 130
+    assert f"of {RUNS} runs are finished" in caught.value.found
+    assert "only what is missing" in caught.value.instead
+    assert 3 <= len(Ledger.open(out, create=False).finished()) <= 4
+
+    process = start(out)
+    wait_for(process, 14)
+    workers = workers_of(process.pid)
+    assert workers
+    with pytest.raises(OutputError, match=f"process {process.pid}"):  # one coordinator at a time
+        run_study(parse_spec(SPEC), out)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + 120  # its workers notice at their next step or job
+    while any("study.worker" in command(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    partial = load_study(out)
+    assert not partial.complete
+    assert all(finding.verdict == "undetermined" for finding in partial.findings)
+
+    result = run_study(parse_spec(SPEC), out, workers=1)
+    close(numbers(result), numbers(whole[0]))
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path):
+    killed = []
+
+    def on_event(event):
+        if event.kind == "started" and event.phase == "tuning" and not killed:
+            killed.extend(workers_of(os.getpid()))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    spec = {**SPEC, "learning_rates": [3e-3], "evaluation": {"seeds": 2, "rows": 8}}
+    result = run_study(parse_spec(spec), tmp_path / "out", workers=1, on_event=on_event)
+    assert killed
+    assert result.complete
+
+
+def test_another_study_in_the_folder_is_refused(whole):
+    _, out, _ = whole
+    with pytest.raises(OutputError, match="differs in steps"):
+        run_study(parse_spec({**SPEC, "steps": 4}), out)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(OutputError, match=r"thesis\.tex"):
+        run_study(parse_spec(SPEC), tmp_path)
+    (tmp_path / "file").write_text("…")
+    with pytest.raises(OutputError, match="a file"):
+        run_study(parse_spec(SPEC), tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"arms": {"full": "all:8", "x": "attn.nothing:8"}}, PlacementError),
+        ({"arms": {"full": "all:8", "x": "q:100000"}}, PlacementError),
+        ({"arms": {"full": "all:8", "x": {"placement": "q:8", "init": "magic"}}}, SettingsError),
+        ({"micro_batch": 32}, SettingsError),
+        ({"model": "/no/such/folder"}, ModelError),
+        ({"data": {"train": "demo:nothing"}}, DataError),
+        ({"tuning": {"seeds": 1, "rows": 5000}}, DataError),
+    ],
+)
+def test_a_wrong_request_leaves_nothing_behind(tmp_path, change, error):
+    out = tmp_path / "out"
+    with pytest.raises(error):
+        run_study(parse_spec({**SPEC, **change}), out)
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("…")
+    with pytest.raises(OutputError):
+        run_study(parse_spec(SPEC), tmp_path / "file" / "out")
+
+
+def test_diverging_runs_are_told_and_decide_nothing(tmp_path):
+    spec = {**SPEC, "learning_rates": [1e30], "evaluation": {"seeds": 5, "rows": 8}, "clip": None}
+    result = run_study(parse_spec(spec), tmp_path / "out", workers=1)
+    assert result.complete
+    assert all(arm["diverged"] == 5 for arm in result.arms)
+    for finding in result.findings:
+        assert finding.verdict == "undetermined"
+        assert "diverged" in finding.sentence
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_a_disk_that_stops_taking_writes_keeps_what_is_finished(tmp_path):
+    out = tmp_path / "out"
+    finished = []
+
+    def on_event(event):
+        # A file where the next runs' folders would be: writing them fails from here on, as on a full disk.
+        if event.kind == "finished" and event.done == 2:
+            finished.append(event.done)
+            (out / "runs").rename(out / "cache" / "kept")
+            (out / "runs").write_text("")
+
+    with pytest.raises(StorageError) as caught:
+        run_study(parse_spec(SPEC), out, workers=1, on_event=on_event)
+    assert caught.value.exit_code == 3
+    (out / "runs").unlink()
+    (out / "cache" / "kept").rename(out / "runs")
+    assert len(Ledger.open(out, create=False).finished()) == 2
+    assert not load_study(out).complete
+
+
+def test_a_run_that_lost_its_file_is_told(whole, tmp_path):
+    out = shutil.copytree(whole[1], tmp_path / "copy")
+    shutil.rmtree(out / "runs" / whole[0].arms[0]["runs"][0]["digest"])
+    with pytest.raises(OutputError, match="missing or broken"):
+        load_study(out)

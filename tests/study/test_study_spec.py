@@ -1,0 +1,179 @@
+"""Study files: what they default to, what their digest covers, and what an error says."""
+
+from __future__ import annotations
+
+import pytest
+
+from loratlas.errors import DataError, SpecError
+from loratlas.sources import expand, locate, open_rows
+from loratlas.study.study_spec import grid, load_spec, parse_spec, seeds
+
+MINIMAL = {
+    "model": "demo:llama-mini",
+    "data": {"train": "demo:facts-300"},
+    "arms": {"full": "all:8", "attention": "attention", "feedforward": "feedforward"},
+}
+
+
+def spec(**more):
+    return parse_spec({**MINIMAL, **more})
+
+
+def refusal(values) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(values if isinstance(values, str) else {**MINIMAL, **values})
+    return caught.value
+
+
+def test_defaults_are_the_protocol():
+    found = spec()
+    assert found.reference == "full"
+    assert len(found.learning_rates) == 5
+    assert (found.tuning.seeds, found.tuning.rows) == (2, 500)
+    assert (found.evaluation.seeds, found.evaluation.rows) == (5, 1000)
+    assert (found.delta, found.base_dropout, found.data.loss) == (0.01, False, "answer")
+
+
+def test_an_arm_is_a_text_or_its_settings():
+    long = spec(arms={"full": {"placement": "all:8"}, "q": {"placement": "q", "dropout": 0.1}})
+    assert long.arms["full"] == spec().arms["full"]
+    assert long.arms["q"].dropout == 0.1
+
+
+def test_writing_a_default_out_does_not_change_the_digest():
+    assert spec(delta=0.01, arms={**MINIMAL["arms"], "full": {"placement": "all:8"}}).digest == spec().digest
+
+
+@pytest.mark.parametrize("change", [{"delta": 0.02}, {"seed": 1}, {"steps": 201}, {"match": "params"}])
+def test_whatever_decides_numbers_or_verdicts_is_in_the_digest(change):
+    assert spec(**change).digest != spec().digest
+
+
+def test_json_round_trip():
+    assert parse_spec(spec(delta=0.02).to_json()).digest == spec(delta=0.02).digest
+
+
+def test_floats_may_be_written_without_a_point():
+    # YAML 1.1 reads 1e-3 as text; people write it all the same.
+    text = "model: m\ndata: {train: a, eval: b}\narms: {full: all, q: q}\nlearning_rates: [1e-3, 3e-3]\n"
+    assert parse_spec(text).learning_rates == (0.001, 0.003)
+
+
+def test_yamls_own_words_mean_what_they_say():
+    text = "model: m\ndata: {train: a, eval: b}\narms: {full: all, q: q}\npacking: off\nmatch: null\n"
+    assert (parse_spec(text).packing, parse_spec(text).match) == ("off", "none")
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "instead"),
+    [
+        ({"learning_rate": [1e-3]}, "learning_rate", "learning_rates"),
+        ({"tuning": {"seed": 2}}, "tuning.seed", "tuning.seeds"),
+        ({"data": {"train": "demo:rules", "evall": "x"}}, "data.evall", "data.eval"),
+        (
+            {"arms": {"full": "all", "q": {"placement": "q", "dropuot": 0.1}}},
+            "arms.q.dropuot",
+            "arms.q.dropout",
+        ),
+    ],
+)
+def test_unknown_keys_name_their_path_and_the_nearest_valid_one(values, given, instead):
+    error = refusal(values)
+    assert given in error.given
+    assert "unknown key" in error.found
+    assert error.instead == instead
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "instead"),
+    [
+        ({"steps": 0}, "steps: 0", "1 or more"),
+        ({"steps": "many"}, "steps: 'many'", "whole number"),
+        ({"learning_rates": [float("nan")]}, "learning_rates.0: nan", "number"),
+        ({"learning_rates": [-1e-3]}, "learning_rates.0: -0.001", "more than 0"),
+        ({"learning_rates": [float("inf")]}, "learning_rates.0: inf", "finite"),
+        ({"learning_rates": [3e-3, 1e-3]}, "learning_rates", "[0.001, 0.003]"),
+        ({"learning_rates": [1e-4, 1e-3]}, "learning_rates", "factor of 3"),
+        ({"match": "parameters"}, "match: 'parameters'", "'params'"),
+        ({"reference": "ful"}, "reference: 'ful'", "reference: full"),
+        ({"arms": {"one": "all"}}, "arms", "at least 2"),
+        ({"arms": {"q": "q", "v": "v"}}, "no reference", "reference:"),
+        ({"arms": {"full": "all", "a/b": "q"}}, "arms.a/b", "plain name"),
+        ({"tuning": {"rows": 100}}, "tuning.rows: 100", "500"),
+        ({"tuning": {"seeds": 1}}, "tuning.seeds: 1", "2 or more"),
+        ({"evaluation": {"seeds": 1}}, "evaluation.seeds: 1", "2 or more"),
+        ({"data": {"train": "rows.jsonl"}}, "data.train", "data.eval"),
+        ({"delta": -0.1}, "delta: -0.1", "more than 0"),
+        ({"base_dropout": "perhaps"}, "base_dropout", "true or false"),
+    ],
+)
+def test_values_out_of_range_say_what_to_write(values, given, instead):
+    error = refusal(values)
+    assert given in error.given
+    assert instead in error.instead
+    assert error.exit_code == 2
+
+
+def test_a_demonstration_may_be_short():
+    found = spec(demonstration=True, learning_rates=[1e-4, 1e-3], tuning={"seeds": 1, "rows": 50})
+    assert found.tuning.rows == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("model: [", "broken YAML on line 1"),
+        ("steps: 10\nmodel: m\nsteps: 20\n", "broken YAML on line 3"),
+        ("", "nothing"),
+        ("- a\n- b\n", "a list"),
+        ("model: m\n", "no data"),
+        ("!!python/object/apply:os.getcwd []", "broken YAML"),
+    ],
+)
+def test_broken_files_name_the_line(text, found):
+    assert found in refusal(text).found
+
+
+def test_files(tmp_path):
+    path = tmp_path / "where.yaml"
+    path.write_text("model: m\ndata: {train: rows.jsonl, eval: more.jsonl}\narms: {full: all, q: q}\n")
+    found = load_spec(path)
+    assert found.name == "where"
+    assert found.folder == tmp_path
+    with pytest.raises(SpecError, match="no such file"):
+        load_spec(tmp_path / "none.yaml")
+
+
+def test_the_grid_grows_by_its_own_factor():
+    found = spec(learning_rates=[1e-3, 2e-3, 6e-3])
+    assert grid(found, below=0, above=0) == (0.001, 0.002, 0.006)
+    assert grid(found, below=1, above=1) == (0.0005, 0.001, 0.002, 0.006, 0.018)
+
+
+def test_seeds_are_disjoint_and_stable():
+    tuning, evaluation = seeds(spec(seed=3, tuning={"seeds": 40}, evaluation={"seeds": 40}))
+    assert len({*tuning, *evaluation}) == 80
+    fewer_tuning, fewer = seeds(spec(seed=3))
+    assert (fewer_tuning, fewer) == (tuning[:2], evaluation[:5])
+    assert seeds(spec(seed=4))[1] != fewer
+
+
+def test_environment_variables_in_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("LORATLAS_TEST_ROWS", str(tmp_path))
+    assert expand("${LORATLAS_TEST_ROWS}/a") == f"{tmp_path}/a"
+    monkeypatch.delenv("LORATLAS_TEST_ROWS")
+    with pytest.raises(DataError, match="LORATLAS_TEST_ROWS is not set"):
+        expand("${LORATLAS_TEST_ROWS}/a")
+
+
+def test_relative_paths_start_at_the_files_folder(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert locate("rows.jsonl", folder=tmp_path) == str(tmp_path / "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert locate("rows.jsonl", folder=tmp_path / "elsewhere") == "rows.jsonl"
+    assert len(open_rows("rows.jsonl", folder=tmp_path)) == 1
+
+
+def test_embedded_tasks_open_by_name():
+    assert len(open_rows("demo:retrieval", split="eval", limit=3)) == 3
+    assert open_rows("demo:facts-300").digest != open_rows("demo:facts-300", split="eval").digest
