@@ -32,7 +32,7 @@ from loratlas.cost.calibration import Calibration
 from loratlas.cost.dry_run import as_step, rehearse
 from loratlas.cost.recorder import saved
 from loratlas.placement.plan import Plan, place
-from loratlas.training.fleet.train_fleet import take_off
+from loratlas.training.fleet.train_fleet import detach_adapters
 from loratlas.training.loop import fit
 from loratlas.training.master_weights import Masters
 from loratlas.training.microbatches import microbatches
@@ -110,7 +110,7 @@ def placement(
     laps = [known.clock()]
     result = fit(model, data, settings, packed=True, on_step=lambda _event: laps.append(known.clock()))
     seconds = median(after - before for before, after in zip(laps[SKIP:-1], laps[SKIP + 1 :], strict=True))
-    take_off(model)
+    detach_adapters(model)
     predicted = known.seconds(rehearsed)
     assert predicted is not None
     assert result.peak_bytes is not None

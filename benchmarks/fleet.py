@@ -24,7 +24,7 @@ def compare(*, runs: int, dtype: str, batch_size: int, steps: int, rounds: int) 
     from loratlas.data.encode import encode, load_tokenizer
     from loratlas.placement.plan import place
     from loratlas.sources import model_source, open_model, open_rows
-    from loratlas.training.fleet.train_fleet import Fleet, Member, take_off
+    from loratlas.training.fleet.train_fleet import Fleet, Member, detach_adapters
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 
@@ -54,7 +54,7 @@ def compare(*, runs: int, dtype: str, batch_size: int, steps: int, rounds: int) 
         for member in members:
             model = attach(member.rows, base, seed=member.settings.seed)
             found.append(fit(model, rows, member.settings, packed=True))
-            take_off(model)
+            detach_adapters(model)
         return found
 
     ratios, worst, seconds = [], 0.0, []

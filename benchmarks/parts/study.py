@@ -24,7 +24,7 @@ from loratlas.data.packing import prove_packing
 from loratlas.evaluation.score import score
 from loratlas.placement.plan import place
 from loratlas.study.fleet_sizing import company
-from loratlas.training.fleet.train_fleet import Fleet, Member, take_off
+from loratlas.training.fleet.train_fleet import Fleet, Member, detach_adapters
 from loratlas.training.loop import fit
 
 PLACEMENTS = ("all:8", "attention:8", "feedforward:8")
@@ -87,7 +87,7 @@ def measure(*, recipe: trainer.Recipe, rounds: int, steps: int, batch: int) -> d
             for number in range(len(members)):
                 left = fleet.leave(number)
                 losses.append(judged(left))
-                take_off(left)
+                detach_adapters(left)
         return _sum(times), losses
 
     def member(run: Run, model: Any) -> Member:

@@ -14,7 +14,7 @@ from tests.tiny import tiny_anatomy, tiny_config, tiny_model
 from loratlas.adapters.attach import INITS, attach, lora_config, trainable
 from loratlas.adapters.patterns import anchored, exact
 from loratlas.adapters.peft_check import lora_layers
-from loratlas.adapters.plan_row import Row
+from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import AttachError, SettingsError
 from loratlas.placement.plan import place
 
@@ -165,7 +165,7 @@ def test_bad_rows_and_settings():
         lora_config([], prove=False)
     with pytest.raises(AttachError, match="twice"):
         lora_config([rows[0], rows[0]], prove=False)
-    inert = Row(site=replace(rows[0].site, flags=frozenset({"inert"})), rank=1, alpha=1.0)
+    inert = PlanRow(site=replace(rows[0].site, flags=frozenset({"inert"})), rank=1, alpha=1.0)
     with pytest.raises(AttachError, match="by name"):
         lora_config([inert], prove=False)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 from loratlas.adapters.adapter_files import load_adapter, save_adapter
 from loratlas.adapters.attach import trainable
 from loratlas.adapters.peft_targets import adapted
-from loratlas.adapters.trained_heads import head_size, is_head, take_off
+from loratlas.adapters.trained_heads import detach_adapters, head_size, is_head
 from loratlas.anatomy.read import read
 from loratlas.data.batching import collate
 from loratlas.errors import AttachError, Interrupted, ModelError
@@ -172,7 +172,7 @@ def test_a_head_is_drawn_by_the_seed_alone_and_the_base_is_given_back(folder):
         live = place(anatomy, text).attach(model, seed=seed)
         heads.append({name: p.clone() for name, p in live.named_parameters() if is_head(name)})
         trained(live, rows("bert", LABELS), steps=1)
-        model = take_off(live)
+        model = detach_adapters(live)
         assert before.keys() == model.state_dict().keys()
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert same(heads[0], heads[1])

@@ -8,7 +8,7 @@ import torch
 from tests.training.small import weights
 
 from loratlas.adapters.attach import attach
-from loratlas.adapters.trained_heads import take_off
+from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.loop import fit
 
@@ -24,7 +24,7 @@ def alone(base: Any, data: Any, member: Member, *, packed: bool = True) -> tuple
     model = attach(member.rows, base, seed=settings.seed, dropout=settings.dropout)
     result = fit(model, data, settings, packed=packed)
     kept = weights(model)
-    take_off(model)
+    detach_adapters(model)
     return result, kept
 
 
@@ -44,7 +44,7 @@ def equals_its_runs_alone(base: Any, data: Any, members: list[Member], *, packed
         torch.testing.assert_close(losses(result), losses(reference), rtol=1e-5, atol=0)
         assert (result.tokens, result.labelled_tokens) == (reference.tokens, reference.labelled_tokens)
         left = weights(model := fleet.leave(number))
-        take_off(model)
+        detach_adapters(model)
         assert left.keys() == kept.keys()
         for name, value in left.items():
             torch.testing.assert_close(value, kept[name], rtol=1e-3, atol=2e-5)

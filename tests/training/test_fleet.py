@@ -8,7 +8,7 @@ from tests.tiny import tiny_model
 from tests.training.small import encoded, weights
 
 from loratlas.adapters.adapter_files import load_adapter, save_adapter
-from loratlas.adapters.trained_heads import take_off
+from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.placement.plan import place
 from loratlas.training.fleet.train_fleet import Fleet, Member, why_alone
@@ -75,10 +75,10 @@ def test_a_run_leaves_as_adapter_files(tmp_path):
         wanted, kept = model(ids).logits.detach(), weights(model)
         assert kept
         save_adapter(model, tmp_path / str(number))
-        take_off(model)
+        detach_adapters(model)
         again = load_adapter(base, tmp_path / str(number))
         torch.testing.assert_close(again(ids).logits.detach(), wanted, rtol=0, atol=1e-6)
-        take_off(again)
+        detach_adapters(again)
     after = base.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())

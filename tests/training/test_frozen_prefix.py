@@ -12,7 +12,7 @@ from loratlas.models.load import zero_dropout
 from loratlas.placement.plan import place
 from loratlas.training import compilation
 from loratlas.training import frozen_prefix as prefix
-from loratlas.training.fleet.train_fleet import Fleet, Member, take_off
+from loratlas.training.fleet.train_fleet import Fleet, Member, detach_adapters
 from loratlas.training.frozen_prefix import layers_of
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
@@ -141,7 +141,7 @@ def test_a_fleet_shares_what_is_kept_by_depth(tmp_path):
     for member, result, again in zip(members(None), results, resumed, strict=True):
         model = place(base, texts[member.settings.seed]).attach(base, seed=member.settings.seed)
         alone = fit(model, data, member.settings, packed=True)
-        take_off(model)
+        detach_adapters(model)
         for one, two, three in zip(result.curve, alone.curve, again.curve, strict=True):
             assert one.nll == pytest.approx(two.nll, rel=1e-5)
             assert one.nll == pytest.approx(three.nll, rel=1e-5)

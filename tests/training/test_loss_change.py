@@ -7,7 +7,7 @@ from tests.tiny import tiny_model
 from tests.training.small import adapted, encoded
 
 from loratlas.adapters.attach import attach
-from loratlas.adapters.trained_heads import take_off
+from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.anatomy.read import read
 from loratlas.placement.plan import place
 from loratlas.training.fleet.train_fleet import Fleet, Member
@@ -80,7 +80,7 @@ def test_a_fleet_shows_each_run_its_own_masters():
         own = Descent(after=2)
         model = attach(member.rows, base, seed=member.settings.seed)
         fit(model, encoded(12), member.settings, packed=True, on_gradient=own)
-        take_off(model)
+        detach_adapters(model)
         assert descents[number].told() == pytest.approx(own.told(), rel=1e-2, abs=1e-6)
     assert descents[0].told() != descents[1].told()
 

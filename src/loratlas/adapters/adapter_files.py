@@ -17,7 +17,7 @@ from loratlas.adapters.peft_check import expected_warnings
 from loratlas.adapters.peft_targets import adapted, restore_full_names
 from loratlas.adapters.plain_lora import ordinary_state
 from loratlas.adapters.tied_weights import share
-from loratlas.adapters.trained_heads import take_off
+from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.errors import AttachError, ModelError, OutputError
 from loratlas.files import whole_folder
 from loratlas.models.heads import is_classifier
@@ -217,7 +217,7 @@ def export(
     wanted = _logits(model)
     if target == "peft":
         save_adapter(model, out, plan_json=about.get("plan"), extra=about.get("extra"))
-        again = load_adapter(take_off(model), out)
+        again = load_adapter(detach_adapters(model), out)
     else:
         _save_merged(model, out, source, dtype)
         again = load_model(out, config=config and load_config(out), **options)

@@ -19,10 +19,17 @@ from loratlas.adapters.patterns import anchored
 from loratlas.adapters.peft_check import differences, expected_warnings, prove_on_meta, some
 from loratlas.adapters.peft_targets import adapted as adapted_layers
 from loratlas.adapters.peft_targets import targets, task_type
-from loratlas.adapters.plain_lora import remember_start
-from loratlas.adapters.plan_row import Row
+from loratlas.adapters.plain_lora import keep_initial_factors
+from loratlas.adapters.plan_row import PlanRow
 from loratlas.adapters.tied_weights import align, share
-from loratlas.adapters.trained_heads import check_apart, draw_heads, head_size, heads_of, take_off, unlike
+from loratlas.adapters.trained_heads import (
+    detach_adapters,
+    draw_heads,
+    head_differences,
+    head_size,
+    heads_of,
+    refuse_head_rows,
+)
 from loratlas.errors import AttachError, SettingsError
 
 if TYPE_CHECKING:
@@ -51,7 +58,7 @@ def trainable(model: nn.Module) -> int:
 
 
 def lora_config(
-    rows: Sequence[Row],
+    rows: Sequence[PlanRow],
     *,
     model: Any = None,
     rslora: bool = False,
@@ -83,7 +90,7 @@ def lora_config(
 
     _check(rows, dropout, init)
     heads = heads_of(model)
-    check_apart(rows, heads)
+    refuse_head_rows(rows, heads)
     named = targets(rows, model)
     keyed = [(key, row) for keys, row in zip(named.keys, rows, strict=True) for key in keys]
     rank, ranks = _pattern([(key, row.rank) for key, row in keyed])
@@ -111,7 +118,7 @@ def lora_config(
 
 
 def attach(
-    rows: Sequence[Row],
+    rows: Sequence[PlanRow],
     model: Any,
     *,
     seed: int = 0,
@@ -157,7 +164,7 @@ def attach(
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config, adapter_name=adapter_name)
         draw_heads(adapted, adapter_name, seed)
-    wrong = differences(rows, adapted, adapter_name, rslora) or unlike(adapted, heads_of(model))
+    wrong = differences(rows, adapted, adapter_name, rslora) or head_differences(adapted, heads_of(model))
     if not wrong:
         align(adapted, adapter_name)
         share(adapted, adapter_name)
@@ -165,18 +172,18 @@ def attach(
     if not wrong and count != wanted:
         wrong = f"{count} trainable parameters where the plan has {wanted}"
     if wrong:
-        take_off(adapted)
+        detach_adapters(adapted)
         raise AttachError(
             given=f"a plan of {len(rows)} sites", found=wrong, instead="a report of this as a bug"
         )
     if dropout and config.target_parameters:
         _drop_out(adapted, adapter_name, dropout)
     if takes_from_base(init):
-        remember_start(adapted, adapter_name)
+        keep_initial_factors(adapted, adapter_name)
     return adapted.train(training)
 
 
-def _carries_one(rows: Sequence[Row], model: Any) -> AttachError:
+def _carries_one(rows: Sequence[PlanRow], model: Any) -> AttachError:
     """A second adapter: PEFT would train or route it beside the first, and demands equal stacks of experts."""
     name, config = next(iter(model.peft_config.items()))
     first = set(getattr(config, "target_parameters", None) or ())
@@ -199,7 +206,7 @@ def _drop_out(adapted: Any, adapter_name: str, dropout: float) -> None:
             layer.lora_dropout[adapter_name] = torch.nn.Dropout(dropout)
 
 
-def _check(rows: Sequence[Row], dropout: float, init: bool | str) -> None:
+def _check(rows: Sequence[PlanRow], dropout: float, init: bool | str) -> None:
     if not rows:
         raise AttachError(given="a plan without rows", found="nothing to adapt", instead="at least one site")
     twice = [path for path, n in Counter(row.site.path for row in rows).items() if n > 1]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.peft_targets import adapted as adapted_layers
-from loratlas.adapters.plan_row import Row
+from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import AttachError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _ignore_patterns() -> None:
     warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
 
 
-def prove_on_meta(rows: Sequence[Row], config: LoraConfig, model: Any) -> None:
+def prove_on_meta(rows: Sequence[PlanRow], config: LoraConfig, model: Any) -> None:
     import copy
 
     from peft import get_peft_model
@@ -86,7 +86,7 @@ def lora_layers(model: Any) -> dict[str, Any]:
     }
 
 
-def differences(rows: Sequence[Row], adapted: Any, adapter_name: str, rslora: bool) -> str:
+def differences(rows: Sequence[PlanRow], adapted: Any, adapter_name: str, rslora: bool) -> str:
     """What the adapted model has that the rows do not say, in words; empty where they agree."""
     layers = {name: layer for name, layer in adapted_layers(adapted).items() if adapter_name in layer.r}
     # A plan names a stack of experts by its parameter; a matrix that PEFT took by parameter as well.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratlas.adapters.patterns import anchored
-from loratlas.adapters.plan_row import Row
+from loratlas.adapters.plan_row import PlanRow
 
 _TASKS = {"Seq2SeqLM": "SEQ_2_SEQ_LM", "CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS"}
 
@@ -34,7 +34,7 @@ class Targets:
     keys: tuple[tuple[str, ...], ...]
 
 
-def targets(rows: Sequence[Row], model: Any) -> Targets:
+def targets(rows: Sequence[PlanRow], model: Any) -> Targets:
     """Say rows to PEFT.
 
     Args:

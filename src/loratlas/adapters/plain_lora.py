@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _START = "loratlas_start"
 
 
-def remember_start(peft_model: PeftModel, adapter_name: str) -> None:
+def keep_initial_factors(peft_model: PeftModel, adapter_name: str) -> None:
     """Keep a copy of the factors that an initialisation has just taken out of the base, on the model."""
     from peft import get_peft_model_state_dict
 

@@ -9,7 +9,7 @@ from loratlas.anatomy.sites import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class PlanRow:
     """One line of a plan.
 
     Args:

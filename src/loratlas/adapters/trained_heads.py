@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.adapters.plan_row import Row
+from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import AttachError
 from loratlas.models.heads import head_modules, new_head
 
@@ -59,7 +59,7 @@ def head_size(model: Any) -> int:
     return sum(parameter.numel() for parameter in head_parameters(model).values())
 
 
-def check_apart(rows: Sequence[Row], heads: Sequence[str]) -> None:
+def refuse_head_rows(rows: Sequence[PlanRow], heads: Sequence[str]) -> None:
     """Refuse a plan with a site in the head, which trains whole.
 
     Raises:
@@ -100,7 +100,7 @@ def draw_heads(adapted: Any, adapter_name: str, seed: int) -> None:
                 inner._init_weights(module)
 
 
-def unlike(adapted: Any, heads: Sequence[str]) -> str:
+def head_differences(adapted: Any, heads: Sequence[str]) -> str:
     """Which modules PEFT trains whole that are no head, or does not that are one; empty where they agree."""
     found = set(_wrappers(adapted.get_base_model()))
     extra, missing = sorted(found - set(heads)), sorted(set(heads) - found)
@@ -108,7 +108,7 @@ def unlike(adapted: Any, heads: Sequence[str]) -> str:
     return "; ".join([*parts, *([f"PEFT would not train the head {missing[0]}"] if missing else [])])
 
 
-def take_off(model: Any) -> Any:
+def detach_adapters(model: Any) -> Any:
     """Give back the bare base of a `PeftModel`, as it was before."""
     inner = model.get_base_model()
     own = {name: wrapper.original_module for name, wrapper in _wrappers(inner).items()}

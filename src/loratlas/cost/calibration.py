@@ -124,7 +124,7 @@ def _tiny() -> tuple[Any, Any, Any]:
     """Config, rows of the plan and rows of a step whose operations take next to no time themselves."""
     from transformers import LlamaConfig
 
-    from loratlas.adapters.plan_row import Row
+    from loratlas.adapters.plan_row import PlanRow
     from loratlas.anatomy.read import read
     from loratlas.cost.dry_run import even_rows
 
@@ -136,7 +136,9 @@ def _tiny() -> tuple[Any, Any, Any]:
     }
     config = LlamaConfig(**sizes, vocab_size=64)
     rows = [
-        Row(site=site, rank=4, alpha=8.0) for site in read(config).adaptable if site.family in ("attn", "ffn")
+        PlanRow(site=site, rank=4, alpha=8.0)
+        for site in read(config).adaptable
+        if site.family in ("attn", "ffn")
     ]
     return config, rows, even_rows(2, 8)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-    from loratlas.adapters.plan_row import Row
+    from loratlas.adapters.plan_row import PlanRow
     from loratlas.anatomy.sites import Anatomy
     from loratlas.cost.operations import Call
 
@@ -92,7 +92,7 @@ def as_step(examples: Sequence[Example]) -> Encoded:
 
 def rehearse(
     config: PretrainedConfig,
-    rows: Sequence[Row],
+    rows: Sequence[PlanRow],
     examples: Sequence[Example],
     settings: Settings,
     *,
@@ -191,17 +191,21 @@ class PeakMemory:
 
     def __call__(self, ranks: Mapping[str, int]) -> int:
         """Peak bytes; asked again, the same."""
-        from loratlas.adapters.plan_row import Row
+        from loratlas.adapters.plan_row import PlanRow
 
         table = tuple(sorted(ranks.items()))
         if table not in self._known:
-            rows = [Row(site=self._sites[path], rank=rank, alpha=2.0 * rank) for path, rank in ranks.items()]
+            rows = [
+                PlanRow(site=self._sites[path], rank=rank, alpha=2.0 * rank) for path, rank in ranks.items()
+            ]
             found = rehearse(self._config, rows, self._examples, self._settings, again=self._again)
             self._known[table] = found.peak_bytes
         return self._known[table]
 
 
-def _blank(config: PretrainedConfig, rows: Sequence[Row], settings: Settings, rslora: bool, task: str) -> Any:
+def _blank(
+    config: PretrainedConfig, rows: Sequence[PlanRow], settings: Settings, rslora: bool, task: str
+) -> Any:
     """The adapted base on the meta device, as `load_model` and `attach` make it, and lean."""
     import torch
     from peft import get_peft_model

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from loratlas.adapters.plan_row import Row
+from loratlas.adapters.plan_row import PlanRow
 from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
 from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
@@ -63,7 +63,7 @@ class Plan:
     model: str
     model_type: str
     config_digest: str
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     rslora: bool = False
     parameters: int
     full_unit: int
@@ -177,7 +177,7 @@ class Plan:
         rows, why = [], [item.get("why", "") for item in data["sites"]]
         for item in data["sites"]:
             site = {name: value for name, value in item.items() if name not in ("rank", "alpha", "why")}
-            rows.append(Row(site=Site.from_json(site), rank=item["rank"], alpha=item["alpha"]))
+            rows.append(PlanRow(site=Site.from_json(site), rank=item["rank"], alpha=item["alpha"]))
         plan = cls(
             **{name: data[name] for name in _PLAIN}, rows=tuple(rows), why=tuple(why) if any(why) else None
         )
@@ -313,7 +313,7 @@ def _plan(
         model_type=anatomy.model_type,
         config_digest=anatomy.config_digest,
         rows=tuple(
-            Row(
+            PlanRow(
                 site=site,
                 rank=ranks[site.path],
                 alpha=float(2 * ranks[site.path] if alpha is None else alpha),

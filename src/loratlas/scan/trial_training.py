@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from loratlas.adapters.plan_row import Row
+from loratlas.adapters.plan_row import PlanRow
 from loratlas.anatomy.sites import Site
 from loratlas.errors import Interrupted, ModelError, SettingsError
 from loratlas.scan.scores import STEP
@@ -120,9 +120,9 @@ def probe(
     Their product with energies is ours, chosen by ``benchmarks/oracle``.
     """
     from loratlas.adapters.peft_targets import adapted
-    from loratlas.training.fleet.train_fleet import take_off
+    from loratlas.training.fleet.train_fleet import detach_adapters
 
-    plan = [Row(site=site, rank=1, alpha=2.0) for site in sites]
+    plan = [PlanRow(site=site, rank=1, alpha=2.0) for site in sites]
     device = model.get_input_embeddings().weight.device
     batches = [batch.to(device) for batch in judged]
     told: dict[str, list[dict[str, float]]] = {name: [] for name in COLUMNS}
@@ -149,7 +149,7 @@ def probe(
                 lost = {path: _without(same, tuned, batches) - whole for path, same in named.items()}
                 told["probe"].append(lost)
         finally:
-            take_off(tuned)
+            detach_adapters(tuned)
             model.eval()
     if lost_at is not None:
         _refuse(model, sites, batches, lost_at)
@@ -184,7 +184,7 @@ def _refuse(model: Any, sites: Sequence[Site], batches: Sequence[Batch], step: i
 
 def _trials(
     model: Any,
-    plan: Sequence[Row],
+    plan: Sequence[PlanRow],
     rows: Encoded,
     seed: int,
     steps: int,
@@ -195,7 +195,7 @@ def _trials(
     """(trained model, its result, parameter → descent), one after the other; the one before must have been taken
     off."""
     from loratlas.adapters.attach import attach
-    from loratlas.training.fleet.train_fleet import Fleet, Member, take_off
+    from loratlas.training.fleet.train_fleet import Fleet, Member, detach_adapters
     from loratlas.training.loop import fit
     from loratlas.training.loss_change import Descent
     from loratlas.training.master_weights import compute_dtype
@@ -234,7 +234,7 @@ def _trials(
             with _interruptible():
                 result = fit(tuned, rows, settings, packed=packed, on_step=stepped, on_gradient=descent)
         except BaseException:
-            take_off(tuned)
+            detach_adapters(tuned)
             raise
         yield tuned, result, descent.told()
 

@@ -273,9 +273,9 @@ class Worker:
 
     def _restore(self, model: Any) -> None:
         """Take the adapter off; load the base again if that did not give it back bit for bit."""
-        from loratlas.adapters.trained_heads import take_off
+        from loratlas.adapters.trained_heads import detach_adapters
 
-        base = take_off(model)
+        base = detach_adapters(model)
         base.eval()
         self._model = base
         if checksum(base) != self._checksum:

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loratlas.adapters import lean_lora as kernels
 from loratlas.adapters.gelu import fuse, write_out
-from loratlas.adapters.plan_row import Row
+from loratlas.adapters.plan_row import PlanRow
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet import expert_lora as stacks
 from loratlas.training.fleet.row_slices import Seating
@@ -84,7 +84,7 @@ class Bank:
         stacked: paths of the parameters in ``stacks`` that some run adapts.
     """
 
-    def __init__(self, model: Any, rows: Iterable[Row]) -> None:
+    def __init__(self, model: Any, rows: Iterable[PlanRow]) -> None:
         self.model = model
         self.seating: Seating | None = None
         # Something that requires a gradient, so that the lowest adapted sites have a backward pass.

@@ -15,7 +15,7 @@ from loratlas.training.fleet.segmented_lora import MATRICES
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
-    from loratlas.adapters.plan_row import Row
+    from loratlas.adapters.plan_row import PlanRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Member:
         out: folder for its checkpoints; None keeps none.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[PlanRow]
     settings: Settings
     rslora: bool = False
     out: Path | None = None
@@ -64,7 +64,7 @@ def why_alone(model: Any, member: Member) -> str | None:
     return next(filter(None, (_why_not_there(model, row, settings) for row in member.rows)), None)
 
 
-def _why_not_there(model: Any, row: Row, settings: Settings) -> str | None:
+def _why_not_there(model: Any, row: PlanRow, settings: Settings) -> str | None:
     """What keeps one site's adapter out of a fleet."""
     path = row.site.module
     if len(row.modules) > 1:

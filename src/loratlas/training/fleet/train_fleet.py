@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from loratlas.adapters.peft_targets import adapted
-from loratlas.adapters.trained_heads import take_off
+from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.data.batching import Batch
 from loratlas.errors import DataError, SettingsError
 from loratlas.evaluation.token_losses import token_losses
@@ -66,7 +66,7 @@ class _FleetRun(Run):
             self.masters.open()
             self.tenant = self._tenant(model, member)
         finally:
-            take_off(model)
+            detach_adapters(model)
         self.model = base
         self.sites = frozenset(self.tenant.factors)
         self.lowest = min((row.site.layer if row.site.layer is not None else -1) for row in member.rows)
@@ -200,7 +200,7 @@ class Fleet:
         ]
 
     def leave(self, place: int) -> Any:
-        """One run as a `PeftModel` on the base, its adapter float32; `take_off` gives the base back."""
+        """One run as a `PeftModel` on the base, its adapter float32; `detach_adapters` gives the base back."""
         from loratlas.adapters.attach import attach
 
         member, run = self.members[place], self.runs[place]
