@@ -30,6 +30,30 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def printable(text: str, limit: int = 200) -> str:
+    r"""A stranger's text in a form that is safe to print: what a terminal would obey is made visible.
+
+    Control characters, escape sequences, line breaks, marks that turn the direction of writing and lone
+    surrogates become their escapes; a long text is cut.
+
+    Args:
+        text: from a file, a config, a template, a name.
+        limit: characters of it that are kept.
+
+    >>> printable("red \x1b[31m, turned \u202e")
+    'red \\x1b[31m, turned \\u202e'
+    >>> printable("0123456789", limit=4)
+    '0123…'
+    """
+    kept = text[:limit]
+    safe = kept if kept.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in kept)
+    return safe if len(text) <= limit else safe + "…"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 class LoratlasError(Exception):
     """Base of all errors raised on purpose.
 

@@ -254,3 +254,23 @@ def test_real_files_have_the_rows_that_their_card_counts(shared):
     for name, (n, form) in counted.items():
         rows = load_rows(str(shared(f"data/{name}.jsonl.gz")))
         assert (len(rows), rows.form) == (n, form)
+
+
+def test_a_turn_hands_a_template_all_that_it_carries():
+    called = [{"type": "function", "function": {"name": "weather", "arguments": "{}"}}]
+    turn = Turn(role="assistant", content="", extras={"tool_calls": called, "content": None})
+    assert turn.message() == {"role": "assistant", "content": None, "tool_calls": called}
+    assert user("a").message() == {"role": "user", "content": "a"}
+
+
+def test_the_digest_sees_what_a_row_carries_and_stays_where_it_carries_nothing():
+    row = Row(turns=(user("a"), assistant("b")), source_row=0)
+    others = [
+        Row(turns=(user("a"), Turn(role="assistant", content="b", counted=False)), source_row=0),
+        Row(turns=(user("a"), Turn(role="assistant", content="b", extras={"name": "c"})), source_row=0),
+        Row(turns=(Turn(role="user", content="a", extras={"name": "c"}), assistant("b")), source_row=0),
+        Row(turns=row.turns, tools=({"name": "c"},), source_row=0),
+        Row(turns=row.turns, template_options={"name": "c"}, source_row=0),
+    ]
+    assert rows_digest([row]) == "223a11a1eccdb59b"
+    assert len({rows_digest([one]) for one in [row, *others]}) == 6
