@@ -200,17 +200,17 @@ def _check_kinds(rows: tuple[Row, ...], source: str) -> None:
 
 def _mapped(columns: tuple[str, ...], mapping: Mapping[str, str], source: str) -> dict[str, str]:
     """Field → column, after the user's mapping. A mapped column no longer answers to its own name."""
-    fields = {*OPTIONAL, *(field for form in FORMS.values() for field in form)}
-    for field, column in mapping.items():
-        if field not in fields:
+    fields = {*OPTIONAL, *(name for form in FORMS.values() for name in form)}
+    for name, column in mapping.items():
+        if name not in fields:
             raise DataError(
-                given=f"--map {field}={column}",
-                found=f"no form has a field {field!r}",
-                instead=_nearest(field, sorted(fields)),
+                given=f"--map {name}={column}",
+                found=f"no form has a field {name!r}",
+                instead=_nearest(name, sorted(fields)),
             )
         if column not in columns:
             raise DataError(
-                given=f"--map {field}={column}",
+                given=f"--map {name}={column}",
                 found=f"{source} has no column {column!r}; it has {', '.join(columns)}",
                 instead=_nearest(column, columns),
             )
