@@ -20,11 +20,9 @@ sys.path.insert(0, str(ROOT))
 from tests import zoo  # noqa: E402
 from tests.renaming import renamed_decisions  # noqa: E402
 
-from loratlas.anatomy.sites import TEXT_SCOPES  # noqa: E402
+from loratlas.anatomy.role_table import FAMILIES, TEXT_SCOPES  # noqa: E402
 
 PAGE, DATA = ROOT / "docs" / "zoo.md", ROOT / "docs" / "results" / "zoo.json"
-ORDER = ("embed", "attn", "xattn", "ffn", "shared", "moe", "router", "shared_gate", "mixer", "conv", "adapter",
-         "residual", "proj", "head", "vector")  # fmt: skip
 _MAPPINGS = (
     ("causal", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     ("masked", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
@@ -238,7 +236,7 @@ def _roles(roles: dict[str, int]) -> str:
 def _ordered(families: dict[str, Any]) -> list[tuple[str, Any]]:
     def place(name: str) -> tuple[int, int, str]:
         tower, _, family = name.rpartition(".")
-        return bool(tower), ORDER.index(family) if family in ORDER else len(ORDER), name
+        return bool(tower), FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), name
 
     return sorted(families.items(), key=lambda item: place(item[0]))
 

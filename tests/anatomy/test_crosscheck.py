@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests import zoo
 from tests.renaming import renamed_decisions
+from transformers.models.bert import modeling_bert
 from transformers.models.llama import modeling_llama
 
 from loratlas.anatomy.compare.crosscheck import prove
@@ -15,7 +16,8 @@ from loratlas.anatomy.compare.decide_roles import decide
 from loratlas.anatomy.compare.reader_opinions import Statement
 from loratlas.anatomy.config_sizes import sizes
 from loratlas.anatomy.probe import token_mixing as mixing
-from loratlas.anatomy.probe.probe_reader import MIXES, POINTWISE, instance, probe
+from loratlas.anatomy.probe.probe_reader import instance, probe
+from loratlas.anatomy.role_table import MIXES, POINTWISE
 from loratlas.anatomy.structure import matrices
 from loratlas.anatomy.tiny_config import shrunk, small
 from loratlas.models.load import meta_model
@@ -89,6 +91,18 @@ def test_what_readers_do_not_agree_on_is_unresolved_with_all_opinions(monkeypatc
     assert {item.path for item in proof.anatomy.unresolved} == disputed
     assert all("probe: mixes tokens" in item.opinions for item in proof.anatomy.unresolved)
     assert all("names: ffn." in " ".join(item.opinions) for item in proof.anatomy.unresolved)
+
+
+def test_a_disputed_matrix_stays_in_its_tower(monkeypatch):
+    honest = modeling_bert.BertIntermediate.forward
+    monkeypatch.setattr(
+        modeling_bert.BertIntermediate,
+        "forward",
+        lambda self, x: honest(self, x) + honest(self, x).mean(1, keepdim=True),
+    )
+    unresolved = prove(small("bert")).anatomy.unresolved
+    assert {item.path.split(".layer.0.")[-1] for item in unresolved} >= {"intermediate.dense.weight"}
+    assert {item.scope for item in unresolved} == {"encoder"}
 
 
 def _mlp(config) -> dict[str, torch.Tensor]:

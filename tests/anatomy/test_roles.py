@@ -361,6 +361,24 @@ def test_tied_head_is_listed_and_counted_once(small):
     assert "lm_head.weight" not in {site.path for site in tied.adaptable}
 
 
+@pytest.mark.parametrize(
+    ("model_type", "table"),
+    [
+        ("deberta", "encoder.rel_embeddings.weight"),
+        ("deberta-v2", "encoder.rel_embeddings.weight"),
+        ("mpnet", "encoder.relative_attention_bias.weight"),
+        ("layoutlmv3", "encoder.rel_pos_bias.weight"),
+        ("cpmant", "position_bias.relative_attention_bias"),
+    ],
+)
+def test_tables_of_relative_positions_are_part_of_attention(model_type, table):
+    from tests import zoo
+
+    roles = {site.path: site.role for site in read(zoo.small(model_type))}
+    assert {role for path, role in roles.items() if path.endswith(table)} == {"attn.relbias"}
+    assert "embed" in roles.values()
+
+
 def test_learned_positions_of_opt_carry_no_adapter(small):
     anatomy = read(small("opt"))
     assert not anatomy.site("model.decoder.embed_positions").adaptable

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.config_sizes import config_digest, sizes
+from loratlas.anatomy.role_table import EXPERT_FAMILIES, ROLES, family_of
 from loratlas.anatomy.scopes import scopes
 from loratlas.anatomy.sites import Anatomy, Site, Unresolved
 from loratlas.models.load import collector_paused, copy_on_meta, load_config, meta_model
@@ -140,7 +141,7 @@ def _shape(matrix: Matrix, decision: Decision) -> tuple[int, int]:
     """(d_out, d_in), as the matrix was used; of one that was not, as it is stored."""
     if matrix.kind == "parameter" and decision.call is not None and not decision.call.lookup:
         return decision.call.width, decision.call.into
-    if matrix.kind == "parameter" and decision.role in ("moe.gate_up", "moe.up", "moe.gate", "moe.down"):
+    if matrix.kind == "parameter" and decision.role is not None and family_of(decision.role) == "moe":
         rows, columns = matrix.linear_shape
         return (columns, rows) if getattr(matrix.holder, "is_transposed", False) else (rows, columns)
     return matrix.linear_shape
@@ -148,12 +149,11 @@ def _shape(matrix: Matrix, decision: Decision) -> tuple[int, int]:
 
 def _experts(matrix: Matrix, decision: Decision) -> int | None:
     """How many maps are stacked in one parameter; None where it is one map."""
-    if matrix.kind != "parameter" or decision.role in (None, "vector", "router", "residual"):
+    if matrix.kind != "parameter" or decision.role is None or not ROLES[decision.role].observed:
         return None
     rows, columns = _shape(matrix, decision)
     count = matrix.parameter.numel() // (rows * columns)
-    family = str(decision.role).partition(".")[0]
-    stacked = family in ("moe", "shared") or "experts" in matrix.held
+    stacked = family_of(str(decision.role)) in EXPERT_FAMILIES or "experts" in matrix.held
     return count if stacked and (count > 1 or len(matrix.shape) == 3) else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loratlas.anatomy.sites import TEXT_SCOPES
+from loratlas.anatomy.role_table import TEXT_SCOPES
 from loratlas.anatomy.structure import Matrix, words
 
 if TYPE_CHECKING:

@@ -15,9 +15,6 @@ from loratlas.errors import ModelError
 SCHEMA = "loratlas.map"
 VERSION = 1
 
-TEXT_SCOPES = frozenset({"decoder", "encoder"})
-"""The towers that read and write text."""
-
 # Kinds that PEFT can adapt by the name of a module or (experts) of a parameter; others are mapped only.
 _BY_NAME = frozenset({"linear", "conv1d", "embedding", "experts"})
 

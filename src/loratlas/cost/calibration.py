@@ -126,6 +126,7 @@ def _tiny() -> tuple[Any, Any, Any]:
 
     from loratlas.adapters.plan_row import PlanRow
     from loratlas.anatomy.read import read
+    from loratlas.anatomy.role_table import in_set
     from loratlas.cost.dry_run import even_rows
 
     sizes: dict[str, Any] = {
@@ -136,9 +137,7 @@ def _tiny() -> tuple[Any, Any, Any]:
     }
     config = LlamaConfig(**sizes, vocab_size=64)
     rows = [
-        PlanRow(site=site, rank=4, alpha=8.0)
-        for site in read(config).adaptable
-        if site.family in ("attn", "ffn")
+        PlanRow(site=site, rank=4, alpha=8.0) for site in read(config).adaptable if in_set("all", site.role)
     ]
     return config, rows, even_rows(2, 8)
 

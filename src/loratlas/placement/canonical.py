@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
+from loratlas.anatomy.role_table import SETS, TEXT_SCOPES, family_of
+from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.placement.language import parse
 from loratlas.placement.layer_ranges import numbers
 from loratlas.placement.resolve import resolve
-from loratlas.placement.vocabulary import SETS, holds
+from loratlas.placement.vocabulary import holds
 
 
 def table_text(anatomy: Anatomy, ranks: Mapping[str, int]) -> str:
@@ -62,7 +63,7 @@ def _words(anatomy: Anatomy, sites: list[Site]) -> list[str]:
     """Words that could hold some of these sites, wide ones first."""
     words: list[str] = list(SETS)
     roles = list(dict.fromkeys(site.role for site in sites))
-    words += [*dict.fromkeys(role.partition(".")[0] for role in roles if "." in role), *roles]
+    words += [*dict.fromkeys(family_of(role) for role in roles if "." in role), *roles]
     scopes = list(dict.fromkeys(site.scope for site in sites))
     towers = {site.scope for site in anatomy.sites}
     bare = words if TEXT_SCOPES & set(scopes) else []

@@ -34,9 +34,10 @@ import re
 from difflib import get_close_matches
 from typing import Literal, NoReturn
 
+from loratlas.anatomy.role_table import FAMILIES, PARTS, PARTS_OF, SCOPES, SETS
 from loratlas.placement.layer_ranges import Ends, Layers, Part, numbers
 from loratlas.placement.terms import Name, Placement, Term, fail
-from loratlas.placement.vocabulary import ALIASES, FAMILIES, PARTS, PARTS_OF, SCOPES, SETS
+from loratlas.placement.vocabulary import ALIASES
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _INTEGER = re.compile(r"\d+")

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from loratlas.adapters.plan_row import PlanRow
-from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
+from loratlas.anatomy.role_table import TEXT_SCOPES, in_set
+from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
 from loratlas.placement.canonical import table_text
 from loratlas.placement.language import parse
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
-from loratlas.placement.vocabulary import holds
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -332,5 +332,5 @@ def full_unit(anatomy: Anatomy) -> int:
     return sum(
         site.lora_parameters(1)
         for site in anatomy.sites
-        if site.scope in TEXT_SCOPES and holds("all", site.role) and site.adaptable and not site.tied_to
+        if site.scope in TEXT_SCOPES and in_set("all", site.role) and site.adaptable and not site.tied_to
     )

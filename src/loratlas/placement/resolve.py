@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Literal, NoReturn
 
-from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Site
+from loratlas.anatomy.role_table import TEXT_SCOPES, related_parts
+from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import PlacementError
 from loratlas.placement.layer_ranges import Layers
 from loratlas.placement.terms import Name, Placement, Term, fail
 from loratlas.placement.unresolved import refuse_unsure
-from loratlas.placement.vocabulary import MADE_OF, holds
+from loratlas.placement.vocabulary import holds
 
 DEFAULT_RANK = 16
 """Rank of a term without one, where no budget is given (docs/decisions/default_rank.md)."""
@@ -262,7 +263,7 @@ def _near_roles(name: Name, anatomy: Anatomy) -> str:
     if not roles:
         return f"one of the towers it has: {', '.join(_scopes(anatomy))}"
     last = name.word.rpartition(".")[2]
-    near = [role for role in roles if role.rpartition(".")[2] in MADE_OF.get(last, ())]
+    near = [role for role in roles if role.rpartition(".")[2] in related_parts(last)]
     if near:
         return f"{', '.join(near)}, which this model has instead"
     near = get_close_matches(name.word, roles, n=3, cutoff=0.6)

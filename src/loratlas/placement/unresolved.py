@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from loratlas.anatomy.sites import TEXT_SCOPES, Anatomy, Unresolved
+from loratlas.anatomy.role_table import TEXT_SCOPES
+from loratlas.anatomy.sites import Anatomy, Unresolved
 from loratlas.placement.terms import Name, Placement, fail
 from loratlas.placement.vocabulary import holds
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
+from loratlas.anatomy.role_table import ATTENTION_FAMILIES
 from loratlas.signals.base import ALL_FOLDS, Column, Signal, Sums
 
 if TYPE_CHECKING:
     from loratlas.data.batching import Batch
-
-_FAMILIES = ("attn", "xattn")
 
 
 @final
@@ -55,7 +54,7 @@ class Attention(Signal):
         self._sites = {
             site.path: site.module
             for site in self.sites
-            if site.family in _FAMILIES and site.kind != "experts"
+            if site.family in ATTENTION_FAMILIES and site.kind != "experts"
         }
 
     def _layer(self, path: str) -> str | None:

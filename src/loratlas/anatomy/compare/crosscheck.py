@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from loratlas.anatomy.compare.overrides import reason
 from loratlas.anatomy.compare.reader_opinions import Proof, Statement
 from loratlas.anatomy.config_sizes import config_digest, sizes
-from loratlas.anatomy.probe.probe_reader import IN_BLOCKS, instance, probe
+from loratlas.anatomy.probe.probe_reader import instance, probe
 from loratlas.anatomy.read import examine
+from loratlas.anatomy.role_table import ROLES
 from loratlas.anatomy.sites import Anatomy, Unresolved
 from loratlas.anatomy.structure import matrices
 from loratlas.anatomy.tiny_config import LAYERS, shrunk, small
@@ -68,7 +69,7 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
         if (
             site is not None
             and site.layer is None
-            and (site.family not in IN_BLOCKS or site.part == "relbias")
+            and (ROLES[site.role].tokens is None or ROLES[site.role].use == "rows")
         ):
             by = {}  # outside the blocks a matrix's place decides, and no reader is asked
         statements.append(
@@ -99,6 +100,7 @@ def _judged(anatomy: Anatomy, statements: Iterable[Statement]) -> Anatomy:
             shape=site.shape,
             reason=f"read as {site.role}, and a reader contradicts it when it is tried out",
             opinions=against[site.path].opinions(),
+            scope=site.scope,
         )
         for site in anatomy.sites
         if site.path in against

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from loratlas.anatomy.compare.outside_blocks import outside
 from loratlas.anatomy.compare.overrides import settled
 from loratlas.anatomy.config_sizes import Sizes
-from loratlas.anatomy.names import name_reader as names
+from loratlas.anatomy.names.name_reader import propose
 from loratlas.anatomy.names.shape_check import bears_out
+from loratlas.anatomy.role_table import EXPERT_FAMILIES, OBSERVED_FAMILIES, family_of, observable
 from loratlas.anatomy.structure import Matrix
 from loratlas.anatomy.trace.evidence import paths
 from loratlas.anatomy.trace.flow_records import Call, Flow
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ELEMENTWISE = frozenset({"mul", "add", "sub", "div"})
-_EITHER = frozenset({"moe", "shared"})
-# Roles that must be seen in a pass that ran: whatever is called so and does not behave so is something else.
-_SEEN = frozenset({"attn", "xattn", "ffn", "moe", "shared", "mixer"})
-_SEEN_NOT = frozenset({"rel", "index", "relbias", "adapter"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +70,7 @@ def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[st
     """
     flow = observe(model, found)
     seen = opinions(flow, found, kv_heads=sizes.kv_heads, heads=sizes.heads)
-    named = names.propose(found)
+    named = propose(found)
     reader = _Reader(model, found, flow, seen, named)
     groups: dict[tuple[str | None, tuple[int, ...]], str] = {}
     called = {id(m.parameter) for m in found if reader.observed(m) in flow.calls}
@@ -171,15 +168,14 @@ class _Reader:
         return Decision(role=role, layout=_layout(role, opinion), opinions=said)
 
     def _behaviour(self, matrix: Matrix, opinion: Opinion, said: tuple[str, ...]) -> Decision:
-        if opinion.role.startswith("*") or ("." not in opinion.role and opinion.role in _SEEN):
+        if opinion.role.startswith("*") or opinion.role in OBSERVED_FAMILIES:
             return Decision(
                 reason=f"behaves as part of {opinion.role}, and no name says which", opinions=said
             )
         return Decision(role=opinion.role, layout=opinion.layout, opinions=said)
 
     def _name(self, matrix: Matrix, named: str, said: tuple[str, ...]) -> Decision:
-        family, _, part = named.partition(".")
-        if family in _SEEN and part not in _SEEN_NOT:
+        if observable(named):
             if matrix.block is not None and self.observed(matrix) in self.flow.calls and self.flow.complete:
                 return Decision(
                     reason="what was observed fits neither attention, feed-forward nor mixer", opinions=said
@@ -226,7 +222,7 @@ def agreed(named: str, traced: str) -> str | None:
         return traced
     if (named, traced) == ("attn.relbias", "embed"):
         return named  # looked up outside the blocks, and added to the scores inside them
-    if traced.startswith("*.") and named.partition(".")[0] in _EITHER and named.endswith(traced[1:]):
+    if traced.startswith("*.") and family_of(named) in EXPERT_FAMILIES and named.endswith(traced[1:]):
         return named
     return None
 
@@ -250,4 +246,4 @@ def _layout(role: str, opinion: Opinion | None) -> str | None:
 
 def _within(named: str | None, traced: str | None) -> bool:
     """Whether a matrix outside the blocks is claimed by a family of theirs: a pooling attention."""
-    return any(role is not None and role.partition(".")[0] in _SEEN for role in (named, traced))
+    return any(role is not None and family_of(role) in OBSERVED_FAMILIES for role in (named, traced))

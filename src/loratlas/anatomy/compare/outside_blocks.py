@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from loratlas.anatomy.role_table import TEXT_SCOPES
 from loratlas.anatomy.scopes import scope
-from loratlas.anatomy.sites import TEXT_SCOPES
 from loratlas.anatomy.structure import Matrix, words
 from loratlas.anatomy.trace.flow_records import Flow, View
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _HEADS = frozenset({"head", "heads", "classifier", "pooler", "predictions", "score", "summary", "cls"})
 _RESIDUAL = frozenset({"hc", "hyper"})
+_DISTANCE = frozenset({"rel", "relative", "distance"})
 
 
 def outside(model: PreTrainedModel, found: list[Matrix], flow: Flow) -> dict[str, str]:
@@ -40,8 +41,9 @@ def _role(
     if matrix.kind == "parameter" and max(matrix.shape) == matrix.parameter.numel():
         return "vector"
     if matrix.kind == "embedding" or "embedding" in matrix.held:
-        return "attn.relbias" if {"bias"} & leaf or "bias" in matrix.held else "embed"
-    if leaf & {"rel", "relative"} and "bias" in leaf:
+        # A table of distances between tokens, whether its rows are added to scores or meet queries and keys.
+        return "attn.relbias" if leaf & {"bias", *_DISTANCE} or "bias" in matrix.held else "embed"
+    if leaf & _DISTANCE and "bias" in leaf:
         return "attn.relbias"
     if matrix.kind == "conv":
         return "conv"

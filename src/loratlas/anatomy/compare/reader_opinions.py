@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratlas.anatomy.compare.decide_roles import agreed
-from loratlas.anatomy.probe.probe_reader import expected
+from loratlas.anatomy.role_table import tokens
 from loratlas.anatomy.sites import Anatomy
 
 READERS = ("names", "trace", "probe")
@@ -43,7 +43,7 @@ class Statement:
         if said is None or self.role is None:
             return None
         if reader == "probe":
-            wanted = expected(self.role)
+            wanted = tokens(self.role)
             return None if wanted is None else said == wanted
         if reader == "trace" and self.role.startswith("shared.") and said.startswith("ffn."):
             said = "shared" + said.removeprefix("ffn")  # it sees a feed-forward, and experts beside it

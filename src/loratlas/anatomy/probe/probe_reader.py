@@ -19,31 +19,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from loratlas.anatomy.probe.token_mixing import Mixing
+from loratlas.anatomy.role_table import MIXES, POINTWISE
 from loratlas.models.load import model_class, quiet
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from loratlas.anatomy.structure import Matrix
-
-MIXES, POINTWISE = "mixes tokens", "pointwise"
-
-_MIXING = frozenset({"attn", "xattn", "mixer"})
-_SINGLE = frozenset({"ffn", "shared", "moe", "router", "shared_gate"})
-IN_BLOCKS = _MIXING | _SINGLE
-"""Families of which a role says what it does to tokens."""
-
-
-def expected(role: str) -> str | None:
-    """What a role says about tokens; None where it says nothing.
-
-    >>> expected("attn.q"), expected("ffn.down"), expected("embed")
-    ('mixes tokens', 'pointwise', None)
-    """
-    family, _, part = role.partition(".")
-    if part == "adapter":
-        return None
-    return MIXES if family in _MIXING else POINTWISE if family in _SINGLE else None
 
 
 def instance(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
@@ -73,7 +55,7 @@ def probe(model: PreTrainedModel, found: list[Matrix]) -> dict[str, str]:
         found: its matrices.
 
     Returns:
-        Path → :data:`MIXES` or :data:`POINTWISE`, of every matrix in a block that ran.
+        Path → `MIXES` or `POINTWISE` of the role table, of every matrix in a block that ran.
 
     Raises:
         Exception: what the model raised on tokens alone.
