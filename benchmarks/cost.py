@@ -29,12 +29,12 @@ from loratlas.adapters.attach import attach
 from loratlas.adapters.lean_lora import lean
 from loratlas.anatomy.read import read
 from loratlas.cost.calibration import Calibration
-from loratlas.cost.dry_run import as_step, rehearse
+from loratlas.cost.dry_run import as_step, dry_run
 from loratlas.cost.recorder import saved
 from loratlas.placement.plan import Plan, place
 from loratlas.training.fleet.train_fleet import detach_adapters
 from loratlas.training.loop import fit
-from loratlas.training.master_weights import Masters
+from loratlas.training.master_weights import MasterWeights
 from loratlas.training.microbatches import microbatches
 from loratlas.training.run_context import training_mode
 from loratlas.training.settings import Settings
@@ -68,7 +68,7 @@ SKIP = 3
 def kept(model: Any, data: Any) -> int:
     """Bytes that autograd keeps in a real step."""
     with lean(model), training_mode(model, checkpointing=False):
-        masters = Masters(model)
+        masters = MasterWeights(model)
         masters.open()
         (batch,) = microbatches(data, range(len(data)), packed=True)
         step_loss(model, batch)
@@ -94,13 +94,13 @@ def placement(
     """
     step = as_step(data.examples[: settings.batch_size])
     begun = time.process_time()
-    rehearsed = rehearse(
+    rehearsed = dry_run(
         frozen.config,
         plan.rows,
         step.examples,
         settings,
         packed=True,
-        again=data.report.tokens if again else None,
+        repeated_tokens=data.report.tokens if again else None,
     )
     middle = time.process_time()
     timed = known.learn([rehearsed])

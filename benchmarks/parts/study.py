@@ -85,7 +85,7 @@ def measure(*, recipe: trainer.Recipe, rounds: int, steps: int, batch: int) -> d
             time, fleet = timed(lambda members=members: _trained(model, data, members))
             times.append(time)
             for number in range(len(members)):
-                left = fleet.leave(number)
+                left = fleet.peft_model(number)
                 losses.append(judged(left))
                 detach_adapters(left)
         return _sum(times), losses

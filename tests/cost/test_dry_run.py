@@ -13,13 +13,13 @@ from loratlas.adapters.attach import attach
 from loratlas.adapters.lean_lora import lean
 from loratlas.anatomy.read import read
 from loratlas.cost.calibration import Calibration
-from loratlas.cost.dry_run import even_rows, rehearse, typical
+from loratlas.cost.dry_run import dry_run, even_rows, typical
 from loratlas.cost.recorder import recording, saved
 from loratlas.data.batching import training_order
 from loratlas.errors import ModelError
 from loratlas.placement.plan import place
 from loratlas.training.loop import fit
-from loratlas.training.master_weights import Masters
+from loratlas.training.master_weights import MasterWeights
 from loratlas.training.microbatches import microbatches
 from loratlas.training.run_context import training_mode
 from loratlas.training.settings import Settings
@@ -34,7 +34,7 @@ def really_saved(config, plan, settings, *, packed):
     """What autograd keeps in a real step: bytes, each storage once."""
     model = attach(plan.rows, tiny_model(config.model_type).to(getattr(torch, settings.dtype)))
     with lean(model), training_mode(model, checkpointing=settings.checkpointing):
-        masters = Masters(model)
+        masters = MasterWeights(model)
         masters.open()
         (batch,) = microbatches(ROWS, range(len(ROWS)), packed=packed)
         step_loss(model, batch)  # tables that attention keeps from step to step exist now
@@ -49,7 +49,7 @@ def really_saved(config, plan, settings, *, packed):
 def test_what_is_kept_is_what_autograd_keeps(kind, text):
     config = tiny_config(kind)
     plan, settings = place(config, text), Settings(dtype="bfloat16")
-    found = rehearse(config, plan.rows, ROWS.examples, settings, packed=True)
+    found = dry_run(config, plan.rows, ROWS.examples, settings, packed=True)
     assert found.saved_bytes == really_saved(config, plan, settings, packed=True)
 
 
@@ -58,7 +58,7 @@ def test_what_is_kept_is_what_autograd_keeps(kind, text):
 def test_other_architectures_are_no_special_case(kind):
     config = tiny_config(kind)
     plan, settings = place(config, "all@1..3:4"), Settings(dtype="float32")
-    found = rehearse(config, plan.rows, ROWS.examples, settings)
+    found = dry_run(config, plan.rows, ROWS.examples, settings)
     assert found.saved_bytes == pytest.approx(
         really_saved(config, plan, settings, packed=found.packed), rel=0.02
     )
@@ -76,7 +76,7 @@ def test_the_peak_is_the_allocators(dtype, more):
     real = fit(model, ROWS, settings, packed=True).peak_bytes
     (order,) = training_order(len(ROWS), steps=1, batch_size=len(ROWS), seed=0)
     examples = [ROWS.examples[row] for row in order]  # micro-batches as the run cut them
-    found = rehearse(config, plan.rows, examples, settings, packed=True)
+    found = dry_run(config, plan.rows, examples, settings, packed=True)
     assert found.peak_bytes == pytest.approx(real, rel=0.03)
     assert found.lasting_bytes < found.peak_bytes
 
@@ -89,9 +89,11 @@ def test_a_run_that_sees_its_rows_again_keeps_what_the_layers_below_make_of_them
     data = wrap(list(even_rows(8, 24)))
     result = fit(model, data, settings, packed=True)
     assert result.kept_layers > 0
-    found = rehearse(config, plan.rows, even_rows(4, 24), settings, packed=True, again=data.report.tokens)
+    found = dry_run(
+        config, plan.rows, even_rows(4, 24), settings, packed=True, repeated_tokens=data.report.tokens
+    )
     assert found.peak_bytes == pytest.approx(result.peak_bytes, rel=0.03)
-    whole = rehearse(config, plan.rows, even_rows(4, 24), settings, packed=True)
+    whole = dry_run(config, plan.rows, even_rows(4, 24), settings, packed=True)
     assert found.saved_bytes == whole.saved_bytes
     assert found.lasting_bytes > whole.lasting_bytes
     assert sum(found.calls.values()) < sum(whole.calls.values())
@@ -101,7 +103,7 @@ def test_placement_matters():
     config = tiny_config("llama")
 
     def of(text):
-        return rehearse(config, place(config, text).rows, even_rows(2, 32), Settings())
+        return dry_run(config, place(config, text).rows, even_rows(2, 32), Settings())
 
     down, up, top = of("ffn.down:2"), of("ffn.up:2"), of("ffn.down@2:2")
     assert top.saved_bytes < down.saved_bytes
@@ -115,7 +117,7 @@ def test_products_are_those_that_pytorch_counts():
 
     config = tiny_config("llama")
     plan = place(config, "all:4")
-    found = rehearse(config, plan.rows, ROWS.examples, Settings(dtype="float32"), packed=True)
+    found = dry_run(config, plan.rows, ROWS.examples, Settings(dtype="float32"), packed=True)
     counted = 0
     for call, times in found.calls.items():
         if call.func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
@@ -146,7 +148,7 @@ def test_rehearsing_leaves_no_trace():
         return [point.nll for point in fit(model, ROWS, settings, packed=True).curve]
 
     before = losses()
-    rehearse(config, plan.rows, ROWS.examples, settings, packed=True)
+    dry_run(config, plan.rows, ROWS.examples, settings, packed=True)
     assert losses() == before
 
 
@@ -157,7 +159,7 @@ def test_what_is_no_causal_model_is_said():
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=96
     )
     with pytest.raises(ModelError, match="no causal language model"):
-        rehearse(config, place(read(config), "all:2").rows, even_rows(1, 8), Settings())
+        dry_run(config, place(read(config), "all:2").rows, even_rows(1, 8), Settings())
 
 
 def test_live_bytes_follow_storages_and_not_tensors():
@@ -187,7 +189,7 @@ def test_typical_rows_stand_for_all():
 def test_seconds_are_learnt_once_and_kept(tmp_path):
     config = tiny_config("llama")
     rows = place(config, "attention@2:4").rows
-    step = rehearse(config, rows, even_rows(2, 16), Settings(dtype="float32"))
+    step = dry_run(config, rows, even_rows(2, 16), Settings(dtype="float32"))
     known = Calibration(tmp_path)
     assert known.seconds(step) is None
     assert known.learn([step]) > 0
@@ -197,7 +199,7 @@ def test_seconds_are_learnt_once_and_kept(tmp_path):
     again = Calibration(tmp_path)
     assert again.learn([step]) == 0
     assert again.seconds(step) == seconds
-    wider = rehearse(config, rows, even_rows(2, 24), Settings(dtype="float32"))
+    wider = dry_run(config, rows, even_rows(2, 24), Settings(dtype="float32"))
     assert again.seconds(wider) is None
     known._known.file.write_text(json.dumps({"version": 0}))
     assert Calibration(tmp_path).seconds(step) is None

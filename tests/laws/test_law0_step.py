@@ -8,7 +8,7 @@ from tests.training.small import adapted, encoded, weights
 
 from loratlas.data.batching import collate
 from loratlas.training.loop import fit
-from loratlas.training.master_weights import Masters
+from loratlas.training.master_weights import MasterWeights
 from loratlas.training.microbatches import microbatches
 from loratlas.training.settings import Settings
 from loratlas.training.step import step_loss
@@ -18,7 +18,7 @@ ROWS = list(range(16))
 
 def gradient(model, data, *, packed, size=None):
     """(mean loss, gradient) of a step, as the loop forms it."""
-    masters = Masters(model)
+    masters = MasterWeights(model)
     masters.open()
     batches = list(microbatches(data, ROWS, packed=packed, size=size))
     labelled = sum(batch.labelled for batch in batches)

@@ -10,7 +10,7 @@ from tests.training.small import encoded
 
 from loratlas.anatomy.read import read
 from loratlas.placement.plan import place
-from loratlas.training.fleet.train_fleet import Fleet, Member, why_alone
+from loratlas.training.fleet.train_fleet import Fleet, Member, why_not_in_fleet
 from loratlas.training.settings import Settings
 
 TEXTS = ("all:4", "moe:2", "moe.down:2 + o:3")
@@ -61,12 +61,12 @@ def test_experts_of_another_form_train_alone():
 
     given = config("jetmoe", num_hidden_layers=2)
     base = live(given)
-    words = why_alone(base, member(base, "moe:2"))
+    words = why_not_in_fleet(base, member(base, "moe:2"))
     assert words is not None
     assert "JetMoeParallelExperts" in words
     shared = model("deepseek_v3")
-    assert why_alone(shared, member(shared, "all:2")) is None
-    assert "adapted as a parameter" in str(why_alone(shared, member(shared, "all:2", dropout=0.1)))
-    assert why_alone(shared, member(shared, "attention + moe:2", dropout=0.1)) is None
+    assert why_not_in_fleet(shared, member(shared, "all:2")) is None
+    assert "adapted as a parameter" in str(why_not_in_fleet(shared, member(shared, "all:2", dropout=0.1)))
+    assert why_not_in_fleet(shared, member(shared, "attention + moe:2", dropout=0.1)) is None
     shared.model.layers[0].self_attn.attention_dropout = 0.1
-    assert "the base has dropout" in str(why_alone(shared, member(shared, "all:2")))
+    assert "the base has dropout" in str(why_not_in_fleet(shared, member(shared, "all:2")))

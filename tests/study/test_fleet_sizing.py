@@ -53,7 +53,7 @@ def test_a_base_with_dropout_takes_no_company(prepared):
 
 def test_what_cannot_be_rehearsed_is_not_bounded(spec, prepared):
     def cannot(ranks):
-        raise ModelError(given="a base", found="nothing to rehearse", instead="another")
+        raise ModelError(given="a base", found="nothing to dry_run", instead="another")
 
     blind = replace(prepared, memory=cannot)
     assert fleet_size(spec, blind, "cpu", free=0) == fleet_size(spec, prepared, "cpu", free=2**40)

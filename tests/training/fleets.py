@@ -43,7 +43,7 @@ def equals_its_runs_alone(base: Any, data: Any, members: list[Member], *, packed
         reference, kept = alone(base, data, member, packed=packed)
         torch.testing.assert_close(losses(result), losses(reference), rtol=1e-5, atol=0)
         assert (result.tokens, result.labelled_tokens) == (reference.tokens, reference.labelled_tokens)
-        left = weights(model := fleet.leave(number))
+        left = weights(model := fleet.peft_model(number))
         detach_adapters(model)
         assert left.keys() == kept.keys()
         for name, value in left.items():

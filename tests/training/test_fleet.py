@@ -11,7 +11,7 @@ from loratlas.adapters.adapter_files import load_adapter, save_adapter
 from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.placement.plan import place
-from loratlas.training.fleet.train_fleet import Fleet, Member, why_alone
+from loratlas.training.fleet.train_fleet import Fleet, Member, why_not_in_fleet
 from loratlas.training.settings import Settings
 
 
@@ -71,7 +71,7 @@ def test_a_run_leaves_as_adapter_files(tmp_path):
     fleet.fit()
     ids = torch.arange(3, 20)[None]
     for number in (0, 1):
-        model = fleet.leave(number)
+        model = fleet.peft_model(number)
         wanted, kept = model(ids).logits.detach(), weights(model)
         assert kept
         save_adapter(model, tmp_path / str(number))
@@ -88,7 +88,7 @@ def test_a_run_leaves_as_adapter_files(tmp_path):
 
 def test_what_cannot_be_in_a_fleet_is_refused_in_words():
     base, data = tiny_model("llama"), encoded(20)
-    assert why_alone(base, member(base, "all:4")) is None
+    assert why_not_in_fleet(base, member(base, "all:4")) is None
     for more, words in (
         ({"init": "pissa"}, "changes the base"),
         ({"checkpointing": True, "dropout": 0.1}, "dropout masks"),

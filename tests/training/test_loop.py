@@ -62,7 +62,7 @@ def test_bfloat16_base_keeps_float32_masters():
     assert kinds == {torch.bfloat16}
     found = weights(model)
     assert {value.dtype for value in found.values()} == {torch.float32}
-    # Masters hold what bfloat16 cannot: most weights are not their own rounding.
+    # MasterWeights hold what bfloat16 cannot: most weights are not their own rounding.
     value = torch.cat([v.flatten() for v in found.values()])
     assert float((value == value.bfloat16().float()).float().mean()) < 0.1
     assert all(parameter.grad is None for parameter in model.parameters())

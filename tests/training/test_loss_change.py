@@ -12,7 +12,7 @@ from loratlas.anatomy.read import read
 from loratlas.placement.plan import place
 from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.loop import fit
-from loratlas.training.loss_change import Descent
+from loratlas.training.loss_change import LossChangeAllocation
 from loratlas.training.settings import Settings
 
 SETTINGS = Settings(steps=6, lr=1e-2, batch_size=4, dtype="float32")
@@ -34,7 +34,7 @@ class Watch:
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("clip", [None, 1e-3])
 def test_a_descent_is_each_step_against_the_slope_behind_it(after, clip):
-    watch, descent = Watch(), Descent(after=after)
+    watch, descent = Watch(), LossChangeAllocation(after=after)
     settings = Settings(**SETTINGS.to_json() | {"clip": clip})
 
     def both(masters):
@@ -49,13 +49,13 @@ def test_a_descent_is_each_step_against_the_slope_behind_it(after, clip):
             # The slope is the loss's own: clipping is the optimiser's affair.
             expected[name] -= float((watch.gradients[step][place_].double() * moved.double()).sum())
     assert descent.steps == 6
-    assert descent.told() == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert descent.values() == pytest.approx(expected, rel=1e-4, abs=1e-9)
     assert any(value > 0 for value in expected.values())
 
 
 def test_descents_of_small_steps_are_the_fall_of_the_loss():
     """Rows that do not change, a rate that is small: slopes at the ends of steps add up to what was gained."""
-    descent, curve = Descent(), []
+    descent, curve = LossChangeAllocation(), []
     settings = Settings(steps=30, lr=1e-3, batch_size=4, schedule="constant", warmup=0.0, dtype="float32")
     fit(
         adapted(),
@@ -66,24 +66,24 @@ def test_descents_of_small_steps_are_the_fall_of_the_loss():
     )
     fell = curve[0] - curve[-1]
     assert fell > 0.01
-    assert sum(descent.told().values()) == pytest.approx(fell, rel=0.1)
+    assert sum(descent.values().values()) == pytest.approx(fell, rel=0.1)
 
 
 def test_a_fleet_shows_each_run_its_own_masters():
     base = tiny_model("llama")
     rows = place(read(base.config), "all:2").rows
     members = [Member(rows=rows, settings=Settings(**SETTINGS.to_json() | {"seed": seed})) for seed in (0, 1)]
-    descents = [Descent(after=2), Descent(after=2)]
+    descents = [LossChangeAllocation(after=2), LossChangeAllocation(after=2)]
     fleet = Fleet(base, encoded(12), members, packed=True)
     fleet.fit(on_gradient=lambda number, masters: descents[number](masters))
     for number, member in enumerate(members):
-        own = Descent(after=2)
+        own = LossChangeAllocation(after=2)
         model = attach(member.rows, base, seed=member.settings.seed)
         fit(model, encoded(12), member.settings, packed=True, on_gradient=own)
         detach_adapters(model)
-        assert descents[number].told() == pytest.approx(own.told(), rel=1e-2, abs=1e-6)
-    assert descents[0].told() != descents[1].told()
+        assert descents[number].values() == pytest.approx(own.values(), rel=1e-2, abs=1e-6)
+    assert descents[0].values() != descents[1].values()
 
 
 def test_nothing_is_told_before_the_first_step():
-    assert Descent().told() == {}
+    assert LossChangeAllocation().values() == {}

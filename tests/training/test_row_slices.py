@@ -11,8 +11,8 @@ from tests.training.small import encoded
 
 from loratlas.data.batching import collate
 from loratlas.errors import ModelError
-from loratlas.training.fleet.adapter_slots import Tenant
-from loratlas.training.fleet.row_slices import Seating, goes_along, joined, places
+from loratlas.training.fleet.adapter_slots import AdapterSlot
+from loratlas.training.fleet.row_slices import RowSlices, can_join, join_batches, padded_tokens
 
 ROWS = {
     "text": lambda: encoded(5),
@@ -33,7 +33,7 @@ def parts(form, *, packed=False):
 @pytest.mark.parametrize(("form", "packed"), [("text", True), *((form, False) for form in ROWS)])
 def test_joined_batches_are_the_batch_of_all_rows(form, packed):
     whole, *apart = parts(form, packed=packed)
-    found = joined(apart, pad_id=9)
+    found = join_batches(apart, pad_id=9)
     for field in fields(whole):
         one, other = getattr(found, field.name), getattr(whole, field.name)
         if field.name == "position_ids" and not packed:  # of padding they say nothing
@@ -44,32 +44,32 @@ def test_joined_batches_are_the_batch_of_all_rows(form, packed):
 def test_where_only_some_texts_have_types_the_others_have_the_first():
     _, first, second = parts("label")
     second = replace(second, token_type_ids=torch.ones_like(second.input_ids))
-    found = joined([first, second], pad_id=9).token_type_ids
+    found = join_batches([first, second], pad_id=9).token_type_ids
     assert found[:2].sum() == 0
     assert found[2:].sum() == second.input_ids.numel()
 
 
 def test_rows_are_told_by_the_layout_of_the_batch():
     _, *apart = parts("label")
-    seating = Seating.of([(Tenant({}), batch) for batch in apart])
-    first, second = seating.shares
+    row_slices = RowSlices.of([(AdapterSlot({}), batch) for batch in apart])
+    first, second = row_slices.shares
     for x in (torch.ones(5, 7, 3), torch.ones(35, 3)):
-        assert (seating.rows(first, x), seating.rows(second, x)) == (slice(0, 14), slice(14, 35))
+        assert (row_slices.rows(first, x), row_slices.rows(second, x)) == (slice(0, 14), slice(14, 35))
     for x in (torch.ones(1, 10, 3), torch.ones(7, 5, 3), torch.ones(12, 3)):
         with pytest.raises(ModelError, match="not laid out as they are"):
-            seating.rows(first, x)
-    alone = Seating.of([(Tenant({}), apart[0])])
+            row_slices.rows(first, x)
+    alone = RowSlices.of([(AdapterSlot({}), apart[0])])
     assert alone.rows(alone.shares[0], torch.ones(1, 10, 3)) == slice(0, 10)
 
 
 def test_counted_places_are_told_by_their_number():
     _, *apart = parts("text", packed=True)
-    seating = Seating.of([(Tenant({}), batch) for batch in apart])
+    row_slices = RowSlices.of([(AdapterSlot({}), batch) for batch in apart])
     counted = sum(batch.labelled for batch in apart)
-    found = seating.rows(seating.shares[1], torch.ones(1, counted, 3), counted=True)
+    found = row_slices.rows(row_slices.shares[1], torch.ones(1, counted, 3), counted=True)
     assert found == slice(apart[0].labelled, counted)
     tokens = sum(batch.tokens for batch in apart)
-    assert seating.rows(seating.shares[1], torch.ones(1, tokens, 3)) == slice(apart[0].tokens, tokens)
+    assert row_slices.rows(row_slices.shares[1], torch.ones(1, tokens, 3)) == slice(apart[0].tokens, tokens)
 
 
 def test_a_batch_goes_along_where_filling_up_costs_less_than_a_pass():
@@ -78,7 +78,7 @@ def test_a_batch_goes_along_where_filling_up_costs_less_than_a_pass():
     def wide(n):
         return replace(collate(data.examples, packed=False), input_ids=torch.ones(2, n, dtype=torch.long))
 
-    assert places([wide(10), wide(20)]) == 80
-    assert goes_along([wide(10)], wide(20), most=80)
-    assert not goes_along([wide(10)], wide(20), most=79)
-    assert not goes_along([wide(10)], wide(107), most=10_000)
+    assert padded_tokens([wide(10), wide(20)]) == 80
+    assert can_join([wide(10)], wide(20), most=80)
+    assert not can_join([wide(10)], wide(20), most=79)
+    assert not can_join([wide(10)], wide(107), most=10_000)

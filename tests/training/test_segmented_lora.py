@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training.small import adapted, encoded, weights
 
-from loratlas.training.master_weights import Masters
+from loratlas.training.master_weights import MasterWeights
 from loratlas.training.memory import allocations, kept_pages, without_lines
 from loratlas.training.microbatches import FILLER, ROUND, buckets, microbatches
 from loratlas.training.optimizer import Optimizer
@@ -22,7 +22,7 @@ def test_updates_equal_torchs_adamw():
     """Clipping, decay, LoRA+ and schedule on flat vectors against torch's optimiser on the parameters."""
     model, twin = adapted(), adapted()
     chosen = Settings(lr=1e-2, steps=5, clip=0.5, weight_decay=0.1, loraplus=3.0, warmup=0.4, dtype="float32")
-    masters = Masters(model, loraplus=3.0)
+    masters = MasterWeights(model, loraplus=3.0)
     masters.open()
     optimizer = Optimizer(masters, chosen, steps=5)
     theirs = [(n, p) for n, p in twin.named_parameters() if p.requires_grad]
@@ -53,7 +53,7 @@ def test_updates_equal_torchs_adamw():
 def test_closed_masters_leave_parameters_of_their_own():
     model = adapted(dtype="bfloat16")
     before = weights(model)
-    masters = Masters(model)
+    masters = MasterWeights(model)
     masters.open()
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.bfloat16}
     masters.close()
@@ -66,7 +66,7 @@ def test_closed_masters_leave_parameters_of_their_own():
 
 def test_what_is_no_plain_factor_stays_float32():
     model = adapted(dtype="bfloat16", use_dora=True)
-    masters = Masters(model)
+    masters = MasterWeights(model)
     masters.open()
     kinds = {name.split(".")[-1 if "magnitude" not in name else -2]: p.dtype for name, p in model.named_parameters()
              if p.requires_grad and "magnitude" in name}  # fmt: skip

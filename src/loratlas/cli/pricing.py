@@ -57,26 +57,26 @@ def price(plan: Plan, step: Step, *, timed: bool) -> dict[str, Any]:
 
     Returns:
         What arithmetic knows, what the rehearsal found and the step it is about. Of a base that cannot be rehearsed,
-        None for the bytes and the seconds, and why under ``not_rehearsed``.
+        None for the bytes and the seconds, and why under ``not_predicted``.
 
     Raises:
         ModelError: ``timed``, and the base cannot be rehearsed.
     """
     from loratlas.anatomy.flops import cost
-    from loratlas.cost.dry_run import even_rows, rehearse
+    from loratlas.cost.dry_run import dry_run, even_rows
     from loratlas.errors import ModelError
 
     found: dict[str, Any] = cost(step.anatomy, plan.ranks).to_json()
     found |= {"saved_activation_bytes": None, "peak_bytes": None, "step_seconds": None}
     found |= {"batch_size": step.rows, "max_length": step.length, "dtype": step.dtype}
     try:
-        rehearsed = rehearse(
+        rehearsed = dry_run(
             step.config, plan.rows, even_rows(step.rows, step.length), step.settings(), rslora=plan.rslora
         )
     except ModelError as error:
         if timed:
             raise
-        return found | {"not_rehearsed": error.found}
+        return found | {"not_predicted": error.found}
     seconds = _seconds(rehearsed, timed=timed)
     return found | {
         "saved_activation_bytes": rehearsed.saved_bytes,
@@ -109,6 +109,6 @@ def show(spent: dict[str, Any]) -> None:
         drawn.add_row("time", f"{spent['step_seconds']:.3g} s")
     output.show(drawn)
     if spent["peak_bytes"] is None:
-        output.say(f"Memory not predicted: {spent['not_rehearsed']}.")
+        output.say(f"Memory not predicted: {spent['not_predicted']}.")
     elif spent["step_seconds"] is None:
         output.say("Seconds per step: --time measures what this machine can do.")

@@ -17,12 +17,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from loratlas.training.measurement_cache import Remembered
+from loratlas.training.measurement_cache import MeasurementCache
 
 if TYPE_CHECKING:
     import torch
 
-    from loratlas.cost.dry_run import Rehearsal
+    from loratlas.cost.dry_run import DryRun
     from loratlas.cost.operations import Call
 
 ENOUGH = 0.02
@@ -55,20 +55,20 @@ class Calibration:
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.clock = clock
-        self._known = Remembered("speed", self.device, folder)
+        self._known = MeasurementCache("speed", self.device, folder)
 
-    def seconds(self, rehearsal: Rehearsal) -> float | None:
+    def seconds(self, rehearsal: DryRun) -> float | None:
         """Seconds of one step; None where an operation has not been timed."""
         if _OVERHEAD not in self._known.values or self.missing([rehearsal]):
             return None
         return self._operations(rehearsal) + self._known.values[_OVERHEAD] * _count(rehearsal)
 
-    def missing(self, rehearsals: Iterable[Rehearsal]) -> list[Call]:
+    def missing(self, rehearsals: Iterable[DryRun]) -> list[Call]:
         """Operations of these steps that have not been timed, each once."""
         found = Counter(call for rehearsal in rehearsals for call in rehearsal.calls)
         return [call for call in found if call.key not in self._known.values]
 
-    def learn(self, rehearsals: Sequence[Rehearsal]) -> int:
+    def learn(self, rehearsals: Sequence[DryRun]) -> int:
         """Time what is missing, and keep it.
 
         Returns:
@@ -86,14 +86,14 @@ class Calibration:
                 beyond = _tiny_step(self.clock, self.device) - self._operations(tiny)
                 known[_OVERHEAD] = max(0.0, beyond / _count(tiny))
         if missing:
-            self._known.keep()
+            self._known.save()
         return len(missing)
 
-    def _operations(self, rehearsal: Rehearsal) -> float:
+    def _operations(self, rehearsal: DryRun) -> float:
         return sum(times * self._known.values[call.key] for call, times in rehearsal.calls.items())
 
 
-def _count(rehearsal: Rehearsal) -> int:
+def _count(rehearsal: DryRun) -> int:
     return sum(rehearsal.calls.values()) + rehearsal.free
 
 
@@ -142,12 +142,12 @@ def _tiny() -> tuple[Any, Any, Any]:
     return config, rows, even_rows(2, 8)
 
 
-def _tiny_rehearsal() -> Rehearsal:
-    from loratlas.cost.dry_run import rehearse
+def _tiny_rehearsal() -> DryRun:
+    from loratlas.cost.dry_run import dry_run
     from loratlas.training.settings import Settings
 
     config, rows, examples = _tiny()
-    return rehearse(config, rows, examples, Settings(dtype="float32"), packed=True)
+    return dry_run(config, rows, examples, Settings(dtype="float32"), packed=True)
 
 
 def _tiny_step(clock: Callable[[], float], device: torch.device, steps: int = 20) -> float:

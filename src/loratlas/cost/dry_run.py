@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rehearsal:
+class DryRun:
     """What one step would take.
 
     Args:
@@ -90,7 +90,7 @@ def as_step(examples: Sequence[Example]) -> Encoded:
     )
 
 
-def rehearse(
+def dry_run(
     config: PretrainedConfig,
     rows: Sequence[PlanRow],
     examples: Sequence[Example],
@@ -98,8 +98,8 @@ def rehearse(
     *,
     rslora: bool = False,
     packed: bool | None = None,
-    again: int | None = None,
-) -> Rehearsal:
+    repeated_tokens: int | None = None,
+) -> DryRun:
     """Rehearse one step on the CPU or, where there is one, on the GPU.
 
     Args:
@@ -110,8 +110,8 @@ def rehearse(
         rslora: as in the plan.
         packed: end to end or side by side; None: end to end where the model's attention can be replaced, whose
             exactness only the live model can prove.
-        again: tokens of all rows of a run that sees its rows more than once: what the frozen layers below the lowest
-            adapter make of them is then kept, and a step begins above (`loratlas.training.frozen_prefix`).
+        repeated_tokens: tokens of all rows of a run that sees its rows more than once: what the frozen layers below the
+            lowest adapter make of them is then kept, and a step begins above (`loratlas.training.frozen_prefix`).
             None: every row comes once.
 
     Returns:
@@ -126,7 +126,7 @@ def rehearse(
         >>> from loratlas.placement.plan import place
         >>> config = LlamaConfig(num_hidden_layers=2, hidden_size=64, num_attention_heads=4,
         ...                      intermediate_size=256, vocab_size=96)
-        >>> whole, top = (rehearse(config, place(config, text).rows, even_rows(2, 32), Settings())
+        >>> whole, top = (dry_run(config, place(config, text).rows, even_rows(2, 32), Settings())
         ...               for text in ("all:4", "all@top/2:4"))
         >>> whole.saved_bytes > top.saved_bytes
         True
@@ -144,7 +144,7 @@ def rehearse(
     if packed is None:
         packed = task == CAUSAL and why_padded(model) is None
     try:
-        return _record(model, examples, settings, packed, again)
+        return _record(model, examples, settings, packed, repeated_tokens)
     except (
         DataDependentOutputException,
         DynamicOutputShapeException,
@@ -170,7 +170,7 @@ class PeakMemory:
         anatomy: of the base.
         examples: of a step.
         settings: of the run.
-        again: as for `rehearse`.
+        repeated_tokens: as for `dry_run`.
 
     Example:
         ``place(anatomy, "attention", budget="memory=6GB", memory=PeakMemory(config, anatomy, even_rows(16, 128), …))``
@@ -183,9 +183,14 @@ class PeakMemory:
         examples: Sequence[Example],
         settings: Settings,
         *,
-        again: int | None = None,
+        repeated_tokens: int | None = None,
     ) -> None:
-        self._config, self._examples, self._settings, self._again = config, examples, settings, again
+        self._config, self._examples, self._settings, self._repeated_tokens = (
+            config,
+            examples,
+            settings,
+            repeated_tokens,
+        )
         self._sites = {site.path: site for site in anatomy.sites}
         self._known: dict[tuple[tuple[str, int], ...], int] = {}
 
@@ -198,7 +203,9 @@ class PeakMemory:
             rows = [
                 PlanRow(site=self._sites[path], rank=rank, alpha=2.0 * rank) for path, rank in ranks.items()
             ]
-            found = rehearse(self._config, rows, self._examples, self._settings, again=self._again)
+            found = dry_run(
+                self._config, rows, self._examples, self._settings, repeated_tokens=self._repeated_tokens
+            )
             self._known[table] = found.peak_bytes
         return self._known[table]
 
@@ -238,13 +245,13 @@ def _blank(
 
 
 def _record(
-    model: Any, examples: Sequence[Example], settings: Settings, packed: bool, again: int | None
-) -> Rehearsal:
+    model: Any, examples: Sequence[Example], settings: Settings, packed: bool, repeated_tokens: int | None
+) -> DryRun:
     import torch
 
     from loratlas.cost.recorder import recording, saved
-    from loratlas.training.frozen_prefix import kept_below
-    from loratlas.training.master_weights import Masters
+    from loratlas.training.frozen_prefix import unproven_prefix
+    from loratlas.training.master_weights import MasterWeights
     from loratlas.training.microbatches import microbatches
     from loratlas.training.optimizer import MOMENTS, Optimizer
     from loratlas.training.run_context import training_mode
@@ -257,7 +264,7 @@ def _record(
         stack.enter_context(_no_remembered_tables())
         recorder = stack.enter_context(recording())
         recorder.hold(_materialise(model, device))
-        masters = Masters(model, loraplus=settings.loraplus)
+        masters = MasterWeights(model, loraplus=settings.loraplus)
         optimizer = Optimizer(masters, settings, steps=1)
         previous = masters.copy()
         masters.open()
@@ -270,13 +277,15 @@ def _record(
         optimizer.load(blank, 1)
         del blank
         lasting = [*model.parameters(), *masters.lasting()]
-        prefix = kept_below(model, data, range(len(data))) if packed and again is not None else None
+        prefix = (
+            unproven_prefix(model, data, range(len(data))) if packed and repeated_tokens is not None else None
+        )
         beside = 0  # states of the run's other rows
-        if prefix is not None and again is not None:
+        if prefix is not None and repeated_tokens is not None:
             for _ in prefix.fill(range(len(data))):
                 pass
             lasting += prefix.lasting()
-            beside = round(prefix.bytes() * (again / sum(len(e) for e in examples) - 1))
+            beside = round(prefix.bytes() * (repeated_tokens / sum(len(e) for e in examples) - 1))
         recorder.mark()
         lasting_bytes, kept, tokens = recorder.live, 0, 0
         batches = list(microbatches(data, range(len(data)), packed=packed, size=settings.micro_batch))
@@ -294,7 +303,7 @@ def _record(
         for copied, group in zip(previous, masters.groups, strict=True):
             copied.copy_(group.master)
         optimizer.update(0, 0.0)
-        return Rehearsal(
+        return DryRun(
             saved_bytes=kept,
             peak_bytes=recorder.peak + beside,
             lasting_bytes=lasting_bytes + beside,

@@ -87,7 +87,7 @@ def probe(
 
         probe         = L(without the site's adapter) − L(with all adapters), on ``judged``
         probe_energy  = ‖(α/r) B A‖²_F
-        probe_descent = −Σ_t ⟨g_t, θ_t − θ_{t−1}⟩ over the trial's later steps, see `Descent`
+        probe_descent = −Σ_t ⟨g_t, θ_t − θ_{t−1}⟩ over the trial's later steps, see `LossChangeAllocation`
         probe_yield   = √(probe_energy · max(probe_descent, 0))
 
     each, but the last, a mean over trials. An energy says how far a site went, and Adam takes large matrices further
@@ -116,7 +116,8 @@ def probe(
         ModelError: a trial's loss became NaN or infinite; names the site where the base's own numbers are.
 
     Source: trial training is old; importance as the loss without a part is that of LeCun, Denker, Solla (1990), Optimal
-    Brain Damage, here measured instead of expanded. Of descents see `loratlas.training.loss_change.Descent`.
+    Brain Damage, here measured instead of expanded. For descents see
+    `loratlas.training.loss_change.LossChangeAllocation`.
     Their product with energies is ours, chosen by ``benchmarks/oracle``.
     """
     from loratlas.adapters.peft_targets import adapted
@@ -197,7 +198,7 @@ def _trials(
     from loratlas.adapters.attach import attach
     from loratlas.training.fleet.train_fleet import Fleet, Member, detach_adapters
     from loratlas.training.loop import fit
-    from loratlas.training.loss_change import Descent
+    from loratlas.training.loss_change import LossChangeAllocation
     from loratlas.training.master_weights import compute_dtype
     from loratlas.training.settings import Settings
 
@@ -211,7 +212,7 @@ def _trials(
         )
         for trial in range(SEEDS)
     ]
-    descents = [Descent(after=math.ceil(EARLY * steps)) for _ in members]
+    descents = [LossChangeAllocation(after=math.ceil(EARLY * steps)) for _ in members]
 
     def stepped(*_: object) -> None:
         if on_step is not None:
@@ -225,7 +226,7 @@ def _trials(
         with _interruptible():
             results = fleet.fit(on_step=stepped, on_gradient=lambda place, masters: descents[place](masters))
         for place, result in enumerate(results):
-            yield fleet.leave(place), result, descents[place].told()
+            yield fleet.peft_model(place), result, descents[place].values()
         return
     for member, descent in zip(members, descents, strict=True):
         tuned = attach(plan, model, seed=member.settings.seed)
@@ -236,7 +237,7 @@ def _trials(
         except BaseException:
             detach_adapters(tuned)
             raise
-        yield tuned, result, descent.told()
+        yield tuned, result, descent.values()
 
 
 @contextmanager

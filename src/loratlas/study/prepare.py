@@ -176,7 +176,7 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
     seen = min(len(whole), spec.subset or len(whole))
     again = whole.report.tokens * seen // len(whole) if spec.steps * spec.batch_size > seen else None
     step = typical(whole.examples, spec.batch_size)
-    memory = PeakMemory(config, anatomy, step, _settings(spec), again=again)
+    memory = PeakMemory(config, anatomy, step, _settings(spec), repeated_tokens=again)
     resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
     _check_arms(spec, resolved, config)
     judged = encode_for(task, judged_rows, tokenizer, **options)

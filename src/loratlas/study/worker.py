@@ -104,7 +104,7 @@ class Worker:
 
         No fleet for fewer than two.
         """
-        from loratlas.training.fleet.train_fleet import ApartError, Fleet, Member, why_alone
+        from loratlas.training.fleet.train_fleet import CannotShareError, Fleet, Member, why_not_in_fleet
 
         members, places, alone = [], [], dict[int, str]()
         for place, job in enumerate(jobs):
@@ -113,7 +113,7 @@ class Worker:
             plan, settings = self._asked(job)
             kept = Path(job["checkpoint"])
             member = Member(rows=plan.rows, settings=settings, rslora=plan.rslora, out=kept)
-            reason = why_alone(self._model, member)
+            reason = why_not_in_fleet(self._model, member)
             if reason is None:
                 members.append(member)
                 places.append(place)
@@ -123,7 +123,7 @@ class Worker:
             return None, [], alone
         try:
             return Fleet(self._model, self._data["train"], members, packed=self._packed), places, alone
-        except ApartError as error:
+        except CannotShareError as error:
             return None, [], alone | dict.fromkeys(places, error.found)
 
     def _asked(self, job: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -211,7 +211,7 @@ class Worker:
         result: Any = None
         if trained is not None:
             fleet, (number, result) = trained
-            model = fleet.leave(number)
+            model = fleet.peft_model(number)
         else:
             model = plan.attach(self._model, seed=key["seed"], dropout=settings.dropout, init=settings.init)
         try:

@@ -24,7 +24,7 @@ from typing import Any
 from loratlas.data.packing import bare
 from loratlas.errors import SettingsError
 from loratlas.training.frozen_prefix import layers_of
-from loratlas.training.measurement_cache import Remembered
+from loratlas.training.measurement_cache import MeasurementCache
 
 WATCHED = 10
 """Steps that a pace is judged by; the first `WARM` of them are left out."""
@@ -138,7 +138,7 @@ class Compilation:
         if self._dropout:
             self.reason = "not compiled: compiled code would draw other dropout masks"
             return
-        found = Remembered("compiled", self._device(), self._folder).values.get(self._key)
+        found = MeasurementCache("compiled", self._device(), self._folder).values.get(self._key)
         evidence = Evidence(**found) if found else GUESS
         if evidence.ratio > FASTER:
             self.reason = (
@@ -175,9 +175,9 @@ class Compilation:
         self.on, self.reason, self._settled = False, reason, True
 
     def _remember(self, evidence: Evidence) -> None:
-        kept = Remembered("compiled", self._device(), self._folder)
+        kept = MeasurementCache("compiled", self._device(), self._folder)
         kept.values[self._key] = {"ratio": evidence.ratio, "seconds": evidence.seconds}
-        kept.keep()
+        kept.save()
 
     def _device(self) -> Any:
         return self._model.get_input_embeddings().weight.device

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loratlas.training.master_weights import Masters
+from loratlas.training.master_weights import MasterWeights
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
 
-class Patience:
+class EarlyStopping:
     """Counts evaluations without a lower loss, and keeps the adapter of the lowest one.
 
     Args:
@@ -33,7 +33,7 @@ class Patience:
         """Whether to evaluate after so many steps."""
         return self._every is not None and done % self._every == 0
 
-    def told(self, loss: float, masters: Masters) -> None:
+    def update(self, loss: float, masters: MasterWeights) -> None:
         """Take in a loss; a NaN is no improvement."""
         self.last = loss
         if self.lowest is None or loss < self.lowest:
@@ -48,7 +48,7 @@ class Patience:
         """Whether it is enough."""
         return self._limit is not None and self.waited >= self._limit
 
-    def give_back(self, masters: Masters) -> None:
+    def restore_best(self, masters: MasterWeights) -> None:
         """Put the adapter of the lowest loss into the model."""
         if self.best:
             masters.restore(self.best)
@@ -57,7 +57,7 @@ class Patience:
         """What a resumed run needs beside `best`."""
         return {"last": self.last, "lowest": self.lowest, "waited": self.waited}
 
-    def take_up(self, kept: dict[str, Any], best: list[torch.Tensor]) -> None:
+    def load_state(self, kept: dict[str, Any], best: list[torch.Tensor]) -> None:
         """Continue from what `to_json` gave."""
         self.last, self.lowest, self.waited = kept["last"], kept["lowest"], kept["waited"]
         self.best = best

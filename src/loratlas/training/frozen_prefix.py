@@ -206,7 +206,7 @@ def prefix_for(
     if order.size <= len(pool) or _has_dropout(bare(model).config):
         return None
     try:
-        prefix = kept_below(model, data, pool, depth=depth)
+        prefix = unproven_prefix(model, data, pool, depth=depth)
         if prefix is None:
             return None
         fits = whatever_memory or prefix.bytes() <= _allowed(prefix.lasting()[0].device)
@@ -215,7 +215,9 @@ def prefix_for(
         return None
 
 
-def kept_below(model: Any, data: Encoded, pool: Sequence[int], *, depth: int | None = None) -> Prefix | None:
+def unproven_prefix(
+    model: Any, data: Encoded, pool: Sequence[int], *, depth: int | None = None
+) -> Prefix | None:
     """A prefix that nothing has been proven of; None where no whole layer is frozen, or none can be told.
 
     Args:

@@ -17,14 +17,14 @@ from loratlas.data.batching import training_order
 from loratlas.errors import DataError, Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
 from loratlas.training.compilation import Compilation
-from loratlas.training.early_stopping import Patience
+from loratlas.training.early_stopping import EarlyStopping
 from loratlas.training.frozen_prefix import Prefix, prefix_for
-from loratlas.training.master_weights import Masters
+from loratlas.training.master_weights import MasterWeights
 from loratlas.training.memory import Peak, kept_pages
 from loratlas.training.microbatches import microbatches
 from loratlas.training.optimizer import Optimizer
 from loratlas.training.run_context import dropout_stream, interruptible, training_mode
-from loratlas.training.run_counters import Tally
+from loratlas.training.run_counters import RunCounters
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.settings import Settings
 from loratlas.training.step import step_loss
@@ -43,7 +43,7 @@ def fit(
     out: Path | None = None,
     resume: bool = False,
     on_step: Callable[[StepEvent], None] | None = None,
-    on_gradient: Callable[[Masters], None] | None = None,
+    on_gradient: Callable[[MasterWeights], None] | None = None,
     packed: bool | None = None,
 ) -> FitResult:
     """Train whatever of a model requires a gradient.
@@ -87,21 +87,21 @@ def fit(
         run.masters.open()
         stack.callback(run.masters.close)
         if resume:
-            run.take_up()
+            run.load_state()
         run.prefix = run.find_prefix()
         report = stack.enter_context(reporters(settings, model, out, steps=run.steps))
         compilation = stack.enter_context(run.compilation.run())
         peak = run.peak()
         try:
             for _ in (
-                run.prefix.fill(run.order[run.tally.done :].reshape(-1)) if run.prefix is not None else ()
+                run.prefix.fill(run.order[run.counters.done :].reshape(-1)) if run.prefix is not None else ()
             ):
                 if stop.asked:
                     raise KeyboardInterrupt
             setup = time.perf_counter() - begun
             while not run.finished:
-                stream(run.tally.done)
-                with peak.watch(run.tally.done):
+                stream(run.counters.done)
+                with peak.watch(run.counters.done):
                     try:
                         event = run.step()
                     except RuntimeError as error:
@@ -109,7 +109,7 @@ def fit(
                         event = run.step()
                 if event is None:
                     break
-                compilation.stepped(run.tally.done, *run.tally.last_step)
+                compilation.stepped(run.counters.done, *run.counters.last_step)
                 report(event)
                 if on_step is not None:
                     on_step(event)
@@ -146,10 +146,10 @@ class Run:
             seed=settings.seed,
             subset=settings.subset,
         )
-        self.masters = Masters(model, loraplus=settings.loraplus)
+        self.masters = MasterWeights(model, loraplus=settings.loraplus)
         self._check_dtype()
         self.optimizer = Optimizer(self.masters, settings, steps=self.steps)
-        self.tally = Tally(steps=self.steps, log_every=settings.log_every)
+        self.counters = RunCounters(steps=self.steps, log_every=settings.log_every)
         self.compilation = Compilation(
             model,
             settings.compile,
@@ -157,10 +157,10 @@ class Run:
             dtype=settings.dtype,
             dropout=bool(settings.dropout),
         )
-        self.patience = Patience(settings, steps=self.steps)
+        self.early_stopping = EarlyStopping(settings, steps=self.steps)
         self.diverged_at: int | None = None
         self.prefix: Prefix | None = None
-        self.on_gradient: Callable[[Masters], None] | None = None
+        self.on_gradient: Callable[[MasterWeights], None] | None = None
         self.kept_before: int | None = None  # layers below it, of the process that wrote the checkpoint
         self.before = 0.0  # seconds of a step that passed before it was asked for (in a fleet)
         self._updating = False
@@ -207,12 +207,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.tally.done >= self.steps or self.patience.over or self.diverged_at is not None
+        return self.counters.done >= self.steps or self.early_stopping.over or self.diverged_at is not None
 
     def step(self) -> StepEvent | None:
         """One step; None if it diverged."""
         begun = time.perf_counter()
-        step = self.tally.done
+        step = self.counters.done
         nll, labelled, tokens = self._gradient(self.order[step])
         norm = float(self.masters.norm())
         if not (math.isfinite(nll) and math.isfinite(norm)):
@@ -225,12 +225,14 @@ class Run:
             kept.copy_(group.master)
         lr = self.optimizer.update(step, norm)
         seconds = time.perf_counter() - begun + self.before
-        event = self.tally.add(nll=nll, labelled=labelled, tokens=tokens, seconds=seconds, lr=lr, norm=norm)
+        event = self.counters.add(
+            nll=nll, labelled=labelled, tokens=tokens, seconds=seconds, lr=lr, norm=norm
+        )
         self._updating = False
-        if self.evaluate is not None and self.patience.due(self.tally.done):
+        if self.evaluate is not None and self.early_stopping.due(self.counters.done):
             loss = self._evaluate(self.evaluate)
             event = replace(event, evaluation=loss)
-        if self.tally.done % self.settings.save_every == 0 and not self.finished:
+        if self.counters.done % self.settings.save_every == 0 and not self.finished:
             self.save()
         return event
 
@@ -258,7 +260,7 @@ class Run:
 
     def _diverge(self, *, finite_loss: bool) -> None:
         """Stop, and keep the last state whose loss was finite: if this one's is not, the one before its update."""
-        self.diverged_at = self.tally.done + 1
+        self.diverged_at = self.counters.done + 1
         if not finite_loss:
             self.masters.restore(self._previous)
 
@@ -266,9 +268,9 @@ class Run:
         from loratlas.evaluation.score import score
 
         loss = score(self.model, rows, packed=self.packed).token_mean_nll
-        self.patience.told(loss, self.masters)
-        if self.tally.curve and self.tally.curve[-1].step == self.tally.done:
-            self.tally.curve[-1] = replace(self.tally.curve[-1], evaluation=loss)
+        self.early_stopping.update(loss, self.masters)
+        if self.counters.curve and self.counters.curve[-1].step == self.counters.done:
+            self.counters.curve[-1] = replace(self.counters.curve[-1], evaluation=loss)
         return loss
 
     def save(self) -> None:
@@ -278,16 +280,16 @@ class Run:
         tensors = {f"adapter.{name}": view for name, view in self.masters.named()}
         tensors |= {f"moments.{name}": value for name, value in self.optimizer.state().items()}
         tensors |= {f"previous.{place}": kept for place, kept in enumerate(self._previous)}
-        tensors |= {f"best.{place}": kept for place, kept in enumerate(self.patience.best)}
+        tensors |= {f"best.{place}": kept for place, kept in enumerate(self.early_stopping.best)}
         state = {
-            "tally": self.tally.to_json(),
-            "patience": self.patience.to_json(),
+            "tally": self.counters.to_json(),
+            "patience": self.early_stopping.to_json(),
             "diverged_at": self.diverged_at,
-            "kept_below": self.prefix.depth if self.prefix is not None else 0,
+            "unproven_prefix": self.prefix.depth if self.prefix is not None else 0,
         }
-        self.checkpoints.save(self.tally.done, tensors, state)
+        self.checkpoints.save(self.counters.done, tensors, state)
 
-    def take_up(self) -> None:
+    def load_state(self) -> None:
         """Continue from the last checkpoint, if there is one."""
         found = self.checkpoints.load() if self.checkpoints is not None else None
         if found is None:
@@ -300,16 +302,16 @@ class Run:
         def part(prefix: str) -> dict[str, Any]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.tally.take_up(state["tally"])
-        self.optimizer.load(part("moments."), self.tally.done)
+        self.counters.load_state(state["tally"])
+        self.optimizer.load(part("moments."), self.counters.done)
         for place, kept in enumerate(self._previous):
             kept.copy_(tensors[f"previous.{place}"])
         best = part("best.")
-        self.patience.take_up(
+        self.early_stopping.load_state(
             state["patience"], [best[str(place)].to(self.device) for place in range(len(best))]
         )
         self.diverged_at = state["diverged_at"]
-        self.kept_before = state.get("kept_below", 0)
+        self.kept_before = state.get("unproven_prefix", 0)
 
     def find_prefix(self) -> Prefix | None:
         """The frozen layers below the lowest adapter, if their states are worth keeping.
@@ -322,7 +324,7 @@ class Run:
 
     def interrupted(self) -> Interrupted:
         """Save what can be saved; the error to raise."""
-        found = f"training stopped after step {self.tally.done} of {self.steps}"
+        found = f"training stopped after step {self.counters.done} of {self.steps}"
         if self.checkpoints is None:
             return Interrupted(
                 given="Ctrl-C", found=found, instead="an output folder, so that a run can go on later"
@@ -338,7 +340,7 @@ class Run:
     def peak(self) -> Peak:
         """The watch over the steps to come."""
         lengths = np.array([len(example) for example in self.data.examples])
-        return Peak(self.device, lengths[self.order[self.tally.done :]].sum(1), first=self.tally.done)
+        return Peak(self.device, lengths[self.order[self.counters.done :]].sum(1), first=self.counters.done)
 
     def lasting(self) -> list[Any]:
         """Tensors that live through all steps."""
@@ -348,17 +350,17 @@ class Run:
 
     def result(self, setup: float, peak_bytes: int | None) -> FitResult:
         """The end of the run."""
-        self.patience.give_back(self.masters)
-        tokens, labelled = self.tally.speed()
+        self.early_stopping.restore_best(self.masters)
+        tokens, labelled = self.counters.speed()
         return FitResult(
-            steps=self.tally.done,
-            tokens=self.tally.tokens,
-            labelled_tokens=self.tally.labelled,
-            train_nll=self.tally.train_nll,
+            steps=self.counters.done,
+            tokens=self.counters.tokens,
+            labelled_tokens=self.counters.labelled,
+            train_nll=self.counters.train_nll,
             tokens_per_second=tokens,
             labelled_tokens_per_second=labelled,
             setup_seconds=setup,
-            step_seconds=self.tally.step_seconds(),
+            step_seconds=self.counters.step_seconds(),
             peak_bytes=peak_bytes,
             packing="packed" if self.packed else "padded",
             packing_reason=self.reason,
@@ -367,9 +369,9 @@ class Run:
             kept_layers=self.prefix.depth if self.prefix is not None else 0,
             diverged=self.diverged_at is not None,
             diverged_at=self.diverged_at,
-            stopped_early=self.patience.over and self.tally.done < self.steps,
-            eval_nll=self.patience.last,
-            curve=self.tally.curve,
+            stopped_early=self.early_stopping.over and self.counters.done < self.steps,
+            eval_nll=self.early_stopping.last,
+            curve=self.counters.curve,
         )
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from loratlas.training.master_weights import Masters
+    from loratlas.training.master_weights import MasterWeights
 
 
-class Descent:
+class LossChangeAllocation:
     """What each parameter's steps did to the loss, by the slope at the end of every step:
 
         descent = −Σ_t ⟨g_t, θ_t − θ_{t−1}⟩,    g_t = ∂L_t/∂θ at θ_t
@@ -25,7 +25,7 @@ class Descent:
         after: counted steps begin behind so many: the first falls of a loss are those that any adapter could make.
 
     Example:
-        ``descent = Descent(after=20); fit(model, rows, settings, on_gradient=descent); descent.told()``
+        ``descent = LossChangeAllocation(after=20); fit(model, rows, settings, on_gradient=descent); descent.values()``
 
     Source: loss change allocation (Lan et al. 2019, arXiv:1909.01440). Departures: one slope, at the end of a step,
     instead of an average along it, so that it costs no pass of its own; that of the run's own next rows instead of the
@@ -40,7 +40,7 @@ class Descent:
         self._sums: list[torch.Tensor] = []
         self._shaped: list[list[torch.Tensor]] = []
 
-    def __call__(self, masters: Masters) -> None:
+    def __call__(self, masters: MasterWeights) -> None:
         """Take in a step whose gradient is in the masters, before it is spent."""
         import torch
 
@@ -61,7 +61,7 @@ class Descent:
                 before.copy_(group.master)
         self.steps += 1
 
-    def told(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         """Parameter's name → its descent, nats per token; empty before the first step."""
         import torch
 

@@ -83,7 +83,7 @@ def compute_dtype(model: Any) -> torch.dtype:
     return torch.float32
 
 
-class Masters:
+class MasterWeights:
     """The masters of a model's trainable parameters. While they are `open`, the model computes with rounded copies.
 
     Args:

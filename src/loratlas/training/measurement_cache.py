@@ -28,7 +28,7 @@ def cache_folder() -> Path:
     return base / "loratlas"
 
 
-class Remembered:
+class MeasurementCache:
     """A table of measurements: key → plain data.
 
     It holds for one processor, torch version, device and number of threads, and lies in one file for each. A file that
@@ -41,7 +41,7 @@ class Remembered:
         folder: where it is kept; None for `cache_folder`.
 
     Example:
-        ``table = Remembered("speed", device); table.values["key"] = 1.5; table.keep()``
+        ``table = MeasurementCache("speed", device); table.values["key"] = 1.5; table.save()``
     """
 
     def __init__(self, name: str, device: Any, folder: Path | None = None) -> None:
@@ -63,7 +63,7 @@ class Remembered:
         )
         return kept["values"] if current else {}
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write the table, whole or not at all; what other processes wrote meanwhile stays."""
         merged = self._read() | self.values
         try:

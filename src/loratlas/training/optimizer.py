@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from loratlas.training.master_weights import Masters
+from loratlas.training.master_weights import MasterWeights
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Optimizer:
         steps: of the whole run.
     """
 
-    def __init__(self, masters: Masters, settings: Settings, *, steps: int) -> None:
+    def __init__(self, masters: MasterWeights, settings: Settings, *, steps: int) -> None:
         import torch
 
         self.masters, self.settings, self.steps = masters, settings, steps

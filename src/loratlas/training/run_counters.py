@@ -12,7 +12,7 @@ WARM_STEPS = 3
 """First steps of a process that its speed is not judged by (at most a quarter of the run)."""
 
 
-class Tally:
+class RunCounters:
     """Counts of one run.
 
     Args:
@@ -106,7 +106,7 @@ class Tally:
             "since": self._since,
         }
 
-    def take_up(self, kept: dict[str, Any]) -> None:
+    def load_state(self, kept: dict[str, Any]) -> None:
         """Continue from what `to_json` gave."""
         self.done, self.tokens, self.labelled = kept["done"], kept["tokens"], kept["labelled"]
         self.seconds = kept["seconds"]

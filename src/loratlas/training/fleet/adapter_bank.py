@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from loratlas.adapters import lean_lora as kernels
+from loratlas.adapters import lean_lora
 from loratlas.adapters.gelu import fuse, write_out
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.models.heads import head_modules
-from loratlas.training.fleet import expert_lora as stacks
-from loratlas.training.fleet.row_slices import Seating
-from loratlas.training.fleet.segmented_lora import Part, Segments, frozen, weights
+from loratlas.training.fleet import expert_lora
+from loratlas.training.fleet.row_slices import RowSlices
+from loratlas.training.fleet.segmented_lora import Segment, SegmentedLora, frozen, weights
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Bank:
 
     Args:
         model: the bare base; its modules are the bank's within `open` only.
-        rows: of all plans; each site's module is a plain matrix or a stack that `stacks.serves`.
+        rows: of all plans; each site's module is a plain matrix or a stack that `expert_lora.serves`.
 
     Attributes:
         matrices, stacks, heads: module path → the base's module.
@@ -86,7 +86,7 @@ class Bank:
 
     def __init__(self, model: Any, rows: Iterable[PlanRow]) -> None:
         self.model = model
-        self.seating: Seating | None = None
+        self.row_slices: RowSlices | None = None
         # Something that requires a gradient, so that the lowest adapted sites have a backward pass.
         self.anchor = torch.zeros(0, device=model.get_input_embeddings().weight.device, requires_grad=True)
         rows = list(rows)
@@ -98,14 +98,14 @@ class Bank:
         }
         self.heads = {path: model.get_submodule(path) for path in head_modules(model)}
         self._output = model.get_output_embeddings()
-        members = [[p for p in group if p in self.matrices] for group in kernels._inputs(model.config)]
+        members = [[p for p in group if p in self.matrices] for group in lean_lora._inputs(model.config)]
         together = {path for group in members for path in group}
         groups = [group for group in members if group] + [[path] for path in paths if path not in together]
         self._groups = [_Group({path: self.matrices[path] for path in group}) for group in groups]
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Within this context the base's modules serve the tenants of the pass under way."""
+        """Within this context the base's modules serve the slots of the pass under way."""
         modules = [(path, m, group) for group in self._groups for path, m in group.modules.items()]
         whole = [(m, partial(self._stack, path, m)) for path, m in self.stacks.items()]
         whole += [(m, partial(self._head, path)) for path, m in self.heads.items()]
@@ -126,34 +126,36 @@ class Bank:
                 module.__class__ = next(own for own, kind in _SERVED.items() if kind is type(module))
 
     @contextmanager
-    def seat(self, seating: Seating) -> Iterator[None]:
-        """Within this context a pass belongs to these tenants."""
-        self.seating = seating
+    def seat(self, row_slices: RowSlices) -> Iterator[None]:
+        """Within this context a pass belongs to these slots."""
+        self.row_slices = row_slices
         try:
             yield
         finally:
-            self.seating = None
+            self.row_slices = None
             for group in self._groups:
                 group.forget()
 
     def serves(self, path: str) -> bool:
         """Whether some run of the pass has factors at a matrix; a pass that is nobody's is the base's own."""
-        return self.seating is not None and any(path in share.tenant.factors for share in self.seating.shares)
+        return self.row_slices is not None and any(
+            path in share.slot.factors for share in self.row_slices.shares
+        )
 
     def product(self, x: torch.Tensor, sites: Sequence[tuple[str, Any]]) -> tuple[torch.Tensor, ...]:
         """Outputs [T, d_out] of matrices that read x, with what every run adds to its rows."""
-        parts, seating = [], self.seating
-        assert seating is not None  # `serves` said so
+        parts, row_slices = [], self.row_slices
+        assert row_slices is not None  # `serves` said so
         counted = any(module is self._output for _, module in sites)
         flat = x.reshape(-1, x.shape[-1])
-        for share in seating.shares:
-            factors = [(place, share.tenant.factors[name]) for place, (name, _) in enumerate(sites)
-                       if name in share.tenant.factors]  # fmt: skip
-            here = seating.rows(share, x, counted=counted)
+        for share in row_slices.shares:
+            factors = [(place, share.slot.factors[name]) for place, (name, _) in enumerate(sites)
+                       if name in share.slot.factors]  # fmt: skip
+            here = row_slices.rows(share, x, counted=counted)
             if factors and here.stop > here.start:
-                drop = share.tenant.draw(flat[here])
-                parts.append(Part(here, factors, drop, 1 / (1 - share.tenant.dropout)))
-        return Segments.apply(flat, self.anchor, [weights(module) for _, module in sites], parts)  # type: ignore[no-any-return]
+                drop = share.slot.draw(flat[here])
+                parts.append(Segment(here, factors, drop, 1 / (1 - share.slot.dropout)))
+        return SegmentedLora.apply(flat, self.anchor, [weights(module) for _, module in sites], parts)  # type: ignore[no-any-return]
 
     def _stack(
         self,
@@ -165,28 +167,28 @@ class Bank:
     ) -> torch.Tensor:
         """A stack's own forward, by the names that transformers' interface gives its arguments."""
         given = hidden_states, top_k_index, top_k_weights
-        if self.seating is None:
+        if self.row_slices is None:
             return type(module).forward(module, *given)
-        return stacks.experts(module, path, self.seating, self.anchor, *given)
+        return expert_lora.experts(module, path, self.row_slices, self.anchor, *given)
 
     def _head(self, path: str, *given: Any, **named: Any) -> torch.Tensor:
         """Every run's own copy of a head's module, on the run's own rows."""
-        seating = self.seating
-        if seating is None:
+        row_slices = self.row_slices
+        if row_slices is None:
             return type(self.heads[path]).forward(self.heads[path], *given, **named)
-        if len(seating.shares) == 1:
-            return seating.shares[0].tenant.heads[path](*given, **named)
-        whole = seating.shares[-1].units.stop
+        if len(row_slices.shares) == 1:
+            return row_slices.shares[0].slot.heads[path](*given, **named)
+        whole = row_slices.shares[-1].units.stop
 
         def cut(value: Any, units: slice) -> Any:
             mine = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == whole
             return value[units] if mine else value
 
         outputs = [
-            share.tenant.heads[path](
+            share.slot.heads[path](
                 *(cut(value, share.units) for value in given),
                 **{name: cut(value, share.units) for name, value in named.items()},
             )
-            for share in seating.shares
+            for share in row_slices.shares
         ]
         return torch.cat(outputs)

@@ -48,7 +48,7 @@ class Factors:
         )
 
 
-class Tenant:
+class AdapterSlot:
     """One run as the bank sees it.
 
     Args:

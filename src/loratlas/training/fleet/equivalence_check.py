@@ -20,8 +20,8 @@ from loratlas.data.batch import Batch
 from loratlas.data.batching import collate
 from loratlas.data.packing import FLOOR, TOLERANCE
 from loratlas.evaluation.token_losses import token_losses
-from loratlas.training.fleet.adapter_slots import Factors, Tenant
-from loratlas.training.fleet.row_slices import Seating, joined
+from loratlas.training.fleet.adapter_slots import AdapterSlot, Factors
+from loratlas.training.fleet.row_slices import RowSlices, join_batches
 
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
@@ -31,7 +31,7 @@ STRONG = 0.5
 """What random factors add to an output, relative to it: much more than rounding, less than what blows up."""
 
 
-def why_apart(model: Any, bank: Bank, data: Encoded, *, packed: bool) -> str | None:
+def why_not_shared(model: Any, bank: Bank, data: Encoded, *, packed: bool) -> str | None:
     """What keeps runs from sharing a pass, in words; None where nothing does.
 
     Args:
@@ -43,15 +43,15 @@ def why_apart(model: Any, bank: Bank, data: Encoded, *, packed: bool) -> str | N
     batches = [
         batch.to(model.get_input_embeddings().weight.device) for batch in _batches(data, packed=packed)
     ]
-    tenants = [_stranger(bank, seed) for seed in range(len(batches))]
-    plain = Tenant(
+    slots = [_stranger(bank, seed) for seed in range(len(batches))]
+    plain = AdapterSlot(
         {}, heads=copy.deepcopy(bank.heads)
     )  # whose modules themselves are the bank's while it is open
     allowed = TOLERANCE.get(str(model.get_input_embeddings().weight.dtype).removeprefix("torch."), FLOOR)
 
-    def losses(parts: Sequence[tuple[Tenant, Batch]]) -> torch.Tensor:
-        batch = joined([batch for _, batch in parts], pad_id=data.pad_id)
-        with bank.seat(Seating.of(parts)):
+    def losses(parts: Sequence[tuple[AdapterSlot, Batch]]) -> torch.Tensor:
+        batch = join_batches([batch for _, batch in parts], pad_id=data.pad_id)
+        with bank.seat(RowSlices.of(parts)):
             return token_losses(model, batch).double()
 
     try:
@@ -59,8 +59,8 @@ def why_apart(model: Any, bank: Bank, data: Encoded, *, packed: bool) -> str | N
             bare = [token_losses(model, batch).double() for batch in batches]
             with bank.open():
                 same = [losses([(plain, batch)]) for batch in batches]
-                alone = [losses([part]) for part in zip(tenants, batches, strict=True)]
-                together = losses(list(zip(tenants, batches, strict=True)))
+                alone = [losses([part]) for part in zip(slots, batches, strict=True)]
+                together = losses(list(zip(slots, batches, strict=True)))
     except Exception as error:  # whatever a strange model raises, its runs can still be trained one by one
         return f"a shared pass failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     for what, found, wanted in (("the base", same, bare), ("the runs alone", [together], alone)):
@@ -83,8 +83,8 @@ def _batches(data: Encoded, *, packed: bool) -> list[Batch]:
     ]
 
 
-def _stranger(bank: Bank, seed: int) -> Tenant:
-    """A tenant with factors of rank 1 everywhere, and heads unlike the base's."""
+def _stranger(bank: Bank, seed: int) -> AdapterSlot:
+    """A slot with factors of rank 1 everywhere, and heads unlike the base's."""
     generator = torch.Generator().manual_seed(seed)
 
     def factors(W: torch.Tensor, *, across: bool) -> Factors:
@@ -109,4 +109,4 @@ def _stranger(bank: Bank, seed: int) -> Tenant:
             STRONG * float(parameter.float().std(correction=0))
         )
         parameter.data.add_(noise.to(parameter))
-    return Tenant(found, heads=heads)
+    return AdapterSlot(found, heads=heads)

@@ -23,7 +23,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from loratlas.training.fleet.adapter_slots import Factors
-from loratlas.training.fleet.row_slices import Seating
+from loratlas.training.fleet.row_slices import RowSlices
 
 
 def serves(module: Any, leaf: str) -> bool:
@@ -47,15 +47,15 @@ class _Route:
 
     Args:
         experts: (expert, its pairs), of those that have some.
-        tenants: (expert, share, their pairs), likewise.
+        slots: (expert, share, their pairs), likewise.
     """
 
     experts: list[tuple[int, slice]]
-    tenants: list[tuple[int, int, slice]]
+    slots: list[tuple[int, int, slice]]
 
 
 def experts(
-    module: Any, path: str, seating: Seating, anchor: torch.Tensor, x: torch.Tensor, index: torch.Tensor,
+    module: Any, path: str, row_slices: RowSlices, anchor: torch.Tensor, x: torch.Tensor, index: torch.Tensor,
     shares: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
     """What a stack makes of x.
@@ -63,7 +63,7 @@ def experts(
     Args:
         module: the stack; `serves` knows it.
         path: of the module.
-        seating: of the pass.
+        row_slices: of the pass.
         anchor: something that requires a gradient.
         x: [T, d].
         index: int64 [T, k], the experts of each token.
@@ -72,12 +72,12 @@ def experts(
     Returns:
         [T, d].
     """
-    order, route = _route(module.num_experts, seating, x, index)
+    order, route = _route(module.num_experts, row_slices, x, index)
     k = index.shape[-1]
     hidden = x[order // k]
     for leaf in (_up(module), "down_proj"):
         name = f"{path}.{leaf}"
-        held = [share.tenant.factors.get(name) for share in seating.shares]
+        held = [share.slot.factors.get(name) for share in row_slices.shares]
         # Where nobody adapts, the graph begins no earlier than it would.
         start = anchor if any(f is not None for f in held) else anchor.detach()
         hidden = _Stack.apply(hidden, start, _matrices(module, leaf), _biases(module, leaf), held, route)
@@ -102,27 +102,27 @@ def _biases(module: Any, leaf: str) -> torch.Tensor | None:
 
 
 def _route(
-    number: int, seating: Seating, x: torch.Tensor, index: torch.Tensor
+    number: int, row_slices: RowSlices, x: torch.Tensor, index: torch.Tensor
 ) -> tuple[torch.Tensor, _Route]:
     """(pairs sorted by expert and then by token, where each range of them goes)."""
-    k, many = index.shape[-1], len(seating.shares)
-    ends = [seating.rows(share, x).stop for share in seating.shares]
+    k, many = index.shape[-1], len(row_slices.shares)
+    ends = [row_slices.rows(share, x).stop for share in row_slices.shares]
     counts = torch.tensor([end - start for start, end in zip([0, *ends], ends, strict=False)])
     owner = torch.arange(many).repeat_interleave(counts).to(x.device).repeat_interleave(k)
     chosen = index.reshape(-1)
     order = torch.argsort(chosen, stable=True)
     pairs = torch.bincount(chosen * many + owner, minlength=number * many).tolist()
-    found, tenants, start = [], [], 0
+    found, slots, start = [], [], 0
     for expert in range(number):
         first = start
         for place in range(many):
             n = pairs[expert * many + place]
             if n:
-                tenants.append((expert, place, slice(start, start + n)))
+                slots.append((expert, place, slice(start, start + n)))
             start += n
         if start > first:
             found.append((expert, slice(first, start)))
-    return order, _Route(experts=found, tenants=tenants)
+    return order, _Route(experts=found, slots=slots)
 
 
 class _Stack(torch.autograd.Function):
@@ -144,7 +144,7 @@ class _Stack(torch.autograd.Function):
             if bias is not None:
                 y[pairs] += bias[expert]
         small = {}
-        for place, (expert, share, pairs) in enumerate(route.tenants):
+        for place, (expert, share, pairs) in enumerate(route.slots):
             f = held[share]
             if f is not None:
                 small[place] = x[pairs] @ f.A[expert].t()
@@ -164,7 +164,7 @@ class _Stack(torch.autograd.Function):
             for expert, pairs in ctx.route.experts:
                 torch.mm(g[pairs], W[expert].t(), out=dx[pairs])
         for place, h in small.items():
-            expert, share, pairs = ctx.route.tenants[place]
+            expert, share, pairs = ctx.route.slots[place]
             f = ctx.held[share]
             slope = (g[pairs] @ f.B[expert]).mul_(f.scale)
             f.to_up[expert].add_((h.t() @ g[pairs]).mul_(f.scale).t())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.attach import takes_from_base
 from loratlas.adapters.peft_targets import renamed_leaves
 from loratlas.models.heads import head_modules
-from loratlas.training.fleet import expert_lora as stacks
+from loratlas.training.fleet import expert_lora
 from loratlas.training.fleet.segmented_lora import MATRICES
 from loratlas.training.settings import Settings
 
@@ -35,7 +35,7 @@ class Member:
     out: Path | None = None
 
 
-def why_alone(model: Any, member: Member) -> str | None:
+def why_not_in_fleet(model: Any, member: Member) -> str | None:
     """What keeps a run out of a fleet, in words; None if nothing does.
 
     Args:
@@ -71,7 +71,7 @@ def _why_not_there(model: Any, row: PlanRow, settings: Settings) -> str | None:
         return f"{path} is one matrix under {len(row.modules)} names"
     module = model.get_submodule(path)
     if row.site.kind == "experts":
-        if not stacks.serves(module, row.site.path.rpartition(".")[2]):
+        if not expert_lora.serves(module, row.site.path.rpartition(".")[2]):
             kind = type(module).__name__
             return f"{row.site.path} is of a {kind}, which does not run through transformers' interface of experts"
     elif type(module) not in MATRICES:

@@ -21,20 +21,20 @@ from loratlas.models.task import SEQ2SEQ
 from loratlas.training.microbatches import CALL_TOKENS
 
 if TYPE_CHECKING:
-    from loratlas.training.fleet.adapter_slots import Tenant
+    from loratlas.training.fleet.adapter_slots import AdapterSlot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """A tenant's part of a pass: of its units (tokens if packed, else examples), and of the counted places."""
+class RowSlice:
+    """A slot's part of a pass: of its units (tokens if packed, else examples), and of the counted places."""
 
-    tenant: Tenant
+    slot: AdapterSlot
     units: slice
     counted: slice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seating:
+class RowSlices:
     """The shares of a pass, in the order of its rows.
 
     Args:
@@ -42,20 +42,20 @@ class Seating:
         packed: whether units are tokens.
     """
 
-    shares: tuple[Share, ...]
+    shares: tuple[RowSlice, ...]
     packed: bool
 
     @staticmethod
-    def of(parts: Sequence[tuple[Tenant, Batch]]) -> Seating:
-        """Where these tenants sit once their batches are `joined`."""
+    def of(parts: Sequence[tuple[AdapterSlot, Batch]]) -> RowSlices:
+        """Where these slots sit once their batches are joined (`join_batches`)."""
         shares, unit, count = [], 0, 0
-        for tenant, batch in parts:
+        for slot, batch in parts:
             ends = unit + units(batch), count + batch.labelled
-            shares.append(Share(tenant=tenant, units=slice(unit, ends[0]), counted=slice(count, ends[1])))
+            shares.append(RowSlice(slot=slot, units=slice(unit, ends[0]), counted=slice(count, ends[1])))
             unit, count = ends
-        return Seating(shares=tuple(shares), packed=parts[0][1].packed)
+        return RowSlices(shares=tuple(shares), packed=parts[0][1].packed)
 
-    def rows(self, share: Share, x: torch.Tensor, *, counted: bool = False) -> slice:
+    def rows(self, share: RowSlice, x: torch.Tensor, *, counted: bool = False) -> slice:
         """A share's rows among those of x [.., d].
 
         Args:
@@ -89,8 +89,8 @@ def units(batch: Batch) -> int:
     return batch.input_ids.shape[1] if batch.packed else batch.input_ids.shape[0]
 
 
-def places(batches: Sequence[Batch]) -> int:
-    """Places that batches take once they are `joined`, padding included."""
+def padded_tokens(batches: Sequence[Batch]) -> int:
+    """Places that batches take once they are joined, padding included."""
     if batches[0].packed:
         return sum(batch.input_ids.shape[1] for batch in batches)
     width = max(batch.input_ids.shape[1] for batch in batches)
@@ -99,13 +99,13 @@ def places(batches: Sequence[Batch]) -> int:
     return width * sum(len(batch.input_ids) for batch in batches)
 
 
-def goes_along(batches: Sequence[Batch], more: Batch, *, most: int) -> bool:
+def can_join(batches: Sequence[Batch], more: Batch, *, most: int) -> bool:
     """Whether one more batch may join: all fit into ``most`` places, and filling up costs less than another pass."""
-    together = places([*batches, more])
-    return together <= most and together - places(batches) - places([more]) <= CALL_TOKENS
+    together = padded_tokens([*batches, more])
+    return together <= most and together - padded_tokens(batches) - padded_tokens([more]) <= CALL_TOKENS
 
 
-def joined(batches: Sequence[Batch], *, pad_id: int) -> Batch:
+def join_batches(batches: Sequence[Batch], *, pad_id: int) -> Batch:
     """Batches as one: packed ones end to end, padded ones one above the other.
 
     Args:

@@ -38,7 +38,7 @@ def frozen(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(slots=True)
-class Part:
+class Segment:
     """A run's rows at one group of sites: factors by place of the site, what is dropped, 1/(1 − p)."""
 
     rows: slice
@@ -55,7 +55,7 @@ class Part:
         return together([f.A for _, f in self.factors])
 
 
-class Segments(torch.autograd.Function):
+class SegmentedLora(torch.autograd.Function):
     """(x [T, d_in], anchor, weights of the sites, parts) → y [T, d_out] of every site."""
 
     @staticmethod
@@ -64,7 +64,7 @@ class Segments(torch.autograd.Function):
         x: torch.Tensor,
         anchor: torch.Tensor,
         matrices: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
-        parts: Sequence[Part],
+        parts: Sequence[Segment],
     ) -> tuple[torch.Tensor, ...]:
         outputs = [affine(x, W, bias) for W, bias in matrices]
         small = []

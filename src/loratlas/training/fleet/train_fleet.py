@@ -26,10 +26,10 @@ from loratlas.errors import DataError, SettingsError
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet.adapter_bank import Bank
-from loratlas.training.fleet.adapter_slots import Factors, Tenant
-from loratlas.training.fleet.equivalence_check import why_apart
-from loratlas.training.fleet.members import Member, why_alone
-from loratlas.training.fleet.row_slices import Seating, goes_along, joined
+from loratlas.training.fleet.adapter_slots import AdapterSlot, Factors
+from loratlas.training.fleet.equivalence_check import why_not_shared
+from loratlas.training.fleet.members import Member, why_not_in_fleet
+from loratlas.training.fleet.row_slices import RowSlices, can_join, join_batches
 from loratlas.training.frozen_prefix import prefix_for
 from loratlas.training.loop import Run
 from loratlas.training.memory import Peak, kept_pages
@@ -39,7 +39,7 @@ from loratlas.training.run_events import FitResult, StepEvent
 
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
-    from loratlas.training.master_weights import Masters
+    from loratlas.training.master_weights import MasterWeights
 
 PASS_TOKENS = {"cpu": 2048}
 """Tokens that runs share a pass up to. On a CPU a pass of one step's 16 Alpaca rows is as fast per token as one of nine
@@ -48,7 +48,7 @@ such steps, so that only small batches gain from company; elsewhere `OTHER_TOKEN
 OTHER_TOKENS = 16384
 
 
-class ApartError(SettingsError):
+class CannotShareError(SettingsError):
     """Runs of this base cannot share a pass; one by one they can be trained."""
 
 
@@ -64,15 +64,15 @@ class _FleetRun(Run):
         try:
             super().__init__(model, data, settings, evaluate=None, out=member.out, packed=packed)
             self.masters.open()
-            self.tenant = self._tenant(model, member)
+            self.slot = self._tenant(model, member)
         finally:
             detach_adapters(model)
         self.model = base
-        self.sites = frozenset(self.tenant.factors)
+        self.sites = frozenset(self.slot.factors)
         self.lowest = min((row.site.layer if row.site.layer is not None else -1) for row in member.rows)
         self.found: tuple[float, int, int] = (0.0, 0, 0)
 
-    def _tenant(self, model: Any, member: Member) -> Tenant:
+    def _tenant(self, model: Any, member: Member) -> AdapterSlot:
         held = {
             id(parameter): (parameter.data, gradient)
             for group in self.masters.groups
@@ -94,7 +94,7 @@ class _FleetRun(Run):
         heads = {
             path: inner.get_submodule(path).modules_to_save["default"].train() for path in head_modules(inner)
         }
-        return Tenant(factors, heads=heads, dropout=self.settings.dropout)
+        return AdapterSlot(factors, heads=heads, dropout=self.settings.dropout)
 
     def _gradient(self, rows: np.ndarray) -> tuple[float, int, int]:
         return self.found
@@ -111,11 +111,12 @@ class Fleet:
         pass_tokens: tokens (padding included) that runs share a pass up to; None decides by the device.
 
     Raises:
-        SettingsError: a run that cannot be part of a fleet (`why_alone`).
-        ApartError: a base whose passes cannot be shared (`loratlas.training.fleet.equivalence_check.why_apart`).
+        SettingsError: a run that cannot be part of a fleet (`why_not_in_fleet`).
+        CannotShareError: a base whose passes cannot be shared
+            (`loratlas.training.fleet.equivalence_check.why_not_shared`).
 
     Example:
-        ``fleet = Fleet(base, rows, members); results = fleet.fit(); model = fleet.leave(0)``
+        ``fleet = Fleet(base, rows, members); results = fleet.fit(); model = fleet.peft_model(0)``
     """
 
     def __init__(
@@ -128,14 +129,14 @@ class Fleet:
         pass_tokens: int | None = None,
     ) -> None:
         for member in members:
-            reason = why_alone(model, member)
+            reason = why_not_in_fleet(model, member)
             if reason is not None:
                 raise SettingsError(given="a run in a fleet", found=reason, instead="this run alone")
         self.model, self.data, self.members, self.packed = model, data, list(members), packed
         self.bank = Bank(model, [row for member in members for row in member.rows])
-        apart = why_apart(model, self.bank, data, packed=packed) if len(members) > 1 else None
+        apart = why_not_shared(model, self.bank, data, packed=packed) if len(members) > 1 else None
         if apart is not None:
-            raise ApartError(
+            raise CannotShareError(
                 given=f"a fleet of {len(members)} runs", found=apart, instead="these runs one by one"
             )
         self.runs = [_FleetRun(model, data, member, packed=packed) for member in self.members]
@@ -148,7 +149,7 @@ class Fleet:
         *,
         resume: bool = False,
         on_step: Callable[[int, StepEvent], None] | None = None,
-        on_gradient: Callable[[int, Masters], None] | None = None,
+        on_gradient: Callable[[int, MasterWeights], None] | None = None,
     ) -> list[FitResult]:
         """Train all runs to their ends.
 
@@ -175,7 +176,7 @@ class Fleet:
             stop = stack.enter_context(interruptible())
             if resume:
                 for run in self.runs:
-                    run.take_up()
+                    run.load_state()
             peaks = [run.peak() for run in self.runs]
             try:
                 for _ in self._keep_prefixes():
@@ -199,7 +200,7 @@ class Fleet:
             run.result(setup, peak.bytes(run.lasting())) for run, peak in zip(self.runs, peaks, strict=True)
         ]
 
-    def leave(self, place: int) -> Any:
+    def peft_model(self, place: int) -> Any:
         """One run as a `PeftModel` on the base, its adapter float32; `detach_adapters` gives the base back."""
         from loratlas.adapters.attach import attach
 
@@ -234,7 +235,7 @@ class Fleet:
         parts: dict[int, list[Batch]] = {}
         for place in going:
             run = self.runs[place]
-            step = run.tally.done
+            step = run.counters.done
             rows = run.order[step].tolist()
             parts[place] = list(self._batches(rows, run.settings.micro_batch))
             labelled = sum(batch.labelled for batch in parts[place])
@@ -246,13 +247,13 @@ class Fleet:
                 )
             run.found = (0.0, labelled, sum(batch.tokens for batch in parts[place]))
             run.before = 0.0
-            run.tenant.begin(step_seed(run.settings.seed, step))
+            run.slot.begin(step_seed(run.settings.seed, step))
             run.masters.zero()
         for shared in self._passes(parts, peaks):
             self.passes += 1
             with ExitStack() as stack:
                 for place, _ in shared:
-                    stack.enter_context(peaks[place].watch(self.runs[place].tally.done))
+                    stack.enter_context(peaks[place].watch(self.runs[place].counters.done))
                 self._pass(shared)
 
     def _batches(self, rows: list[int], size: int | None) -> Iterator[Batch]:
@@ -270,8 +271,8 @@ class Fleet:
             run = self.runs[place]
             depth = 2 * run.lowest + (run.prefix is not None)
             width = () if self.packed else (batch.input_ids.shape[1], batch.targets.shape[1])
-            alone = place if peaks[place].measures(run.tally.done) else -1
-            like = (tuple(sorted(run.sites)), width) if run.tenant.dropout else ((), ())
+            alone = place if peaks[place].measures(run.counters.done) else -1
+            like = (tuple(sorted(run.sites)), width) if run.slot.dropout else ((), ())
             return depth, like, alone, width, place
 
         found: list[list[tuple[int, Batch]]] = []
@@ -281,7 +282,7 @@ class Fleet:
             for place, batch in sorted(here, key=lambda part: company(*part)):
                 mine = company(place, batch)[:3]
                 others = [other for _, other in found[-1]] if mine == kind else []
-                if others and goes_along(others, batch, most=self.pass_tokens):
+                if others and can_join(others, batch, most=self.pass_tokens):
                     found[-1].append((place, batch))
                 else:
                     found.append([(place, batch)])
@@ -290,24 +291,24 @@ class Fleet:
 
     def _pass(self, shared: Sequence[tuple[int, Batch]]) -> None:
         begun = time.perf_counter()
-        batch = joined([part for _, part in shared], pad_id=self.data.pad_id)
-        seating = Seating.of([(self.runs[place].tenant, part) for place, part in shared])
+        batch = join_batches([part for _, part in shared], pad_id=self.data.pad_id)
+        row_slices = RowSlices.of([(self.runs[place].slot, part) for place, part in shared])
         divisors = [1 / self.runs[place].found[1] for place, _ in shared]
         counts = torch.tensor([part.labelled for _, part in shared])
         weights = torch.tensor(divisors, dtype=torch.float32).repeat_interleave(counts).to(self.device)
         prefix = self.runs[shared[0][0]].prefix  # of like depth, all have the same or none
         batch = batch.to(self.device)
-        with self.bank.seat(seating):
+        with self.bank.seat(row_slices):
             with prefix.within(batch) if prefix is not None else nullcontext():
                 losses = token_losses(self.model, batch)
             (losses * weights.to(losses.dtype)).sum().backward()
         sums = torch.stack(
-            [losses.detach()[share.counted].double().sum() for share in seating.shares]
+            [losses.detach()[share.counted].double().sum() for share in row_slices.shares]
         ).tolist()
         seconds = time.perf_counter() - begun
         for (place, part), nll in zip(shared, sums, strict=True):
             run = self.runs[place]
-            if run.tenant.heads:
+            if run.slot.heads:
                 run.masters.collect()
             run.found = (run.found[0] + float(np.float32(nll)), *run.found[1:])
             run.before += seconds * part.tokens / max(1, batch.tokens)
