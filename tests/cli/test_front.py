@@ -15,6 +15,7 @@ from shell import environment, finish, spawn
 import loratlas
 from loratlas.cli import output, run, translate
 from loratlas.errors import Interrupted, LoratlasError
+from loratlas.files import jsonable
 
 COMMANDS = ("map", "plan", "train", "eval", "audit-log", "study", "report", "demo", "export")
 SHARED_OPTIONS = {
@@ -153,7 +154,7 @@ def test_own_errors_pass_unchanged():
 
 
 def test_json_has_no_nan():
-    value = output.plain({"a": float("nan"), "b": (1, float("inf")), "c": {3, 1}, "d": Path("x"), 5: True})
+    value = jsonable({"a": float("nan"), "b": (1, float("inf")), "c": {3, 1}, "d": Path("x"), 5: True})
     assert value == {"a": None, "b": [1, None], "c": [1, 3], "d": "x", "5": True}
     assert json.loads(json.dumps(value, allow_nan=False)) == value
 

@@ -20,6 +20,7 @@ from loratlas.adapters.tied_weights import share
 from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.errors import AttachError, ModelError, OutputError
 from loratlas.files import whole_folder
+from loratlas.modeling import unwrap
 from loratlas.models.heads import is_classifier
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def _logits(model: Any) -> Any:
     device = next(model.parameters()).device
     model.eval()
     given = {"input_ids": tokens.to(device)}
-    if is_classifier(bare := model.get_base_model() if hasattr(model, "get_base_model") else model):
+    if is_classifier(bare := unwrap(model)):
         # One row at a time, ended once: what a classifier reads is then the same whatever fills rows.
         tokens = tokens.where(tokens != bare.config.eos_token_id, (tokens + 1) % config.vocab_size)
         end = bare.config.eos_token_id

@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from loratlas.adapters.gelu import fuse, write_out
 from loratlas.adapters.sparse_dropout import draw, drop_, dropped
+from loratlas.modeling import unwrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +300,7 @@ _INPUTS: weakref.WeakKeyDictionary[Any, list[list[str]]] = weakref.WeakKeyDictio
 def _say_what_is_not_covered(model: Any) -> None:
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     special = [kind for kind in map(_special, layers) if kind]
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     if special and inner not in _SAID:
         _SAID.add(inner)
         warnings.warn(
@@ -323,7 +324,7 @@ def _groups(model: Any, layers: dict[str, Any]) -> list[_Group]:
 
     From the anatomy and not from watching the first pass, so that every step of every process adds in the same order.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     if not layers or getattr(inner, "config", None) is None:
         return []
     if inner not in _INPUTS:

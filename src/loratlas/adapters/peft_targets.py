@@ -16,6 +16,8 @@ from typing import Any
 from loratlas.adapters.patterns import anchored
 from loratlas.adapters.plan_row import PlanRow
 
+from loratlas.modeling import unwrap
+
 _TASKS = {"Seq2SeqLM": "SEQ_2_SEQ_LM", "CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS"}
 
 
@@ -81,7 +83,7 @@ def task_type(model: Any) -> str | None:
         return "CAUSAL_LM"
     config = getattr(model, "config", model)
     if hasattr(model, "named_parameters"):
-        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        bare = unwrap(model)
         if is_classifier(bare):
             return _TASKS["SequenceClassification"]
         kind = type(bare)

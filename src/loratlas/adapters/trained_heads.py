@@ -13,6 +13,7 @@ import numpy as np
 
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import AttachError
+from loratlas.modeling import unwrap
 from loratlas.models.heads import head_modules, new_head
 
 HEAD_STREAM = 5
@@ -39,7 +40,7 @@ def heads_of(model: Any) -> tuple[str, ...]:
     if model is None:
         return ()
     if hasattr(model, "named_parameters"):
-        return head_modules(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        return head_modules(unwrap(model))
     from loratlas.models.load import class_kind, meta_model
 
     return head_modules(meta_model(model)) if class_kind(model) == "SequenceClassification" else ()

@@ -13,6 +13,7 @@ from loratlas.cli import options, output
 from loratlas.cli.folders import adapter_folder, check_out, check_tokenizer
 from loratlas.cli.judging import adapter_task, check_head, check_samples, judge, show_classes, summary, told
 from loratlas.errors import Interrupted, SettingsError
+from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
     from loratlas.cli.passes import Pass, Subject
@@ -327,7 +328,7 @@ def to_device(model: Any) -> Any:
     """Move a model to the GPU, if there is one; a quantised base is there already."""
     import torch
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     if torch.cuda.is_available() and not getattr(inner, "is_quantized", False):
         return model.to("cuda")
     return model

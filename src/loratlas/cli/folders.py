@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from loratlas.cli.output import plain
 from loratlas.errors import ModelError, OutputError
 
 
@@ -118,13 +116,3 @@ def check_out(out: Path | None, *, mine: tuple[str, ...] = (), what: str = "resu
             found=f"{place} cannot be written to",
             instead="a folder that you may write to",
         )
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

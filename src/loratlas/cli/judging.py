@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.cli import output
 from loratlas.cli.folders import adapter_folder
 from loratlas.errors import ModelError, SettingsError
+from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded
@@ -63,7 +64,7 @@ def check_head(model: Any, adapter: Path | None) -> Any:
     from loratlas.adapters.trained_heads import heads_of, trained_whole
     from loratlas.models.heads import new_head
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     if not new_head(inner) or trained_whole(model):
         return model
     raise ModelError(

@@ -12,6 +12,7 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
+from loratlas.files import jsonable
 from loratlas.scan.advice import DECIDES, track_record
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def plan_model(
         memory=step.memory(),
         allow_unresolved=allow_unresolved,
     )
-    config = output.plain(plan.to_peft(source).to_dict())
+    config = jsonable(plan.to_peft(source).to_dict())
     if peft and not as_json:
         output.emit(config)
         return

@@ -6,7 +6,6 @@ Colours and moving bars appear on terminals only; a pipe or a file gets plain li
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from loratlas.errors import LoratlasError
+from loratlas.files import jsonable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,29 +52,8 @@ def show(thing: Table | Any) -> None:
 def emit(value: dict[str, Any]) -> None:
     """Print the one JSON object of a command. Numbers that JSON has no word for become null."""
     with _Pipe(sys.stdout):
-        sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False) + "\n")
         sys.stdout.flush()
-
-
-def plain(value: Any) -> Any:
-    """Data that `json` can write: tuples become lists, NaN and infinities None, paths text.
-
-    >>> plain({"a": (1, float("nan"))})
-    {'a': [1, None]}
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(plain(item) for item in value)
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "item"):
-        return plain(value.item())
-    return str(value)
 
 
 def fail(error: LoratlasError, *, as_json: bool) -> int:
@@ -133,19 +112,6 @@ def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
 def count(number: float) -> str:
     """1234567 → ``1,234,567``."""
     return f"{number:,.0f}"
-
-
-def size(number: float) -> str:
-    """Bytes for people.
-
-    >>> size(512), size(3 * 1024**2)
-    ('512 B', '3.0 MiB')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
 
 
 def span(seconds: float) -> str:

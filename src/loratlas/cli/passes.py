@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.cli import output
+from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
     from loratlas.data.encode import Encoded, Example
@@ -85,7 +86,7 @@ class Subject:
         size = orthogonality(self.model)
         if size:
             found["AdaLoRA's orthogonality"] = size
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        inner = unwrap(self.model)
         config = inner.config.get_text_config()
         if not (
             getattr(config, "router_aux_loss_coef", None) and getattr(config, "num_experts_per_tok", None)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.cli import output
 from loratlas.cli.evaluate import rows_to_judge, to_device
-from loratlas.cli.folders import adapter_folder, check_out, write_json
+from loratlas.cli.folders import adapter_folder, check_out
 from loratlas.cli.judging import adapter_task, check_head, check_samples, headline, judge, told
 from loratlas.cli.mapping import check_scores, read_named
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
+from loratlas.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -20,6 +20,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from loratlas.data.block_attention import attend, attend_short, is_short
+from loratlas.modeling import patched_configs
 
 NAME = "loratlas_packed"
 
@@ -143,14 +144,8 @@ _ACTIVE = _Active()
 @contextmanager
 def switched(configs: Sequence[Any], name: str) -> Iterator[None]:
     """Let the live models of these configs use another attention implementation, and put their own back."""
-    names = [config._attn_implementation_internal for config in configs]
-    for config in configs:
-        config._attn_implementation_internal = name
-    try:
+    with patched_configs(configs, {"_attn_implementation_internal": name}):
         yield
-    finally:
-        for config, own in zip(configs, names, strict=True):
-            config._attn_implementation_internal = own
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 
 from loratlas.data.batching import IGNORED, Batch, collate
 from loratlas.data.encode import Example
+from loratlas.modeling import unwrap
 from loratlas.models.task import CLASSIFICATION, SEQ2SEQ
 
 if TYPE_CHECKING:
@@ -62,11 +63,6 @@ _FACTS: WeakKeyDictionary[Any, _Facts] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def bare(model: Any) -> Any:
-    """The transformers model inside a `PeftModel`, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _facts(inner: Any) -> _Facts:
     from transformers import PreTrainedModel
 
@@ -93,7 +89,7 @@ def packed(model: Any, batch: Batch) -> Iterator[None]:
     from loratlas.data.packed_attention import Layout, carrying, register, use_layout
 
     register()
-    facts = _facts(bare(model))
+    facts = _facts(unwrap(model))
     for module in facts.checkpointing:
         if module.gradient_checkpointing:
             module._gradient_checkpointing_func = carrying(module._gradient_checkpointing_func)
@@ -156,7 +152,7 @@ def _run(
     model: Any, batch: Batch, head_reads: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple[torch.Tensor, bool]:
     """(logits [rows, V], whether the output embedding read what ``head_reads`` makes of the counted states)."""
-    inner = bare(model)
+    inner = unwrap(model)
     if batch.packed:
         with packed(model, batch):
             return _logits(model, inner, batch, {"position_ids": batch.position_ids}, head_reads)
@@ -231,7 +227,7 @@ def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -
     Returns:
         The proof; never an exception, for padding always works.
     """
-    facts = _facts(bare(model))
+    facts = _facts(unwrap(model))
     impossible = why_padded(model)
     if impossible is not None:
         return _no(impossible)
@@ -249,7 +245,7 @@ def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -
 
 def why_padded(model: Any) -> str | None:
     """Why a model cannot take packed batches, as far as that can be told without running it; None: nothing known."""
-    facts = _facts(bare(model))
+    facts = _facts(unwrap(model))
     if not facts.replaceable:
         return "its attention does not go through transformers' attention interface"
     return None if facts.takes_positions else "it takes no position ids"
@@ -264,7 +260,7 @@ def _compare(model: Any, facts: _Facts, seed: int, max_length: int | None) -> Pa
 
     from loratlas.data.packed_attention import switched, windows_seen
 
-    inner = bare(model)
+    inner = unwrap(model)
     text = inner.config.get_text_config()
     window = _window(text)
     lengths = _proof_lengths(text, window)

@@ -16,6 +16,7 @@ from loratlas.evaluation.cross_entropy import nll
 from loratlas.evaluation.eval_precision import evaluating
 from loratlas.evaluation.parquet import write_table
 from loratlas.evaluation.score import MAX_TOKENS, Scores
+from loratlas.modeling import unwrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ def classify(model: Any, encoded: Encoded, *, max_tokens: int = MAX_TOKENS) -> C
 
     if not len(encoded):
         raise DataError(given=encoded.source, found="no examples to evaluate", instead="rows with a label")
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     device = inner.get_input_embeddings().weight.device
     total = len(encoded)
     losses, label, predicted = np.zeros(total), np.zeros(total, dtype=np.int32), np.zeros(total, np.int32)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from loratlas.modeling import modes_kept
+
 
 @contextmanager
 def base_precision(model: Any) -> Iterator[None]:
@@ -49,14 +51,10 @@ def evaluating(model: Any, *, dropout: bool = False, lean: bool = True) -> Itera
     from loratlas.adapters import lean_lora as kernels
     from loratlas.evaluation.cpu_products import fast_products
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(dropout)
-    try:
+    with modes_kept(model):
+        model.train(dropout)
         # Not inference mode: what the model caches in it could never take part in training.
         layers = kernels.lean(model) if lean else nullcontext()
         products = fast_products(model) if lean else nullcontext()
         with torch.no_grad(), base_precision(model), layers, products:
             yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

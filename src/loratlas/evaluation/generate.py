@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loratlas.evaluation.eval_precision import evaluating
+from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
     from loratlas.data.rows import Row, Rows
@@ -52,7 +53,7 @@ def samples(
     from loratlas.evaluation.rouge import rouge_l
 
     alike = rouge_l() if rouge else None
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     sided = bool(inner.config.is_encoder_decoder)
     context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
     device = inner.get_input_embeddings().weight.device

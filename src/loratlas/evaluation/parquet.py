@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loratlas.errors import DataError, StorageError
+from loratlas.errors import DataError
+from loratlas.files import draft, draft_name, storing
 
 EXAMPLES, TOKENS = "examples.parquet", "tokens.parquet"
 
@@ -19,19 +18,6 @@ SEGMENTS = ("answer", "prompt", "padding", "special")
 
 GROUP = 1 << 17
 """Rows held before a row group of the table of tokens is written."""
-
-
-@contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a full or forbidden disk into a `StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            given=str(path),
-            found=f"it could not be written ({error.strerror or error})",
-            instead="room and write permission there; files finished earlier are untouched",
-        ) from error
 
 
 def write_examples(folder: Path, **columns: np.ndarray) -> None:
@@ -44,14 +30,8 @@ def write_table(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    draft = _draft(path.parent, path.name)
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            parquet.write_table(pa.table(dict(columns)), draft, compression="zstd")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+    with draft(path) as unfinished:
+        parquet.write_table(pa.table(dict(columns)), unfinished, compression="zstd")
 
 
 def write_tokens(folder: Path, tokens: Any) -> None:
@@ -71,7 +51,7 @@ class TokenWriter:
         import pyarrow as pa
         from pyarrow import parquet
 
-        self._path, self._draft = folder / TOKENS, _draft(folder, TOKENS)
+        self._path, self._draft = folder / TOKENS, draft_name(folder / TOKENS)
         self._schema = pa.schema(
             [
                 ("example", pa.int32()),
@@ -155,7 +135,3 @@ def read_columns(folder: Path, name: str, columns: tuple[str, ...]) -> dict[str,
 
 def _codes(values: Any) -> np.ndarray:
     return np.array([SEGMENTS.index(text) for text in values.to_pylist()], dtype=np.int8)
-
-
-def _draft(folder: Path, name: str) -> Path:
-    return folder / f".{name}.{os.getpid()}"

@@ -14,6 +14,7 @@ from loratlas.data.encode import Encoded
 from loratlas.errors import DataError
 from loratlas.evaluation.eval_precision import evaluating
 from loratlas.evaluation.parquet import SEGMENTS, TokenWriter, read_columns, write_examples, write_tokens
+from loratlas.modeling import unwrap
 
 MAX_TOKENS = 2048
 """Tokens of one forward pass."""
@@ -158,7 +159,7 @@ def score(
 def _parts(model: Any, encoded: Encoded, packed: bool, max_tokens: int) -> Iterator[Tokens]:
     from loratlas.evaluation.token_losses import token_losses
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     weight = inner.get_input_embeddings().weight
     limit = max(1, min(max_tokens, MAX_LOGITS // weight.shape[0]))
     for batch in evaluation_batches(encoded, max_tokens=limit, packed=packed):

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from loratlas.data.packing import bare, forward, states
+from loratlas.data.packing import forward, states
 from loratlas.evaluation.cross_entropy import Shape, nll, nll_of_states, rows_at_a_time
+from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
     from loratlas.data.batching import Batch
@@ -74,7 +75,7 @@ class _Found:
 
 
 def _read(model: Any, batch: Batch) -> _Found:
-    inner = bare(model)
+    inner = unwrap(model)
     head = inner.get_output_embeddings()
     if _SHAPES.get(inner, True) is None or not batch.labelled or not _plain(head):
         return _Found(logits=forward(model, batch))

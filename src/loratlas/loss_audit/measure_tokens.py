@@ -16,6 +16,7 @@ from loratlas.evaluation.score import MAX_LOGITS, MAX_TOKENS
 from loratlas.loss_audit.pass_conditions import Condition, drawing, under
 from loratlas.loss_audit.resumable_table import Parts
 from loratlas.loss_audit.token_windows import Line, batch_of, lines, side_by_side
+from loratlas.modeling import unwrap
 
 CHUNK = 1024
 """Lines that are sorted by length and written together: what bounds the memory."""
@@ -73,7 +74,7 @@ def measure(
     """
     condition = condition or Condition()
     special = sorted(set(special))
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     weight = inner.get_input_embeddings().weight
     limit = max(1, min(max_tokens, MAX_LOGITS // weight.shape[0]))
     size = condition.batch_size or 1
@@ -179,7 +180,7 @@ def _batch(
     batch, told = batch_of(group, packed=packed, pad_id=pad_id, ahead=condition.ahead)
     if not batch.labelled:
         return _nothing()
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     device = inner.get_input_embeddings().weight.device
     with drawing(condition, place, device):
         facts = token_facts(model, batch.to(device), uniform=uniform, bounds=bounds)

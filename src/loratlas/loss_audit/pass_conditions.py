@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from loratlas.errors import SettingsError
 from loratlas.evaluation.eval_precision import evaluating
+from loratlas.modeling import unwrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,7 @@ def _numbers(model: Any, dtype: str | None) -> Iterator[None]:
         raise SettingsError(
             given=f"dtype {dtype!r}", found="no type of numbers", instead="float32, bfloat16 or float16"
         )
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     if getattr(inner, "is_quantized", False):
         raise SettingsError(
             given=f"a condition in {dtype}",

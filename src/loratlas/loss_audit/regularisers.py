@@ -7,6 +7,7 @@ from typing import Any
 
 from loratlas.errors import DataError
 from loratlas.evaluation.eval_precision import evaluating
+from loratlas.modeling import unwrap
 
 
 def orthogonality(model: Any) -> float:
@@ -61,7 +62,7 @@ def router_balance(model: Any, batches: Iterable[tuple[Any, Any]]) -> float:
     """
     import torch
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = unwrap(model)
     config = inner.config.get_text_config()
     chosen = getattr(config, "num_experts_per_tok", None)
     strength = getattr(config, "router_aux_loss_coef", None)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.evaluation.parquet import SEGMENTS, TOKENS, storing
+from loratlas.evaluation.parquet import SEGMENTS, TOKENS
+from loratlas.files import storing
 
 FOLDER = ".tokens.parts"
 IDENTITY = "identity.json"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import ModelError
+from loratlas.modeling import unwrap, zero_dropout
 from loratlas.models.heads import head_modules, head_parameters, remember_new_head
 from loratlas.models.quantize import keep_differentiable, quantization
 
@@ -225,7 +226,7 @@ def copy_on_meta(model: Any) -> PreTrainedModel:
     """
     from transformers import PreTrainedModel
 
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = unwrap(model)
     if not isinstance(bare, PreTrainedModel):
         raise ModelError(
             given=f"an object of class {type(model).__name__}",
@@ -388,22 +389,6 @@ def native_dtype() -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     found = torch.cpu.get_capabilities()
     return "bfloat16" if any(found.get(name) for name in _MULTIPLIES_BF16) else "float32"
-
-
-def zero_dropout(config: PretrainedConfig) -> None:
-    """Set every dropout probability of a config (and of configs inside it) to 0, in place.
-
-    A probability is told by its name: ``…dropout…``, ``…_pdrop``, ``…_drop``, ``layerdrop``.
-    """
-    for name, value in list(vars(config).items()):
-        if hasattr(value, "to_diff_dict"):
-            zero_dropout(value)
-        elif isinstance(value, float) and ("drop" in name.lower()):
-            setattr(config, name, 0.0)
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                if isinstance(inner, float) and "drop" in str(key).lower():
-                    value[key] = 0.0
 
 
 def _looks_like_a_path(text: str) -> bool:

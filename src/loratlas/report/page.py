@@ -11,15 +11,12 @@ import base64
 import hashlib
 import html
 import json
-import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loratlas.errors import OutputError
+from loratlas.files import jsonable, write_text
 from loratlas.report import sections
 from loratlas.report import sentences as facts
 from loratlas.report.figures import figures
@@ -47,29 +44,8 @@ def build(study: Mapping[str, Any], out: str | Path) -> Path:
     path = Path(out)
     if path.is_dir():
         path /= "report.html"
-    try:
-        _write(path, text)
-    except OSError as error:
-        raise OutputError(
-            given=str(path),
-            found=f"the page could not be written: {error.strerror or error}",
-            instead="a folder that exists, may be written to and has 6 MB of room",
-        ) from error
+    write_text(path, text)
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def render(ledger: Ledger) -> str:
@@ -112,29 +88,7 @@ def _hash(text: str) -> str:
 
 def _json(value: Any) -> str:
     """JSON that can stand inside a script element: nothing in it can end the element or begin a comment."""
-    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _plain(value: Any) -> Any:
-    """JSON data: what JSON does not know (NaN, infinity) becomes null."""
-    if isinstance(value, str):
-        return _whole(value)
-    if isinstance(value, bool) or value is None or isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {_whole(str(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return str(value)
-
-
-def _whole(text: str) -> str:
-    """Text without half surrogate pairs, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode()

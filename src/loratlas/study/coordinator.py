@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import DataError, Interrupted, OutputError, RunError
+from loratlas.files import digest, write_json
 from loratlas.models.task import CAUSAL
 from loratlas.study import side_metrics as beside
 from loratlas.study.fleet_sizing import fleet_size
 from loratlas.study.ledger import NAME, Key, Ledger, claim, unstorable, unwritable
 from loratlas.study.prepare import Prepared, machine, prepare, revision, training, versions
-from loratlas.study.run_records import digest, read_record, save_encoded
+from loratlas.study.run_records import read_record, save_encoded
 from loratlas.study.schedule import nll, schedule
-from loratlas.study.study_result import StudyResult, load_study, write_json
+from loratlas.study.study_result import StudyResult, load_study
 from loratlas.study.study_spec import StudySpec
 from loratlas.study.worker_pool import Pool, Process, rebuilt
 from loratlas.training.memory import free_bytes

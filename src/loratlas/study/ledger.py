@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from loratlas.errors import OutputError, StorageError
-from loratlas.study.run_records import finite
+from loratlas.files import jsonable
 
 NAME = "ledger.db"
 CLAIM = "claim.lock"
@@ -180,7 +180,7 @@ class Ledger:
         import optuna
 
         with _stored():
-            self._storage.set_trial_user_attr(trial, "record", finite(record))
+            self._storage.set_trial_user_attr(trial, "record", jsonable(record))
             self._storage.set_trial_state_values(
                 trial, optuna.trial.TrialState.COMPLETE, [value if math.isfinite(value) else math.inf]
             )

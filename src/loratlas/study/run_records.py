@@ -5,11 +5,7 @@ A folder appears whole or not at all: it is written under another name and renam
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,37 +13,13 @@ from typing import Any
 import numpy as np
 
 from loratlas.errors import OutputError
+from loratlas.files import draft, whole_folder, write_json
 
 RECORD, EXAMPLES, CURVE = "record.json", "examples.parquet", "curve.parquet"
 NONE = -1
 """What stands for nothing in an array of numbers that are never negative."""
 
 CURVE_COLUMNS = ("step", "nll", "lr", "tokens", "seconds")
-
-
-def digest(value: Any) -> str:
-    """16 hex digits over plain data.
-
-    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
-    True
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def finite(value: Any) -> Any:
-    """Plain data without NaN and infinity, which JSON does not know: they become null.
-
-    >>> finite({"nll": float("nan"), "steps": (1, 2)})
-    {'nll': None, 'steps': [1, 2]}
-    """
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
-    return value
 
 
 def write_run(
@@ -71,24 +43,14 @@ def write_run(
     import pyarrow as pa
     from pyarrow import parquet
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
+    with whole_folder(folder, marker=None) as unfinished:
         if examples is not None:
-            parquet.write_table(pa.table(dict(examples)), draft / EXAMPLES)
+            parquet.write_table(pa.table(dict(examples)), unfinished / EXAMPLES)
         for name, columns in (tables or {}).items():
-            parquet.write_table(pa.table(dict(columns)), draft / name)
+            parquet.write_table(pa.table(dict(columns)), unfinished / name)
         points = {name: [point[name] for point in curve] for name in CURVE_COLUMNS}
-        parquet.write_table(pa.table(points), draft / CURVE)
-        text = json.dumps(finite(record), indent=1, allow_nan=False)
-        (draft / RECORD).write_text(text + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        parquet.write_table(pa.table(points), unfinished / CURVE)
+        write_json(unfinished / RECORD, record)
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -152,21 +114,22 @@ def save_encoded(path: Path, encoded: Any) -> None:
         "task": encoded.task.to_json(),
         "report": {name: getattr(report, name) for name in report.__dataclass_fields__},
     }
-    draft = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez(
-        draft,
-        lengths=lengths,
-        rows=np.array([example.row for example in encoded.examples], dtype=np.int64),
-        ids=np.concatenate([example.input_ids for example in encoded.examples]),
-        labelled=np.concatenate([example.labelled for example in encoded.examples]),
-        sources=np.array([NONE if e.source is None else e.source for e in encoded.examples], dtype=np.int64),
-        labels=np.array([NONE if e.label is None else e.label for e in encoded.examples], dtype=np.int64),
-        types=np.concatenate(
-            [np.full(len(e.input_ids), NONE) if e.types is None else e.types for e in encoded.examples]
-        ).astype(np.int8),
-        about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
-    )
-    draft.replace(path)
+    with draft(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(
+            file,
+            lengths=lengths,
+            rows=np.array([example.row for example in encoded.examples], dtype=np.int64),
+            ids=np.concatenate([example.input_ids for example in encoded.examples]),
+            labelled=np.concatenate([example.labelled for example in encoded.examples]),
+            sources=np.array(
+                [NONE if e.source is None else e.source for e in encoded.examples], dtype=np.int64
+            ),
+            labels=np.array([NONE if e.label is None else e.label for e in encoded.examples], dtype=np.int64),
+            types=np.concatenate(
+                [np.full(len(e.input_ids), NONE) if e.types is None else e.types for e in encoded.examples]
+            ).astype(np.int8),
+            about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
+        )
 
 
 def load_encoded(path: Path) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -467,15 +465,3 @@ def _pareto(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
         )
         for name, axis in axes.items()
     }
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(
-            json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import OutputError
-from loratlas.evaluation.parquet import storing
+from loratlas.files import storing
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loratlas.data.packing import bare
 from loratlas.errors import SettingsError
+from loratlas.modeling import unwrap
 from loratlas.training.frozen_prefix import layers_of
 from loratlas.training.measurement_cache import MeasurementCache
 
@@ -184,7 +184,7 @@ class Compilation:
 
 
 def _key(model: Any, dtype: str) -> str:
-    inner = bare(model)
+    inner = unwrap(model)
     text = inner.config.get_text_config()
     sizes = [getattr(text, name, "?") for name in ("num_hidden_layers", "hidden_size")]
     return f"{type(inner).__name__}, {sizes[0]} × {sizes[1]}, {dtype}"
@@ -217,7 +217,7 @@ def switch_off(model: Any) -> None:
 def _layers(model: Any) -> list[Any]:
     """The layers that a model repeats; all of it where there is no list of them."""
     found = layers_of(model)
-    return list(found.modules) if found is not None else [bare(model).base_model]
+    return list(found.modules) if found is not None else [unwrap(model).base_model]
 
 
 def is_failure(error: RuntimeError) -> bool:

@@ -11,14 +11,15 @@ them. So a resumed run, which has nothing kept, computes the same numbers again,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.data.packing import FLOOR, TOLERANCE, bare, forward
+from loratlas.data.packing import FLOOR, TOLERANCE, forward
+from loratlas.modeling import has_dropout, patched_forwards, unwrap
 from loratlas.training.memory import free_bytes
 from loratlas.training.microbatches import FILLER, microbatches
 
@@ -72,7 +73,7 @@ def layers_of(model: Any) -> Layers | None:
     """
     import torch
 
-    inner = bare(model)
+    inner = unwrap(model)
     wanted = getattr(inner.config.get_text_config(), "num_hidden_layers", None)
     lists = [
         (name, module)
@@ -101,7 +102,7 @@ class Prefix:
     def __init__(self, model: Any, data: Encoded, pool: Sequence[int], *, layers: Layers, depth: int) -> None:
         self.model, self.data, self.depth = model, data, depth
         self._below = layers.modules[:depth]
-        self._device = bare(model).get_input_embeddings().weight.device
+        self._device = unwrap(model).get_input_embeddings().weight.device
         self._pool = sorted({int(row) for row in pool})
         self._chunk_of, self._chunks = _chunks(data, self._pool)
         self._kept: dict[int, torch.Tensor] = {}
@@ -141,7 +142,7 @@ class Prefix:
             return self._returned(states)
 
         changes = [(layer, hand_on) for layer in self._below[:-1]] + [(self._below[-1], begin)]
-        with _not_compiled(self._below), _forwards(changes):
+        with _not_compiled(self._below), patched_forwards(changes):
             yield
 
     def _returned(self, states: torch.Tensor) -> Any:
@@ -203,7 +204,7 @@ def prefix_for(
         not one whose layers pass one tensor from each to the next.
     """
     pool = np.unique(order).tolist()
-    if order.size <= len(pool) or _has_dropout(bare(model).config):
+    if order.size <= len(pool) or has_dropout(unwrap(model).config):
         return None
     try:
         prefix = unproven_prefix(model, data, pool, depth=depth)
@@ -230,7 +231,7 @@ def unproven_prefix(
     if layers is None:
         return None
     if depth is None:
-        depth = layers.lowest([name for name, p in bare(model).named_parameters() if p.requires_grad])
+        depth = layers.lowest([name for name, p in unwrap(model).named_parameters() if p.requires_grad])
         depth = len(layers.modules) if depth is None else depth
     return Prefix(model, data, pool, layers=layers, depth=depth) if depth >= 1 else None
 
@@ -253,7 +254,7 @@ def _proven(model: Any, data: Encoded, prefix: Prefix, order: np.ndarray) -> boo
     for _ in prefix.fill(rows):
         pass
     (batch,) = microbatches(data, rows, packed=True)
-    batch = batch.to(bare(model).get_input_embeddings().weight.device)
+    batch = batch.to(unwrap(model).get_input_embeddings().weight.device)
 
     def losses() -> torch.Tensor:
         with torch.random.fork_rng(), torch.no_grad():
@@ -292,29 +293,3 @@ def _not_compiled(layers: Sequence[Any]) -> Iterator[None]:
     finally:
         for layer, own in zip(layers, before, strict=True):
             layer._compiled_call_impl = own
-
-
-@contextmanager
-def _forwards(changes: Sequence[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
-    """Within this context modules have other forward functions."""
-    before = [(module, vars(module).get("forward")) for module, _ in changes]
-    for module, function in changes:
-        module.forward = function
-    try:
-        yield
-    finally:
-        for module, own in before:
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
-
-
-def _has_dropout(config: Any) -> bool:
-    """Whether a config, or one inside it, names a dropout above 0."""
-    return any(
-        _has_dropout(value)
-        if hasattr(value, "to_diff_dict")
-        else isinstance(value, float) and value > 0 and "drop" in name.lower()
-        for name, value in vars(config).items()
-    )

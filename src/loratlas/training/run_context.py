@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from loratlas.modeling import modes_kept, unwrap
+
 DROPOUT_STREAM = 3
 """Word beside the seed. Order and subset use 1 (`loratlas.data.batching`), initialisation is `attach`'s own."""
 
@@ -21,19 +23,17 @@ def training_mode(model: Any, *, checkpointing: bool) -> Iterator[None]:
     Recomputation does not re-enter the graph (``use_reentrant=False``), so that it works although no input of the
     first layer requires a gradient.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    modes = [(module, module.training) for module in model.modules()]
+    inner = unwrap(model)
     before = any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
     if checkpointing and not before:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    try:
-        yield
-    finally:
-        if checkpointing and not before:
-            inner.gradient_checkpointing_disable()
-        for module, mode in modes:
-            module.training = mode
+    with modes_kept(model):
+        model.train()
+        try:
+            yield
+        finally:
+            if checkpointing and not before:
+                inner.gradient_checkpointing_disable()
 
 
 def step_seed(seed: int, step: int) -> int:

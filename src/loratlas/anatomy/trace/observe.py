@@ -29,6 +29,7 @@ from loratlas.anatomy.trace.dispatch import Watch
 from loratlas.anatomy.trace.flow_records import Flow
 from loratlas.anatomy.trace.provenance import Labelled
 from loratlas.anatomy.trace.python_calls import Shortcuts
+from loratlas.modeling import patched_configs
 from loratlas.models.load import quiet
 
 if TYPE_CHECKING:
@@ -215,16 +216,5 @@ _SETTINGS = {"_experts_implementation_internal": "batched_mm", "use_cache": Fals
 def _plainly(model: nn.Module) -> Iterator[None]:
     """Let the model and all models inside it run under the settings above."""
     configs = {id(value): value for m in model.modules() if (value := getattr(m, "config", None)) is not None}
-    before = [
-        (config, name, getattr(config, name))
-        for config in configs.values()
-        for name in _SETTINGS
-        if hasattr(config, name)
-    ]
-    for config, name, _ in before:
-        setattr(config, name, _SETTINGS[name])
-    try:
+    with patched_configs(list(configs.values()), _SETTINGS):
         yield
-    finally:
-        for config, name, value in before:
-            setattr(config, name, value)
