@@ -55,7 +55,7 @@ def row(model_type: str) -> dict[str, Any]:
     """All that is known of one type."""
     from loratlas.anatomy.compare.reader_opinions import READERS
     from loratlas.anatomy.probe.probe_reader import instance
-    from loratlas.models.load import meta_model
+    from loratlas.models.meta import meta_model
 
     found: dict[str, Any] = {"model_type": model_type, "mapped": mapped(model_type)}
     if model_type in zoo.NEVER:

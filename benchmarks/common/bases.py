@@ -54,7 +54,8 @@ def base(name: str, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM, GPT2Config
 
     from loratlas.demo import base_path
-    from loratlas.models.load import load_model, zero_dropout
+    from loratlas.modeling import zero_dropout
+    from loratlas.models.load import load_model
 
     if name == MINI:
         return load_model(base_path(), dtype=dtype)

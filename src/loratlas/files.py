@@ -39,21 +39,15 @@ def storing(path: Path) -> Iterator[None]:
     """Within this context what the operating system says about a disk becomes an error with the path.
 
     Raises:
-        StorageError: the disk is full or became read-only. OutputError: no permission, or something in the way.
+        StorageError: the disk is full, read-only or forbidden. What was written before stays.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise StorageError(
-                given=str(path),
-                found=f"it could not be written ({error.strerror or error})",
-                instead="room on that disk, then the same command; files finished earlier are untouched",
-            ) from error
-        raise OutputError(
+        raise StorageError(
             given=str(path),
             found=f"it could not be written ({error.strerror or error})",
-            instead="a place that you may write to; files finished earlier are untouched",
+            instead="room and write permission there; files finished earlier are untouched",
         ) from error
 
 
@@ -65,7 +59,7 @@ def draft(path: Path) -> Iterator[Path]:
         path: of the file, which is replaced. Its folder is made where there is none.
 
     Raises:
-        StorageError, OutputError: see `storing`.
+        StorageError: see `storing`.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "table"
@@ -115,7 +109,7 @@ def whole_folder(out: Path, *, marker: str | None) -> Iterator[Path]:
         OutputError: ``out`` holds something else, or cannot be made.
         StorageError: the disk was full or became read-only.
     """
-    with storing(out):
+    with storing(out) if marker is None else _asked_for(out):
         remove_leftovers(out.parent, out.name)
         taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
         if taken and marker is not None and not (out / marker).exists():
@@ -216,6 +210,23 @@ def format_bytes(number: float) -> str:
             return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.1f} TiB"
+
+
+@contextmanager
+def _asked_for(out: Path) -> Iterator[None]:
+    """As `storing`, for a place that somebody named: one that is forbidden was the wrong request."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                given=str(out), found=f"{error.strerror}", instead="room on that disk, then the same command"
+            ) from error
+        raise OutputError(
+            given=str(out),
+            found=f"it cannot be written: {error.strerror or error}",
+            instead="a folder with write permission",
+        ) from error
 
 
 def draft_name(path: Path) -> Path:

@@ -5,6 +5,7 @@ Nothing here imports torch or transformers: a model is whatever has the attribut
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -79,6 +80,24 @@ def patched_configs(configs: Sequence[Any], values: Mapping[str, Any]) -> Iterat
     finally:
         for config, name, value in before:
             setattr(config, name, value)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory was not enough, whoever raised it.
+
+    Torch's allocator on a CPU raises a plain RuntimeError, mapping a file an OSError, and CUDA a class of its own.
+
+    >>> is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"))
+    True
+    >>> is_out_of_memory(RuntimeError("size mismatch")), is_out_of_memory(MemoryError())
+    (False, True)
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("can't allocate memory", "cannot allocate memory", "out of memory"))
 
 
 def is_dropout(name: str) -> bool:

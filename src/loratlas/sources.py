@@ -119,7 +119,7 @@ def open_task(
         DataError, ModelError: see `loratlas.models.task.recognise` and `loratlas.data.task_examples.label_set`.
     """
     from loratlas.data.task_examples import label_set
-    from loratlas.models.load import load_config
+    from loratlas.models.config import load_config
     from loratlas.models.task import CAUSAL, CLASSIFICATION, Task, for_task, own_labels, recognise
 
     name = recognise(source, rows.form, asked=asked or (known.name if known else None))

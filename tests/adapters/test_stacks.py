@@ -14,7 +14,9 @@ from loratlas.adapters.attach import trainable
 from loratlas.adapters.peft_targets import adapted
 from loratlas.anatomy.read import read
 from loratlas.errors import AttachError, PlacementError
-from loratlas.models.load import model_class, quiet, zero_dropout
+from loratlas.modeling import zero_dropout
+from loratlas.models.config import quiet
+from loratlas.models.meta import model_class
 from loratlas.placement.plan import place
 
 TOKENS = torch.arange(3, 15)[None]

@@ -27,7 +27,7 @@ def anatomy():
 def zamba2():
     from transformers import Zamba2ForCausalLM
 
-    from loratlas.models.load import quiet
+    from loratlas.models.config import quiet
 
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -20,7 +20,7 @@ from loratlas.anatomy.probe.probe_reader import instance, probe
 from loratlas.anatomy.role_table import MIXES, POINTWISE
 from loratlas.anatomy.structure import matrices
 from loratlas.anatomy.tiny_config import shrunk, small
-from loratlas.models.load import meta_model
+from loratlas.models.meta import meta_model
 
 
 def verdicts(model_type: str, **changes) -> dict[str, str]:

@@ -12,7 +12,7 @@ from loratlas.anatomy import structure
 from loratlas.anatomy.names import leaf_words as parts
 from loratlas.anatomy.read import read
 from loratlas.anatomy.trace import observe as flow
-from loratlas.models.load import meta_model
+from loratlas.models.meta import meta_model
 
 # Case → parameter of the first block, or outside the blocks → role, with the shape (d_out, d_in).
 _LLAMA = {

@@ -9,7 +9,7 @@ from tests import zoo
 
 from loratlas.anatomy.read import read
 from loratlas.errors import ModelError
-from loratlas.models.load import meta_model
+from loratlas.models.meta import meta_model
 
 # What is unresolved, and why it stays so.
 UNRESOLVED = {

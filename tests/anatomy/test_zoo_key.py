@@ -9,7 +9,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from loratlas.anatomy.read import read
-from loratlas.models.load import meta_model
+from loratlas.models.meta import meta_model
 
 TYPES = (
     "codegen",

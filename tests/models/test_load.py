@@ -13,8 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from loratlas.anatomy.read import read
-from loratlas.errors import ModelError
-from loratlas.models.load import load_config, load_model, meta_model
+from loratlas.demo import base_path
+from loratlas.errors import ModelError, RunError
+from loratlas.models.config import load_config
+from loratlas.models.load import load_model
+from loratlas.models.meta import meta_model
 
 
 def test_a_config_is_found_as_directory_file_and_object(tmp_path, small):
@@ -271,3 +274,22 @@ def test_an_unknown_site_names_the_nearest(small):
     with pytest.raises(ModelError) as caught:
         read(small("llama")).site("model.layers.0.self_attn.q_prj.weight")
     assert "model.layers.0.self_attn.q_proj.weight" in caught.value.instead
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["python", "torch"],
+)
+def test_too_little_memory_is_not_called_broken_weights(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("loratlas.models.load._from_pretrained", fail)
+    with pytest.raises(RunError) as caught:
+        load_model(base_path())
+    assert "memory" in caught.value.found
+    assert "weights that load" not in str(caught.value)

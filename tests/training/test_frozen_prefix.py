@@ -8,7 +8,7 @@ from tests.tiny import LAYERS, tiny_model
 from tests.training.small import adapted, encoded, weights
 
 from loratlas.errors import Interrupted
-from loratlas.models.load import zero_dropout
+from loratlas.modeling import zero_dropout
 from loratlas.placement.plan import place
 from loratlas.training import compilation
 from loratlas.training import frozen_prefix as prefix

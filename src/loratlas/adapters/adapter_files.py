@@ -197,7 +197,8 @@ def export(
     Raises:
         ModelError: adapter or base are not there. OutputError, StorageError: see :func:`save_adapter`.
     """
-    from loratlas.models.load import load_config, load_model
+    from loratlas.models.config import load_config
+    from loratlas.models.load import load_model
 
     if target not in TARGETS:
         raise OutputError(
@@ -246,7 +247,7 @@ def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from loratlas.models.load import load_config, quiet
+    from loratlas.models.config import load_config, quiet
 
     merged: Any = model.merge_and_unload(safe_merge=True)
     merged = merged.to(getattr(torch, dtype))

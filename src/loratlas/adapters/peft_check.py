@@ -45,7 +45,7 @@ def prove_on_meta(rows: Sequence[PlanRow], config: LoraConfig, model: Any) -> No
 
     from peft import get_peft_model
 
-    from loratlas.models.load import copy_on_meta, meta_model
+    from loratlas.models.meta import copy_on_meta, meta_model
 
     if model is None:
         raise AttachError(

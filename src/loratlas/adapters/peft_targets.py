@@ -77,7 +77,7 @@ def task_type(model: Any) -> str | None:
         model: a model or a config; None for a causal language model.
     """
     from loratlas.models.heads import is_classifier
-    from loratlas.models.load import class_kind, model_class
+    from loratlas.models.meta import class_kind, model_class
 
     if model is None:
         return "CAUSAL_LM"

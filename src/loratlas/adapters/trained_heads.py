@@ -41,7 +41,7 @@ def heads_of(model: Any) -> tuple[str, ...]:
         return ()
     if hasattr(model, "named_parameters"):
         return head_modules(unwrap(model))
-    from loratlas.models.load import class_kind, meta_model
+    from loratlas.models.meta import class_kind, meta_model
 
     return head_modules(meta_model(model)) if class_kind(model) == "SequenceClassification" else ()
 
@@ -49,7 +49,7 @@ def heads_of(model: Any) -> tuple[str, ...]:
 def head_size(model: Any) -> int:
     """Parameters that train beside the adapters because a task has added a head; 0 for a language model."""
     from loratlas.models.heads import head_parameters
-    from loratlas.models.load import class_kind, meta_model
+    from loratlas.models.meta import class_kind, meta_model
 
     if not hasattr(model, "named_parameters"):
         if class_kind(model) != "SequenceClassification":

@@ -18,7 +18,8 @@ from loratlas.anatomy.config_sizes import config_digest, sizes
 from loratlas.anatomy.role_table import EXPERT_FAMILIES, ROLES, family_of
 from loratlas.anatomy.scopes import scopes
 from loratlas.anatomy.sites import Anatomy, Site, Unresolved
-from loratlas.models.load import collector_paused, copy_on_meta, load_config, meta_model
+from loratlas.models.config import collector_paused, load_config
+from loratlas.models.meta import copy_on_meta, meta_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

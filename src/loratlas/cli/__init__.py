@@ -92,6 +92,7 @@ def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
     'storage'
     """
     from loratlas.errors import LoratlasError, OutputError, RequestError, RunError, StorageError
+    from loratlas.modeling import is_out_of_memory
 
     cause = problem.__cause__
     if isinstance(problem, OutputError) and isinstance(cause, OSError) and cause.errno in _FULL:
@@ -119,7 +120,7 @@ def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
             found=str(problem.strerror),
             instead="a place that you may read and write",
         )
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(problem):
         return RunError(
             given=given,
             found="the memory is not enough",

@@ -174,7 +174,7 @@ class _Audit:
         from loratlas.data.encode import check_positions, encode, load_tokenizer
         from loratlas.loss_audit.match_logs import by_example
         from loratlas.loss_audit.text_units import texts_of
-        from loratlas.models.load import load_config
+        from loratlas.models.config import load_config
         from loratlas.sources import model_source
 
         tokenizer = load_tokenizer(model_source(model))

@@ -131,7 +131,7 @@ def plan_model(
     budget by the scores of an earlier scan.
     """
     from loratlas.cli.pricing import Step, price, show
-    from loratlas.models.load import load_config
+    from loratlas.models.config import load_config
     from loratlas.scan.plan_from_scores import is_auto
     from loratlas.sources import model_source
 

@@ -78,7 +78,7 @@ def go(job: Job, *, as_json: bool) -> None:
     """
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
-    from loratlas.models.load import load_config
+    from loratlas.models.config import load_config
     from loratlas.sources import model_source, open_model, open_rows, open_task
 
     _check(job)

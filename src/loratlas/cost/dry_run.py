@@ -220,7 +220,8 @@ def _blank(
     from loratlas.adapters.attach import lora_config
     from loratlas.adapters.lean_lora import faster
     from loratlas.adapters.peft_check import expected_warnings
-    from loratlas.models.load import meta_model, zero_dropout
+    from loratlas.modeling import zero_dropout
+    from loratlas.models.meta import meta_model
 
     config = copy.deepcopy(config)
     zero_dropout(config)

@@ -24,7 +24,7 @@ from loratlas.data.encode import (
 )
 from loratlas.data.rows import Row, Rows
 from loratlas.errors import DataError
-from loratlas.models.load import load_config
+from loratlas.models.config import load_config
 from loratlas.models.task import CLASSIFICATION, SEQ2SEQ, Task
 
 
@@ -60,7 +60,7 @@ def encode_for(
         max_length: longest text in tokens; of a source and its target, longest of either. A longer text of a
             classification and a longer source lose tokens at their end; a longer target drops the row.
         loss: of a causal language model, see `loratlas.data.encode.encode`.
-        config: of the model, or what `loratlas.models.load.load_config` takes; it limits positions, and the pad token
+        config: of the model, or what `loratlas.models.config.load_config` takes; it limits positions, and the pad token
             of a classifier fills short rows.
 
     Raises:

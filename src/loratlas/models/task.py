@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import DataError, ModelError
-from loratlas.models.load import class_kind, classes, load_config
+from loratlas.models.config import load_config
+from loratlas.models.meta import class_kind, classes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +83,7 @@ def recognise(source: str | Path | PretrainedConfig, form: str, *, asked: str | 
     Rows of text and label are a classification; of all others the architecture decides.
 
     Args:
-        source: see `loratlas.models.load.load_config`.
+        source: see `loratlas.models.config.load_config`.
         form: of the rows, one of `loratlas.data.rows.FORMS`.
         asked: one of `TASKS`, which then is the answer if model and rows allow it.
 
@@ -169,7 +170,7 @@ def for_task(
     """The config of a model that does a task: anatomy, plan and weights are then read as that class.
 
     Args:
-        source: see `loratlas.models.load.load_config`.
+        source: see `loratlas.models.config.load_config`.
         task: what it is to do.
         pad_id: fills short rows of a classifier whose config names no such token; a decoder reads the last place
             that is none.

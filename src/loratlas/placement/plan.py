@@ -137,7 +137,7 @@ class Plan:
             AttachError: PEFT would adapt other sites; the message names them.
         """
         from loratlas.adapters.attach import lora_config
-        from loratlas.models.load import load_config
+        from loratlas.models.config import load_config
 
         if isinstance(model, (str, Path)):
             model = load_config(model)

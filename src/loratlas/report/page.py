@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loratlas.errors import OutputError, StorageError
 from loratlas.files import jsonable, write_text
 from loratlas.report import sections
 from loratlas.report import sentences as facts
@@ -44,7 +45,20 @@ def build(study: Mapping[str, Any], out: str | Path) -> Path:
     path = Path(out)
     if path.is_dir():
         path /= "report.html"
-    write_text(path, text)
+    if not path.parent.is_dir():
+        raise OutputError(
+            given=str(path),
+            found=f"no folder {path.parent}",
+            instead="a folder that exists and may be written to",
+        )
+    try:
+        write_text(path, text)
+    except StorageError as error:
+        raise OutputError(
+            given=str(path),
+            found=f"the page {error.found}",
+            instead="a folder that may be written to and has 6 MB of room",
+        ) from error.__cause__
     return path
 
 

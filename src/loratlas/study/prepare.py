@@ -150,7 +150,7 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
     from loratlas.cost.dry_run import PeakMemory, typical
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
-    from loratlas.models.load import load_config
+    from loratlas.models.config import load_config
 
     source = model_source(spec.model, folder=spec.folder)
     base_config = load_config(source)

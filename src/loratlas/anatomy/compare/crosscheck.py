@@ -28,7 +28,7 @@ from loratlas.anatomy.structure import matrices
 from loratlas.anatomy.tiny_config import LAYERS, shrunk, small
 from loratlas.anatomy.trace.observe import observe
 from loratlas.anatomy.trace.trace_reader import opinions
-from loratlas.models.load import load_config
+from loratlas.models.config import load_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -20,7 +20,8 @@ import torch
 
 from loratlas.anatomy.probe.token_mixing import Mixing
 from loratlas.anatomy.role_table import MIXES, POINTWISE
-from loratlas.models.load import model_class, quiet
+from loratlas.models.config import quiet
+from loratlas.models.meta import model_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -1,0 +1,161 @@
+"""From a name, a directory or a file to a config; no weights are read, and no code of a repository ever runs."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loratlas.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars, remarks and warnings while a model is built or loaded.
+
+    They are about generation settings, missing kernels and weights that a later step loads; errors still
+    raise.
+    """
+    from transformers.utils import logging as hf_logging
+
+    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector: importing a model's code and building it makes much that stays.
+
+    Reading a config takes a fifth less time so.
+    """
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
+    """Find a model's config; no weights are read.
+
+    Args:
+        source: a Hub id, a directory with a ``config.json``, such a file itself, or a config.
+
+    Returns:
+        The config, of the class that transformers has for its ``model_type``.
+
+    Raises:
+        ModelError: nothing there, no network, broken JSON, or an architecture unknown to
+            transformers.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    if isinstance(source, PretrainedConfig):
+        return source
+    if not str(source).strip():
+        raise ModelError(given="an empty name", found="no model", instead="a Hub id, or a directory")
+    path = Path(source)
+    if path.is_file():
+        return _config_from_file(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                given=str(source),
+                found="a directory without a config.json",
+                instead="a directory that save_pretrained wrote, or a Hub id",
+            )
+        return _config_from_file(path / "config.json")
+    if _looks_like_a_path(str(source)):
+        raise ModelError(
+            given=str(source), found="no such file or directory", instead="an existing path, or a Hub id"
+        )
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise hub_error(str(source), error) from error
+
+
+def _config_from_file(path: Path) -> PretrainedConfig:
+    """A config read by transformers' own reader, which knows what its own writer makes of infinite numbers."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    try:
+        data, _ = PretrainedConfig.get_config_dict(str(path))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            given=str(path),
+            found=f"not readable as JSON ({first_line(error)})",
+            instead="a model's config.json",
+        ) from error
+    if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
+        raise ModelError(
+            given=str(path),
+            found="JSON without a model_type",
+            instead="the config.json of a transformers model",
+        )
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except Exception as error:
+        # Config classes validate their fields with exceptions of several libraries.
+        raise ModelError(
+            given=str(path),
+            found=f"a config of type {data['model_type']!r} that transformers {transformers_version()} refuses: "
+            f"{first_line(error)}",
+            instead="a config that this version of transformers can build",
+        ) from error
+
+
+def _looks_like_a_path(text: str) -> bool:
+    # A Hub id is "name" or "owner/name": anything deeper, or written like a path, can only be a path.
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith((".json", "/"))
+
+
+def hub_error(source: str, error: Exception) -> ModelError:
+    """What a failure to reach a model by its name means, in a sentence."""
+    if isinstance(error, (ValueError, KeyError)) and "model type" in str(error).lower():
+        return ModelError(
+            given=source,
+            found=f"an architecture that transformers {transformers_version()} does not know (or with its own code)",
+            instead="a model whose code is part of transformers",
+        )
+    text = str(error).lower()
+    if "not a valid model identifier" in text or "404" in text or "repository not found" in text:
+        found = "neither a local directory nor a model on the Hub that can be read without logging in"
+    else:
+        found = "no local directory of that name, no copy in the cache, and the Hub could not be reached"
+    return ModelError(
+        given=source, found=found, instead="a local directory with a config.json, or a Hub id while online"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, or its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def transformers_version() -> str:
+    """The version of transformers that is installed."""
+    import transformers
+
+    return transformers.__version__
