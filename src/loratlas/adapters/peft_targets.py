@@ -15,7 +15,6 @@ from typing import Any
 
 from loratlas.adapters.patterns import anchored
 from loratlas.adapters.plan_row import PlanRow
-
 from loratlas.modeling import unwrap
 
 _TASKS = {"Seq2SeqLM": "SEQ_2_SEQ_LM", "CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS"}
