@@ -74,7 +74,7 @@ def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
         raise ModelError(given="an empty name", found="no model", instead="a Hub id, or a directory")
     path = Path(source)
     if path.is_file():
-        return _config_from_file(path)
+        return _read_config(path, path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
@@ -82,7 +82,7 @@ def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
                 found="a directory without a config.json",
                 instead="a directory that save_pretrained wrote, or a Hub id",
             )
-        return _config_from_file(path / "config.json")
+        return _read_config(path / "config.json", path)
     if _looks_like_a_path(str(source)):
         raise ModelError(
             given=str(source), found="no such file or directory", instead="an existing path, or a Hub id"
@@ -94,7 +94,7 @@ def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
         raise hub_error(str(source), error) from error
 
 
-def _config_from_file(path: Path) -> PretrainedConfig:
+def _read_config(path: Path, source: Path) -> PretrainedConfig:
     """A config read by transformers' own reader, which knows what its own writer makes of infinite numbers."""
     from transformers import AutoConfig, PretrainedConfig
 
@@ -114,7 +114,7 @@ def _config_from_file(path: Path) -> PretrainedConfig:
         )
     try:
         with quiet():
-            return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+            return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:
         # Config classes validate their fields with exceptions of several libraries.
         raise ModelError(
