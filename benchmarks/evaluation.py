@@ -34,7 +34,7 @@ BATCH = 8
 def prepared(rows: str, count: int, dtype: str) -> tuple[Any, Any]:
     """The embedded base and ``count`` encoded rows."""
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.data.rows import load_rows
+    from loratlas.data.load_rows import load_rows
     from loratlas.demo import base_path
     from loratlas.models.load import load_model
 

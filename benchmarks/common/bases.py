@@ -119,7 +119,7 @@ def tokenizer_of(name: str) -> Any:
 def alpaca(name: str, *, rows: int, split: str = "train", max_length: int = 512) -> Encoded:
     """The first rows of Alpaca, tokenised for a base."""
     from loratlas.data.encode import encode
-    from loratlas.data.rows import load_rows
+    from loratlas.data.load_rows import load_rows
 
     read = load_rows(str(shared(f"data/alpaca_{split}.jsonl.gz")), limit=rows)
     return encode(read, tokenizer_of(name), max_length=max_length)

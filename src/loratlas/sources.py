@@ -87,7 +87,7 @@ def open_rows(
     limit: int | None = None,
     folder: Path | None = None,
 ) -> Rows:
-    """Read rows by the name of their source; arguments are those of :func:`loratlas.data.rows.load_rows`.
+    """Read rows by the name of their source; arguments are those of :func:`loratlas.data.load_rows.load_rows`.
 
     An embedded task (``demo:facts-300``) has the splits ``train``, the default, and ``eval``.
     """
@@ -95,7 +95,7 @@ def open_rows(
         from loratlas.demo import generate
 
         return generate(text, split=split or "train", rows=limit)
-    from loratlas.data.rows import load_rows
+    from loratlas.data.load_rows import load_rows
 
     return load_rows(locate(text, folder=folder), split=split, mapping=mapping, limit=limit)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import BloomConfig, GPT2Config
 
 from loratlas.data.encode import _shortened, check_positions, encode, load_tokenizer, opening_ids, pad_id
-from loratlas.data.rows import Row, Rows, Turn, load_rows, rows_digest
+from loratlas.data.load_rows import load_rows
+from loratlas.data.rows import Row, Rows, Turn
 from loratlas.errors import DataError, ModelError
 
 END = 256  # the byte tokenizer's first special token
@@ -23,12 +24,12 @@ def rows_of(*pairs: tuple[str, str], form: str = "prompt") -> Rows:
         )
         for place, (asked, answer) in enumerate(pairs)
     )
-    return Rows(rows=rows, form=form, source="here", digest=rows_digest(rows))
+    return Rows(rows=rows, form=form, source="here")
 
 
 def texts(*contents: str) -> Rows:
     rows = tuple(Row(turns=(Turn(role="text", content=c),), source_row=n) for n, c in enumerate(contents))
-    return Rows(rows=rows, form="text", source="here", digest=rows_digest(rows))
+    return Rows(rows=rows, form="text", source="here")
 
 
 def test_answers_and_their_end_are_labelled_and_nothing_else(tokenizer):
@@ -83,7 +84,7 @@ def test_a_conversation_loses_whole_early_exchanges(tokenizer):
     turns = [Turn(role="user", content="q1"), Turn(role="assistant", content="first answer")]
     turns += [Turn(role="user", content="q2"), Turn(role="assistant", content="second")]
     row = Row(turns=tuple(turns), source_row=0)
-    data = Rows(rows=(row,), form="messages", source="here", digest=rows_digest([row]))
+    data = Rows(rows=(row,), form="messages", source="here")
     (whole,) = encode(data, tokenizer, max_length=99).examples
     kept = tokenizer.decode(encode(data, tokenizer, max_length=len(whole) - 3).examples[0].input_ids)
     assert kept.startswith("\nAnswer:\nfirst answer<|end|>q2")
@@ -183,7 +184,7 @@ def test_no_answer_anywhere_is_an_error(tokenizer):
     with pytest.raises(DataError, match="zero answer tokens"):
         encode(rows_of(("a", ""), ("b", "  ")), tokenizer, max_length=64)
     row = Row(turns=(Turn(role="user", content="alone"),), source_row=0)
-    alone = Rows(rows=(row,), form="messages", source="here", digest="")
+    alone = Rows(rows=(row,), form="messages", source="here")
     with pytest.raises(DataError, match="zero answer tokens"):
         encode(alone, tokenizer, max_length=64)
     assert encode(alone, tokenizer, max_length=64, loss="all").report.kept == 1

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from loratlas.data.rows import Row, Turn, load_rows, rows_digest
+from loratlas.data.load_rows import load_rows
+from loratlas.data.rows import Row, Turn, rows_digest
 from loratlas.errors import DataError
 
 CHAT = [
@@ -198,7 +199,7 @@ def test_bad_files_say_what_and_where(tmp_path, found):
     ("name", "content", "found"),
     [
         ("a.csv", b"prompt,completion\n", "an empty file"),
-        ("a.csv", b"prompt,completion\na,b\nc,\n", "missing field 'completion' on row 2"),
+        ("a.csv", b"prompt,completion\na,b\nc,\n", "a blank cell in column 'completion' on row 2"),
         ("a.jsonl.gz", b"not zipped", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 500, mtime=0)[:-30], "cannot be read"),
         ("a.jsonl", b'{"text": "\xff\xfe"}\n', "no UTF-8"),

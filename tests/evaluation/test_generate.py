@@ -28,7 +28,7 @@ def rows(*pairs):
         Row(turns=(Turn(role="user", content=q), Turn(role="assistant", content=a)), source_row=i)
         for i, (q, a) in enumerate(pairs)
     )
-    return Rows(rows=made, form="prompt", source="test", digest="0")
+    return Rows(rows=made, form="prompt", source="test")
 
 
 def by_hand(model, tokenizer, prompt, most):
@@ -59,7 +59,6 @@ def test_rows_without_a_prompt_and_prompts_without_room_are_left_out(model, toke
         rows=(Row(turns=(Turn(role="text", content="alone"),), source_row=0),),
         form="text",
         source="t",
-        digest="0",
     )
     assert samples(model, tokenizer, text, limit=3)["exact_match"] is None
     assert samples(model, tokenizer, rows(("word " * 1100, "x")), limit=3)["rows"] == 0

@@ -50,7 +50,7 @@ def test_equals_the_loss_of_transformers(kind):
 
 def test_real_rows(shared):
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.data.rows import load_rows
+    from loratlas.data.load_rows import load_rows
     from loratlas.models.load import load_model
 
     source = str(shared("models/llama-mini"))

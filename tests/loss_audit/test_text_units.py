@@ -23,7 +23,7 @@ def rows(answers, form="prompt"):
         if form == "text":
             turns = (Turn(role="text", content=answer),)
         made.append(Row(turns=turns, source_row=k))
-    return Rows(rows=tuple(made), form=form, source="here", digest="0")
+    return Rows(rows=tuple(made), form=form, source="here")
 
 
 @pytest.fixture(scope="module")

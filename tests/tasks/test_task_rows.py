@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from loratlas.data.batching import collate
+from loratlas.data.load_rows import load_rows
 from loratlas.data.packing import forward
-from loratlas.data.rows import load_rows
 from loratlas.data.task_examples import encode_for, label_set
 from loratlas.errors import DataError, ModelError
 from loratlas.models.task import Task, for_task, recognise

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 
-from loratlas.data.rows import Row, Rows, Turn, rows_digest
+from loratlas.data.rows import Row, Rows, Turn
 from loratlas.demo import facts, retrieval, rules, strict
 from loratlas.errors import DataError
 
@@ -98,4 +98,4 @@ def generate(name: str, *, seed: int = 0, split: str = "train", rows: int | None
         for index, (prompt, answer) in enumerate(TASKS[plain](seed=seed, split=split, rows=rows))
     )
     source = f"demo:{plain} [{split}, seed {seed}]"
-    return Rows(rows=made, form="prompt", source=source, digest=rows_digest(made))
+    return Rows(rows=made, form="prompt", source=source)

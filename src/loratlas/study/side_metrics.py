@@ -154,6 +154,7 @@ def load_rows(path: Path) -> Rows:
     rows = tuple(
         Row(**{**row, "turns": tuple(Turn(**turn) for turn in row["turns"])}) for row in kept.pop("rows")
     )
+    kept.pop("digest", None)  # which earlier versions wrote
     return Rows(rows=rows, **kept)
 
 

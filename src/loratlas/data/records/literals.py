@@ -1,0 +1,82 @@
+"""JSON in which numbers keep their digits: ``1.10`` stays ``1.10``, ``1e5`` stays ``1e5``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character: JSON can spell it (``\\ud83d``), UTF-8 cannot, and no tokenizer takes it."""
+
+
+class Literal(str):
+    """A number of JSON, as the digits that were written."""
+
+    __slots__ = ()
+
+
+_HOOKS: dict[str, Any] = {"parse_float": Literal, "parse_int": Literal, "parse_constant": Literal}
+DECODER = json.JSONDecoder(**_HOOKS)
+"""Reads JSON with every number as a `Literal`."""
+
+
+class DoubledKeys(ValueError):
+    """An object names a key twice; which of its values is meant, nobody knows."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(key)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DoubledKeys(next(name for name in names if names.count(name) > 1))
+    return record
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_once, **_HOOKS)
+"""As `DECODER`, and raises `DoubledKeys` where an object names a key twice."""
+
+
+def scalar_text(value: Any) -> str | None:
+    """A text, a number or a truth value as it is written in JSON; None for all else.
+
+    >>> [scalar_text(value) for value in DECODER.decode('["a", 1.10, true, [1], null]')]
+    ['a', '1.10', 'true', None, None]
+    """
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return None
+
+
+def plain(value: Any) -> Any:
+    """Literals become numbers, at any depth: what a chat template is given.
+
+    >>> plain(DECODER.decode('{"days": 2, "at": [1.50]}'))
+    {'days': 2, 'at': [1.5]}
+    """
+    if isinstance(value, Literal):
+        try:
+            return json.loads(value)
+        except ValueError:  # thousands of digits
+            return str(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def has_surrogate(value: Any) -> bool:
+    """Whether half a character stands in a text, at any depth."""
+    if isinstance(value, str):
+        return SURROGATE.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(has_surrogate(key) or has_surrogate(item) for key, item in value.items())
+    return isinstance(value, list) and any(has_surrogate(item) for item in value)
