@@ -28,6 +28,18 @@ UNSTOPPED = (  # no special token ends a turn
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+HEADERS = (  # writes a channel behind what it asks with, with a token that also ends turns
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}<|im_end|>final lane{% endif %}\n"
+    "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+NEXT_ROLE = (  # the next turn's token is what stops a turn
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TWO_ENDS = (  # two tokens close an answer
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.role == 'assistant' %}</a>{% endif %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 LOST = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
 
 

@@ -18,7 +18,9 @@ def tokenizer() -> Any:
 def chat_tokenizer() -> Any:
     """Bytes and the tokens of ChatML; the test chooses the template."""
     tokenizer = byte_tokenizer(
-        bos_token="<s>", eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", "</a>"],
     )
     tokenizer.chat_template = CHATML
     return tokenizer

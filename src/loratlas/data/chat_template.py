@@ -1,4 +1,4 @@
-"""From turns to text, and which parts of the text are answers.
+"""From a row to its text, and which characters of the text are answers.
 
 Where the tokenizer has a chat template, that template writes the text. Where it has none, this one does:
 
@@ -8,25 +8,59 @@ Where the tokenizer has a chat template, that template writes the text. Where it
 
 It costs about five tokens per exchange. A turn of role ``text`` is written as it is, with the end token.
 
-The text is cut where answers begin and end, and each piece is tokenised by itself, so that no token spans the
-boundary: what the model sees in training is what it will see when it is asked to go on after a prompt.
+Nothing is cut: the text is that of the whole conversation, and answers are given as characters of it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, TypeAlias, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from loratlas.data.chat.answer_spans import Span, answer_spans
+from loratlas.data.chat.carried_text import carries
+from loratlas.data.chat.chat_writer import (
+    CALLS,
+    THOUGHTS,
+    ChatWriter,
+    arguments_of,
+    chat_writer,
+    with_arguments,
+)
+from loratlas.data.chat.marked_answers import marked_spans
+from loratlas.data.chat.template_probes import Unclear
+from loratlas.data.chat.template_sandbox import TemplateFailure
 from loratlas.data.rows import Row, Turn
-from loratlas.errors import DataError
+from loratlas.errors import DataError, printable
 
 PLAIN_TEMPLATE = "{system}\n\n{user}\n\nAnswer:\n{assistant}{eos}"
 """The plain template in one line, as reports name it."""
 
-Piece: TypeAlias = tuple[str, bool]
-"""A stretch of text and whether it is an answer."""
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as text.
+
+    Args:
+        text: all of it.
+        answers: what of it the loss counts, in order; the spans do not overlap.
+        row: index of the row in its source, from 0.
+    """
+
+    text: str
+    answers: tuple[Span, ...]
+    row: int = 0
+
+    def counted(self) -> str:
+        """The text of the answers, without what stops them."""
+        return "".join(self.text[answer.start : answer.end] for answer in self.answers)
+
+    def text_without_stops(self) -> str:
+        """All of the text but what stops the answers."""
+        kept, at = "", 0
+        for answer in self.answers:
+            kept, at = kept + self.text[at : answer.end], answer.stop
+        return kept + self.text[at:]
 
 
 def template_name(tokenizer: Any, form: str) -> str:
@@ -41,138 +75,160 @@ def end_token(tokenizer: Any) -> str:
     return tokenizer.eos_token or tokenizer.sep_token or ""
 
 
-def render(row: Row, tokenizer: Any) -> list[Piece]:
-    """Write a row as text, cut into pieces.
+def chat_beginning(tokenizer: Any) -> str | None:
+    """What the chat template writes of two short exchanges; None where it refuses them."""
+    turns = tuple(Turn(role=role, content="w") for role in ("user", "assistant") * 2)
+    row = Row(turns=turns, source_row=0)
+    writer = chat_writer(tokenizer, row)
+    try:
+        return writer.write(writer.messages(row))
+    except TemplateFailure:
+        return None
+
+
+def render(row: Row, tokenizer: Any) -> Rendered:
+    """Write a row as text and say which of its characters are answers.
 
     Args:
         row: the turns.
-        tokenizer: its chat template and end token are used.
-
-    Returns:
-        Pieces in order; neighbours differ in whether they are answers, and none is empty.
+        tokenizer: its chat template and its special tokens are used.
 
     Raises:
-        DataError: the chat template refuses the turns, or its text cannot be cut into answers exactly.
+        DataError: the chat template refuses the turns, does not write what they carry, goes on without end, or writes
+            an answer so that its characters cannot be identified.
     """
     if len(row.turns) == 1 and row.turns[0].role == "text":
-        return _joined([(row.turns[0].content + end_token(tokenizer), True)])
-    if tokenizer.chat_template:
-        return _joined(_chat(row, tokenizer))
-    end = end_token(tokenizer)
-    return _joined([_plain(turn, end) for turn in row.turns])
-
-
-def _plain(turn: Turn, end: str) -> Piece:
-    if turn.role == "assistant":
-        return turn.content + end, True
-    return turn.content + ("\n\n" if turn.role == "system" else "\n\nAnswer:\n"), False
-
-
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    joined: list[Piece] = []
-    for text, labelled in pieces:
-        if joined and joined[-1][1] == labelled:
-            joined[-1] = (joined[-1][0] + text, labelled)
-        elif text:
-            joined.append((text, labelled))
-    return joined
-
-
-def _chat(row: Row, tokenizer: Any) -> list[Piece]:
-    messages = [{"role": turn.role, "content": turn.content} for turn in row.turns]
-    if _marks_generation(tokenizer):
-        return _by_marks(messages, tokenizer, row.source_row)
-    return _by_prefixes(messages, tokenizer, row.source_row)
-
-
-def _marks_generation(tokenizer: Any) -> bool:
-    # `{% generation %}` is transformers' own extension of Jinja: the template says what the assistant writes.
-    return re.search(r"\{%-?\s*generation\b", tokenizer.get_chat_template()) is not None
-
-
-def _by_marks(messages: list[dict[str, str]], tokenizer: Any, source_row: int) -> list[Piece]:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        texts, spans = render_jinja_template(
-            conversations=[messages],
-            chat_template=tokenizer.get_chat_template(),
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
+        content = row.turns[0].content
+        text = content + end_token(tokenizer)
+        return Rendered(
+            text, (Span(turn=0, start=0, end=len(content), stop=len(text)),) if text else (), row.source_row
         )
-    except Exception as error:  # templates raise what they like
-        raise _refused(error, source_row) from error
-    text: str = texts[0]
-    pieces: list[Piece] = []
-    at = 0
-    for start, end in cast(list[tuple[int, int]], spans[0]):
-        pieces += [(text[at:start], False), (text[start:end], True)]
-        at = end
-    return [*pieces, (text[at:], False)]
+    if not tokenizer.chat_template:
+        return _plain(row, end_token(tokenizer))
+    return _chat(row, chat_writer(tokenizer, row))
 
 
-def _by_prefixes(messages: list[dict[str, str]], tokenizer: Any, source_row: int) -> list[Piece]:
-    """Find the answers by writing the conversation up to each of them: that text must begin the whole.
-
-    An answer begins where the prompt that asks for it ends (or, where a template asks with more than it
-    keeps, at the answer's own text), and ends behind the first special token after it: there a model stops.
-    A line break that the template writes after that token is not the model's to write.
-    """
-
-    def write(upto: int, *, ask: bool) -> str:
-        try:
-            return tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=ask)
-        except Exception as error:  # templates raise what they like
-            raise _refused(error, source_row) from error
-
-    def unclear(index: int) -> DataError:
-        return DataError(
-            given=f"the chat template of the tokenizer, row {source_row + 1}",
-            found=f"message {index + 1} cannot be found exactly in the text that the template writes",
-            instead="a template that marks answers with {% generation %}, or a tokenizer without a template",
-        )
-
-    whole = write(len(messages), ask=False)
-    specials = _special_tokens(tokenizer)
-    pieces: list[Piece] = []
-    at = 0
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        answer = message["content"].strip()
-        asked = write(index, ask=True) if index else ""
-        if asked and whole.startswith(asked):
-            start = len(asked)
+def _plain(row: Row, end: str) -> Rendered:
+    for number, turn in enumerate(row.turns, start=1):
+        for key in (*CALLS, *THOUGHTS):
+            if carries(turn, key):
+                raise _unwritten(row, key, number, "the plain template, which writes contents only")
+    if row.tools:
+        raise _unwritten(row, "tools", None, "the plain template, which writes contents only")
+    text, spans = "", list[Span]()
+    for n, turn in enumerate(row.turns):
+        start = len(text)
+        if turn.role == "assistant":
+            text += turn.content + end
+            if turn.counted and len(text) > start:
+                spans.append(Span(turn=n, start=start, end=start + len(turn.content), stop=len(text)))
         else:
-            before = write(index, ask=False) if index else ""
-            start = whole.find(answer, len(before)) if answer and whole.startswith(before) else -1
-        if start < at:
-            raise unclear(index)
-        found = whole.find(answer, start)
-        if found < 0:
-            raise unclear(index)
-        behind = found + len(answer)
-        stops = [place + len(token) for token in specials if (place := whole.find(token, behind)) >= 0]
-        upto = whole if index + 1 == len(messages) else write(index + 1, ask=False)
-        if whole.startswith(upto):
-            stops.append(len(upto))
-        if not stops:
-            raise unclear(index)
-        pieces += [(whole[at:start], False), (whole[start : min(stops)], True)]
-        at = min(stops)
-    return [*pieces, (whole[at:], False)]
+            text += turn.content + ("\n\n" if turn.role == "system" else "\n\nAnswer:\n")
+    return Rendered(text, tuple(spans), row.source_row)
 
 
-@lru_cache(maxsize=8)
-def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+def _chat(row: Row, writer: ChatWriter) -> Rendered:
+    variables: dict[str, Any] = dict(row.template_options or {})
+    if row.tools:
+        variables["tools"] = list(row.tools)
+    messages = writer.messages(row)
+    try:
+        messages, text = _written(messages, writer, variables)
+        _check_written(row, messages, text, writer, variables)
+        if writer.template.marks_answers:
+            text, spans = marked_spans(row.turns, messages, writer, variables)
+        else:
+            spans = answer_spans(row.turns, messages, text, writer, variables)
+    except TemplateFailure as error:
+        raise DataError(
+            given=_given(row),
+            found=f"the template refuses these turns ({error})",
+            instead="turns as the template takes them (often: no system turn, user and assistant in turn)",
+        ) from error
+    except Unclear as error:
+        raise DataError(
+            given=_given(row),
+            found=f"{error} ({writer.line()})",
+            instead="a template that marks answers with {% generation %}, or a tokenizer without a template",
+        ) from error
+    return Rendered(text, tuple(spans), row.source_row)
 
 
-def _refused(error: Exception, source_row: int) -> DataError:
-    words = " ".join(str(error).split()) or type(error).__name__
+def _written(
+    messages: list[dict[str, Any]], writer: ChatWriter, variables: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], str]:
+    """The messages and their text. Arguments of calls that are JSON in a text become objects, as templates expect; for
+    one that wants the text (it raises, or writes the object as Python would) they stay as they are."""
+    read = with_arguments(messages)
+    objects = [value for value in arguments_of(read) if isinstance(value, dict)]
+    if not objects or read == messages:
+        return messages, writer.write(messages, **variables)
+    try:
+        text = writer.write(read, **variables)
+        if not any(str(value) in text for value in objects if value):
+            return read, text
+    except TemplateFailure:
+        pass
+    return messages, writer.write(messages, **variables)
+
+
+def _check_written(
+    row: Row, messages: list[dict[str, Any]], text: str, writer: ChatWriter, variables: Mapping[str, Any]
+) -> None:
+    """Refuse what a row carries and the template leaves out: the text is the same without it."""
+
+    def same(others: list[dict[str, Any]], **others_variables: Any) -> bool:
+        try:
+            return writer.write(others, **{**variables, **others_variables}) == text
+        except TemplateFailure:
+            return False
+
+    if row.tools and same(messages, tools=None):
+        raise _unwritten(row, "tools", None, "the chat template, which does not write them")
+    for key in row.template_options or {}:
+        if same(messages, **{key: None}) and key not in writer.template.source:
+            raise _unwritten(row, key, None, "the chat template, which knows no such option")
+    for n, turn in enumerate(row.turns):
+        if not turn.extras:
+            continue
+        content = turn.extras.get("content")
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, Mapping) and part.get("type", "text") != "text":
+                kind = printable(str(part.get("type")))
+                raise _unwritten(row, f"a content part of type {kind!r}", n + 1, "text only")
+        for key in _needed(turn.role, turn.counted, turn.extras):
+            without = {name: value for name, value in messages[n].items() if name not in _aliases(key)}
+            if same([*messages[:n], without, *messages[n + 1 :]]):
+                raise _unwritten(row, key, n + 1, "the chat template, which does not write it there")
+
+
+def _needed(role: str, counted: bool, extras: Mapping[str, Any]) -> list[str]:
+    """Keys whose loss would change what is trained. An earlier thought that is not counted may go, as templates do."""
+    keys = [key for key in CALLS if extras.get(key)]
+    if role == "assistant" and counted:
+        keys += [key for key in THOUGHTS if extras.get(key)][:1]
+    if role != "tool" and extras.get("name"):
+        keys.append("name")
+    return keys
+
+
+def _aliases(key: str) -> tuple[str, ...]:
+    return THOUGHTS if key in THOUGHTS else (key,)
+
+
+def _given(row: Row) -> str:
+    return f"the chat template of the tokenizer, row {row.source_row + 1}"
+
+
+def _unwritten(row: Row, key: str, message: int | None, template: str) -> DataError:
+    where = f"message {message} of row {row.source_row + 1}" if message else f"row {row.source_row + 1}"
     return DataError(
-        given=f"the chat template of the tokenizer, row {source_row + 1}",
-        found=f"the template refuses these turns ({words})",
-        instead="turns as the template takes them (often: no system turn, user and assistant in turn)",
+        given=f"{where}, with {key}",
+        found=template,
+        instead="a tokenizer whose template writes it, or rows without it"
+        + (
+            " (a thought of an earlier answer: weight 0 on that message, or a row for each answer)"
+            if key in THOUGHTS
+            else ""
+        ),
     )

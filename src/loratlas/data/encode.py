@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.chat_template import render, template_name
-from loratlas.data.rows import Rows
+from loratlas.data.chat.carried_text import carries
+from loratlas.data.chat.chat_writer import CALLS, THOUGHTS
+from loratlas.data.chat_template import chat_beginning, render, template_name
+from loratlas.data.rows import Rows, Turn
+from loratlas.data.token_marks import tokenise
 from loratlas.errors import DataError, ModelError
 from loratlas.models.task import CAUSAL, CLASSIFICATION, SEQ2SEQ, Task
 
@@ -186,6 +189,24 @@ def opening_ids(tokenizer: Any) -> list[int]:
     return opening
 
 
+def begin_ids(tokenizer: Any) -> list[int]:
+    """The tokens with which the chat template begins every conversation: special ones that it does not write again."""
+    written = chat_beginning(tokenizer)
+    if written is None:
+        return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids)
+    n = next((n for n, token in enumerate(ids) if token not in special or ids.count(token) > 1), len(ids))
+    return ids[:n]
+
+
+def _says(turn: Turn) -> bool:
+    """Whether a turn has something that the loss counts."""
+    if turn.role not in ("assistant", "text") or not turn.counted:
+        return False
+    return bool(turn.content.strip()) or carries(turn, *CALLS, *THOUGHTS)
+
+
 def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer") -> Encoded:
     """Tokenise rows.
 
@@ -211,16 +232,18 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer")
     if loss not in ("answer", "all"):
         raise DataError(given=f"--loss {loss}", found="an unknown loss", instead="answer or all")
     plain = not tokenizer.chat_template or rows.form == "text"
-    opening = opening_ids(tokenizer) if plain else []  # a chat template writes its own begin token
+    opening = opening_ids(tokenizer) if plain else []
+    begin = opening if plain else begin_ids(tokenizer)  # a chat template writes its own
     examples: list[Example] = []
     cut = dropped = empty = 0
     for index, (ids, labelled) in enumerate(_tokens(rows, tokenizer, opening)):
-        answered = any(t.content.strip() for t in rows.rows[index].turns if t.role in ("assistant", "text"))
+        answered = any(_says(turn) for turn in rows.rows[index].turns)
         if loss == "answer" and not (answered and labelled[1:].any()):
             empty += 1
             continue
         if len(ids) > max_length:
-            kept = _shortened(labelled, max_length, len(opening), keeps_head=rows.form == "text")
+            first = len(begin) if ids[: len(begin)].tolist() == begin else 0
+            kept = _shortened(labelled, max_length, first, keeps_head=rows.form == "text")
             if kept is None:
                 dropped += 1
                 continue
@@ -246,34 +269,14 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer")
 
 
 def _tokens(rows: Rows, tokenizer: Any, opening: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids and answer marks of each row. All pieces of a chunk of rows are tokenised in one call."""
+    """Ids and answer marks of each row. A chunk of rows is tokenised in one call."""
     begin = np.asarray(opening, dtype=np.int32)
     for start in range(0, len(rows), CHUNK):
-        rendered = [render(row, tokenizer) for row in rows.rows[start : start + CHUNK]]
-        texts = [text for pieces in rendered for text, _ in pieces]
-        found = iter(_ids(texts, tokenizer))
-        for pieces in rendered:
-            parts, marks = [begin], [np.zeros(len(begin), dtype=bool)]
-            for _, labelled in pieces:
-                ids = next(found)
-                parts.append(np.asarray(ids, dtype=np.int32))
-                marks.append(np.full(len(ids), labelled))
-            yield np.concatenate(parts), np.concatenate(marks)
-
-
-def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Ids of each text, without special tokens of the tokenizer's own.
-
-    The backend is asked directly where it is set to do nothing else (no padding, no truncation): a third of
-    the time.
-    """
-    if not texts:
-        return []
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and backend.truncation is None and backend.padding is None:
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    # Long texts are meant to be long here: `verbose` would warn about the model's limit.
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        part = rows.rows[start : start + CHUNK]
+        for ids, marks in tokenise([render(row, tokenizer) for row in part], tokenizer):
+            if len(begin):
+                ids, marks = np.concatenate([begin, ids]), np.concatenate([begin != begin, marks])
+            yield ids, marks
 
 
 def _shortened(labelled: np.ndarray, limit: int, opening: int, *, keeps_head: bool) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loratlas.evaluation.eval_precision import evaluating
@@ -22,6 +22,8 @@ class _Question:
     prompt: str
     ids: list[int]
     wanted: str
+    stop: int | None = None
+    """The special token that ends the answer, where one does."""
 
 
 def samples(
@@ -70,7 +72,7 @@ def samples(
             out = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                generation_config=_greedy(inner, tokenizer, room),
+                generation_config=_greedy(inner, tokenizer, room, asked.stop),
             )
         answer = tokenizer.decode(out[0, 0 if sided else len(asked.ids) :], skip_special_tokens=True).strip()
         told = {"row": asked.row, "prompt": asked.prompt, "answer": answer, "wanted": asked.wanted}
@@ -83,7 +85,7 @@ def samples(
     return {**found, "samples": answered}
 
 
-def _greedy(inner: Any, tokenizer: Any, room: int) -> Any:
+def _greedy(inner: Any, tokenizer: Any, room: int, stop: int | None) -> Any:
     from transformers import GenerationConfig
 
     from loratlas.data.encode import pad_id
@@ -94,31 +96,34 @@ def _greedy(inner: Any, tokenizer: Any, room: int) -> Any:
         config = copy.deepcopy(inner.generation_config)
         config.update(**wanted, num_beams=1, max_length=None)
         return config
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad_id(tokenizer)}
-    return GenerationConfig(**wanted, **ends)
+    own = getattr(inner.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, stop, *(own if isinstance(own, list) else [own])} - {None}
+    return GenerationConfig(**wanted, eos_token_id=sorted(ends) or None, pad_token_id=pad_id(tokenizer))
 
 
 def _answers(rows: Rows, tokenizer: Any) -> Iterator[_Question]:
-    """What a causal language model is asked."""
+    """What a causal language model is asked: the tokens before the last answer, as they are in training."""
     from loratlas.data.chat_template import render
     from loratlas.data.encode import opening_ids
+    from loratlas.data.token_marks import tokenise
 
     opening = opening_ids(tokenizer) if not tokenizer.chat_template else []
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
+    special = set(tokenizer.all_special_ids)
     for row in rows.rows:
-        pieces = render(row, tokenizer)
-        ends = [place for place, (_, labelled) in enumerate(pieces) if labelled]
-        if not ends or ends[-1] == 0:
+        rendered = render(row, tokenizer)
+        if not rendered.answers or not rendered.answers[-1].start:
             continue
-        before = pieces[: ends[-1]]
+        last = rendered.answers[-1]
+        ((ids, marks),) = tokenise([replace(rendered, answers=(last,))], tokenizer)
+        counted = ids[marks].tolist()
+        if not len(counted) or marks[0]:
+            continue
         yield _Question(
             row=row.source_row,
-            prompt="".join(text for text, _ in before),
-            ids=opening + [i for text, _ in before for i in ids(text)],
-            wanted=_read(tokenizer, ids(pieces[ends[-1]][0])),
+            prompt=rendered.text[: last.start],
+            ids=opening + ids[: int(marks.argmax())].tolist(),
+            wanted=_read(tokenizer, counted),
+            stop=next((token for token in counted[-1:] if token in special), None),
         )
 
 

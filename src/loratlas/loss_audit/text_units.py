@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.data.chat_template import end_token, render
+from loratlas.data.chat_template import render
 from loratlas.data.encode import Encoded, encode
 from loratlas.errors import DataError
 
@@ -58,7 +58,6 @@ def texts_of(encoded: Encoded, rows: Rows, tokenizer: Any) -> Texts:
     Raises:
         DataError: rows that ``encoded`` was not made of.
     """
-    end = end_token(tokenizer)
     whole = {}
     if encoded.report.cut:
         full = encode(rows, tokenizer, max_length=2**30)
@@ -72,12 +71,11 @@ def texts_of(encoded: Encoded, rows: Rows, tokenizer: Any) -> Texts:
                 instead="the rows that were encoded",
             )
         everything = bool(example.labelled[1:].all())
-        pieces = render(rows.rows[example.row], tokenizer)
+        rendered = render(rows.rows[example.row], tokenizer)
         if not everything and whole.get(example.row, int(example.labelled.sum())) != example.labelled.sum():
             texts.append(tokenizer.decode(example.input_ids[example.labelled], skip_special_tokens=True))
         elif everything and encoded.report.cut:
             texts.append(tokenizer.decode(example.input_ids, skip_special_tokens=True))
         else:
-            counted = (text for text, labelled in pieces if labelled or everything)
-            texts.append("".join(text.removesuffix(end) if end else text for text in counted))
+            texts.append(rendered.text_without_stops() if everything else rendered.counted())
     return Texts.of(texts)
