@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from counted_flops import TOKENS, Counted, agreement
 from peft import LoraConfig, get_peft_model
+from tests import zoo
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from loratlas.anatomy.flops import cost
+from loratlas.anatomy.flops import cost, shares
 from loratlas.anatomy.read import read
+from loratlas.anatomy.role_table import in_set
 from loratlas.errors import ModelError
 
+aten = torch.ops.aten
 BATCH, LENGTH, RANK = 2, 64, 4
 SETS = {
     "all": lambda site: site.family in ("attn", "ffn"),
@@ -45,6 +49,62 @@ def test_operations_are_what_pytorch_counts(chosen, small):
     products = sum(value for op, value in counted.items() if "attention" not in str(op))
     mine = cost(anatomy, rows, length=0).flops_per_token
     assert mine * BATCH * LENGTH == products
+
+
+@pytest.mark.parametrize(
+    ("model_type", "chosen"),
+    [
+        ("t5", lambda site: site.scope == "encoder" and site.layer == 3 and site.role == "ffn.up"),
+        ("t5", lambda site: in_set("all", site.role)),
+        ("t5", lambda site: site.role == "xattn.k" and site.layer == 2),
+        ("bert", lambda site: site.role == "attn.o" and site.layer == 1),
+        ("mixtral", lambda site: in_set("attention", site.role) and site.layer == 2),
+    ],
+)
+def test_operations_with_adapters_are_counted_in_every_kind_of_model(model_type, chosen):
+    counted = Counted(zoo.small(model_type))
+    anatomy = read(counted.model.config)
+    sites = [site for site in anatomy.adaptable if chosen(site)]
+    adapted = get_peft_model(
+        counted.model, LoraConfig(r=RANK, target_modules=[site.module for site in sites])
+    )
+    with FlopCounterMode(display=False) as counter:
+        adapted(**counted.given).logits.sum().backward()
+    products = sum(counter.get_flop_counts()["Global"].get(op, 0) for op in (aten.mm, aten.addmm))
+    mine = cost(anatomy, {site.path: RANK for site in sites}, length=0).flops_per_token
+    assert mine * TOKENS == products
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["gpt2", "phi", "bert", "t5", "mixtral", "deepseek_v3", "jamba"],
+)
+def test_a_backward_pass_goes_where_pytorch_goes(model_type):
+    found = agreement(zoo.small(model_type))
+    assert found.silent == ""
+    assert found.compared > 50
+    assert found.differences == []
+    assert found.forward_differences == {}
+
+
+def test_an_encoder_is_passed_before_its_decoder():
+    anatomy = read(zoo.small("t5"))
+    low = cost(anatomy, {"encoder.block.3.layer.1.DenseReluDense.wi.weight": 4})
+    high = cost(anatomy, {"decoder.block.0.layer.2.DenseReluDense.wi.weight": 4})
+    assert low.flops_per_token > high.flops_per_token
+
+
+def test_towers_that_text_does_not_pass_cost_nothing():
+    anatomy = read(zoo.small("audioflamingo3"))
+    text = [site for site in anatomy if site.scope == "decoder" and site.kind == "linear"]
+    assert cost(anatomy, {}, length=0).flops_per_token == sum(2 * s.shape[0] * s.shape[1] for s in text)
+
+
+def test_a_token_passes_few_of_many_experts():
+    anatomy = read(zoo.small("mixtral"))
+    assert anatomy.active_experts == 2
+    one = anatomy.site("model.layers.0.mlp.experts.gate_up_proj")
+    assert (one.experts, shares(anatomy)[one.path]) == (8, 2)
 
 
 def test_the_same_parameters_cost_less_higher_up(small):

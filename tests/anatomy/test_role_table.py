@@ -12,6 +12,7 @@ from loratlas.anatomy.compare.overrides import OVERRIDES
 from loratlas.anatomy.names import name_reader
 from loratlas.anatomy.role_table import (
     FAMILIES,
+    PARTS,
     PARTS_OF,
     ROLES,
     SCOPES,
@@ -64,12 +65,16 @@ def test_rows_say_what_they_mean():
     for row in ROLES.values():
         assert row.sets <= set(SETS)
         assert "all" in row.sets or not row.sets, row.name  # attention and feedforward are parts of all
-        assert set(row.after or ()) <= set(PARTS_OF.get(row.family, ())), row.name
+        assert set(row.after or ()) <= set(PARTS_OF.get(row.family, PARTS)), row.name
         assert row.use == "map" or not row.sets, row.name
         # What a probe can judge lies in a step of a block, and what is observed is probed.
         assert not row.tokens or row.block, row.name
         assert row.tokens or not row.observed, row.name
-        assert (row.stage == 0) or any(o.stage < row.stage for o in ROLES.values() if o.family == row.family)
+        assert (
+            row.stage == 0
+            or row.after
+            or any(o.stage < row.stage for o in ROLES.values() if o.family == row.family)
+        )
     assert set(SCOPES) > TEXT_SCOPES
 
 

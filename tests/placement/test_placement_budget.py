@@ -165,6 +165,31 @@ def test_law_3_memory_is_asked_for_and_obeyed(text, allowed, bend):
     assert price.asked < 60
 
 
+@pytest.mark.parametrize(
+    ("model_type", "text"),
+    [
+        ("t5", "all"),
+        ("t5", "encoder.feedforward@top/2 + decoder.q"),
+        ("bert", "attention@top/2"),
+        ("jamba", "all"),
+        ("mixtral", "all"),
+    ],
+)
+def test_law_3_time_in_every_kind_of_model(model_type, text):
+    from tests import zoo
+
+    from loratlas.anatomy.read import read
+
+    anatomy = read(zoo.small(model_type))
+    plan = place(anatomy, text, budget="time=1.005" if text == "all" else "time=0.9")
+    allowed = allowance(parse_budget(plan.budget or ""), anatomy)
+    assert spending(anatomy, plan.ranks, "time") <= allowed
+    for row in plan.rows:
+        if row.rank < row.site.max_rank:
+            more = plan.ranks | {row.site.path: row.rank + 1}
+            assert spending(anatomy, more, "time") > allowed
+
+
 def test_memory_takes_few_questions():
     price = Bent(0.0)
     reference = price({site.path: 5 for site, _ in resolve(parse("all"), MODEL, default=1)})

@@ -37,6 +37,18 @@ _VOLATILE = frozenset(
 )
 
 
+_ACTIVE = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "num_selected_experts",
+    "experts_per_token",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """What a config says about widths.
@@ -48,6 +60,7 @@ class Sizes:
         kv_heads: key and value heads.
         head_dim: width of one head.
         context: positions the model was built for; None where it has no such limit.
+        active_experts: routed experts that one token passes; 1 where the config names no number.
     """
 
     hidden: int
@@ -56,6 +69,7 @@ class Sizes:
     kv_heads: int
     head_dim: int
     context: int | None
+    active_experts: int = 1
 
     @property
     def q_width(self) -> int:
@@ -85,6 +99,7 @@ def sizes(config: PretrainedConfig) -> Sizes:
         kv_heads=kv_heads,
         head_dim=head_dim,
         context=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+        active_experts=_first(config, *_ACTIVE) or _first(getattr(config, "ffn_config", None), *_ACTIVE) or 1,
     )
 
 
@@ -111,7 +126,7 @@ def _stable(value: Any) -> Any:
     return value
 
 
-def _first(config: PretrainedConfig, *names: str) -> int | None:
+def _first(config: Any, *names: str) -> int | None:
     for name in names:
         try:
             value = getattr(config, name, None)

@@ -1,23 +1,25 @@
 """What arithmetic alone knows of a plan's price: operations, and the bytes of adapters and optimizer.
 
-The formulas are written out in ``docs/method/cost.md``. Memory depends on the code that runs and is not computed here
-but rehearsed, see `loratlas.cost.dry_run`.
+The formulas are written out in ``docs/method/cost.md``; which matrices a backward pass goes through, in
+:mod:`loratlas.anatomy.backward_reach`. Memory depends on the code that runs and is not computed here
+but measured in a dry run, see `loratlas.cost.dry_run`.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from loratlas.anatomy.backward_reach import backward_reach
+from loratlas.anatomy.role_table import ATTENTION_FAMILIES, ROLES, TEXT_SCOPES
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import ModelError
 
 # Moments that the optimizer keeps for each trainable parameter.
 _MOMENTS = {"adamw": 2, "sgd": 0}
 _MASTER = 4  # adapter weights and moments are float32
-_BEFORE, _AFTER = -1, 1 << 30  # where embeddings and heads stand among the layers
-# Order in which a block's matrices are passed. Of a parallel block, see `_upstream`.
-_STAGES = {"q": 0, "k": 0, "v": 0, "qkv": 0, "kv": 0, "o": 1, "gate": 2, "up": 2, "gate_up": 2, "down": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def cost(anatomy: Anatomy, rows: Mapping[str, int], *, length: int = 512, optimi
     adapted = {path: _adaptable(by_path.get(path) or anatomy.site(path)) for path in rows}
     trainable = sum(site.lora_parameters(rows[path]) for path, site in adapted.items())
     return Cost(
-        flops_per_token=_Pass(anatomy, adapted, rows).flops(length),
+        flops_per_token=_operations(anatomy, adapted, rows, length),
         adapter_bytes=trainable * _MASTER,
         optimizer_bytes=trainable * _MASTER * _MOMENTS[optimizer],
     )
@@ -87,58 +89,51 @@ def _adaptable(site: Site) -> Site:
     return site
 
 
-class _Pass:
-    """One forward and one backward pass, as far down as the lowest adapter."""
-
-    def __init__(self, anatomy: Anatomy, adapted: Mapping[str, Site], rows: Mapping[str, int]) -> None:
-        self.anatomy, self.adapted, self.rows = anatomy, adapted, rows
-        self.lowest = min((self._place(site) for site in adapted.values()), default=(_AFTER, 0))
-        self.starts = [site for site in adapted.values() if self._place(site)[0] == self.lowest[0]]
-        self.parallel = self._parallel(self.lowest[0])
-
-    def _place(self, site: Site) -> tuple[int, int]:
-        if site.layer is not None:
-            return site.layer, _STAGES.get(site.part, 0)
-        inward = site.role == "embed" or (site.role == "proj" and site.shape[0] == self.anatomy.hidden)
-        return (_BEFORE if inward else _AFTER), (0 if site.role == "proj" else 1)
-
-    def _upstream(self, site: Site) -> bool:
-        """Whether a gradient flows through this site's input: an adapter stands before it."""
-        layer, stage = self._place(site)
-        if not self.adapted or layer != self.lowest[0]:
-            return bool(self.adapted) and layer > self.lowest[0]
-        return any(
-            self._place(start)[1] < stage
-            # Parallel blocks: the feed-forward that reads what attention reads does not follow it.
-            and not (self.parallel and start.family != site.family)
-            for start in self.starts
-        )
-
-    def _parallel(self, layer: int) -> bool:
-        groups = {
-            (site.input_group, site.family)
-            for site in self.anatomy.sites
-            if site.layer == layer and _STAGES.get(site.part) in (0, 2) and site.input_group is not None
-        }
-        return len({group for group, _ in groups}) < len({family for _, family in groups})
-
-    def flops(self, length: int) -> int:
-        """Operations for one token; a multiplication with its addition counts as two."""
-        total = 0
-        for site in self.anatomy.sites:
-            if site.kind not in ("linear", "conv1d"):
-                continue
-            through = self._upstream(site)
-            # Forward, and the gradient of the input: the frozen weight itself has none.
-            total += 2 * site.shape[0] * site.shape[1] * (2 if through else 1)
-            if site.role in ("attn.o", "xattn.o"):
-                # Scores and their product with the values; twice that backward.
-                total += 2 * length * site.shape[1] * (3 if through else 1)
-        for path, site in self.adapted.items():
-            out, into = site.shape
-            rank = self.rows[path]
-            forward = 0 if site.kind == "embedding" else 2 * rank * into
+def _operations(anatomy: Anatomy, adapted: Mapping[str, Site], rows: Mapping[str, int], length: int) -> int:
+    """Operations for one token; a multiplication with its addition counts as two."""
+    reached = backward_reach(anatomy, {name for site in adapted.values() for name in _names(site)})
+    scopes = TEXT_SCOPES | {site.scope for site in adapted.values()}
+    share = shares(anatomy)
+    total = 0.0
+    for site in anatomy.sites:
+        row = ROLES[site.role]
+        if row.use != "map" or site.kind == "embedding" or site.scope not in scopes:
+            continue
+        # Forward, and the gradient of the input: the frozen weight itself has none.
+        passes = 2 if site.path in reached else 1
+        total += 2 * math.prod(site.shape) * share.get(site.path, 1) * passes
+        if row.family in ATTENTION_FAMILIES and row.part in ("o", "o_a"):
+            # Scores and their product with the values; twice that backward.
+            total += 2 * length * site.shape[1] * (3 if passes == 2 else 1)
+    for path, site in adapted.items():
+        out, into = site.shape
+        rank = rows[path]
+        forward = 0 if site.kind == "embedding" else 2 * rank * into
+        for name in _names(site):
             # Backward: both factors' own gradients, the gradient between them, and the input's if asked for.
-            total += 2 * rank * out + forward
-            total += 2 * rank * (2 * out) + forward + (forward if self._upstream(site) else 0)
-        return total
+            once = 2 * rank * out + forward + 2 * rank * (2 * out) + forward
+            once += forward if name in reached else 0
+            total += once * share.get(path, 1)
+    return round(total)
+
+
+def _names(site: Site) -> tuple[str, ...]:
+    """Every name under which an adapter at a site works."""
+    return site.called_as or (site.path,)
+
+
+def shares(anatomy: Anatomy) -> dict[str, float]:
+    """Path → how many of its maps a token passes, of routed experts."""
+    routed = [site for site in anatomy.sites if site.family == "moe" or site.experts is not None]
+    alike = Counter(map(_alike, routed))
+    active = anatomy.active_experts
+    return {
+        site.path: min(active, site.experts or alike[_alike(site)])
+        / (1 if site.experts else alike[_alike(site)])
+        for site in routed
+    }
+
+
+def _alike(site: Site) -> tuple[str, int | None, str, tuple[int, int], int | None]:
+    """Equal for the experts of one mixture."""
+    return site.scope, site.layer, site.role, site.shape, site.experts

@@ -124,6 +124,7 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
         vocabulary=embedding.shape[0] if embedding else int(getattr(config, "vocab_size", 0) or 0),
         heads=numbers.heads,
         context=numbers.context,
+        active_experts=numbers.active_experts,
     )
     return anatomy, decisions
 

@@ -38,7 +38,7 @@ class Role:
             outside the blocks or on the residual stream.
         stage: order among the roles of its family: what reads the block's stream is 0, and every lower stage of the
             family leads into a higher one.
-        after: parts of its family that lead into it, where that is not every lower stage.
+        after: parts that lead into it, where that is not every lower stage of its family.
         tokens: `MIXES` or `POINTWISE`: what the probe is expected to find; None where a role says nothing.
         observed: whether it shows in an observed pass: a matrix that is named so and does not behave so is not it.
         use: ``map`` (multiplied with an activation), ``rows`` (looked up) or ``values`` (no linear map).
@@ -125,7 +125,7 @@ _ROWS: tuple[Role, ...] = (
     *_mixer("x", sets=frozenset(), stage=1, after=("in",)),
     *_mixer("dt", sets=frozenset(), stage=2, after=("in", "x")),
     *_mixer("out", stage=3, covers=("o",)),
-    Role(family="conv", block="mixing"),
+    Role(family="conv", block="mixing", stage=1, after=("in", "qkv", "q", "k", "v")),
     Role(family="residual"),
     Role(family="adapter"),
     Role(family="embed", use="rows"),

@@ -144,6 +144,7 @@ class Anatomy:
         vocabulary: rows of the token embedding.
         heads: attention heads (of queries).
         context: positions the model was built for; None where it has no limit of its own.
+        active_experts: routed experts that one token passes; 1 where the config names no number.
 
     >>> site = Site(path="lm_head.weight", module="lm_head", layer=None, scope="decoder", role="head.lm",
     ...             shape=(96, 16), kind="linear")
@@ -164,6 +165,7 @@ class Anatomy:
     vocabulary: int
     heads: int
     context: int | None = None
+    active_experts: int = 1
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -194,7 +196,7 @@ class Anatomy:
         return {
             "schema": SCHEMA,
             "version": VERSION,
-            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name) for name in (*_PLAIN, "active_experts")},
             "sites": [site.to_json() for site in self.sites],
             "unresolved": [item.to_json() for item in self.unresolved],
         }
@@ -214,6 +216,7 @@ class Anatomy:
             )
         return cls(
             **{name: data[name] for name in _PLAIN},
+            active_experts=data.get("active_experts", 1),
             sites=tuple(Site.from_json(item) for item in data["sites"]),
             unresolved=tuple(Unresolved.from_json(item) for item in data["unresolved"]),
         )

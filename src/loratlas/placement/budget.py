@@ -224,13 +224,17 @@ def rank_costs(
     """
     if quantity == "params":
         return {site.path: site.lora_parameters(1) for site in auto}
-    # Of time and memory: sites alike in role, shape and layer cost alike; in layers above the lowest one, all do.
-    lowest = min(
-        (site.layer for site in anatomy.sites if site.path in ranks and site.layer is not None), default=0
-    )
+    # Of time and memory: sites alike in tower, role, shape and layer cost alike; above a tower's lowest layer, all do.
+    lowest: dict[str, int] = {}
+    for site in anatomy.sites:
+        if site.path in ranks and site.layer is not None:
+            lowest[site.scope] = min(site.layer, lowest.get(site.scope, site.layer))
     alike: dict[tuple, list[Site]] = {}
     for site in auto:
-        alike.setdefault((site.role, site.shape, site.kind, site.layer in (None, lowest)), []).append(site)
+        bottom = site.layer in (None, lowest.get(site.scope))
+        alike.setdefault((site.scope, site.role, site.shape, site.kind, site.experts, bottom), []).append(
+            site
+        )
     base = spending(anatomy, ranks, quantity, memory)
     steps: dict[str, int] = {}
     for sites in alike.values():

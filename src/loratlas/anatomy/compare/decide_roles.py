@@ -41,7 +41,7 @@ class Decision:
     Args:
         role: or None.
         layout: row layout of a fused role.
-        input_group: name of the first module that reads the same tensor.
+        input_group: name of the first module, or raw parameter, that reads the same tensor.
         reason: why there is no role.
         opinions: what each reader said, e.g. ``("names: attn.q", "trace: attn.q")``.
         call: how the matrix was used in the observed pass, if it was.
@@ -81,7 +81,9 @@ def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[st
         if call is not None:
             decision = replace(decision, call=call, flags=reader.flags(matrix, call))
             if not call.lookup:
-                group = groups.setdefault((matrix.block, call.reads), matrix.module)
+                # Two parameters of one module, such as stacks of experts, may read different tensors.
+                name = matrix.path.removesuffix(".weight")
+                group = groups.setdefault((matrix.block, call.reads), name)
                 decision = replace(decision, input_group=group)
         elif flow.complete and id(matrix.parameter) in called:
             decision = replace(decision, flags=frozenset({"dead"}))  # only its other names are ever called
