@@ -184,6 +184,7 @@ class _Audit:
                 output.note(remark)
         encoded = encode(rows, tokenizer, max_length=self.options["max_length"])
         check_positions(encoded, load_config(model_source(model)))
+        output.remark(rows)
         output.note(f"{rows.source}: {encoded.report.sentence()}")
         self.texts = texts_of(encoded, rows, tokenizer)
         first = self._subject(model, adapters[0] if adapters else None, rows, encoded, tokenizer)

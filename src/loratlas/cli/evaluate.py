@@ -151,6 +151,7 @@ def evaluate(
     encoded = encode_for(
         chosen_task, rows, tokenizer, config=config or source, max_length=max_length, loss=loss.value
     )
+    output.remark(rows)
     if not as_json:
         output.note(encoded.report.sentence())
     base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None, config=config)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from loratlas.data.rows import Rows
+
 PLAIN_EVERY = 10.0
 """Seconds between two progress lines where no bar can move."""
 
@@ -41,6 +43,12 @@ def note(text: str) -> None:
     """Print a line beside the result, on standard error."""
     with _Pipe(sys.stderr):
         console(error=True).print(text, markup=False, soft_wrap=not sys.stderr.isatty())
+
+
+def remark(rows: Rows) -> None:
+    """Say what a person should know about rows that were read: columns and keys that nothing reads."""
+    for sentence in rows.remarks:
+        note(f"{rows.source}: {sentence}")
 
 
 def show(thing: Table | Any) -> None:

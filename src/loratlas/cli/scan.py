@@ -125,6 +125,7 @@ def scan(
     encoded = encode(read, tokenizer, max_length=max_length, loss=loss.value)
     base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None)
     check_positions(encoded, base.config)
+    output.remark(read)
     output.note(f"{read.source}: {encoded.report.sentence()}")
     with output.Progress("scanning", total=1, unit="passes") as bar:
         found = room.scan(

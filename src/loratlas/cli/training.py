@@ -91,6 +91,7 @@ def go(job: Job, *, as_json: bool) -> None:
         encoded = encode_for(
             task, rows, tokenizer, config=config or source, max_length=job.max_length, loss=job.loss
         )
+        output.remark(rows)
         output.note(f"{rows.source}: {encoded.report.sentence()}")
         return encoded
 

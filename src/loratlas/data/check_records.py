@@ -79,10 +79,8 @@ class RecordCheck:
                     break
                 self._take(record, self.rows)
                 self.rows += 1
-            if len(self.columns) <= QUICK_COLUMNS and (
-                not self._quick or self.columns.keys() - self._quick.columns
-            ):
-                self._quick = _Quick(self.reader, list(self.columns))
+            if self._quick is None or self.columns.keys() - self._quick.columns:
+                self._quick = _Quick.of(self.reader, list(self.columns))
         else:
             self.rows += taken
         if self.rows > first:
@@ -158,7 +156,6 @@ class _Quick:
 
     def __init__(self, reader: RowReader, columns: Sequence[str]) -> None:
         self.columns = set(columns)
-        self._names = list(columns)
         needed = {reader.columns[field]: field for field in FORMS[reader.form]}
         if "text_pair" in reader.columns:
             needed[reader.columns["text_pair"]] = "text_pair"
@@ -197,6 +194,12 @@ class _Quick:
             gc=False,
         )
         self._decode = msgspec.json.Decoder(record).decode_lines
+
+    @classmethod
+    def of(cls, reader: RowReader, columns: Sequence[str]) -> _Quick | None:
+        """The check for these columns; None where their names or number are beyond it."""
+        named = all(name.isprintable() and not {'"', "\\"} & set(name) for name in columns)
+        return cls(reader, columns) if named and len(columns) <= QUICK_COLUMNS else None
 
     def take(self, data: bytes, lines: int, check: RecordCheck) -> int | None:
         """Records of a block if all of them are plain; None where the slow way has to look."""

@@ -170,6 +170,8 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
         mapping=data.map or None,
         folder=spec.folder,
     )
+    read = (train_rows, judged_rows)
+    notes += dict.fromkeys(f"{rows.source}: {remark}." for rows in read for remark in rows.remarks)
     options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
     whole = encode_for(task, train_rows, tokenizer, **options)
     # Of tuning rows, which are held out from them, there are few: what a run sees again is close to all of them.

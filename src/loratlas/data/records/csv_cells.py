@@ -25,7 +25,7 @@ def csv_header(text: Iterable[str], source: str) -> tuple[list[str], Iterator[tu
     """The names of the columns, and then the rows with the number of the line on which each ends.
 
     Args:
-        text: the file, opened with ``newline=""``.
+        text: the file, in lines as `line_end` says.
         source: what the user wrote, for errors.
 
     Raises:
@@ -60,7 +60,7 @@ def _next(reader: Iterator[list[str]], source: str, row: int) -> list[str] | Non
     except csv.Error as error:
         raise DataError(
             given=source,
-            found=f"broken CSV in row {row} ({error})" if row else f"broken CSV in the header ({error})",
+            found=f"broken CSV in {f'row {row}' if row else 'the header'} ({_why(error)})",
             instead="cells with commas, quotes or line breaks in double quotes, and quotes in them doubled",
         ) from error
     except UnicodeDecodeError as error:
@@ -68,6 +68,22 @@ def _next(reader: Iterator[list[str]], source: str, row: int) -> list[str] | Non
         raise DataError(
             given=source, found=f"bytes that are no UTF-8, in or near {where}", instead="a UTF-8 file"
         ) from error
+
+
+def _why(error: csv.Error) -> str:
+    # Python's words speak to a programmer.
+    return "a carriage return outside of quotes" if "new-line" in str(error) else str(error)
+
+
+def line_end(start: bytes) -> str:
+    r"""The character that ends the lines of a file: a line feed, or a carriage return where there is no other.
+
+    Lines that end in both end in the line feed. Elsewhere a lone carriage return is a part of a cell.
+
+    >>> line_end(b"a\r\n"), line_end(b"a\rb\r")
+    ('\n', '\r')
+    """
+    return "\r" if b"\r" in start and b"\n" not in start else "\n"
 
 
 def _rows(reader: Iterator[list[str]], source: str) -> Iterator[tuple[int, list[str]]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from loratlas.data.records.csv_cells import csv_header, csv_lines
+from loratlas.data.records.csv_cells import csv_header, csv_lines, line_end
 from loratlas.data.records.folder_splits import KINDS, kind_of
 from loratlas.data.records.json_text import json_lines
 from loratlas.data.records.line_files import BLOCK, LineFile
@@ -87,8 +87,10 @@ def _unzipped(path: Path) -> Iterator[bytes]:
 
 
 def _csv(path: Path, source: str, limit: int | None) -> Records:
-    opened: Any = gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # noqa: SIM115 (the next line closes it)
-    with io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+    opened: Any = gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb", buffering=0)  # noqa: SIM115 (the next line closes it)
+    buffered = io.BufferedReader(opened, BLOCK)
+    end = line_end(buffered.peek(BLOCK))
+    with io.TextIOWrapper(buffered, encoding="utf-8-sig", newline=end) as text:
         header, rows = csv_header(text, source)
         lines = LineFile.written(csv_lines(header, rows, source, limit), source)
     return Records(files=(lines,), columns=tuple(header), is_text=True)
