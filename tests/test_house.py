@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "errors": 0,
     "files": 1,
     "modeling": 1,
+    "display": 1,
     "models": 2,
     "anatomy": 3,
     "adapters": 4,
