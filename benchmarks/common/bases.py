@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.encode import Encoded, EncodeReport, Example
+from loratlas.data.examples import Encoded, EncodeReport, Example
 
 ROOT = Path(__file__).resolve().parents[2]
 

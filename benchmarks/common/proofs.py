@@ -7,7 +7,7 @@ import torch
 from benchmarks.common.bases import adapted
 from benchmarks.peers.trainer import batch_of, row_of
 from loratlas.adapters.lean_lora import lean
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.training.microbatches import microbatches
 from loratlas.training.step import step_loss
 

@@ -19,7 +19,7 @@ from benchmarks.peers import ours, trainer
 from benchmarks.peers.floor import Floor, PeftStep
 from benchmarks.peers.outcome import Schedule
 from loratlas.data.batching import training_order
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.placement.plan import place
 from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.loop import fit

@@ -17,7 +17,7 @@ from benchmarks.common.bases import MEDIUM, MINI, SMALL, adapted, alpaca
 from benchmarks.peers import ours, trainer
 from benchmarks.peers.outcome import Schedule
 from loratlas.data.batching import training_order
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.training.memory import allocations, resident_bytes
 
 PLACEMENT = "all:8"

@@ -18,7 +18,7 @@ from benchmarks.common.timing import block, interleaved, ratios, seconds
 from benchmarks.peers import ours
 from benchmarks.peers.floor import Floor, PeftStep
 from benchmarks.peers.outcome import Schedule
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.placement.plan import place
 from loratlas.training.microbatches import microbatches
 

@@ -19,7 +19,7 @@ from benchmarks.common.timing import Sample, interleaved, ratios, seconds, timed
 from benchmarks.peers import ours, trainer
 from benchmarks.peers.outcome import Schedule
 from loratlas.data.batching import training_order
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.data.packing import prove_packing
 from loratlas.evaluation.score import score
 from loratlas.placement.plan import place

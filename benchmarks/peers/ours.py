@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.common.timing import Clock, Sample
 from benchmarks.peers.outcome import Outcome, Schedule, Tape
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.training.loop import fit
 from loratlas.training.run_events import StepEvent
 from loratlas.training.settings import Settings

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.peers.outcome import Outcome, Schedule, Tape
 from benchmarks.peers.trainer import IGNORED, common, row_of, run, settled, watcher
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

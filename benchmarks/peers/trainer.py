@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.common.timing import timed
 from benchmarks.peers.outcome import Outcome, Schedule, Tape
-from loratlas.data.encode import Encoded, Example
+from loratlas.data.examples import Encoded, Example
 
 IGNORED = -100
 

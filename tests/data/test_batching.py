@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loratlas.data.batching import IGNORED, collate, evaluation_batches, training_order
-from loratlas.data.encode import Encoded, EncodeReport, Example
+from loratlas.data.examples import Encoded, EncodeReport, Example
 from loratlas.errors import SettingsError
 
 

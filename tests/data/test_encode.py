@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BloomConfig, GPT2Config
 
-from loratlas.data.encode import _shortened, check_positions, encode, load_tokenizer, opening_ids, pad_id
+from loratlas.data.encode import _shortened, encode, load_tokenizer, opening_ids, pad_id
 from loratlas.data.load_rows import load_rows
+from loratlas.data.model_limits import check_fits
 from loratlas.data.rows import Row, Rows, Turn
 from loratlas.errors import DataError, ModelError
 
@@ -205,9 +206,9 @@ def test_a_missing_tokenizer_is_a_sentence(tmp_path):
 
 def test_examples_beyond_the_models_positions_are_refused(tokenizer):
     encoded = encode(rows_of(("ab", "xyz" * 40)), tokenizer, max_length=256)
-    check_positions(encoded, GPT2Config(n_positions=256))
-    check_positions(encoded, BloomConfig())  # its attention knows distances, not positions
+    check_fits(encoded, GPT2Config(n_positions=256))
+    check_fits(encoded, BloomConfig())  # its attention knows distances, not positions
     with pytest.raises(DataError) as caught:
-        check_positions(encoded, GPT2Config(n_positions=64))
+        check_fits(encoded, GPT2Config(n_positions=64))
     assert "64 positions" in caught.value.found
     assert "at most 64" in caught.value.instead

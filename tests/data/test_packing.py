@@ -10,7 +10,7 @@ from tests.tiny import TYPES, tiny_model
 from loratlas.data import packed_attention as attention
 from loratlas.data import packing
 from loratlas.data.batching import collate
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.data.packing import forward, prove_packing
 
 PADDED = {"gptj", "gpt_neo", "falcon", "bloom", "mpt"}

@@ -7,7 +7,7 @@ import torch
 from tests.tiny import TYPES, tiny_model
 
 from loratlas.data.batching import collate
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.data.packing import forward
 from loratlas.evaluation import cross_entropy
 from loratlas.evaluation import token_losses as losses

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.tiny import tiny_model
 
 from loratlas.data.batching import collate, evaluation_batches
-from loratlas.data.encode import Encoded, EncodeReport, Example
+from loratlas.data.examples import Encoded, EncodeReport, Example
 from loratlas.data.packing import forward
 
 _MODELS: dict[str, torch.nn.Module] = {}

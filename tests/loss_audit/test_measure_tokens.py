@@ -14,7 +14,7 @@ from pyarrow import parquet
 from tests.tiny import tiny_model
 from tests.training.small import adapted, encoded, wrap
 
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.errors import DataError, SettingsError
 from loratlas.evaluation.score import score
 from loratlas.evaluation.token_statistics import UNIT, error_bound

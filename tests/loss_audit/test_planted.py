@@ -521,7 +521,8 @@ def test_masks_drawn_anew(data):
 
 def test_tokens_merged_across_the_boundary(judge, tmp_path):
     """Prompt and answer tokenised as one text: other tokens at the boundary, and the losses after it."""
-    from loratlas.data.encode import Example, load_tokenizer
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.examples import Example
     from loratlas.demo import base_path
     from loratlas.models.load import load_model
 
@@ -591,7 +592,8 @@ def test_trls_eval_loss(judge, tmp_path, completion_only):
     trl = pytest.importorskip("trl", reason="needs trl, which the extra 'dev' installs")
     from datasets import Dataset
 
-    from loratlas.data.encode import Example, load_tokenizer
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.examples import Example
     from loratlas.demo import base_path
     from loratlas.models.load import load_model
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 
 PAD = 0
 IGNORED = -100

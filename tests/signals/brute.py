@@ -9,7 +9,7 @@ import torch
 
 from loratlas.anatomy.read import read
 from loratlas.data.batching import Batch, collate
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.placement.vocabulary import holds
 

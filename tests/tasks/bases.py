@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tests.adapters.architectures import config, model
 
-from loratlas.data.encode import Encoded, EncodeReport, Example, digest_of
+from loratlas.data.examples import Encoded, EncodeReport, Example, digest_of
 from loratlas.models.task import CLASSIFICATION, SEQ2SEQ, Task, for_task
 
 CLASSIFIERS = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tests.tiny import CONTEXT, VOCABULARY, tiny_model
 
-from loratlas.data.encode import Encoded, EncodeReport, Example
+from loratlas.data.examples import Encoded, EncodeReport, Example
 
 SITES = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],

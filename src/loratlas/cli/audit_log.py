@@ -171,7 +171,8 @@ class _Audit:
         self.regularisers: dict[str, float] = {}
 
     def run(self, model: str, adapters: Sequence[Path], rows: Any) -> dict[str, Any]:
-        from loratlas.data.encode import check_positions, encode, load_tokenizer
+        from loratlas.data.encode import encode, load_tokenizer
+        from loratlas.data.model_limits import check_fits
         from loratlas.loss_audit.match_logs import by_example
         from loratlas.loss_audit.text_units import texts_of
         from loratlas.models.config import load_config
@@ -183,7 +184,7 @@ class _Audit:
             if remark:
                 output.note(remark)
         encoded = encode(rows, tokenizer, max_length=self.options["max_length"])
-        check_positions(encoded, load_config(model_source(model)))
+        check_fits(encoded, load_config(model_source(model)))
         output.remark(rows)
         output.note(f"{rows.source}: {encoded.report.sentence()}")
         self.texts = texts_of(encoded, rows, tokenizer)

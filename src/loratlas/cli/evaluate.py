@@ -17,7 +17,7 @@ from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
     from loratlas.cli.passes import Pass, Subject
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.data.rows import Rows
     from loratlas.loss_audit.definitions import Definition
 

@@ -12,7 +12,7 @@ from loratlas.errors import ModelError, SettingsError
 from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.evaluation.class_losses import Classes
     from loratlas.evaluation.score import Scores
     from loratlas.loss_audit.definitions import Definition, Evidence

@@ -13,7 +13,7 @@ from loratlas.cli import output
 from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
-    from loratlas.data.encode import Encoded, Example
+    from loratlas.data.examples import Encoded, Example
     from loratlas.data.rows import Rows
     from loratlas.evaluation.score import Scores
     from loratlas.loss_audit.pass_conditions import Condition

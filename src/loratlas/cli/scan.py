@@ -90,7 +90,8 @@ def scan(
     from loratlas.cli.evaluate import to_device
     from loratlas.cli.mapping import read_named
     from loratlas.cost.dry_run import PeakMemory, typical
-    from loratlas.data.encode import check_positions, encode, load_tokenizer
+    from loratlas.data.encode import encode, load_tokenizer
+    from loratlas.data.model_limits import check_fits
     from loratlas.errors import SettingsError
     from loratlas.models.task import CAUSAL, recognise
     from loratlas.placement.allocate import Limits
@@ -124,7 +125,7 @@ def scan(
     recognise(source, read.form, asked=CAUSAL)  # signals are measured on causal language models
     encoded = encode(read, tokenizer, max_length=max_length, loss=loss.value)
     base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None)
-    check_positions(encoded, base.config)
+    check_fits(encoded, base.config)
     output.remark(read)
     output.note(f"{read.source}: {encoded.report.sentence()}")
     with output.Progress("scanning", total=1, unit="passes") as bar:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from loratlas.anatomy.sites import Anatomy
     from loratlas.cost.dry_run import PeakMemory
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.data.rows import Rows
     from loratlas.models.task import Task
     from loratlas.placement.plan import Plan

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.data.encode import Encoded, EncodeReport, Example, task_of
+from loratlas.data.examples import Encoded, EncodeReport, Example, task_of
 from loratlas.errors import ModelError
 from loratlas.models.task import CAUSAL, Task
 from loratlas.training.settings import Settings

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from loratlas.data.batch import IGNORED, Batch
-from loratlas.data.encode import Encoded, Example
+from loratlas.data.examples import Encoded, Example
 from loratlas.data.padded_pairs import side_by_side
 from loratlas.errors import SettingsError
 

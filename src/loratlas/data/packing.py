@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from loratlas.data.batching import IGNORED, Batch, collate
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.modeling import unwrap
 from loratlas.models.task import CLASSIFICATION, SEQ2SEQ
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from loratlas.data.batch import IGNORED, Batch
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.models.task import CLASSIFICATION, SEQ2SEQ
 
 

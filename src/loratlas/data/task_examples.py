@@ -12,16 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.encode import (
-    CHUNK,
-    Encoded,
-    EncodeReport,
-    Example,
-    check_positions,
-    digest_of,
-    encode,
-    pad_id,
-)
+from loratlas.data.encode import CHUNK, encode, pad_id
+from loratlas.data.examples import Encoded, EncodeReport, Example, digest_of
+from loratlas.data.model_limits import check_fits
 from loratlas.data.rows import Row, Rows
 from loratlas.errors import DataError
 from loratlas.models.config import load_config
@@ -82,7 +75,7 @@ def encode_for(
         encoded = _pairs(task, rows, tokenizer, max_length)
     else:
         encoded = encode(rows, tokenizer, max_length=max_length, loss=loss)
-    check_positions(encoded, config)
+    check_fits(encoded, config)
     return encoded
 
 

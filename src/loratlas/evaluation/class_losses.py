@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loratlas.data.batching import evaluation_batches
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.errors import DataError
 from loratlas.evaluation.class_metrics import PREDICTIONS, correct, f1_rows
 from loratlas.evaluation.cross_entropy import nll

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loratlas.data.batching import evaluation_batches
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.errors import DataError
 from loratlas.evaluation.eval_precision import evaluating
 from loratlas.evaluation.parquet import SEGMENTS, TokenWriter, read_columns, write_examples, write_tokens

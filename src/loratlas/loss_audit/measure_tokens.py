@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.errors import DataError
 from loratlas.evaluation.score import MAX_LOGITS, MAX_TOKENS
 from loratlas.loss_audit.pass_conditions import Condition, drawing, under

@@ -18,7 +18,7 @@ from loratlas.scan.scores import ALONE, GAINS, STEP, TRIALS, Scan
 
 if TYPE_CHECKING:
     from loratlas.data.batching import Batch
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.scan.trial_training import Probed
     from loratlas.signals.base import Signal
 

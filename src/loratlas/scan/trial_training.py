@@ -18,7 +18,7 @@ from loratlas.signals.rank_correlation import chance, tau, tau_of_top
 
 if TYPE_CHECKING:
     from loratlas.data.batching import Batch
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.training.run_events import FitResult
 
 ADAM = "what Adam itself did in the trial"

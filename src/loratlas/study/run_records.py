@@ -134,7 +134,7 @@ def save_encoded(path: Path, encoded: Any) -> None:
 
 def load_encoded(path: Path) -> Any:
     """Read what :func:`save_encoded` kept."""
-    from loratlas.data.encode import Encoded, EncodeReport, Example
+    from loratlas.data.examples import Encoded, EncodeReport, Example
     from loratlas.models.task import Task
 
     with np.load(path, allow_pickle=False) as stored:

@@ -26,7 +26,7 @@ from loratlas.study.run_records import table
 from loratlas.study.study_spec import WRITTEN
 
 if TYPE_CHECKING:
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.data.rows import Rows
     from loratlas.models.task import Task
     from loratlas.study.study_spec import StudySpec

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from loratlas.data.batching import Batch
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
 
 SHARE = 0.25
 """Of the memory that is free when a run begins, what its rows' states may take; on a CPU, where others may begin too,

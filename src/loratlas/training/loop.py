@@ -31,7 +31,7 @@ from loratlas.training.step import step_loss
 from loratlas.training.trackers import reporters
 
 if TYPE_CHECKING:
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
 
 
 def fit(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from loratlas.data.batching import Batch, collate
-from loratlas.data.encode import Encoded, Example
+from loratlas.data.examples import Encoded, Example
 
 CALL_TOKENS = 192
 """What one more pass through the model costs beside its tokens, in tokens: layers launch work whatever its size."""

@@ -36,6 +36,7 @@ class Span:
         end: behind the last of it.
         stop: behind what ends the turn.
         respaced: the template writes the answer with other white space inside it.
+        marked: the template says itself that these characters are an answer.
     """
 
     turn: int
@@ -43,6 +44,7 @@ class Span:
     end: int
     stop: int
     respaced: bool = False
+    marked: bool = False
 
 
 def answer_spans(

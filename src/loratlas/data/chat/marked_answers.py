@@ -45,7 +45,7 @@ def marked_spans(
             if atom.end() != end or atom[0] not in {*writer.specials, *writer.stops}:
                 break
             end = atom.start()
-        spans.append(Span(turn=-1, start=start, end=end, stop=stop))
+        spans.append(Span(turn=-1, start=start, end=end, stop=stop, marked=True))
     return text, spans
 
 

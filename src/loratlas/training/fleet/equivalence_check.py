@@ -24,7 +24,7 @@ from loratlas.training.fleet.adapter_slots import AdapterSlot, Factors
 from loratlas.training.fleet.row_slices import RowSlices, join_batches
 
 if TYPE_CHECKING:
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.training.fleet.adapter_bank import Bank
 
 STRONG = 0.5

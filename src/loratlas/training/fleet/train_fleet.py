@@ -38,7 +38,7 @@ from loratlas.training.run_context import interruptible, step_seed, training_mod
 from loratlas.training.run_events import FitResult, StepEvent
 
 if TYPE_CHECKING:
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.training.master_weights import MasterWeights
 
 PASS_TOKENS = {"cpu": 2048}
