@@ -4,7 +4,7 @@ A result says once what it shows (`Displayed.blocks`); a terminal, a file and a 
 
 >>> print(as_text([Grid(columns=("role", "sites"), rows=(("attn.q", "8"),)), "Unresolved: none."]))
  role     sites
- ────────────────
+────────────────
  attn.q       8
 <BLANKLINE>
 Unresolved: none.
