@@ -112,13 +112,23 @@ class PlacementError(RequestError):
 
     Args:
         position: index of the character in the text where the trouble begins, if there is one.
+        suggestions: whole placements to write instead, each of which was tried.
     """
 
     code = "placement"
 
-    def __init__(self, *, given: str, found: str, instead: str, position: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        given: str,
+        found: str,
+        instead: str,
+        position: int | None = None,
+        suggestions: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(given=given, found=found, instead=instead)
         self.position = position
+        self.suggestions = suggestions
 
 
 class BudgetError(RequestError):

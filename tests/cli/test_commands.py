@@ -130,13 +130,14 @@ def test_map_leaves_with_1_where_readers_contradict_one_another(cli, gpt2_medium
         ("all:16", 6_291_456, 0.0177, 0.0),
         ("attention:16", 2_359_296, 0.0066, 0.6250),
         ("feedforward:8", 1_966_080, 0.0055, 0.375),
-        ("c_fc", None, None, None),
+        ("c_fc:16", 1_966_080, 0.0055, 0.6875),
+        ("c_proj:16", None, None, None),
     ],
 )
 def test_the_arithmetic(cli, gpt2_medium: Path, placement, trainable, of_model, less_than_full):
     told = cli("plan", gpt2_medium, "--placement", placement, "--json")
     if trainable is None:
-        assert told.code == 2  # names are no roles
+        assert told.code == 2  # the end of two kinds of matrices
         return
     plan = told.json
     assert (plan["schema"], plan["version"]) == ("loratlas.plan", 1)

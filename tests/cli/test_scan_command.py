@@ -125,7 +125,7 @@ def test_train_places_by_a_scan_of_its_own_rows(cli, tmp_path: Path):
          "smallest step anywhere costs"),
         (("scan", MODEL, DATA, "--multiple", "3", "--min-rank", "4"), "multiples of 3"),
         (("scan", MODEL, DATA, "--among", "embed"), "shares its weights"),
-        (("scan", MODEL, DATA, "--among", "nothing"), "names nothing"),
+        (("scan", MODEL, DATA, "--among", "nothing"), "matches nothing"),
     ],
 )  # fmt: skip
 def test_bad_requests_are_sentences(cli, words, said):
@@ -149,7 +149,7 @@ def test_sites_that_cannot_be_chosen_are_refused_before_rows_are_read(cli):
     for budget in ("like=all:1", "memory=2GB"):
         found = cli("scan", MODEL, "no-such-file.jsonl", "--among", "nothing", "--budget", budget)
         assert found.code == 2
-        assert "names nothing" in found.words
+        assert "matches nothing" in found.words
 
 
 def test_scores_of_another_model_are_refused(cli, scanned: Path, tmp_path: Path):

@@ -31,6 +31,14 @@ from loratlas.placement.layer_ranges import Ends, Numbers, Part, numbers
         ("q,v@0,2:3 - v@2", "q,v@0,2:3 - v@2"),
         ("decoder.all", "decoder.all"),
         ("attention:016", "attention:16"),
+        ("q_proj , v_proj:8", "q_proj,v_proj:8"),
+        ("c_attn+mlp.c_proj:4", "c_attn + mlp.c_proj:4"),
+        ("all-linear:8", "all-linear:8"),
+        ("all-linear@0..2 - lm_head", "all-linear@0..2 - lm_head"),
+        ("All-Linear:8", "all-linear:8"),
+        ("all -linear_attn", "all - linear_attn"),
+        ("vision.q_proj", "vision.q_proj"),
+        ("model.layers.0.self_attn.q_proj:8", "model.layers.0.self_attn.q_proj:8"),
     ],
 )
 def test_canonical_text(written, canonical):
@@ -65,7 +73,6 @@ def test_terms_keep_what_was_written():
         ("attention:1.5", 11, "behind the rank"),
         ("attention:-4", 10, "'-'"),
         ("attention:autox", 14, "behind auto"),
-        ("atention", 0, "'atention'"),
         ("q + + v", 4, "'+'"),
         ("q,", 2, "end of the text"),
         ("q v", 2, "'v'"),
@@ -76,11 +83,6 @@ def test_terms_keep_what_was_written():
         ("q@top/0", 2, "count of 0"),
         ("q@first0", 2, "count of 0"),
         ("q@middle", 2, "'middle'"),
-        ("decoder", 0, "scope alone"),
-        ("attn.c_proj", 0, "'c_proj'"),
-        ("attn.q.weight", 0, "more dots"),
-        ("q.k", 0, "more dots"),
-        ("router.q", 0, "'q'"),
         ('"h.0', 0, "quotation"),
         ('q + ""', 4, "no path"),
         ("all - q:4", 8, "a rank"),
@@ -98,22 +100,13 @@ def test_errors_point_at_the_character(text, position, word):
     assert caret.index("^") == 4 + position
 
 
-def test_a_typo_is_answered_with_the_nearest_words():
-    with pytest.raises(PlacementError) as caught:
-        parse("atention:8")
-    assert "attention" in caught.value.instead
-    with pytest.raises(PlacementError) as caught:
-        parse("ffn.donw")
-    assert "down" in caught.value.instead
-
-
 def test_the_caret_of_a_long_text_stays_in_sight():
-    text = " + ".join(["attn.q@0:4"] * 40) + " + nonsense"
+    text = " + ".join(["attn.q@0:4"] * 40) + " + !nonsense"
     with pytest.raises(PlacementError) as caught:
         parse(text)
     shown, caret = caught.value.given.strip("\n").split("\n")
     assert len(shown) < 110
-    assert shown[caret.index("^") :].startswith("nonsense")
+    assert shown[caret.index("^") :].startswith("!nonsense")
 
 
 @given(st.text(alphabet='qvkal@:+-,.!0123456789/" topfirst', max_size=30))

@@ -18,13 +18,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import BudgetError, PlacementError
 from loratlas.placement.language import parse
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
+from loratlas.placement.terms import Placement
 
 Quantity = Literal["params", "time", "memory"]
 Memory: TypeAlias = Callable[[Mapping[str, int]], int]
@@ -327,16 +328,21 @@ def _reversed_bits(number: int) -> float:
     return value
 
 
-def check_auto(text: str, table: Sequence[tuple[Site, int | None]]) -> None:
+def check_auto(placement: Placement, table: Sequence[tuple[Site, int | None]]) -> None:
     """Without a budget no rank may be ``auto``.
 
     Raises:
         PlacementError: one is.
     """
-    if any(rank is None for _, rank in table):
+    auto = [site for site, rank in table if rank is None]
+    if auto:
+        rank = min(DEFAULT_RANK, *(site.max_rank for site in auto))
+        terms = [replace(term, rank=rank) if term.rank == "auto" else term for term in placement.terms]
+        text = Placement(source="", terms=tuple(terms)).text
         raise PlacementError(
-            given=text,
+            given=placement.text,
             found="a rank of auto and no budget to solve it from",
-            instead="--budget params=1M, or a rank",
-            position=text.find("auto"),
+            instead=f"`{text}`, or --budget params=1M",
+            position=placement.text.find("auto"),
+            suggestions=(text,),
         )

@@ -12,6 +12,7 @@ Layer 0 reads the embeddings; **bottom** is the end where it stands, **top** the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -20,7 +21,7 @@ class Numbers:
     """Layers by number: ``3``, ``0..4`` (4 excluded), ``1,3,5`` or a mixture.
 
     Args:
-        spans: (first, end) pairs, ascending, end excluded.
+        spans: (first, end) pairs, ascending, end excluded, none touching the next.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -32,8 +33,9 @@ class Numbers:
 
     def of(self, layers: int) -> tuple[int, ...] | None:
         """The layers of a tower that has so many; None if it lacks one of them."""
-        found = tuple(layer for a, b in self.spans for layer in range(a, b))
-        return found if found and max(found) < layers else None
+        if not self.spans or self.spans[-1][1] > layers:
+            return None
+        return tuple(layer for a, b in self.spans for layer in range(a, b))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,22 +79,31 @@ class Part:
         return tuple(range(first, end)) or None
 
 
-Layers = Numbers | Ends | Part
+LayerRange = Numbers | Ends | Part
 
 
-def numbers(layers: set[int] | frozenset[int] | tuple[int, ...]) -> Numbers:
+def numbers(layers: Iterable[int]) -> Numbers:
     """The shortest spans that hold exactly these layers.
 
     >>> numbers({7, 0, 1, 2}).text
     '0..3,7'
     """
-    spans: list[tuple[int, int]] = []
-    for layer in sorted(set(layers)):
-        if spans and spans[-1][1] == layer:
-            spans[-1] = (spans[-1][0], layer + 1)
+    return merged((layer, layer + 1) for layer in layers)
+
+
+def merged(spans: Iterable[tuple[int, int]]) -> Numbers:
+    """The shortest spans that hold exactly the layers of these; the spans may overlap, in any order.
+
+    >>> merged([(4, 6), (0, 5), (9, 10)]).text
+    '0..6,9'
+    """
+    joined: list[tuple[int, int]] = []
+    for first, end in sorted(spans):
+        if joined and joined[-1][1] >= first:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
         else:
-            spans.append((layer, layer + 1))
-    return Numbers(spans=tuple(spans))
+            joined.append((first, end))
+    return Numbers(spans=tuple(joined))
 
 
 def _round(numerator: int, denominator: int) -> int:

@@ -248,7 +248,7 @@ def place(
         allow_unresolved=allow_unresolved,
     )
     if budget is None:
-        check_auto(placement.text, table)
+        check_auto(placement, table)
         ranks = {site.path: rank for site, rank in table if rank is not None}
     else:
         ranks = solve(table, budget, anatomy, memory)
