@@ -170,16 +170,42 @@ def test_the_arithmetic_in_words(cli, gpt2_medium: Path):
     assert "99.45% less than full fine-tuning of 354,823,168" in " ".join(feedforward.split())
 
 
-def test_plan_peft_is_a_lora_config(cli, gpt2_medium: Path):
+@pytest.mark.parametrize(
+    ("placement", "trainable", "shown"),
+    [
+        ("attention:16", 2_359_296, 'target_modules=["c_attn", "attn.c_proj"]'),
+        ("c_attn:16 + ffn.down:4", 1_572_864 + 24 * 4 * 5120, 'rank_pattern={"mlp.c_proj": 4}'),
+        ("attention@top/2:16", 1_179_648, 'target_modules=r"^(?:'),
+    ],
+)
+def test_plan_peft_is_python_that_runs(cli, gpt2_medium: Path, placement, trainable, shown):
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    fields = cli("plan", gpt2_medium, "--placement", "attention:16", "--peft").json
+    told = cli("plan", gpt2_medium, "--placement", placement, "--peft")
+    assert shown in told.out
+    assert max(map(len, told.out.splitlines())) < 2000
+    names = {}
+    exec(told.out, names)
+    assert names["config"].base_model_name_or_path == str(gpt2_medium.parent)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(gpt2_medium))
-        adapted = get_peft_model(model, LoraConfig(**fields))
-    assert adapted.get_nb_trainable_parameters()[0] == 2_359_296
+        adapted = get_peft_model(model, names["config"])
+    assert adapted.get_nb_trainable_parameters()[0] == trainable
+
+
+def test_ranks_are_rounded_on_request(cli):
+    words = ("plan", MODEL, "--placement", "all", "--budget", "params=300k", "--json")
+    exact, rounded = (cli(*words, *more).json for more in ((), ("--round-ranks",)))
+    ranks = [[site["rank"] for site in plan["sites"]] for plan in (exact, rounded)]
+    assert any(rank not in (1, 2, 3, 4, 6, 8, 12, 16) for rank in ranks[0])
+    assert all(rank in (1, 2, 3, 4, 6, 8, 12, 16) for rank in ranks[1])
+    assert all(a >= b for a, b in zip(*ranks, strict=True))
+    assert [site["alpha"] for site in rounded["sites"]] == [2 * rank for rank in ranks[1]]
+    # What it prints places the same table.
+    again = cli("plan", MODEL, "--placement", rounded["text"], "--json").json
+    assert again["sites"] == rounded["sites"]
 
 
 @pytest.mark.parametrize(

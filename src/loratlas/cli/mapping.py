@@ -94,6 +94,7 @@ def plan_model(
     by: options.By = DECIDES,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    round_ranks: options.RoundRanks = False,
     allow_unresolved: options.AllowUnresolved = False,
     batch_size: options.BatchSize = 16,
     max_length: Annotated[
@@ -119,7 +120,7 @@ def plan_model(
         bool,
         typer.Option(
             "--peft",
-            help="Print the LoraConfig alone, as JSON, proven to adapt these sites and no other.",
+            help="Print the LoraConfig alone, as Python, proven to adapt these sites and no other.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
@@ -132,6 +133,7 @@ def plan_model(
     """
     from loratlas.cli.pricing import Step, price, show
     from loratlas.models.config import load_config
+    from loratlas.placement.peft_code import python_code, readable
     from loratlas.scan.plan_from_scores import is_auto
     from loratlas.sources import model_source
 
@@ -154,14 +156,15 @@ def plan_model(
         rslora=rslora,
         memory=step.memory(),
         allow_unresolved=allow_unresolved,
+        round_ranks=round_ranks,
     )
-    config = jsonable(plan.to_peft(source).to_dict())
+    config = plan.to_peft(source)
     if peft and not as_json:
-        output.emit(config)
+        output.say(python_code(readable(plan, anatomy, config, source), model))
         return
     spent = price(plan, step, timed=time)
     if as_json:
-        output.emit({**plan.to_json(), "cost": spent, "peft": config})
+        output.emit({**plan.to_json(), "cost": spent, "peft": jsonable(config.to_dict())})
         return
     show_plan(anatomy, plan)
     show(spent)
@@ -182,7 +185,14 @@ def check_scores(placement: str | None, scores: Path | None) -> None:
 
 
 def placed(
-    anatomy: Anatomy, placement: str, *, scores: Path | None, by: str, allow_unresolved: bool, **options: Any
+    anatomy: Anatomy,
+    placement: str,
+    *,
+    scores: Path | None,
+    by: str,
+    allow_unresolved: bool,
+    round_ranks: bool = False,
+    **options: Any,
 ) -> Plan:
     """The plan of a placement; of ``auto``, by the scores in a file.
 
@@ -191,18 +201,21 @@ def placed(
         placement: as written.
         scores: what `loratlas scan --json` printed.
         by: the column of it that decides.
-        allow_unresolved: of a placement in words; scores are of sites that are told.
+        allow_unresolved: of a placement in words; scores are of identified sites.
+        round_ranks: round them down to few distinct ones.
         options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
     """
     from loratlas.placement.plan import place
+    from loratlas.placement.round_ranks import round_ranks as rounded
     from loratlas.scan.plan_from_scores import plan_from
     from loratlas.scan.scores import load_scan
 
     if scores is None:
-        return place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
-    plan, _ = plan_from(load_scan(scores), anatomy, by=by, **options)
-    output.note(track_record(by))
-    return plan
+        plan = place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
+    else:
+        plan, _ = plan_from(load_scan(scores), anatomy, by=by, **options)
+        output.note(track_record(by))
+    return rounded(plan, anatomy) if round_ranks else plan
 
 
 def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:

@@ -112,7 +112,8 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="TEXT",
-        help="What the placement may spend: params=2M, params=0.5%, or like=attention:16.",
+        help="What the placement may use: params=2M or params=0.5%; like=attention:16 (as many parameters); "
+        "time=1.2 (times a step of all:16); memory=6GB (peak of a step). Of time and memory a placement as well.",
         rich_help_panel=PLACE,
     ),
 ]
@@ -180,11 +181,19 @@ RsLora = Annotated[
     bool,
     typer.Option("--rslora", help="Scale by α/√r instead of α/r.", rich_help_panel=PLACE),
 ]
+RoundRanks = Annotated[
+    bool,
+    typer.Option(
+        "--round-ranks",
+        help="Round ranks down to 1, 2, 3, 4, 6, 8, 12, 16, 24, …, for a short LoraConfig.",
+        rich_help_panel=PLACE,
+    ),
+]
 AllowUnresolved = Annotated[
     bool,
     typer.Option(
         "--allow-unresolved",
-        help="Go on where the placement may mean matrices that could not be told; they are left alone.",
+        help="Go on where the placement may mean unidentified matrices; they are left alone.",
         rich_help_panel=PLACE,
     ),
 ]
