@@ -190,7 +190,7 @@ def test_plan_peft_is_python_that_runs(cli, gpt2_medium: Path, placement, traina
     exec(told.out, names)
     assert names["config"].base_model_name_or_path == str(gpt2_medium.parent)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(gpt2_medium))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(gpt2_medium.parent))
         adapted = get_peft_model(model, names["config"])
     assert adapted.get_nb_trainable_parameters()[0] == trainable
 
