@@ -90,9 +90,9 @@ def test_an_end_that_two_towers_share_is_refused():
 
 
 def test_an_end_is_whole_words():
-    model = anatomy([site("h.0.c_proj.weight", "attn.o", (8, 8), layer=0)], layers=1)
-    assert "proj matches nothing" in refused("proj:1", model).found
-    assert modules("c_proj", model) == {"h.0.c_proj"}
+    model = anatomy([site("h.0.xc_proj.weight", "attn.o", (8, 8), layer=0)], layers=1)
+    assert "c_proj matches nothing" in refused("c_proj:1", model).found
+    assert modules("xc_proj", model) == {"h.0.xc_proj"}
 
 
 def test_an_end_that_an_unidentified_matrix_has_is_refused():
