@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -74,9 +75,7 @@ class RecordCheck:
         fits = limit is None or self.rows + lines <= limit
         taken = self._quick.take(block.data, lines, self) if self._quick and fits else None
         if taken is None:
-            for record in self.records(block):
-                if self.rows == limit:
-                    break
+            for record in islice(self.records(block), None if limit is None else limit - self.rows):
                 self._take(record, self.rows)
                 self.rows += 1
             if self._quick is None or self.columns.keys() - self._quick.columns:

@@ -95,7 +95,7 @@ class RowReader:
             if value is None:
                 if needed:
                     wanted = f"a row with {', '.join(FORMS[self.form])} (form {self.form!r})"
-                    raise fail(f"{self.blank} {field!r}", wanted)
+                    raise fail(f"{self.blank} {self.columns.get(field, field)!r}", wanted)
                 return None
             written = scalar_text(value)
             if written is None:
@@ -166,7 +166,7 @@ class RowReader:
     def _label(self, value: Any, fail: Any) -> int | str:
         words = "a class number from 0, or a class's name"
         if value is None:
-            raise fail(f"{self.blank} 'label'", words)
+            raise fail(f"{self.blank} {self.columns['label']!r}", words)
         if isinstance(value, str) and not isinstance(value, Literal):
             if not value.strip():
                 raise fail("an empty label", f"{words}; leave rows without a class out")
