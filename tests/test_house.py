@@ -22,6 +22,7 @@ SOURCE = ROOT / "src" / "loratlas"
 FLOORS: dict[str, int] = {
     "errors": 0,
     "files": 1,
+    "formats": 1,
     "modeling": 1,
     "display": 1,
     "models": 2,

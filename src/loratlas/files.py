@@ -1,4 +1,4 @@
-"""The one place that writes: files and folders are whole or not there, numbers become JSON, bytes become words.
+"""The one place that writes: files and folders are whole or not there, numbers become JSON.
 
 Whatever is written stands under a draft's name first (``.NAME.PID.part``, beside where it will lie) and is then
 renamed. A process that is killed between any two operations leaves the old content, the new one, or a draft; drafts of
@@ -197,19 +197,6 @@ def jsonable(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
     return str(value)
-
-
-def format_bytes(number: float) -> str:
-    """Bytes for people.
-
-    >>> format_bytes(512), format_bytes(3 * 1024**2)
-    ('512 B', '3.0 MiB')
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} B" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loratlas import formats
 from loratlas.cli import options, output
 from loratlas.cli.folders import adapter_folder, check_out, check_tokenizer
 from loratlas.cli.judging import adapter_task, check_head, check_samples, judge, show_classes, summary, told
@@ -344,7 +345,7 @@ def _report(encoded: Encoded) -> dict[str, int]:
 def _show(facts: dict[str, Any], chosen: Sequence[Definition]) -> None:
     output.say(
         f"loss {facts['token_mean_nll']:.4f} nats per token, perplexity {facts['perplexity']:.3f} "
-        f"({output.count(facts['labelled_tokens'])} tokens of {output.count(facts['examples'])} examples)"
+        f"({formats.count(facts['labelled_tokens'])} tokens of {formats.count(facts['examples'])} examples)"
     )
     drawn = output.table("definition", ("value", "right"), "told by")
     for definition in chosen:

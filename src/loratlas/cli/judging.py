@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas import formats
 from loratlas.cli import output
 from loratlas.cli.folders import adapter_folder
 from loratlas.errors import ModelError, SettingsError
@@ -185,7 +186,7 @@ def show_classes(facts: Mapping[str, Any]) -> None:
     """What `class_summary` found, as a sentence and a table."""
     output.say(
         f"accuracy {facts['accuracy']:.2%}, macro F1 {facts['macro_f1']:.4f}, loss {facts['mean_nll']:.4f} nats "
-        f"per row ({output.count(facts['examples'])} rows)"
+        f"per row ({formats.count(facts['examples'])} rows)"
     )
     drawn = output.table(
         "class", ("rows", "right"), ("precision", "right"), ("recall", "right"), ("F1", "right")
@@ -193,6 +194,6 @@ def show_classes(facts: Mapping[str, Any]) -> None:
     for each in facts["classes"]:
         shares = (each["precision"], each["recall"], each["f1"])
         drawn.add_row(
-            each["label"], output.count(each["rows"]), *("–" if s is None else f"{s:.4f}" for s in shares)
+            each["label"], formats.count(each["rows"]), *("–" if s is None else f"{s:.4f}" for s in shares)
         )
     output.show(drawn)

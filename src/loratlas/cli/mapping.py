@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loratlas import formats
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
 from loratlas.files import jsonable
@@ -50,7 +51,7 @@ def map_model(
         output.emit(anatomy.to_json())
         return
     output.say(
-        f"{anatomy.model} ({anatomy.model_type}): {output.count(anatomy.parameters)} parameters, "
+        f"{anatomy.model} ({anatomy.model_type}): {formats.count(anatomy.parameters)} parameters, "
         f"{anatomy.layers} layers, width {anatomy.hidden}"
     )
     copies = {path for site in anatomy.sites for path in site.called_as}
@@ -64,7 +65,7 @@ def map_model(
             str(len(sites)),
             f"{shape[0]} × {shape[1]}",
             kind,
-            output.count(cost) if cost else "–",
+            formats.count(cost) if cost else "–",
         )
     output.show(drawn)
     if any(site.layer is not None for site in anatomy.sites):
@@ -235,16 +236,16 @@ def show_plan(anatomy: Anatomy, plan: Plan) -> None:
     output.say(f"{plan.placement} on {anatomy.model} ({anatomy.model_type}): {len(plan.rows)} sites")
     shares = output.table("", ("", "right"), "")
     shares.show_header = False
-    shares.add_row("trainable", output.count(plan.trainable), "parameters")
+    shares.add_row("trainable", formats.count(plan.trainable), "parameters")
     shares.add_row(
         "of the model",
         f"{plan.of_model:.2%}",
-        f"{1 - plan.of_model:.2%} less than full fine-tuning of {output.count(anatomy.parameters)}",
+        f"{1 - plan.of_model:.2%} less than full fine-tuning of {formats.count(anatomy.parameters)}",
     )
     part = plan.of_full_lora
     if part is not None:
         even = len({row.rank for row in plan.rows}) == 1
-        whole = f"all at equal {'' if even else 'mean '}rank, {output.count(plan.trainable / part)}"
+        whole = f"all at equal {'' if even else 'mean '}rank, {formats.count(plan.trainable / part)}"
         less = f"{abs(1 - part):.2%} {'less' if part < 1 else 'more'} than" if part != 1 else "the same as"
         shares.add_row("of full LoRA", f"{part:.2%}", f"{less} {whole}")
     output.show(shares)
@@ -258,7 +259,7 @@ def show_plan(anatomy: Anatomy, plan: Plan) -> None:
             str(len(sites)),
             _range([row.rank for row in rows]),
             _range([row.alpha for row in rows]),
-            output.count(sum(row.site.lora_parameters(row.rank) for row in rows)),
+            formats.count(sum(row.site.lora_parameters(row.rank) for row in rows)),
         )
     output.show(drawn)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from loratlas import formats
 from loratlas.errors import LoratlasError
 from loratlas.files import jsonable
 
@@ -117,25 +118,6 @@ def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
     return drawn
 
 
-def count(number: float) -> str:
-    """1234567 → ``1,234,567``."""
-    return f"{number:,.0f}"
-
-
-def span(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> span(9), span(75), span(3720)
-    ('9 s', '1 min 15 s', '1 h 02 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 class Progress:
     """A bar on a terminal, a line every few seconds elsewhere; always on standard error.
 
@@ -192,7 +174,7 @@ class Progress:
         now = time.monotonic()
         if left is None and done > self._first:
             left = (now - self._began) / (done - self._first) * max(self.total - done, 0)
-        remaining = f"{span(left)} left" if left is not None and done < self.total else ""
+        remaining = f"{formats.duration(left)} left" if left is not None and done < self.total else ""
         if self._bar is not None:
             # Of what does not fit beside a bar of ten characters, the remark gives way.
             taken = len(self.title) + len(f"{self.total}/{self.total}") + len(remaining) + 10 + 4

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loratlas.cli import output
-from loratlas.files import format_bytes
+from loratlas.formats import data_size
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -101,11 +101,11 @@ def show(spent: dict[str, Any]) -> None:
     step = f"{spent['batch_size']} × {spent['max_length']:,} tokens, {spent['dtype']}"
     drawn = output.table(f"one training step of {step}", ("", "right"))
     drawn.add_row("arithmetic per token", f"{spent['flops_per_token'] / 1e9:,.3f} GFLOP")
-    drawn.add_row("adapters", format_bytes(spent["adapter_bytes"]))
-    drawn.add_row("optimizer (AdamW)", format_bytes(spent["optimizer_bytes"]))
+    drawn.add_row("adapters", data_size(spent["adapter_bytes"]))
+    drawn.add_row("optimizer (AdamW)", data_size(spent["optimizer_bytes"]))
     if spent["peak_bytes"] is not None:
-        drawn.add_row("activations kept for backward", format_bytes(spent["saved_activation_bytes"]))
-        drawn.add_row("memory at the peak", format_bytes(spent["peak_bytes"]))
+        drawn.add_row("activations kept for backward", data_size(spent["saved_activation_bytes"]))
+        drawn.add_row("memory at the peak", data_size(spent["peak_bytes"]))
     if spent["step_seconds"] is not None:
         drawn.add_row("time", f"{spent['step_seconds']:.3g} s")
     output.show(drawn)

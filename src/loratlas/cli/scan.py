@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loratlas import formats
 from loratlas.cli import options, output
 from loratlas.scan.advice import DECIDES, track_record
 
@@ -197,7 +198,7 @@ def _show(
 ) -> None:
     reading = found.readings[by]
     read = (
-        f"{output.count(found.rows)} rows, {output.count(found.labelled)} counted tokens"
+        f"{formats.count(found.rows)} rows, {formats.count(found.labelled)} counted tokens"
         if found.rows
         else "weights alone"
     )
@@ -287,7 +288,7 @@ def _show_plan(plan: Plan, allocation: Allocation) -> None:
 
     unit = UNITS[parse_budget(allocation.budget).quantity]
     output.say(
-        f"\nPlan for {allocation.budget}: {output.count(allocation.spent)} of {output.count(allocation.allowed)} "
+        f"\nPlan for {allocation.budget}: {formats.count(allocation.spent)} of {formats.count(allocation.allowed)} "
         f"{unit}, {len(plan.rows)} sites"
         + (f", {len(allocation.left_out)} left out" if allocation.left_out else "")
     )
@@ -299,7 +300,7 @@ def _show_plan(plan: Plan, allocation: Allocation) -> None:
         count = sum(row.trainable for row in plan.rows if row.site.role == role)
         low, high = min(ranks), max(ranks)
         drawn.add_row(
-            role, str(len(ranks)), str(low) if low == high else f"{low} to {high}", output.count(count)
+            role, str(len(ranks)), str(low) if low == high else f"{low} to {high}", formats.count(count)
         )
     output.show(drawn)
     output.say(f"As text: {plan.text}")

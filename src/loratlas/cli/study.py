@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loratlas import formats
 from loratlas.cli import options, output
 from loratlas.errors import SpecError
 
@@ -171,7 +172,7 @@ def _show(data: Mapping[str, Any]) -> None:
         arms.add_row(
             arm["name"],
             arm["placement"],
-            output.count(arm["trainable"]),
+            formats.count(arm["trainable"]),
             f"{arm['lr']:g}" if arm.get("lr") else "–",
             _number(arm.get("nll")),
             _interval(arm.get("ci")),
@@ -179,7 +180,7 @@ def _show(data: Mapping[str, Any]) -> None:
     output.show(arms)
     if data.get("head"):
         output.say(
-            f"trainable: adapters; the head, {output.count(data['head'])} parameters, trains in every arm."
+            f"trainable: adapters; the head, {formats.count(data['head'])} parameters, trains in every arm."
         )
     reference = str(data.get("reference") or data["spec"]["reference"])
     found = output.table(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas import formats
 from loratlas.cli import output
 from loratlas.cli.evaluate import rows_to_judge, to_device
 from loratlas.cli.folders import adapter_folder, check_out
@@ -390,7 +391,7 @@ def _show(facts: dict[str, Any]) -> None:
     reason = facts["compile_reason"]
     output.note(f"torch.compile: {reason}")
     drawn = output.table("run", ("", "right"))
-    drawn.add_row("steps", output.count(facts["steps"]))
+    drawn.add_row("steps", formats.count(facts["steps"]))
     drawn.add_row("loss on the last steps", f"{facts['train_nll']:.4f}")
     for name, value in headline(facts["eval"]) if facts["eval"] else ():
         drawn.add_row(f"evaluation {name}", value)
@@ -398,11 +399,11 @@ def _show(facts: dict[str, Any]) -> None:
         for name, value in told(facts["samples"]):
             drawn.add_row(name, value)
     if facts["trainable"]:
-        drawn.add_row("trainable parameters", output.count(facts["trainable"]))
+        drawn.add_row("trainable parameters", formats.count(facts["trainable"]))
     if facts["head"]:
-        drawn.add_row("and the head, trained whole", output.count(facts["head"]))
-    drawn.add_row("tokens per second", output.count(facts["tokens_per_second"]))
-    drawn.add_row("counted tokens per second", output.count(facts["labelled_tokens_per_second"]))
+        drawn.add_row("and the head, trained whole", formats.count(facts["head"]))
+    drawn.add_row("tokens per second", formats.count(facts["tokens_per_second"]))
+    drawn.add_row("counted tokens per second", formats.count(facts["labelled_tokens_per_second"]))
     output.show(drawn)
     output.say(f"Adapter: {facts['adapter']}. Load it with:")
     for line in _loading(facts):

@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from loratlas import formats
+
 MISSING = "–"
 
 
@@ -152,46 +154,6 @@ def _finite(value: Any) -> float | None:
     return value
 
 
-def _loss(value: float) -> str:
-    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2g}"
-
-
-def _signed(value: float) -> str:
-    return ("−" if value < 0 else "+") + _loss(abs(value))
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value >= size:
-            return f"{value / size:.1f} {unit}" if value < 100 * size else f"{value / size:,.0f} {unit}"
-    return f"{value:,.0f} B"
-
-
-def _seconds(value: float) -> str:
-    if value < 1:
-        return f"{1000 * value:.0f} ms"
-    return f"{value:.2f} s" if value < 100 else f"{value:,.0f} s"
-
-
-def _percent(value: float) -> str:
-    return f"{round(100 * value, 2):g} %"
-
-
-def _points(value: float) -> str:
-    return ("−" if value < 0 else "+") + f"{round(abs(100 * value), 2):g} points"
-
-
-def _probability(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.4f}" if value >= 0.0001 else "under 0.0001"
-
-
-def _millions(value: float) -> str:
-    for word, size in (("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
-        if value >= size:
-            return f"{float(f'{value / size:.3g}'):g} {word}"
-    return f"{value:g}"
-
-
 def _name(value: Any) -> str:
     """The last part of a path, which may begin with a variable; a Hub id and a plain name stay whole, the embedded ones
     lose their "demo:"."""
@@ -215,20 +177,20 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "words": _words,
     "name": _name,
     "yes": _yes,
-    "loss": _loss,
-    "signed": _signed,
-    "perplexity": lambda value: f"{value:,.2f}" if value < 1e6 else f"{value:.2e}",
-    "count": lambda value: f"{round(value):,}",
-    "millions": _millions,
-    "bytes": _bytes,
-    "seconds": _seconds,
+    "loss": formats.loss,
+    "signed": formats.signed,
+    "perplexity": formats.perplexity,
+    "count": formats.count,
+    "millions": formats.magnitude,
+    "bytes": formats.data_size,
+    "seconds": formats.seconds,
     "times": lambda value: f"{value:.2f} ×",
     "rate": lambda value: f"{value:g}",
     "score": lambda value: f"{value:.3g}",
     "tau": lambda value: f"{value:.2f}",
-    "percent": _percent,
-    "points": _points,
-    "probability": _probability,
+    "percent": formats.percent,
+    "points": formats.points,
+    "probability": formats.probability,
     "degrees": lambda value: f"{value:.1f}",
 }
 _WORDS = frozenset({"word", "words", "name", "yes"})

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from loratlas.formats import loss, percent, signed
 from loratlas.study.estimator import Estimate, holm
 
 FEWEST_SEEDS = 5
@@ -202,7 +203,7 @@ def _sentence(
     arm, low, high = comparison.arm, *found.interval(level)
     between = f"{percent(level)} interval {signed(low)} to {signed(high)}"
     if verdict in ("better", "worse"):
-        said = f"{arm} is {verdict} than {versus} by {digits(abs(found.value))} nats per {per} ({between})"
+        said = f"{arm} is {verdict} than {versus} by {loss(abs(found.value))} nats per {per} ({between})"
     elif verdict == "equivalent":
         said = (
             f"{arm} and {versus} are equivalent within ±{delta:g} nats per {per} "
@@ -212,35 +213,12 @@ def _sentence(
         said = f"{arm} against {versus} is undetermined: {reason}"
         said += f" (difference {signed(found.value)} nats per {per}"
         if not math.isnan(found.error):
-            smallest = digits(found.detectable(alpha=1 - level))
+            smallest = loss(found.detectable(alpha=1 - level))
             said += f", {between}; a difference of {smallest} would have been found with 80 % power"
         said += ")"
     counted = f"on {found.seeds} fresh seeds × {found.examples:,} examples"
     caveat = f" {comparison.caveat}" if comparison.caveat else ""
     return f"{said}, {counted}, {reach}.{caveat}"
-
-
-def percent(level: float) -> str:
-    """A level in per cent, without needless digits.
-
-    >>> percent(0.95), percent(0.975), percent(1 - 0.05 / 3)
-    ('95 %', '97.5 %', '98.33 %')
-    """
-    return f"{round(100 * level, 2):g} %"
-
-
-def digits(value: float) -> str:
-    """Nats per token with three decimals, or two significant digits where that would print only zeros.
-
-    >>> digits(0.01234), digits(0.00012), digits(0.0)
-    ('0.012', '0.00012', '0.000')
-    """
-    return f"{value:.3f}" if abs(value) >= 0.001 or value == 0 else f"{value:.2g}"
-
-
-def signed(value: float) -> str:
-    """As :func:`digits`, with a sign."""
-    return ("−" if value < 0 else "+") + digits(abs(value))
 
 
 def _known(value: float) -> float | None:

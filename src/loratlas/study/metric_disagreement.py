@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loratlas.formats import signed
 from loratlas.study.estimator import Estimate, estimate, holm
-from loratlas.study.findings import ALPHA, signed
+from loratlas.study.findings import ALPHA
 
 if TYPE_CHECKING:
     from loratlas.loss_audit.definitions import Definition
