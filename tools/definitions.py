@@ -19,7 +19,7 @@ import numpy as np
 
 from loratlas.loss_audit.definition_ranking import Disagreement, disagreements
 from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
-from loratlas.loss_audit.token_table import Table
+from loratlas.loss_audit.token_table import LossTable
 from loratlas.study.run_records import read_examples, read_record
 
 BY = Definition(name="token_mean")
@@ -44,7 +44,7 @@ class Run(NamedTuple):
     name: str
     phase: str
     arm: str
-    table: Table
+    table: LossTable
 
 
 def runs_of(folder: Path) -> Iterator[Run]:
@@ -55,7 +55,7 @@ def runs_of(folder: Path) -> Iterator[Run]:
             continue
         key = record["key"]
         example, n, nll = read_examples(place)
-        table = Table(
+        table = LossTable(
             example=example,
             position=np.zeros_like(example),
             part=np.zeros(len(example), dtype=np.int8),

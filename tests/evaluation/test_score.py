@@ -8,7 +8,7 @@ import torch
 from pyarrow import parquet
 from tests.training.small import adapted, encoded, weights, wrap
 
-from loratlas.errors import DataError, StorageError
+from loratlas.errors import DataError, OutputError
 from loratlas.evaluation.eval_precision import base_precision
 from loratlas.evaluation.score import Scores, read_scores, score
 
@@ -31,6 +31,7 @@ def test_written_and_read_back(tmp_path):
     found = score(adapted(), encoded(9), packed=True)
     found.write(tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "digests.json",
         "examples.parquet",
         "tokens.parquet",
     ]
@@ -42,27 +43,33 @@ def test_written_and_read_back(tmp_path):
     for name in ("example", "position", "segment", "nll"):
         np.testing.assert_array_equal(getattr(again.tokens, name), getattr(found.tokens, name))
     table = parquet.ParquetFile(tmp_path / "new" / "tokens.parquet")
-    assert table.metadata.row_group(0).column(3).compression == "ZSTD"
+    assert table.metadata.row_group(0).column(4).compression == "ZSTD"
     assert set(table.read()["segment"].to_pylist()) == {"answer"}
 
 
 def test_streamed_equals_held(tmp_path, monkeypatch):
-    import loratlas.evaluation.parquet as storage
+    from loratlas.evaluation import score as module
 
-    monkeypatch.setattr(storage, "GROUP", 50)
+    monkeypatch.setattr(module, "CHUNK", 5)
     model, data = adapted(), encoded(20)
     held = score(model, data, packed=True, max_tokens=64)
     streamed = score(model, data, packed=True, max_tokens=64, out=tmp_path)
     assert streamed.tokens is None
     assert parquet.ParquetFile(tmp_path / "tokens.parquet").num_row_groups > 1
     again = read_scores(tmp_path)
-    np.testing.assert_array_equal(again.nll, held.nll)
+    np.testing.assert_array_equal(again.nll, streamed.nll)
+    np.testing.assert_allclose(again.nll, held.nll, rtol=1e-5)
     assert again.tokens is not None
     assert held.tokens is not None
-    np.testing.assert_array_equal(again.tokens.nll, held.tokens.nll)
+    for name in ("example", "position", "segment", "counted"):
+        np.testing.assert_array_equal(getattr(again.tokens, name), getattr(held.tokens, name))
+    np.testing.assert_allclose(again.tokens.nll, held.tokens.nll, atol=1e-5)
 
 
-def test_what_was_begun_and_not_finished_leaves_nothing(tmp_path):
+def test_a_call_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    from loratlas.evaluation import score as module
+
+    monkeypatch.setattr(module, "CHUNK", 5)
     model, data = adapted(), encoded(20)
     calls = []
 
@@ -73,8 +80,26 @@ def test_what_was_begun_and_not_finished_leaves_nothing(tmp_path):
 
     model.get_base_model().register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="in the middle"):
-        score(model, data, packed=True, max_tokens=64, out=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        score(model, data, packed=True, max_tokens=512, out=tmp_path)
+    assert not (tmp_path / "examples.parquet").exists()
+    streamed = score(model, data, packed=True, max_tokens=512, out=tmp_path)
+    assert len(calls) == 5, "two of four chunks were not scored again"
+    np.testing.assert_allclose(streamed.nll, score(model, data, packed=True).nll, rtol=1e-5)
+    assert len(score(model, data, packed=True, max_tokens=512, out=tmp_path).n) == 20, "complete: read"
+    assert len(calls) == 5 + 1, "only the comparison in memory ran the model"
+
+
+def test_a_pass_prepares_the_model_once(monkeypatch):
+    """Classes are exchanged and modules scanned once per pass, not once per batch."""
+    from loratlas.adapters import lean_lora
+
+    entered, right = [], lean_lora.lean
+    monkeypatch.setattr(lean_lora, "lean", lambda model: (entered.append(None), right(model))[1])
+    model, passes = adapted(), []
+    model.get_base_model().register_forward_hook(lambda *_: passes.append(None))
+    score(model, encoded(20), packed=True, max_tokens=33)
+    assert len(passes) > 5
+    assert len(entered) == 1
 
 
 def test_dropout_is_off_and_the_model_is_left_as_it_was():
@@ -125,5 +150,5 @@ def test_unreadable_tables(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     found = score(adapted(), encoded(2), packed=True)
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(OutputError, match="could not be written"):
         found.write(tmp_path / "file")

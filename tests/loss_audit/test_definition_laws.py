@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training.small import adapted, encoded, wrap
 
+from loratlas.evaluation.forward_condition import Condition
 from loratlas.evaluation.score import score
-from loratlas.loss_audit.measure_tokens import measure
-from loratlas.loss_audit.pass_conditions import Condition
+from loratlas.evaluation.token_scorer import measure
 from loratlas.loss_audit.token_table import read_table
 
 

@@ -14,7 +14,7 @@ from loratlas.evaluation.score import Scores
 from loratlas.loss_audit.definition_ranking import disagreements, range_bound, shift_bound
 from loratlas.loss_audit.definitions import Definition, Evidence, value
 from loratlas.loss_audit.text_units import Texts
-from loratlas.loss_audit.token_table import Table
+from loratlas.loss_audit.token_table import LossTable
 
 OTHERS = [
     Definition(name="example", aggregate="example"),
@@ -27,7 +27,7 @@ OTHERS = [
 def arm(n, means):
     n = np.asarray(n)
     scores = Scores(example=np.arange(len(n)), n=n, nll=n * np.asarray(means, dtype=np.float64))
-    return Table.of_scores(scores)
+    return LossTable.of_scores(scores)
 
 
 @settings(max_examples=200, deadline=None)
@@ -56,7 +56,7 @@ def test_a_flip_is_a_flip_of_the_values(seed, size):
 
 def tokens(example, part, nll, uniform=None, tokenizer=""):
     size = len(nll)
-    return Table(
+    return LossTable(
         example=np.array(example),
         position=np.arange(size),
         part=np.array(part),

@@ -17,7 +17,7 @@ from loratlas.loss_audit.catalogue import catalogue, token_mean
 from loratlas.loss_audit.definitions import Definition, Evidence, log_value, sums, value, weights
 from loratlas.loss_audit.gaps import ORDER, decompose, jensen_term
 from loratlas.loss_audit.text_units import Texts
-from loratlas.loss_audit.token_table import ELSEWHERE, PARTS, Table, align
+from loratlas.loss_audit.token_table import ELSEWHERE, PARTS, LossTable, align
 
 EXAMPLES = 6
 
@@ -32,7 +32,7 @@ def table(random, *, drop=0.2, scale=3.0):
             # Part and position go together, so that a token is of one part in every table.
             rows.append((example, position, (0, 0, 2, 1, 3, 4)[position % 6] if position > 2 else 0))
     e, p, part = (np.array(c) for c in zip(*rows, strict=True))
-    return Table(
+    return LossTable(
         example=e,
         position=p,
         part=part.astype(np.int8),
@@ -229,12 +229,12 @@ def test_requests_that_make_no_sense():
     with pytest.raises(DataError, match="no texts"):
         value(Definition(name="x", unit="bits_per_byte"), evidence)
     bare = evidence.tables["reference"]
-    bare = Table(
+    bare = LossTable(
         example=bare.example, position=bare.position, part=bare.part, tokens=bare.tokens, nll=bare.nll
     )
     with pytest.raises(DataError, match="no column 'uniform'"):
         value(Definition(name="x", smoothing=0.1), Evidence(tables={"reference": bare}))
-    twice = Table(example=np.zeros(2, dtype=int), position=np.ones(2, dtype=int), part=np.zeros(2, dtype=np.int8),
+    twice = LossTable(example=np.zeros(2, dtype=int), position=np.ones(2, dtype=int), part=np.zeros(2, dtype=np.int8),
                   tokens=np.ones(2, dtype=int), nll=np.ones(2))  # fmt: skip
     with pytest.raises(DataError, match="two rows for one token"):
         decompose(token_mean(), token_mean(), Evidence(tables={"reference": twice}))
@@ -247,7 +247,7 @@ def test_requests_that_make_no_sense():
 def test_aligned_positions_are_unlike_and_name_the_same_tokens(mine, theirs):
     mine, theirs = np.array(mine), np.array(theirs)
     n = len(mine)
-    whole = Table(example=np.zeros(n, dtype=np.int64), position=np.arange(n), part=np.zeros(n, dtype=np.int8),
+    whole = LossTable(example=np.zeros(n, dtype=np.int64), position=np.arange(n), part=np.zeros(n, dtype=np.int8),
                   tokens=np.ones(n, dtype=np.int64), nll=np.ones(n))  # fmt: skip
     moved = align(whole, [mine], [theirs]).position
     assert len(set(moved.tolist())) == n

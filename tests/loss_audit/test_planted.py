@@ -13,15 +13,15 @@ from tests.loss_audit.tools import collate, dataset, eval_loss, trainer
 from tests.tiny import tiny_model
 from tests.training.small import adapted, encoded, wrap
 
+from loratlas.evaluation.forward_condition import Condition
+from loratlas.evaluation.token_scorer import measure
 from loratlas.loss_audit.audit import definitions, identify
 from loratlas.loss_audit.catalogue import catalogue, token_mean
 from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
 from loratlas.loss_audit.gaps import decompose
-from loratlas.loss_audit.measure_tokens import measure
-from loratlas.loss_audit.pass_conditions import Condition
 from loratlas.loss_audit.regularisers import orthogonality, router_balance
 from loratlas.loss_audit.text_units import Texts
-from loratlas.loss_audit.token_table import Table, align, read_table
+from loratlas.loss_audit.token_table import LossTable, align, read_table
 
 END = 2
 
@@ -334,7 +334,7 @@ def test_left_padding_with_the_positions_of_the_edge(data, judge, tmp_path):
         number, evidence, "left_7", among=[*catalogue(evidence), suspect], kinds={"condition", "batch"}
     )
     condition = best.gap.terms[0]
-    assert "filled at the left" in condition.words
+    assert "padded at the left" in condition.words
     assert abs(condition.nats) > 1e-3
 
 
@@ -381,7 +381,7 @@ def test_capped_and_skipped_batches(data, judge):
     model = tiny_model("llama")
     evidence = judge(model, data)
     table = evidence.tables[REFERENCE]
-    steep = Evidence(tables={REFERENCE: Table(
+    steep = Evidence(tables={REFERENCE: LossTable(
         example=table.example, position=table.position, part=table.part, tokens=table.tokens, nll=table.nll * 10
     )})  # fmt: skip
     best = named(20.0, steep, "capped_20", kinds={"cap"})
@@ -452,7 +452,7 @@ def test_the_running_training_loss(data, judge, tmp_path):
     columns = {name: np.concatenate([s[k] for s in seen]) for k, name in enumerate(names)}
     after = judge(model, data)
     evidence = Evidence(
-        tables={**after.tables, "running": Table(**columns, condition="the model while it learnt")}
+        tables={**after.tables, "running": LossTable(**columns, condition="the model while it learnt")}
     )
     suspect = Definition(name="train_loss", table="running", aggregate="batch", batch_size=7)
     best = named(
@@ -509,7 +509,7 @@ def test_masks_drawn_anew(data):
                 columns.append((index, place, nll[place]))
         e, p, nll = (np.array(c) for c in zip(*columns, strict=True))
         ones = np.ones(len(e), dtype=np.int64)
-        table = Table(example=e, position=p, part=np.zeros(len(e), dtype=np.int8), tokens=ones, nll=nll,
+        table = LossTable(example=e, position=p, part=np.zeros(len(e), dtype=np.int8), tokens=ones, nll=nll,
                       condition=f"masks of seed {seed}")  # fmt: skip
         return table, sum(s for s, _ in sums) / sum(n for _, n in sums)
 
@@ -573,7 +573,9 @@ def test_two_tokenizers_per_token(judge):
     )
     texts = Texts.of(["text " * (index + 3) for index in range(12)])
     named_one, named_two = (
-        Table(example=t.example, position=t.position, part=t.part, tokens=t.tokens, nll=t.nll, tokenizer=name)
+        LossTable(
+            example=t.example, position=t.position, part=t.part, tokens=t.tokens, nll=t.nll, tokenizer=name
+        )
         for t, name in ((one, "a"), (two, "b"))
     )
     evidence = Evidence(tables={REFERENCE: named_one, "other": named_two}, texts=texts)

@@ -14,7 +14,7 @@ from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, val
 from loratlas.loss_audit.match_logs import by_example, explain
 from loratlas.loss_audit.read_logs import Log, Number, read_log, read_logs
 from loratlas.loss_audit.text_units import Texts
-from loratlas.loss_audit.token_table import PARTS, Table
+from loratlas.loss_audit.token_table import PARTS, LossTable
 
 STATE = {
     "best_metric": None,
@@ -58,7 +58,7 @@ def evidence(rows: int = 23, seed: int = 0) -> Evidence:
             columns["part"].append(PARTS.index(part))
             columns["nll"].append(abs(random.normal(1.0 if part == "prompt" else level, 0.5)))
     made = {name: np.array(column) for name, column in columns.items()}
-    table = Table(**made, tokens=np.ones(len(made["nll"]), dtype=np.int64), uniform=made["nll"] + 4.0)
+    table = LossTable(**made, tokens=np.ones(len(made["nll"]), dtype=np.int64), uniform=made["nll"] + 4.0)
     sizes = np.bincount(made["example"][made["part"] == 0])
     return Evidence(
         tables={REFERENCE: table}, texts=Texts(bytes=5 * sizes, characters=4 * sizes, words=sizes)

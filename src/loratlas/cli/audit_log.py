@@ -16,7 +16,7 @@ from loratlas.cli.folders import adapter_folder, check_tokenizer
 from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
-    from loratlas.cli.passes import Subject
+    from loratlas.loss_audit.audit_passes import Subject
     from loratlas.loss_audit.definitions import Evidence
     from loratlas.loss_audit.match_logs import Explained
     from loratlas.loss_audit.read_logs import Log
@@ -220,7 +220,7 @@ class _Audit:
         }
 
     def _subject(self, model: str, adapter: Path | None, rows: Any, encoded: Any, tokenizer: Any) -> Subject:
-        from loratlas.cli.passes import subject
+        from loratlas.loss_audit.audit_passes import subject
         from loratlas.sources import open_model
 
         base = open_model(model, dtype=self.options["dtype"])
@@ -243,7 +243,7 @@ class _Audit:
         self._enter(REFERENCE, table, rough=self.options["dtype"] != "float32")
 
     def _more(self, of: Subject, *, adapted: bool) -> None:
-        from loratlas.cli.passes import further
+        from loratlas.loss_audit.audit_passes import further
 
         sizes = self.options["sizes"] or next((log.batch_sizes for log in self.logs if log.batch_sizes), ())
         plan = further(

@@ -1,37 +1,49 @@
-"""`eval`: the loss of a model on rows, every definition of it, and why they differ."""
+"""`eval`: the loss of a model on rows; every definition of it and why they differ, on request."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loratlas import formats
 from loratlas.cli import options, output
-from loratlas.cli.folders import adapter_folder, check_out, check_tokenizer
-from loratlas.cli.judging import adapter_task, check_head, check_samples, judge, show_classes, summary, told
+from loratlas.cli.evaluation_tables import show_definitions, show_loss
+from loratlas.cli.folders import adapter_folder, check_tokenizer
+from loratlas.cli.judging import (
+    adapter_task,
+    check_head,
+    check_samples,
+    choose_dtype,
+    sample_scores,
+    show_classes,
+    show_samples,
+    trained_dtype,
+)
 from loratlas.errors import Interrupted, SettingsError
-from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
-    from loratlas.cli.passes import Pass, Subject
-    from loratlas.data.examples import Encoded
+    from loratlas.data.encode import Encoded
     from loratlas.data.rows import Rows
+    from loratlas.loss_audit.audit_passes import Pass, Subject
     from loratlas.loss_audit.definitions import Definition
+    from loratlas.models.task import Task
 
 
 class Also(StrEnum):
-    """Conditions of a forward pass that tools run a model under, beside the one that loratlas judges with."""
+    """Conditions of a forward pass that tools run a model under, besides the one that loratlas evaluates with."""
 
     dropout = "dropout"
     bfloat16 = "bfloat16"
     float32 = "float32"
     adapter_off = "adapter-off"
-    filled_right = "filled-right"
-    filled_left = "filled-left"
+    padded_right = "padded-right"
+    padded_left = "padded-left"
     shifted = "shifted-twice"
 
 
@@ -55,13 +67,21 @@ def evaluate(
     max_length: options.MaxLength = 512,
     dtype: options.DtypeOption = options.Dtype.auto,
     quantize: options.QuantizeOption = None,
+    definitions: Annotated[
+        bool,
+        typer.Option(
+            "--definitions",
+            help="Also print every definition of the loss that tools use, and what each differs by.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     batch_size: Annotated[
         list[int] | None,
         typer.Option(
             "--batch-size",
             metavar="N",
             min=1,
-            help="Also tell the mean of batches of so many rows, as trainers do; may be repeated. 8 unless given.",
+            help="Also the mean of batches of so many rows, as trainers print it; may be repeated. 8 unless given.",
             rich_help_panel=options.DATA,
         ),
     ] = None,
@@ -72,7 +92,7 @@ def evaluate(
             metavar="SHARE",
             min=0.0,
             max=1.0,
-            help="Also tell the loss with this label smoothing; may be repeated.",
+            help="Also the loss with this label smoothing; may be repeated.",
             rich_help_panel=options.DATA,
         ),
     ] = None,
@@ -81,7 +101,7 @@ def evaluate(
         typer.Option(
             "--also",
             metavar="WAY",
-            help="Also run the model so, and tell the loss that this gives; may be repeated: "
+            help="Also run the model this way, and print that loss; may be repeated: "
             + ", ".join(way.value for way in Also)
             + ".",
             rich_help_panel=options.DATA,
@@ -93,7 +113,7 @@ def evaluate(
             "--window",
             metavar="TOKENS",
             min=2,
-            help="Also tell the loss in windows of so many tokens.",
+            help="Also the loss in windows of so many tokens.",
             rich_help_panel=options.DATA,
         ),
     ] = None,
@@ -109,12 +129,13 @@ def evaluate(
     ] = None,
     samples: options.Samples = 0,
     rouge: options.Rouge = False,
+    forgetting: options.Forgetting = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Also write every example's and every token's loss there, as Parquet.",
+            help="Also write every example's and every token's loss there, as Parquet; goes on where it was stopped.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -123,39 +144,45 @@ def evaluate(
     """Measure the loss of a model, with or without an adapter.
 
     The loss is the mean over all counted tokens; perplexity is its exponential. Neither depends on how rows are
-    packed or batched. Every other definition that tools print is told beside it, each with the exact terms that take
-    the loss there. A classifier is told by its accuracy and macro F1 as well.
+    packed or batched. With an adapter the base computes in the dtype that the adapter was trained in, unless --dtype
+    says otherwise. Of a classifier accuracy and macro F1 are printed as well.
     """
-    from loratlas.cli.passes import scores_of, subject, workspace
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
-    from loratlas.evaluation.parquet import write_examples
-    from loratlas.loss_audit.catalogue import BATCH_SIZES, catalogue
-    from loratlas.loss_audit.definitions import REFERENCE, Evidence
-    from loratlas.loss_audit.resumable_table import FOLDER
-    from loratlas.loss_audit.text_units import texts_of
     from loratlas.sources import model_source, open_model, open_task
 
     if stride is not None and window is None:
         raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
     folder = adapter_folder(adapter) if adapter is not None else None
-    check_out(out, mine=(FOLDER,))
+    if forgetting is not None and folder is None:
+        raise SettingsError(
+            given="--forgetting without --adapter",
+            found="nothing that could have forgotten",
+            instead="--adapter DIR, or the command on those rows alone",
+        )
+    check_result_folder(out)
     source = model_source(model)
     tokenizer = load_tokenizer(source)
     remark = check_tokenizer(folder, tokenizer) if folder is not None else None
     rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
+    output.remark(rows)
     name = None if task is None else task.value
     chosen_task, config = open_task(source, rows, tokenizer, asked=name, known=adapter_task(folder))
     check_samples(chosen_task, samples=samples, rouge=rouge)
     if config is not None:
         _only_causal(chosen_task.name, also=also, smoothing=smoothing, window=window)
-    encoded = encode_for(
-        chosen_task, rows, tokenizer, config=config or source, max_length=max_length, loss=loss.value
-    )
-    output.remark(rows)
+
+    def encode(text: Rows) -> Encoded:
+        return encode_for(
+            chosen_task, text, tokenizer, config=config or source, max_length=max_length, loss=loss.value
+        )
+
+    encoded = encode(rows)
+    other = encode(rows_to_judge(forgetting, split=None, columns={}, limit=limit)) if forgetting else None
     if not as_json:
         output.note(encoded.report.sentence())
-    base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None, config=config)
+    number, words = choose_dtype(dtype, trained_dtype(folder))
+    base = open_model(model, dtype=number, quantize=quantize.value if quantize else None, config=config)
     if folder is not None:
         from loratlas.adapters.adapter_files import load_adapter
 
@@ -166,66 +193,124 @@ def evaluate(
         "version": 1,
         "model": model,
         "adapter": None if adapter is None else str(adapter),
+        "dtype": number,
+        "trained_dtype": trained_dtype(folder),
         "task": chosen_task.to_json(),
-        "data": {"source": rows.source, "digest": rows.digest, **_report(encoded)},
+        "data": {"source": rows.source, "digest": rows.digest, **asdict(encoded.report)},
         "remark": remark,
         "out": None if out is None else str(out),
     }
     if config is not None:
-        answers = _answers(base, tokenizer, rows, samples, rouge)
-        facts, chosen = judge(base, encoded, out)
-        if as_json:
-            output.emit({**about, "packed": False, **facts, "samples": answers})
-            return
-        _show_task(facts, chosen, answers, remark, out)
-        return
-    of, reason = subject(base, rows, encoded, tokenizer)
-    plan = wanted(
-        of, also or (), dtype=dtype.chosen, adapted=folder is not None, window=window, stride=stride,
-        sizes=batch_size or BATCH_SIZES,
-    )  # fmt: skip
+        found = _judge_task(base, encoded, chosen_task, out)
+    else:
+        found = _judge_causal(
+            base, rows, encoded, tokenizer,
+            _Asked(
+                out=out, max_length=max_length, dtype=number, adapted=folder is not None, also=also or (),
+                sizes=batch_size or (), smoothing=smoothing or (), window=window, stride=stride,
+                everything=bool(as_json or definitions or out or also or window or smoothing or batch_size),
+            ),
+        )  # fmt: skip
     answers = _answers(base, tokenizer, rows, samples, rouge)
-    with workspace(out) as place:
+    lost = _forgetting(base, other, forgetting, found.numbers["packed"]) if other is not None else None
+    if as_json:
+        output.emit({**about, **found.numbers, "forgetting": lost, "samples": answers})
+        return
+    for note in (found.note, remark):
+        if note:
+            output.note(note)
+    if "classes" in found.numbers:
+        show_classes(found.numbers)
+    else:
+        show_loss(found.numbers, words, tables=definitions)
+    if definitions and found.definitions:
+        show_definitions(found.numbers, found.definitions)
+    if lost is not None:
+        output.say(
+            f"forgetting: {lost['base_nll']:.4f} → {lost['nll']:.4f} ({lost['difference']:+.4f}) on {lost['rows']:,} "
+            f"rows of {lost['source']}"
+        )
+    if answers:
+        for name, value in sample_scores(answers):
+            output.say(f"{name}: {value}")
+        show_samples(answers)
+    if out is not None:
+        output.say(f"Losses of every example and token: {out}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """Numbers for JSON, the definitions among them, and a remark on how they were computed."""
+
+    numbers: dict[str, Any]
+    definitions: Sequence[Definition] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What the options say about a causal evaluation."""
+
+    out: Path | None
+    max_length: int
+    dtype: str
+    adapted: bool
+    also: Sequence[Also]
+    sizes: Sequence[int]
+    smoothing: Sequence[float]
+    window: int | None
+    stride: int | None
+    everything: bool
+
+
+def _judge_task(model: Any, encoded: Encoded, task: Task, out: Path | None) -> _Judged:
+    """A classifier, or an encoder-decoder."""
+    from loratlas.loss_audit.judge import judge_once
+
+    numbers, chosen = judge_once(model, encoded, out)
+    return _Judged(numbers={"packed": False, **numbers}, definitions=chosen)
+
+
+def _judge_causal(model: Any, rows: Rows, encoded: Encoded, tokenizer: Any, asked: _Asked) -> _Judged:
+    from loratlas.loss_audit.audit_passes import subject
+    from loratlas.loss_audit.catalogue import BATCH_SIZES, catalogue
+    from loratlas.loss_audit.definitions import REFERENCE, Evidence
+    from loratlas.loss_audit.judge import scores_of, summary
+    from loratlas.loss_audit.text_units import texts_of
+
+    of, reason = subject(model, rows, encoded, tokenizer, watch=watch)
+    sizes = asked.sizes or BATCH_SIZES
+    plan = wanted_passes(of, asked, sizes)
+    with workspace(asked.out) as folder:
         try:
-            table = of.table(place, uniform=bool(smoothing), bounds=out is not None)
+            table = of.table(
+                folder,
+                everything=asked.everything,
+                uniform=bool(asked.smoothing),
+                bounds=asked.out is not None,
+            )
         except KeyboardInterrupt:
-            raise _stopped(out) from None
-        scores = scores_of(table)
-        if out is not None:
-            write_examples(out, example=scores.example, n=scores.n, nll=scores.nll)
+            raise _stopped(asked.out) from None
     tables = {REFERENCE: table}
-    with workspace(None) as place:
+    with workspace(None) as folder:
         for one in plan:
             output.note(f"Once more {one.words}")
-            tables[one.name] = one.take(of, place / one.name, max_length=max_length)
-    sizes = batch_size or BATCH_SIZES
-    evidence = Evidence(tables=tables, texts=texts_of(encoded, rows, tokenizer))
+            tables[one.name] = one.take(of, folder / one.name, max_length=asked.max_length)
+    evidence = Evidence(tables=tables, texts=texts_of(encoded, rows, tokenizer) if asked.everything else None)
     chosen = catalogue(
         evidence,
         batch_sizes=sizes,
-        smoothing=smoothing or (),
+        smoothing=asked.smoothing,
         regularisers={name.replace(" ", "_"): size for name, size in of.regularisers(sizes).items()},
     )
-    facts = summary(scores, evidence, chosen)
-    if as_json:
-        output.emit(
-            {
-                **about,
-                "packed": of.packed,
-                **facts,
-                "about": {d.name: {"formula": d.formula, "used_by": d.used_by} for d in chosen},
-                "samples": answers,
-            }
-        )
-        return
-    if reason:
-        output.note(f"Padded instead of packed: {reason}")
-    if remark:
-        output.note(remark)
-    _show(facts, chosen)
-    _say_answers(answers)
-    if out is not None:
-        output.say(f"Losses of every example and token: {out / 'examples.parquet'}, {out / 'tokens.parquet'}")
+    numbers = {
+        "packed": of.packed,
+        **summary(scores_of(table), evidence, chosen),
+        "about": {d.name: {"formula": d.formula, "used_by": d.used_by} for d in chosen},
+    }
+    return _Judged(
+        numbers=numbers, definitions=chosen, note=f"Padded instead of packed: {reason}" if reason else ""
+    )
 
 
 def _only_causal(task: str, **given: Any) -> None:
@@ -242,31 +327,44 @@ def _only_causal(task: str, **given: Any) -> None:
 def _answers(model: Any, tokenizer: Any, rows: Rows, limit: int, rouge: bool) -> dict[str, Any] | None:
     from loratlas.evaluation.generate import samples
 
-    return samples(model, tokenizer, rows, limit=limit, rouge=rouge) if limit else None
+    return samples(model, tokenizer, rows, limit=limit, rouge=rouge, compare=True) if limit else None
 
 
-def _say_answers(answers: Mapping[str, Any] | None) -> None:
-    for name, value in told(answers) if answers else ():
-        output.say(f"{name}: {value}")
+def _forgetting(model: Any, encoded: Encoded, source: str | None, packed: bool) -> dict[str, Any]:
+    from loratlas.evaluation.forgetting import measure_forgetting
+
+    return {"source": source, **measure_forgetting(model, encoded, packed=packed)}
 
 
-def _show_task(
-    facts: dict[str, Any],
-    chosen: Sequence[Definition],
-    answers: Mapping[str, Any] | None,
-    remark: str | None,
-    out: Path | None,
-) -> None:
-    if remark:
-        output.note(remark)
-    if "classes" in facts:
-        show_classes(facts)
-    else:
-        _show(facts, chosen)
-    _say_answers(answers)
+def check_result_folder(out: Path | None) -> None:
+    """Refuse an output folder that holds something else than an evaluation, before anything is loaded.
+
+    Raises:
+        OutputError: it is a file, holds other things, or cannot be written to.
+    """
+    from loratlas.cli.folders import check_out
+    from loratlas.evaluation.result_folder import OWN
+    from loratlas.files import is_leftover
+
+    drafts = [p.name for p in out.iterdir() if is_leftover(p)] if out is not None and out.is_dir() else []
+    check_out(out, mine=(*OWN, *drafts))
+
+
+@contextmanager
+def workspace(out: Path | None) -> Iterator[Path]:
+    """The folder to write tables to: the one that was asked for, or one that is gone afterwards."""
     if out is not None:
-        more = "predictions" if "classes" in facts else "tokens"
-        output.say(f"Losses of every example, and its {more}: {out}")
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="loratlas-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def watch(examples: int) -> Iterator[Any]:
+    """A progress bar over the examples of a pass."""
+    with output.Progress("scoring", total=examples, unit="rows") as bar:
+        yield lambda rows: bar.to(rows, "")
 
 
 def _stopped(out: Path | None) -> Interrupted:
@@ -283,39 +381,37 @@ def _stopped(out: Path | None) -> Interrupted:
     )
 
 
-def wanted(
-    of: Subject,
-    also: Sequence[Also],
-    *,
-    dtype: str,
-    adapted: bool,
-    sizes: Sequence[int],
-    window: int | None,
-    stride: int | None,
-) -> list[Pass]:
+def wanted_passes(of: Subject, asked: _Asked, sizes: Sequence[int]) -> list[Pass]:
     """The passes that were asked for.
 
     Raises:
         SettingsError: one that this model has no use for.
     """
-    from loratlas.cli.passes import further
+    from loratlas.loss_audit.audit_passes import further
 
     names = {Also.shifted: "ahead"}
     plan = {
         one.name: one
-        for one in further(of, dtype=dtype, adapted=adapted, sizes=sizes, window=window, stride=stride)
+        for one in further(
+            of,
+            dtype=asked.dtype,
+            adapted=asked.adapted,
+            sizes=sizes,
+            window=asked.window,
+            stride=asked.stride,
+        )
     }
-    found = [plan["windows"]] if window is not None else []
-    for each in dict.fromkeys(also):
+    chosen = [plan["windows"]] if asked.window is not None else []
+    for each in dict.fromkeys(asked.also):
         name = names.get(each, each.name)
         if name not in plan:
             why = {
                 Also.dropout: "a model without dropout",
                 Also.adapter_off: "no adapter to switch off",
-            }.get(each, f"a model that computes in {dtype} already")
+            }.get(each, f"a model that computes in {asked.dtype} already")
             raise SettingsError(given=f"--also {each.value}", found=why, instead="the command without it")
-        found.append(plan[name])
-    return found
+        chosen.append(plan[name])
+    return chosen
 
 
 def rows_to_judge(data: str, *, split: str | None, columns: Mapping[str, str], limit: int | None) -> Rows:
@@ -330,39 +426,8 @@ def to_device(model: Any) -> Any:
     """Move a model to the GPU, if there is one; a quantised base is there already."""
     import torch
 
-    inner = unwrap(model)
-    if torch.cuda.is_available() and not getattr(inner, "is_quantized", False):
+    from loratlas.modeling import unwrap
+
+    if torch.cuda.is_available() and not getattr(unwrap(model), "is_quantized", False):
         return model.to("cuda")
     return model
-
-
-def _report(encoded: Encoded) -> dict[str, int]:
-    from dataclasses import asdict
-
-    return asdict(encoded.report)
-
-
-def _show(facts: dict[str, Any], chosen: Sequence[Definition]) -> None:
-    output.say(
-        f"loss {facts['token_mean_nll']:.4f} nats per token, perplexity {facts['perplexity']:.3f} "
-        f"({formats.count(facts['labelled_tokens'])} tokens of {formats.count(facts['examples'])} examples)"
-    )
-    drawn = output.table("definition", ("value", "right"), "told by")
-    for definition in chosen:
-        value = facts["definitions"][definition.name]
-        drawn.add_row(definition.name.replace("_", " "), _number(value), definition.used_by)
-    output.show(drawn)
-    if facts["gaps"]:
-        drawn = output.table("why they differ", ("nats", "right"))
-        for gap in facts["gaps"]:
-            start, end = (gap[side].replace("_", " ") for side in ("from", "to"))
-            words = gap["term"] if "→" in gap["term"] else f"{start} → {end}: {gap['term']}"
-            if "estimate" in gap:
-                words += f" (to second order {gap['estimate']:+.4f})"
-            drawn.add_row(words, f"{gap['nats']:+.6f}")
-        drawn.add_row("left unexplained", f"{facts['residual']:+.1e}")
-        output.show(drawn)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.4f}" if abs(value) < 1e9 else f"{value:.4e}"

@@ -1,22 +1,19 @@
-"""What a model reaches on rows, by its task: numbers for JSON, and the few of them that people read first."""
+"""Checks before a model is evaluated, and what people read of an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas import formats
 from loratlas.cli import output
 from loratlas.cli.folders import adapter_folder
-from loratlas.errors import ModelError, SettingsError
+from loratlas.cli.options import Dtype
+from loratlas.errors import ModelError, SettingsError, printable
 from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
-    from loratlas.data.examples import Encoded
-    from loratlas.evaluation.class_losses import Classes
-    from loratlas.evaluation.score import Scores
-    from loratlas.loss_audit.definitions import Definition, Evidence
     from loratlas.models.task import Task
 
 
@@ -27,8 +24,8 @@ def adapter_task(adapter: Path | None) -> Task | None:
 
     if adapter is None:
         return None
-    told = (read_about(adapter_folder(adapter)).get("extra") or {}).get("task")
-    return Task.from_json(told) if told else None
+    task = (read_about(adapter_folder(adapter)).get("extra") or {}).get("task")
+    return Task.from_json(task) if task else None
 
 
 def check_samples(task: Task, *, samples: int, rouge: bool) -> None:
@@ -41,7 +38,7 @@ def check_samples(task: Task, *, samples: int, rouge: bool) -> None:
         raise SettingsError(
             given="--samples in a classification",
             found="a classifier writes no answers",
-            instead="no --samples; accuracy and macro F1 are told as they are",
+            instead="no --samples; accuracy and macro F1 are printed without it",
         )
     if rouge and not samples:
         raise SettingsError(
@@ -77,88 +74,8 @@ def check_head(model: Any, adapter: Path | None) -> Any:
     )
 
 
-def judge(
-    model: Any, encoded: Encoded, out: Path | None = None
-) -> tuple[dict[str, Any], Sequence[Definition]]:
-    """Every row once: the numbers of ``--json``, and the definitions of the loss among them.
-
-    Args:
-        model: on its device.
-        encoded: rows of the model's task.
-        out: folder for the tables of examples and tokens, or of predictions.
-    """
-    if encoded.task.labels:
-        from loratlas.evaluation.class_losses import classify
-
-        found = classify(model, encoded)
-        if out is not None:
-            found.write(out)
-        return class_summary(found, encoded.task), ()
-    from loratlas.loss_audit.audit import evidence_of
-    from loratlas.loss_audit.catalogue import catalogue
-
-    scores, _, _ = score_all(model, encoded)
-    if out is not None:
-        scores.write(out)
-    chosen = catalogue(evidence_of(scores))
-    return summary(scores, among=chosen), chosen
-
-
-def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:
-    """Score every example once, packed where this model proves that packing is exact.
-
-    Returns:
-        The scores, whether they were packed, and why not where they were not.
-    """
-    from loratlas.data.packing import prove_packing
-    from loratlas.evaluation.score import score
-
-    why = encoded.task.why_padded
-    if why is not None:
-        return score(model, encoded, packed=False), False, why
-    proof = prove_packing(model)
-    return score(model, encoded, packed=proof.exact), proof.exact, proof.reason
-
-
-def summary(
-    scores: Scores, evidence: Evidence | None = None, among: Sequence[Definition] | None = None
-) -> dict[str, Any]:
-    """The numbers of `eval --json`: the loss, its definitions and the gaps between them.
-
-    Args:
-        scores: losses of the examples.
-        evidence: what else was measured; without it the examples alone.
-        among: the definitions; without them all that the evidence can answer.
-    """
-    from loratlas.loss_audit.audit import definitions, gaps, residual
-
-    source = scores if evidence is None else evidence
-    return {
-        "token_mean_nll": scores.token_mean_nll,
-        "perplexity": scores.perplexity,
-        "examples": len(scores.n),
-        "labelled_tokens": int(scores.n.sum()),
-        "definitions": definitions(source, among=among),
-        "gaps": gaps(source, among=among),
-        "residual": residual(source, among=among),
-    }
-
-
-def class_summary(found: Classes, task: Task) -> dict[str, Any]:
-    """The numbers of a classifier: loss per row, accuracy, macro F1, and each class by itself."""
-    from loratlas.evaluation.class_metrics import by_class
-
-    return {
-        "mean_nll": found.scores.token_mean_nll,
-        "accuracy": found.accuracy,
-        "macro_f1": found.macro_f1,
-        "examples": len(found.label),
-        "classes": by_class(found.label, found.predicted, task.labels),
-    }
-
-
 def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What people read first of `judge`: names and values.
+    """What people read first of `loratlas.loss_audit.judge.judge`: names and values.
 
     >>> headline({"token_mean_nll": 0.5, "perplexity": 1.6487})
     [('loss', '0.5000'), ('perplexity', '1.649')]
@@ -172,14 +89,72 @@ def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("loss", f"{facts['token_mean_nll']:.4f}"), ("perplexity", f"{facts['perplexity']:.3f}")]
 
 
-def told(samples: Mapping[str, Any]) -> list[tuple[str, str]]:
+def sample_scores(samples: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What people read of answers that a model wrote: names and values."""
     if samples["exact_match"] is None:
         return [("exact match", "no row has a prompt to answer")]
-    found = [("exact match", f"{samples['exact_match']:.2%} of {samples['rows']} rows")]
+    scores = [("exact match", f"{samples['exact_match']:.2%} of {samples['rows']} rows")]
     if samples.get("rouge_l") is not None:
-        found.append(("ROUGE-L", f"{samples['rouge_l']:.4f}"))
-    return found
+        scores.append(("ROUGE-L", f"{samples['rouge_l']:.4f}"))
+    return scores
+
+
+def show_samples(samples: Mapping[str, Any]) -> None:
+    """Answers side by side: before and after training where both were generated."""
+    compared = any("base" in sample for sample in samples["samples"])
+    columns = [
+        "prompt",
+        *(["base"] if compared else []),
+        "with the adapter" if compared else "answer",
+        "wanted",
+    ]
+    drawn = output.table(*columns)
+    for sample in samples["samples"]:
+        base = [sample["base"]] if compared else []
+        texts = (_tail(sample["prompt"]), *base, sample["answer"], sample["wanted"])
+        drawn.add_row(*(printable(text, SAMPLE_CHARACTERS) for text in texts))
+    output.show(drawn)
+
+
+SAMPLE_CHARACTERS = 160
+"""Characters of an answer that a table shows; the JSON has all."""
+
+
+def _tail(prompt: str) -> str:
+    """The end of a prompt, where the question usually is."""
+    text = prompt.strip()
+    return text if len(text) <= SAMPLE_CHARACTERS else "…" + text[1 - SAMPLE_CHARACTERS :]
+
+
+def trained_dtype(adapter: Path | None) -> str | None:
+    """The dtype that an adapter was trained in, as ``loratlas.json`` says; None where nothing says so."""
+    from loratlas.adapters.adapter_files import read_about
+
+    if adapter is None:
+        return None
+    settings = (read_about(adapter_folder(adapter)).get("extra") or {}).get("settings") or {}
+    return settings.get("dtype")
+
+
+def choose_dtype(asked: Dtype, trained: str | None) -> tuple[str, str]:
+    """What an evaluation computes in, and a sentence about it.
+
+    Args:
+        asked: of ``--dtype``; ``auto`` takes that of the training.
+        trained: of the adapter's training; None: unknown, or no adapter.
+
+    >>> choose_dtype(Dtype.auto, "float32")
+    ('float32', 'computed in float32, as the adapter was trained')
+    >>> choose_dtype(Dtype.bfloat16, "float32")
+    ('bfloat16', 'computed in bfloat16; the adapter was trained in float32, so its losses there differ by rounding')
+    """
+    if trained is None:
+        return asked.chosen, f"computed in {asked.chosen}"
+    if asked is Dtype.auto or asked.value == trained:
+        return trained, f"computed in {trained}, as the adapter was trained"
+    return asked.value, (
+        f"computed in {asked.value}; the adapter was trained in {trained}, so its losses there differ by rounding"
+    )
 
 
 def show_classes(facts: Mapping[str, Any]) -> None:

@@ -232,7 +232,7 @@ Samples = Annotated[
         "--samples",
         metavar="N",
         min=0,
-        help="Write answers to the first N rows that are judged, and count exact matches.",
+        help="Generate answers to the first N evaluated rows, without and with the adapter, and count exact matches.",
         rich_help_panel=DATA,
     ),
 ]
@@ -241,6 +241,16 @@ Rouge = Annotated[
     typer.Option(
         "--rouge",
         help="Also score those answers by ROUGE-L (needs rouge-score).",
+        rich_help_panel=DATA,
+    ),
+]
+Forgetting = Annotated[
+    str | None,
+    typer.Option(
+        "--forgetting",
+        metavar="DATA",
+        help="Rows of another kind: also their loss without and with the adapter, and the difference.",
+        show_default=False,
         rich_help_panel=DATA,
     ),
 ]

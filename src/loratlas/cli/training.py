@@ -14,7 +14,7 @@ from loratlas import formats
 from loratlas.cli import output
 from loratlas.cli.evaluate import rows_to_judge, to_device
 from loratlas.cli.folders import adapter_folder, check_out
-from loratlas.cli.judging import adapter_task, check_head, check_samples, headline, judge, told
+from loratlas.cli.judging import adapter_task, check_head, check_samples, headline, sample_scores
 from loratlas.cli.mapping import check_scores, read_named
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 from loratlas.files import write_json
@@ -375,11 +375,15 @@ def _finish(
             instead="a lower --lr, a longer --warmup, or --dtype float32",
         )
     if test is not None and judged is not None:
+        from loratlas.loss_audit.judge import judge
+
         facts["eval"], _ = judge(model, test, job.out / "eval")
         if job.samples:
             from loratlas.evaluation.generate import samples
 
-            facts["samples"] = samples(model, tokenizer, judged, limit=job.samples, rouge=job.rouge)
+            facts["samples"] = samples(
+                model, tokenizer, judged, limit=job.samples, rouge=job.rouge, compare=True
+            )
             write_json(job.out / "samples.json", facts["samples"])
     write_json(job.out / "run.json", facts)
     return facts
@@ -396,7 +400,7 @@ def _show(facts: dict[str, Any]) -> None:
     for name, value in headline(facts["eval"]) if facts["eval"] else ():
         drawn.add_row(f"evaluation {name}", value)
     if facts["samples"]:
-        for name, value in told(facts["samples"]):
+        for name, value in sample_scores(facts["samples"]):
             drawn.add_row(name, value)
     if facts["trainable"]:
         drawn.add_row("trainable parameters", formats.count(facts["trainable"]))

@@ -134,21 +134,31 @@ def evaluation_batches(encoded: Encoded, *, max_tokens: int, packed: bool) -> It
         packed: end to end or side by side.
     """
     order = sorted(range(len(encoded)), key=lambda index: (-len(encoded.examples[index]), index))
-    for group in _groups([len(encoded.examples[index]) for index in order], max_tokens, packed):
+    lengths = [len(encoded.examples[index]) for index in order]
+    for group in length_groups(lengths, max_tokens=max_tokens, packed=packed):
         chosen = [order[place] for place in group]
         yield collate(
             [encoded.examples[index] for index in chosen], packed=packed, pad_id=encoded.pad_id, rows=chosen
         )
 
 
-def _groups(lengths: Sequence[int], max_tokens: int, packed: bool) -> Iterator[range]:
-    """Runs of places whose cost stays within the limit; lengths fall from left to right."""
+def length_groups(lengths: Sequence[int], *, max_tokens: int, packed: bool) -> Iterator[range]:
+    """Ranges of indices whose batch stays within a number of tokens, padding included.
+
+    Args:
+        lengths: falling from left to right.
+        max_tokens: of a batch; a longer row is a batch of its own.
+        packed: end to end or side by side.
+
+    >>> list(length_groups([5, 3, 2], max_tokens=8, packed=True))
+    [range(0, 2), range(2, 3)]
+    """
     start, total = 0, 0
-    for place, n in enumerate(lengths):
-        cost = total + n if packed else (place + 1 - start) * lengths[start]
-        if place > start and cost > max_tokens:
-            yield range(start, place)
-            start, total = place, 0
+    for index, n in enumerate(lengths):
+        cost = total + n if packed else (index + 1 - start) * lengths[start]
+        if index > start and cost > max_tokens:
+            yield range(start, index)
+            start, total = index, 0
         total += n
     if start < len(lengths):
         yield range(start, len(lengths))

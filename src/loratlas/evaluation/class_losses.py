@@ -1,4 +1,4 @@
-"""What a classifier says of every row: the loss of the right class, and the class that it holds most likely."""
+"""The loss of a classifier on every row, and the class that it predicts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from loratlas.errors import DataError
 from loratlas.evaluation.class_metrics import PREDICTIONS, correct, f1_rows
 from loratlas.evaluation.cross_entropy import nll
 from loratlas.evaluation.eval_precision import evaluating
-from loratlas.evaluation.parquet import write_table
-from loratlas.evaluation.score import MAX_TOKENS, Scores
+from loratlas.evaluation.score import Scores, read_scores
+from loratlas.evaluation.tables import read_columns
+from loratlas.evaluation.token_scorer import MAX_TOKENS
 from loratlas.modeling import unwrap
 
 
@@ -48,13 +49,22 @@ class Classes:
         return {"example": self.scores.example, "label": self.label, "predicted": self.predicted}
 
     def write(self, folder: Path) -> None:
-        """Write ``examples.parquet`` and `PREDICTIONS`, each whole or not at all.
+        """Write ``examples.parquet``, `PREDICTIONS` and ``digests.json``, each whole or not at all.
 
         Raises:
-            StorageError: the disk is full or not writable.
+            StorageError, OutputError: the disk is full or not writable.
         """
-        self.scores.write(folder)
-        write_table(folder / PREDICTIONS, self.columns())
+        self.scores.write(folder, **{PREDICTIONS.removesuffix(".parquet"): self.columns()})
+
+
+def read_classes(folder: Path) -> Classes:
+    """What `Classes.write` or `loratlas eval --out` left in a folder.
+
+    Raises:
+        DataError: a table is missing, damaged or lacks a column.
+    """
+    columns = read_columns(folder, PREDICTIONS, ("label", "predicted"))
+    return Classes(scores=read_scores(folder), **columns)
 
 
 def classify(model: Any, encoded: Encoded, *, max_tokens: int = MAX_TOKENS) -> Classes:
@@ -63,7 +73,7 @@ def classify(model: Any, encoded: Encoded, *, max_tokens: int = MAX_TOKENS) -> C
     Args:
         model: a classifier, bare or as a `PeftModel`; put back into the mode it was in.
         encoded: rows of a classification.
-        max_tokens: places per forward pass; the result does not depend on it.
+        max_tokens: tokens per forward pass, padding included; the result does not depend on it.
 
     Raises:
         DataError: no examples.
@@ -72,18 +82,16 @@ def classify(model: Any, encoded: Encoded, *, max_tokens: int = MAX_TOKENS) -> C
 
     if not len(encoded):
         raise DataError(given=encoded.source, found="no examples to evaluate", instead="rows with a label")
-    inner = unwrap(model)
-    device = inner.get_input_embeddings().weight.device
+    device = unwrap(model).get_input_embeddings().weight.device
     total = len(encoded)
     losses, label, predicted = np.zeros(total), np.zeros(total, dtype=np.int32), np.zeros(total, np.int32)
-    for batch in evaluation_batches(encoded, max_tokens=max_tokens, packed=False):
-        batch = batch.to(device)
-        with evaluating(model):
+    with evaluating(model):
+        for batch in evaluation_batches(encoded, max_tokens=max_tokens, packed=False):
+            batch = batch.to(device)
             logits = forward(model, batch).float()
-            found = nll(logits, batch.answers)
-        rows = list(batch.rows)
-        losses[rows] = found.cpu().numpy()
-        label[rows] = batch.answers.cpu().numpy()
-        predicted[rows] = logits.argmax(-1).cpu().numpy()
+            rows = list(batch.rows)
+            losses[rows] = nll(logits, batch.answers).cpu().numpy()
+            label[rows] = batch.answers.cpu().numpy()
+            predicted[rows] = logits.argmax(-1).cpu().numpy()
     example, n = np.arange(total, dtype=np.int32), np.ones(total, dtype=np.int32)
     return Classes(scores=Scores(example=example, n=n, nll=losses), label=label, predicted=predicted)

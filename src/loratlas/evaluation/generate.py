@@ -1,9 +1,9 @@
-"""What the model says: greedy answers to prompts, beside the answers that were wanted."""
+"""What a model writes: greedy answers to prompts, with the wanted answers."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,14 @@ class _Question:
 
 
 def samples(
-    model: Any, tokenizer: Any, rows: Rows, *, limit: int, max_new_tokens: int = 128, rouge: bool = False
+    model: Any,
+    tokenizer: Any,
+    rows: Rows,
+    *,
+    limit: int,
+    max_new_tokens: int = 128,
+    rouge: bool = False,
+    compare: bool = False,
 ) -> dict[str, Any]:
     """Answer the first rows greedily, and score the answers against the wanted ones.
 
@@ -40,49 +47,80 @@ def samples(
         rows: `loratlas.data.rows.Rows`.
         limit: rows to answer at most.
         max_new_tokens: longest answer, in tokens; also what the model's context leaves.
-        rouge: take ROUGE-L as well.
+        rouge: measure ROUGE-L as well.
+        compare: of a `PeftModel`, also generate with its adapter switched off.
 
     Returns:
         ``{"rows", "exact", "exact_match", "rouge_l", "samples": [{"row", "prompt", "answer", "wanted", "exact"}]}``;
-        ``exact_match`` is a share and ``rouge_l`` a mean, both None where no row was answered; ``rouge_l`` stands
-        there, and in every sample, if it was asked for.
+        ``exact_match`` is a share and ``rouge_l`` a mean, both None where no row was answered; ``rouge_l`` is there,
+        and in every sample, if it was asked for. With ``compare`` every sample has ``base``, the answer without the
+        adapter.
 
     Raises:
         SettingsError: ``rouge`` without the package ``rouge-score``.
     """
-    import torch
-
     from loratlas.evaluation.rouge import rouge_l
 
-    alike = rouge_l() if rouge else None
-    inner = unwrap(model)
-    sided = bool(inner.config.is_encoder_decoder)
-    context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
-    device = inner.get_input_embeddings().weight.device
+    similarity = rouge_l() if rouge else None
+    questions = list(_answerable(model, tokenizer, rows, limit=limit, max_new_tokens=max_new_tokens))
+    answers = _generate(model, tokenizer, questions)
+    # Read once more with the adapter off, after all the others: switching it is a pass over all modules.
+    base = None
+    if compare and isinstance(getattr(model, "peft_config", None), dict):
+        with model.disable_adapter():
+            base = _generate(model, tokenizer, questions)
     answered: list[dict[str, Any]] = []
-    for asked in _targets(rows, tokenizer) if sided else _answers(rows, tokenizer):
-        if len(answered) >= limit:
-            break
-        taken = 1 if sided else len(asked.ids)  # of the positions in which the answer stands
-        room = max_new_tokens if context is None else min(max_new_tokens, context - taken)
-        if room < 1 or (sided and context is not None and len(asked.ids) > context):
+    for index, ((asked, _), answer) in enumerate(zip(questions, answers, strict=True)):
+        sample = {"row": asked.row, "prompt": asked.prompt, "answer": answer, "wanted": asked.wanted}
+        sample["exact"] = answer == asked.wanted
+        if similarity:
+            sample["rouge_l"] = similarity(asked.wanted, answer)
+        if base is not None:
+            sample["base"] = base[index]
+        answered.append(sample)
+    exact, n = sum(sample["exact"] for sample in answered), len(answered)
+    summary: dict[str, Any] = {"rows": n, "exact": exact, "exact_match": exact / n if n else None}
+    if similarity:
+        summary["rouge_l"] = sum(sample["rouge_l"] for sample in answered) / n if n else None
+    return {**summary, "samples": answered}
+
+
+def _answerable(
+    model: Any, tokenizer: Any, rows: Rows, *, limit: int, max_new_tokens: int
+) -> Iterator[tuple[_Question, int]]:
+    """The first questions that fit the model's context, with the tokens that an answer may have."""
+    config = unwrap(model).config
+    paired = bool(config.is_encoder_decoder)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    left = limit
+    for asked in _targets(rows, tokenizer) if paired else _answers(rows, tokenizer):
+        if not left:
+            return
+        used = 1 if paired else len(asked.ids)  # of the positions of the answer
+        room = max_new_tokens if context is None else min(max_new_tokens, context - used)
+        if room < 1 or (paired and context is not None and len(asked.ids) > context):
             continue
-        prompt = torch.tensor([asked.ids], device=device)
-        with evaluating(model):
+        left -= 1
+        yield asked, room
+
+
+def _generate(model: Any, tokenizer: Any, questions: Sequence[tuple[_Question, int]]) -> list[str]:
+    import torch
+
+    inner = unwrap(model)
+    device = inner.get_input_embeddings().weight.device
+    answers = []
+    with evaluating(model):
+        for asked, room in questions:
+            prompt = torch.tensor([asked.ids], device=device)
             out = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=_greedy(inner, tokenizer, room, asked.stop),
             )
-        answer = tokenizer.decode(out[0, 0 if sided else len(asked.ids) :], skip_special_tokens=True).strip()
-        told = {"row": asked.row, "prompt": asked.prompt, "answer": answer, "wanted": asked.wanted}
-        told["exact"] = answer == asked.wanted
-        answered.append(told | ({"rouge_l": alike(asked.wanted, answer)} if alike else {}))
-    exact, n = sum(sample["exact"] for sample in answered), len(answered)
-    found: dict[str, Any] = {"rows": n, "exact": exact, "exact_match": exact / n if n else None}
-    if alike:
-        found["rouge_l"] = sum(sample["rouge_l"] for sample in answered) / n if n else None
-    return {**found, "samples": answered}
+            new = out[0, 0 if inner.config.is_encoder_decoder else len(asked.ids) :]
+            answers.append(tokenizer.decode(new, skip_special_tokens=True).strip())
+    return answers
 
 
 def _greedy(inner: Any, tokenizer: Any, room: int, stop: int | None) -> Any:

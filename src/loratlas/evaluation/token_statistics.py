@@ -1,4 +1,4 @@
-"""What the table says of a token besides its loss: the average over the vocabulary, and how exact the loss is."""
+"""What is measured of a token besides its loss: the average over the vocabulary, and how exact the loss is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loratlas.evaluation.token_losses import logit_rows
+from loratlas.evaluation.token_losses import logit_rows, token_losses
 
 if TYPE_CHECKING:
     from loratlas.data.batching import Batch
@@ -20,13 +20,13 @@ LANES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenFacts:
-    """Of every counted place of a batch, float32 [n] on the model's device.
+class TokenStatistics:
+    """Of every counted position of a batch, float32 [n] on the model's device.
 
     Args:
         nll: −log p of the target, nats.
-        uniform: −log p averaged over the vocabulary; None: not asked for.
-        error: how far ``nll`` may be from that of logits that were not rounded; None: not asked for.
+        uniform: −log p averaged over the vocabulary; None: not measured.
+        error: how far ``nll`` may be from that of logits that were not rounded; None: not measured.
     """
 
     nll: torch.Tensor
@@ -35,32 +35,36 @@ class TokenFacts:
 
 
 @torch.no_grad()
-def token_facts(model: Any, batch: Batch, *, uniform: bool = False, bounds: bool = False) -> TokenFacts:
+def token_statistics(
+    model: Any, batch: Batch, *, uniform: bool = False, bounds: bool = False
+) -> TokenStatistics:
     """One pass: `loratlas.evaluation.token_losses.token_losses` and what belongs to it.
 
     Args:
         model: bare or as a `PeftModel`.
         batch: packed or padded, on the model's device.
-        uniform: take ū.
-        bounds: take the error bound.
+        uniform: measure ū.
+        bounds: measure the error bound.
     """
+    if not (uniform or bounds):
+        return TokenStatistics(nll=token_losses(model, batch), uniform=None, error=None)
     answers = batch.answers
     n = len(answers)
-    found = {
+    values = {
         name: torch.empty(n, dtype=torch.float32, device=answers.device)
         for name, wanted in (("nll", True), ("uniform", uniform), ("error", bounds))
         if wanted
     }
-    for here, logits, roundings in logit_rows(model, batch):
-        targets = answers[here, None]
+    for rows, logits, roundings in logit_rows(model, batch):
+        targets = answers[rows, None]
         logp = torch.log_softmax(logits, -1, dtype=torch.float32)
-        found["nll"][here] = -logp.gather(1, targets)[:, 0]
+        values["nll"][rows] = -logp.gather(1, targets)[:, 0]
         if uniform:
-            found["uniform"][here] = -logp.mean(1)
+            values["uniform"][rows] = -logp.mean(1)
         if bounds:
             unit = UNIT[logits.dtype]
-            found["error"][here] = error_bound(logits.float(), targets, unit, roundings, found["nll"][here])
-    return TokenFacts(nll=found["nll"], uniform=found.get("uniform"), error=found.get("error"))
+            values["error"][rows] = error_bound(logits.float(), targets, unit, roundings, values["nll"][rows])
+    return TokenStatistics(nll=values["nll"], uniform=values.get("uniform"), error=values.get("error"))
 
 
 def error_bound(

@@ -14,9 +14,9 @@ from loratlas.loss_audit.catalogue import catalogue, token_mean
 from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
 from loratlas.loss_audit.gaps import Gap, decompose
 from loratlas.loss_audit.text_units import Texts
-from loratlas.loss_audit.token_table import Table
+from loratlas.loss_audit.token_table import LossTable
 
-Source: TypeAlias = Scores | Table | Evidence
+Source: TypeAlias = Scores | LossTable | Evidence
 """What an audit is made of: losses of examples, a table of tokens, or tables of several conditions."""
 
 UNITS = ("sum", "nats_per_example", "bits", "digits")
@@ -31,7 +31,7 @@ def evidence_of(source: Source, *, texts: Texts | None = None) -> Evidence:
     """
     if isinstance(source, Evidence):
         return source
-    if isinstance(source, Table):
+    if isinstance(source, LossTable):
         return Evidence(tables={REFERENCE: source}, texts=texts)
     if not len(source.n):
         raise DataError(given="scores to audit", found="no examples", instead="at least one")
@@ -42,7 +42,7 @@ def evidence_of(source: Source, *, texts: Texts | None = None) -> Evidence:
             found=f"example {int(source.example[empty[0]])} has no counted token",
             instead="examples with an answer",
         )
-    return Evidence(tables={REFERENCE: Table.of_scores(source)}, texts=texts)
+    return Evidence(tables={REFERENCE: LossTable.of_scores(source)}, texts=texts)
 
 
 def definitions(source: Source, *, among: Sequence[Definition] | None = None) -> dict[str, float]:

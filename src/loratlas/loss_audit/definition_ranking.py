@@ -14,7 +14,7 @@ import numpy as np
 
 from loratlas.errors import DataError
 from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, Sums, aggregate, sums, weights
-from loratlas.loss_audit.token_table import Table
+from loratlas.loss_audit.token_table import LossTable
 
 LINEAR = ("token", "example", "batch")
 
@@ -47,12 +47,12 @@ class Disagreement:
 
 
 def disagreements(
-    arms: Mapping[str, Table], definitions: Sequence[Definition], *, by: Definition | None = None
+    arms: Mapping[str, LossTable], definitions: Sequence[Definition], *, by: Definition | None = None
 ) -> list[Disagreement]:
     """Every pair of arms under every definition, against one of them.
 
     Args:
-        arms: name → table of losses on the same examples (`Table.of_scores` is enough).
+        arms: name → table of losses on the same examples (`LossTable.of_scores` is enough).
         definitions: v's; those of other tables or units are the caller's to leave out.
         by: w; the token mean when None.
 
@@ -70,7 +70,7 @@ def disagreements(
     return found
 
 
-def _sums(definition: Definition, table: Table) -> Sums:
+def _sums(definition: Definition, table: LossTable) -> Sums:
     return sums(definition, Evidence(tables={definition.table: table, REFERENCE: table}))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from loratlas.errors import DataError, SettingsError
-from loratlas.loss_audit.token_table import COUNTED, Table, require_finite
+from loratlas.loss_audit.token_table import COUNTED, LossTable, require_finite
 
 if TYPE_CHECKING:
     from loratlas.loss_audit.text_units import Texts
@@ -94,10 +94,10 @@ class Evidence:
         texts: bytes, characters and words of each example's counted text, for units that need them.
     """
 
-    tables: Mapping[str, Table] = field(default_factory=dict)
+    tables: Mapping[str, LossTable] = field(default_factory=dict)
     texts: Texts | None = None
 
-    def table(self, definition: Definition) -> Table:
+    def table(self, definition: Definition) -> LossTable:
         """The table that a definition reads.
 
         Raises:
@@ -294,7 +294,7 @@ def log_value(definition: Definition, evidence: Evidence) -> float:
 def value(definition: Definition, evidence: Evidence) -> float:
     """The number that a tool with this definition prints; a perplexity beyond the range of numbers is infinite.
 
-    >>> table = Table(example=np.array([0, 1]), position=np.array([0, 0]), part=np.array([0, 0]),
+    >>> table = LossTable(example=np.array([0, 1]), position=np.array([0, 0]), part=np.array([0, 0]),
     ...               tokens=np.array([1, 3]), nll=np.array([2.0, 3.0]))
     >>> value(Definition(name="m", aggregate="example"), Evidence(tables={"reference": table}))
     1.5

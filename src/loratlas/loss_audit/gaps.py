@@ -24,7 +24,7 @@ from loratlas.loss_audit.definitions import (
     sums,
     weights,
 )
-from loratlas.loss_audit.token_table import PARTS, Table
+from loratlas.loss_audit.token_table import PARTS, LossTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,7 +233,7 @@ def _between(
     yield from joined.coverage()
 
 
-def _condition(name: str, table: Table) -> str:
+def _condition(name: str, table: LossTable) -> str:
     return table.condition or ("each example alone and whole" if name == REFERENCE else name)
 
 
@@ -269,7 +269,7 @@ class _Joined:
     known: np.ndarray  # bool [2, U]
 
     @staticmethod
-    def of(first: Definition, one: Table, second: Definition, other: Table) -> _Joined:
+    def of(first: Definition, one: LossTable, second: Definition, other: LossTable) -> _Joined:
         keys = [(t.example.astype(np.int64) << 32) + t.position for t in (one, other)]
         union, index = np.unique(np.concatenate(keys), return_inverse=True)
         places = (index[: len(one)], index[len(one) :])

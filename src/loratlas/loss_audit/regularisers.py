@@ -62,27 +62,25 @@ def router_balance(model: Any, batches: Iterable[tuple[Any, Any]]) -> float:
     """
     import torch
 
-    inner = unwrap(model)
-    config = inner.config.get_text_config()
+    config = unwrap(model).config.get_text_config()
     chosen = getattr(config, "num_experts_per_tok", None)
     strength = getattr(config, "router_aux_loss_coef", None)
     total = examples = 0.0
-    for ids, mask in batches:
-        with evaluating(model):
-            routers = getattr(
-                model(input_ids=ids, attention_mask=mask, output_router_logits=True), "router_logits", None
-            )
-        if not routers or chosen is None or strength is None:
-            raise DataError(
-                given="a router's balance term",
-                found="a model without routers",
-                instead="a mixture-of-experts model",
-            )
-        real = mask.reshape(-1).bool()
-        p = torch.cat([layer.reshape(len(real), -1)[real] for layer in routers]).double().softmax(-1)
-        picks = torch.zeros_like(p).scatter_(1, p.topk(chosen, -1).indices, 1.0)
-        total += len(ids) * float(p.shape[1] * (picks.mean(0) * p.mean(0)).sum())
-        examples += len(ids)
+    with evaluating(model):
+        for ids, mask in batches:
+            out = model(input_ids=ids, attention_mask=mask, output_router_logits=True)
+            routers = getattr(out, "router_logits", None)
+            if not routers or chosen is None or strength is None:
+                raise DataError(
+                    given="a router's balance term",
+                    found="a model without routers",
+                    instead="a mixture-of-experts model",
+                )
+            real = mask.reshape(-1).bool()
+            p = torch.cat([layer.reshape(len(real), -1)[real] for layer in routers]).double().softmax(-1)
+            picks = torch.zeros_like(p).scatter_(1, p.topk(chosen, -1).indices, 1.0)
+            total += len(ids) * float(p.shape[1] * (picks.mean(0) * p.mean(0)).sum())
+            examples += len(ids)
     if not examples:
         raise DataError(given="a router's balance term", found="no batches", instead="at least one")
     return float(strength * total / examples)  # type: ignore[operator]

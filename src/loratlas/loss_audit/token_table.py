@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loratlas.errors import DataError
-from loratlas.evaluation.parquet import SEGMENTS, read_columns
+from loratlas.evaluation.tables import read_tokens
+from loratlas.evaluation.tokens import SEGMENTS, Tokens
 
 if TYPE_CHECKING:
     from loratlas.evaluation.score import Scores
@@ -23,7 +24,7 @@ COUNTED = ("answer", "end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class LossTable:
     """One row per scored token, of one model under one condition; rows ordered by example and position.
 
     A row may also stand for several tokens of one example (`of_scores`): its losses are then sums.
@@ -59,15 +60,15 @@ class Table:
         return np.isin(self.part, [PARTS.index(part) for part in parts])
 
     @staticmethod
-    def of_scores(scores: Scores) -> Table:
+    def of_scores(scores: Scores) -> LossTable:
         """One row per example: enough for every definition that sees counted tokens of one condition only.
 
         >>> from loratlas.evaluation.score import Scores
-        >>> Table.of_scores(Scores(example=np.array([0]), n=np.array([3]), nll=np.array([6.0]))).tokens
+        >>> LossTable.of_scores(Scores(example=np.array([0]), n=np.array([3]), nll=np.array([6.0]))).tokens
         array([3])
         """
         size = len(scores.n)
-        return Table(
+        return LossTable(
             example=np.asarray(scores.example, dtype=np.int64),
             position=np.zeros(size, dtype=np.int64),
             part=np.zeros(size, dtype=np.int8),
@@ -87,35 +88,35 @@ def parts_of(segment: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.where((part == PARTS.index("special")) & counted, np.int8(PARTS.index("end")), part)
 
 
-def read_table(folder: Path, *, tokenizer: str = "", condition: str = "") -> Table:
-    """What `loratlas.loss_audit.measure_tokens.measure` left in a folder.
+def read_table(folder: Path, *, tokenizer: str = "", condition: str = "") -> LossTable:
+    """The table that `loratlas eval --out` or `loratlas.evaluation.token_scorer.measure` left in a folder.
 
     Raises:
-        DataError: no table there.
+        DataError: no table there, or a damaged one.
     """
-    names = ("example", "position", "segment", "counted", "nll", "uniform", "error")
-    columns = read_columns(folder, "tokens.parquet", names)
-    order = np.lexsort((columns["position"], columns["example"]))
-    found = {name: column[order] for name, column in columns.items()}
+    return table_of(read_tokens(folder), tokenizer=tokenizer, condition=condition)
 
-    def taken(name: str) -> np.ndarray | None:
-        values = found[name].astype(np.float64)
-        return None if len(values) and np.isnan(values).all() else values
 
-    return Table(
-        example=found["example"].astype(np.int64),
-        position=found["position"].astype(np.int64),
-        part=parts_of(found["segment"], found["counted"]),
-        tokens=np.ones(len(order), dtype=np.int64),
-        nll=found["nll"].astype(np.float64),
-        uniform=taken("uniform"),
-        error=taken("error"),
+def table_of(tokens: Tokens, *, tokenizer: str = "", condition: str = "") -> LossTable:
+    """Scored tokens as evidence."""
+
+    def wide(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else values.astype(np.float64)
+
+    return LossTable(
+        example=tokens.example.astype(np.int64),
+        position=tokens.position.astype(np.int64),
+        part=parts_of(tokens.segment, tokens.counted),
+        tokens=np.ones(len(tokens), dtype=np.int64),
+        nll=tokens.nll.astype(np.float64),
+        uniform=wide(tokens.uniform),
+        error=wide(tokens.error),
         tokenizer=tokenizer,
         condition=condition,
     )
 
 
-def require_finite(table: Table, rows: np.ndarray) -> None:
+def require_finite(table: LossTable, rows: np.ndarray) -> None:
     """Refuse losses that no mean survives, by the name of the first one.
 
     Raises:
@@ -141,7 +142,7 @@ ELSEWHERE = 1 << 24
 """Added to the positions of tokens that the reference does not have."""
 
 
-def align(table: Table, ids: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> Table:
+def align(table: LossTable, ids: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> LossTable:
     """The same table with the positions of another tokenisation of the same texts by the same tokenizer.
 
     Tokens of the common beginning and of the common end of an example keep or get the reference's positions; those in
@@ -152,7 +153,7 @@ def align(table: Table, ids: Sequence[np.ndarray], reference: Sequence[np.ndarra
         ids: what was scored, example by example.
         reference: what the other table was made of.
 
-    >>> one = Table(example=np.array([0, 0]), position=np.array([1, 2]), part=np.array([0, 0]),
+    >>> one = LossTable(example=np.array([0, 0]), position=np.array([1, 2]), part=np.array([0, 0]),
     ...             tokens=np.array([1, 1]), nll=np.array([1.0, 2.0]))
     >>> align(one, [np.array([5, 8, 7])], [np.array([5, 6, 9, 7])]).position - [ELSEWHERE, 0]
     array([1, 3])

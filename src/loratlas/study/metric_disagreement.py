@@ -169,11 +169,11 @@ def measures(*, tasks: Sequence[Measure] = (), per: str = "token") -> list[Measu
 
 def _table(losses: Array, arm: Judged) -> Any:
     from loratlas.loss_audit.definitions import REFERENCE, Evidence
-    from loratlas.loss_audit.token_table import Table
+    from loratlas.loss_audit.token_table import LossTable
 
     assert arm.tokens is not None
     size = len(losses)
-    table = Table(
+    table = LossTable(
         example=np.arange(size),
         position=np.zeros(size, dtype=np.int64),
         part=np.zeros(size, dtype=np.int8),

@@ -19,6 +19,7 @@ import numpy as np
 
 from loratlas.errors import DataError, OutputError, SpecError
 from loratlas.evaluation.class_metrics import PREDICTIONS, correct, f1_rows
+from loratlas.evaluation.forgetting import loss_record
 from loratlas.models.task import CAUSAL, CLASSIFICATION
 from loratlas.sources import DEMO, open_rows
 from loratlas.study.metric_disagreement import Measure
@@ -190,11 +191,7 @@ class Beside:
         tables: dict[str, dict[str, np.ndarray]] = {}
         if self._forgetting is not None:
             found = score(model, self._forgetting)
-            record["forgetting"] = {
-                "nll": float(found.nll.sum() / found.n.sum()),
-                "tokens": int(found.n.sum()),
-                "rows": len(found.n),
-            }
+            record["forgetting"] = loss_record(found)
             tables[FORGETTING] = {"example": found.example, "n": found.n, "nll": found.nll}
         if self._metric:
             asked = self._metric

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import weakref
 
 import numpy as np
@@ -16,11 +17,11 @@ from tests.training.small import adapted, encoded, wrap
 
 from loratlas.data.examples import Example
 from loratlas.errors import DataError, SettingsError
+from loratlas.evaluation.forward_condition import Condition
+from loratlas.evaluation.result_folder import ResultFolder
 from loratlas.evaluation.score import score
+from loratlas.evaluation.token_scorer import measure
 from loratlas.evaluation.token_statistics import UNIT, error_bound
-from loratlas.loss_audit import measure_tokens as module
-from loratlas.loss_audit.measure_tokens import measure
-from loratlas.loss_audit.pass_conditions import Condition
 from loratlas.loss_audit.token_table import PARTS, read_table
 
 PAD = 0
@@ -253,7 +254,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     model, data = adapted(lora_dropout=0.3), encoded(20)
     options = {"packed": True, "condition": Condition(dropout=3), "chunk": 4, "max_tokens": 64}
     whole = read_table(measure(model, data.examples, out=tmp_path / "whole", **options))
-    calls, right = [], module._score
+    calls, right = [], ResultFolder.write
 
     def dies(*arguments):
         calls.append(None)
@@ -261,7 +262,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return right(*arguments)
 
-    monkeypatch.setattr(module, "_score", dies)
+    monkeypatch.setattr(ResultFolder, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         measure(model, data.examples, out=tmp_path / "cut", **options)
     assert not (tmp_path / "cut" / "tokens.parquet").exists()
@@ -269,13 +270,17 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     assert len(calls) == 3 + 3  # the two whole parts were not scored again
     for name in ("example", "position", "part", "nll"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
-    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["tokens.parquet"]
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "digests.json",
+        "examples.parquet",
+        "tokens.parquet",
+    ]
     assert parquet.ParquetFile(tmp_path / "cut" / "tokens.parquet").num_row_groups == 5
 
 
 def test_other_rows_or_weights_begin_anew(tmp_path, monkeypatch):
     model, data, other = adapted(), encoded(8), encoded(8, seed=1)
-    right = module._score
+    right = ResultFolder.write
 
     def begin(model, data):
         calls = []
@@ -286,12 +291,13 @@ def test_other_rows_or_weights_begin_anew(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return right(*arguments)
 
-        monkeypatch.setattr(module, "_score", dies)
+        monkeypatch.setattr(ResultFolder, "write", dies)
         with pytest.raises(KeyboardInterrupt):
             measure(model, data.examples, packed=True, out=tmp_path / "x", chunk=4)
-        monkeypatch.setattr(module, "_score", right)
+        monkeypatch.setattr(ResultFolder, "write", right)
 
     for new_model, new_data in ((model, other), (adapted(seed=5), data)):
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
         begin(model, data)
         found = read_table(measure(new_model, new_data.examples, packed=True, out=tmp_path / "x", chunk=4))
         wanted = table(new_model, new_data, tmp_path, packed=True)

@@ -23,14 +23,14 @@ class Condition:
         adapter: False: a `PeftModel` with its adapter switched off.
         max_length: longest example in tokens; what is cut is not in the table. None: whole.
         side: which end is cut, ``right`` or ``left``.
-        window: tokens that are fed at a time; None: whole examples.
+        window: tokens of one forward pass; None: whole examples.
         stride: tokens by which windows advance; every token is scored in the first window that holds it. None: the
             window, so that windows do not overlap and their first tokens are predicted from nothing, hence not scored.
         stream: windows run over all examples laid end to end, which then see each other (packing without a mask).
-        padding: examples side by side in the order of the data, filled at this side; None: loratlas' own batches,
-            where filling changes nothing. With ``left``, positions count from the left edge.
+        padding: examples side by side in the order of the data, padded at this side; None: loratlas' own batches,
+            where padding changes nothing. With ``left``, positions count from the left edge.
         batch_size: examples side by side, with ``padding``.
-        ahead: 2 where labels are shifted twice: place t is asked for token t + 2.
+        ahead: 2 where labels are shifted twice: position t predicts token t + 2.
     """
 
     dropout: int | None = None
@@ -86,10 +86,16 @@ class Condition:
             over = "all examples end to end" if self.stream else "each example"
             said.append(f"windows of {self.window} tokens by {self.stride or self.window} over {over}")
         if self.padding is not None:
-            said.append(f"filled at the {self.padding} in batches of {self.batch_size}")
+            said.append(f"padded at the {self.padding} in batches of {self.batch_size}")
         if self.ahead != 1:
             said.append(f"labels shifted {self.ahead} times")
         return ", ".join(said) or "each example alone and whole"
+
+    @property
+    def changes_layout(self) -> bool:
+        """Whether other tokens are scored or laid out otherwise than each example alone and whole."""
+        cut = self.max_length is not None or self.window is not None
+        return cut or self.padding is not None or self.ahead != 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -130,8 +136,7 @@ def _numbers(model: Any, dtype: str | None) -> Iterator[None]:
         raise SettingsError(
             given=f"dtype {dtype!r}", found="no type of numbers", instead="float32, bfloat16 or float16"
         )
-    inner = unwrap(model)
-    if getattr(inner, "is_quantized", False):
+    if getattr(unwrap(model), "is_quantized", False):
         raise SettingsError(
             given=f"a condition in {dtype}",
             found="a quantised base, whose numbers cannot be changed",
@@ -151,7 +156,7 @@ def _numbers(model: Any, dtype: str | None) -> Iterator[None]:
 
 @contextmanager
 def drawing(condition: Condition, batch: int, device: Any) -> Iterator[None]:
-    """Random numbers of one batch: drawn from the seed and the batch's place, whatever came before it."""
+    """Random numbers of one batch: drawn from the seed and the batch's index, whatever came before it."""
     import torch
 
     if condition.dropout is None:

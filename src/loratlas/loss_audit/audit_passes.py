@@ -1,23 +1,31 @@
-"""Passes of a model over rows: the table that everything is computed from, and tables of what else tools do."""
+"""Passes of a model over rows that explain a number: the reference, and what other tools do differently."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.cli import output
+import numpy as np
+
+from loratlas.data.encode import Encoded, Example, encode, opening_ids
+from loratlas.data.packing import prove_packing
+from loratlas.errors import DataError
+from loratlas.evaluation.forward_condition import Condition
+from loratlas.evaluation.token_scorer import measure
+from loratlas.loss_audit.regularisers import orthogonality, router_balance
+from loratlas.loss_audit.token_table import COUNTED, LossTable, read_table
 from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
-    from loratlas.data.examples import Encoded, Example
     from loratlas.data.rows import Rows
-    from loratlas.evaluation.score import Scores
-    from loratlas.loss_audit.pass_conditions import Condition
-    from loratlas.loss_audit.token_table import Table
+
+
+def unwatched(examples: int) -> AbstractContextManager[None]:
+    """No progress is reported."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +38,8 @@ class Subject:
         encoded: as tokens.
         tokenizer: that made them.
         packed: whether rows may lie end to end in a pass.
+        watch: gives the number of examples of a pass, and gets back a context whose value is called with how many are
+            done.
     """
 
     model: Any
@@ -37,37 +47,41 @@ class Subject:
     encoded: Encoded
     tokenizer: Any
     packed: bool
+    watch: Callable[[int], AbstractContextManager[Callable[[int], None] | None]] = unwatched
 
-    def table(self, out: Path, *, uniform: bool = False, bounds: bool = False) -> Table:
-        """The reference: every token scored, each example alone and whole.
+    def table(
+        self, out: Path, *, everything: bool = True, uniform: bool = False, bounds: bool = False
+    ) -> LossTable:
+        """The reference: each example alone and whole.
 
         Args:
             out: folder for ``tokens.parquet``.
-            uniform: take what label smoothing mixes in.
-            bounds: take how far the rounding of logits may have moved each loss.
+            everything: score every token, not the counted ones only.
+            uniform: measure what label smoothing mixes in.
+            bounds: measure how far the rounding of logits may have moved each loss.
+
+        Raises:
+            DataError: the loss of a counted token is infinite or NaN.
         """
-        found = self._measure(out, self.encoded.examples, None, uniform=uniform, bounds=bounds)
-        self._require_finite(found)
-        return found
+        table = self._measure(
+            out, self.encoded.examples, None, everything=everything, uniform=uniform, bounds=bounds
+        )
+        self._require_finite(table)
+        return table
 
-    def _require_finite(self, table: Table) -> None:
+    def _require_finite(self, table: LossTable) -> None:
         """Refuse a loss that no mean survives, by the row and the token as they stand in the data."""
-        import numpy as np
-
-        from loratlas.errors import DataError
-        from loratlas.loss_audit.token_table import COUNTED
-
         bad = np.flatnonzero(table.covered(COUNTED) & ~np.isfinite(table.nll))
         if not len(bad):
             return
         first, examples = bad[0], self.encoded.examples
-        example, place = examples[int(table.example[first])], int(table.position[first])
+        example, position = examples[int(table.example[first])], int(table.position[first])
         row = self.rows.rows[example.row].source_row + 1
-        token = int(example.input_ids[place])
+        token = int(example.input_ids[position])
         what = "−inf" if table.nll[first] == np.inf else "that is no number"
         raise DataError(
             given=f"{self.rows.source}, row {row}",
-            found=f"token {place} of it, {self.tokenizer.decode([token])!r} (id {token}), has a log-probability "
+            found=f"token {position} of it, {self.tokenizer.decode([token])!r} (id {token}), has a log-probability "
             f"{what}; {len(bad):,} tokens of {len(np.unique(table.example[bad])):,} rows do",
             instead="a model whose logits are finite there (--dtype float32 instead of float16), or rows without it",
         )
@@ -79,8 +93,6 @@ class Subject:
             sizes: of batches, on which the balance of experts depends; the first is taken.
         """
         import torch
-
-        from loratlas.loss_audit.regularisers import orthogonality, router_balance
 
         found = {}
         size = orthogonality(self.model)
@@ -103,7 +115,9 @@ class Subject:
         found["balance of the experts"] = router_balance(self.model, batches)
         return found
 
-    def under(self, condition: Condition, out: Path, *, examples: Sequence[Example] | None = None) -> Table:
+    def under(
+        self, condition: Condition, out: Path, *, examples: Sequence[Example] | None = None
+    ) -> LossTable:
         """The same rows under another condition."""
         return self._measure(out, examples or self.encoded.examples, condition)
 
@@ -113,27 +127,25 @@ class Subject:
         examples: Sequence[Example],
         condition: Condition | None,
         *,
+        everything: bool = True,
         uniform: bool = False,
         bounds: bool = False,
-    ) -> Table:
-        from loratlas.loss_audit.measure_tokens import measure
-        from loratlas.loss_audit.token_table import read_table
-
+    ) -> LossTable:
         windows = condition is not None and condition.window is not None
-        with output.Progress("scoring", total=len(examples), unit="rows") as bar:
+        with self.watch(len(examples)) as report:
             measure(
                 self.model,
                 examples,
                 packed=self.packed,
                 out=out,
                 condition=condition,
-                everything=True,
+                everything=everything,
                 special=self.tokenizer.all_special_ids,
                 uniform=uniform,
                 bounds=bounds,
                 pad_id=self.encoded.pad_id,
-                # How many windows there will be nobody knows before the last row.
-                on_lines=None if windows else lambda lines: bar.to(lines, ""),
+                # Windows outnumber the examples.
+                on_rows=None if windows else report,
             )
         return read_table(out, condition=condition.words if condition else "")
 
@@ -147,35 +159,25 @@ def usual(sizes: Sequence[int]) -> int:
     return next((b for b in sizes if b & (b - 1) == 0), sizes[0] if sizes else 8)
 
 
-def subject(model: Any, rows: Rows, encoded: Encoded, tokenizer: Any) -> tuple[Subject, str]:
+def subject(
+    model: Any,
+    rows: Rows,
+    encoded: Encoded,
+    tokenizer: Any,
+    *,
+    watch: Callable[[int], AbstractContextManager[Callable[[int], None] | None]] = unwatched,
+) -> tuple[Subject, str]:
     """A subject, and why its rows are padded where they cannot be packed ("" where they are)."""
-    from loratlas.data.packing import prove_packing
-
     proof = prove_packing(model)
-    made = Subject(model=model, rows=rows, encoded=encoded, tokenizer=tokenizer, packed=proof.exact)
-    return made, "" if proof.exact else proof.reason
-
-
-@contextmanager
-def workspace(out: Path | None) -> Iterator[Path]:
-    """The folder to write tables to: the one that was asked for, or one that is gone afterwards."""
-    if out is not None:
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="loratlas-") as folder:
-        yield Path(folder)
-
-
-def scores_of(table: Table) -> Scores:
-    """Losses of examples from a table: counted tokens, summed."""
-    from loratlas.evaluation.score import Scores
-    from loratlas.loss_audit.catalogue import token_mean
-    from loratlas.loss_audit.definitions import REFERENCE, Evidence, sums
-
-    found = sums(token_mean(), Evidence(tables={REFERENCE: table}))
-    return Scores(
-        example=found.example.astype("int32"), n=found.n.astype("int32"), nll=found.nll.astype("float64")
+    made = Subject(
+        model=model,
+        rows=rows,
+        encoded=encoded,
+        tokenizer=tokenizer,
+        packed=proof.exact,
+        watch=watch,
     )
+    return made, "" if proof.exact else proof.reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +199,7 @@ class Pass:
     prefixed: bool = False
     whole: bool = False
 
-    def take(self, of: Subject, out: Path, *, max_length: int) -> Table:
+    def take(self, of: Subject, out: Path, *, max_length: int) -> LossTable:
         """Run it.
 
         Args:
@@ -205,8 +207,6 @@ class Pass:
             out: folder for the table.
             max_length: of examples, for those that begin with rows as they were.
         """
-        from loratlas.data.encode import encode
-
         if self.whole:
             examples = encode(of.rows, of.tokenizer, max_length=2**30).examples
             condition = replace(self.condition, max_length=max_length, side="right")
@@ -219,8 +219,6 @@ class Pass:
 
 
 def _after(tokenizer: Any, example: Example) -> Example:
-    import numpy as np
-
     ids = np.concatenate([[tokenizer.eos_token_id], example.input_ids]).astype(example.input_ids.dtype)
     labelled = np.concatenate([[False, True], example.labelled[1:]])
     return replace(example, input_ids=ids, labelled=labelled)
@@ -239,8 +237,6 @@ def further(
         window: length of windows, where they were asked for.
         stride: of windows.
     """
-    from loratlas.loss_audit.pass_conditions import Condition
-
     text = of.rows.form == "text"
     if adapted:
         yield Pass(name="adapter_off", words="without the adapter", condition=Condition(adapter=False))
@@ -258,16 +254,16 @@ def further(
         yield Pass(name="cut_right", words="rows cut at their end", condition=Condition(), whole=True)
     size = usual(sizes)
     yield Pass(
-        name="filled_right",
-        words=f"filled at the right in batches of {size}",
+        name="padded_right",
+        words=f"padded at the right in batches of {size}",
         condition=Condition(padding="right", batch_size=size),
     )
     other = "bfloat16" if dtype == "float32" else "float32"
     yield Pass(name=other, words=f"in {other}", condition=Condition(dtype=other), rough=other == "bfloat16")
     yield Pass(name="ahead", words="with labels shifted twice", condition=Condition(ahead=2))
     yield Pass(
-        name="filled_left",
-        words=f"filled at the left in batches of {size}, positions from the left edge",
+        name="padded_left",
+        words=f"padded at the left in batches of {size}, positions from the left edge",
         condition=Condition(padding="left", batch_size=size),
     )
     if _drops(of.model):
@@ -275,8 +271,6 @@ def further(
 
 
 def _begins(of: Subject) -> bool:
-    from loratlas.data.encode import opening_ids
-
     return bool(opening_ids(of.tokenizer))
 
 
