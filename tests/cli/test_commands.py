@@ -284,6 +284,7 @@ def test_eval_of_the_adapter_is_the_runs_own(cli, trained: dict):
     told = cli("eval", MODEL, DATA, "--adapter", trained["folder"], "--max-length", "64", "--json").json
     assert (told["schema"], told["version"]) == ("loratlas.eval", 1)
     assert told["token_mean_nll"] == pytest.approx(trained["json"]["eval"]["token_mean_nll"], abs=2e-3)
+    assert told["dtype"] == told["trained_dtype"] == trained["json"]["settings"]["dtype"]
     assert abs(told["residual"]) <= 1e-6
     assert told["definitions"]["token_mean"] == pytest.approx(told["token_mean_nll"])
     assert all(set(gap) >= {"term", "nats"} for gap in told["gaps"])
@@ -321,12 +322,60 @@ def test_eval_tells_every_definition_and_explains_it(cli):
     assert values["perplexity"] == pytest.approx(math.exp(values["token_mean"]))
 
 
-def test_eval_table(cli):
-    told = cli("eval", MODEL, DATA, "--max-length", "64", "--limit", "20")
+def test_eval_prints_a_few_lines_and_its_tables_on_request(cli):
+    words = ("eval", MODEL, DATA, "--max-length", "64", "--limit", "20", "--dtype", "float32")
+    told = cli(*words)
     assert told.code == 0
+    assert len(told.out.splitlines()) <= 5
     assert "nats per token, perplexity" in told.out
-    assert "why they differ" in told.out
-    assert max(map(len, told.out.splitlines())) <= 80
+    assert "computed in float32" in told.out
+    assert "--definitions" in told.out
+    more = cli(*words, "--definitions")
+    assert more.out.splitlines()[0] == told.out.splitlines()[0]
+    assert "why they differ" in more.out
+    assert "left unexplained" in more.out
+    for each in (told, more):
+        assert max(map(len, each.out.splitlines())) <= 80
+
+
+def test_eval_says_where_it_computes_otherwise_than_training_did(cli, trained: dict):
+    """By default as the adapter was trained; another dtype is obeyed, and said."""
+    from loratlas.adapters.adapter_files import read_about
+
+    dtype = read_about(trained["json"]["adapter"])["extra"]["settings"]["dtype"]
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[dtype]
+    words = ("eval", MODEL, DATA, "--limit", "8", "--max-length", "64", "--adapter", trained["folder"])
+    assert f"computed in {dtype}, as the adapter was trained" in cli(*words).out
+    told = cli(*words, "--dtype", other)
+    assert f"computed in {other}; the adapter was trained in {dtype}" in " ".join(told.out.split())
+
+
+def test_eval_shows_answers_without_and_with_the_adapter(cli, trained: dict):
+    words = ("eval", MODEL, DATA, "--limit", "8", "--max-length", "64", "--adapter", trained["folder"])
+    told = cli(*words, "--samples", "2", "--json").json
+    bare = cli("eval", MODEL, DATA, "--limit", "8", "--max-length", "64", "--dtype", told["dtype"],
+               "--samples", "2", "--json").json  # fmt: skip
+    base = [sample["answer"] for sample in bare["samples"]["samples"]]
+    assert [sample["base"] for sample in told["samples"]["samples"]] == base
+    assert "base" not in bare["samples"]["samples"][0]
+    shown = cli(*words, "--samples", "2").out
+    assert all(heading in shown for heading in ("prompt", "base", "with the adapter", "wanted"))
+
+
+def test_eval_measures_forgetting(cli, trained: dict):
+    other = ("demo:rules", "--max-length", "64", "--limit", "8", "--json")
+    words = ("eval", MODEL, DATA, "--limit", "8", "--max-length", "64", "--adapter", trained["folder"])
+    lost = cli(*words, "--forgetting", other[0], "--json").json["forgetting"]
+    dtype = trained["json"]["settings"]["dtype"]
+    base = cli("eval", MODEL, *other, "--dtype", dtype).json["token_mean_nll"]
+    after = cli("eval", MODEL, *other, "--adapter", trained["folder"]).json["token_mean_nll"]
+    assert lost["base_nll"] == pytest.approx(base, rel=1e-5)
+    assert lost["nll"] == pytest.approx(after, rel=1e-5)
+    assert lost["difference"] == pytest.approx(after - base, abs=1e-4)
+    assert "forgetting: " in cli(*words, "--forgetting", other[0]).out
+    refused = cli("eval", MODEL, DATA, "--forgetting", other[0])
+    assert refused.code == 2
+    assert "--adapter" in refused.words
 
 
 def test_train_goes_on_from_an_adapter(cli, trained: dict, tmp_path: Path):

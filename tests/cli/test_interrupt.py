@@ -130,7 +130,7 @@ def test_eval_stops_and_goes_on(cli, tmp_path: Path):
     """Whole parts of the table are kept, and the same command ends with the table of a pass that was not stopped."""
     words = ["eval", "demo:llama-mini", "demo:facts-3000", "--limit", "1500", "--max-length", "48", "--json"]
     process = spawn(*words, "--out", "stopped", cwd=tmp_path)
-    parts = tmp_path / "stopped" / ".tokens.parts"
+    parts = tmp_path / "stopped" / ".unfinished"
     while process.poll() is None and not (parts / "000000.parquet").exists():
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)

@@ -8,7 +8,7 @@ import torch
 from pyarrow import parquet
 from tests.training.small import adapted, encoded, weights, wrap
 
-from loratlas.errors import DataError, OutputError
+from loratlas.errors import DataError, OutputError, StorageError
 from loratlas.evaluation.eval_precision import base_precision
 from loratlas.evaluation.score import Scores, read_scores, score
 
@@ -150,5 +150,5 @@ def test_unreadable_tables(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     found = score(adapted(), encoded(2), packed=True)
-    with pytest.raises(OutputError, match="could not be written"):
+    with pytest.raises((OutputError, StorageError), match="could not be written"):
         found.write(tmp_path / "file")

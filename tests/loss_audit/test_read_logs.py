@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 
 from loratlas.errors import DataError
 from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
+from loratlas.loss_audit.log_numbers import Log, Number
 from loratlas.loss_audit.match_logs import by_example, explain
-from loratlas.loss_audit.read_logs import Log, Number, read_log, read_logs
+from loratlas.loss_audit.read_logs import read_log, read_logs
 from loratlas.loss_audit.text_units import Texts
 from loratlas.loss_audit.token_table import PARTS, LossTable
 
@@ -168,6 +170,45 @@ def test_a_printed_log(tmp_path):
     ]
 
 
+def test_a_printed_log_of_transformers_5(tmp_path):
+    """Numbers are texts, some without a point; epochs follow one another; a terminal wraps; losses may be nan."""
+    text = (
+        "{'loss': 2.01, 'grad_norm': nan, 'epoch': 0.5}\n"
+        "{'eval_loss': '9.500', 'eval_runtime': '2.001', 'eval_samples_per_second': '11.99', "
+        "'eval_steps_per_second': '2.998', 'epoch': '1'}\n"
+        "{'eval_loss': '5.908', 'eval_runtime': '2', 'eval_samples_per_second':   \n"
+        "  '12', 'eval_steps_per_second': '3', 'epoch': '2'}\n"
+        "{'eval_loss': '6', 'eval_entropy': -inf, 'epoch': '3'}\n"
+        "{'eval_loss': nan, 'eval_ru\nntime': 2.0, 'epoch': 4.0}\n"
+    )
+    log = read_log(write(tmp_path / "train.log", text))
+    assert [(n.name, n.value, n.rounding, n.epoch, n.where) for n in log.numbers[:4]] == [
+        ("loss", 2.01, pytest.approx(0.005), 0.5, "line 1, loss"),
+        ("eval_loss", 9.5, pytest.approx(0.0005), 1.0, "line 2, eval_loss"),
+        ("eval_loss", 5.908, pytest.approx(0.0005), 2.0, "line 3, eval_loss"),
+        ("eval_loss", 6.0, 0.5, 3.0, "line 5, eval_loss"),
+    ]
+    assert log.batch_sizes == (4,)
+    assert math.isnan(log.numbers[4].value)
+    told = explain(log, evidence())
+    assert [one.verdict for one in told] == ["training", "earlier", "earlier", "earlier", "not a number"]
+    assert "after 3 epochs; the last evaluation of this log was after 4" in told[3].could_be[0]
+    assert "without a counted token" in told[4].could_be[0]
+
+
+def test_nan_in_a_state_is_said(tmp_path):
+    state = '{"log_history": [{"eval_loss": NaN, "step": 10, "epoch": 1.0}, {"loss": 2.0, "step": 10}]}'
+    log = read_log(write(tmp_path / "trainer_state.json", state))
+    assert [one.verdict for one in explain(log, evidence())] == ["not a number", "training"]
+
+
+def test_a_batch_size_that_the_log_says_is_believed(tmp_path):
+    said = {"eval_loss": 2.5, "args": {"per_device_eval_batch_size": 6}}
+    assert read_log(write(tmp_path / "eval_results.json", said)).batch_sizes == (6,)
+    state = {"log_history": [{"eval_loss": 2.5, "step": 1}], "per_device_eval_batch_size": 3}
+    assert read_log(write(tmp_path / "trainer_state.json", state)).batch_sizes == (3,)
+
+
 def test_the_harness_s_results(tmp_path):
     results = {
         "results": {
@@ -238,7 +279,7 @@ def test_a_log_that_is_not_there(tmp_path):
         (Definition(name="example_mean", aggregate="example"), "answers"),
         (Definition(name="batch_mean_4", aggregate="batch", batch_size=4), "answers"),
         (Definition(name="median", aggregate="median"), "answers"),
-        (Definition(name="prompt", covers=("answer", "end", "prompt")), "prompts too"),
+        (Definition(name="prompt", covers=("answer", "end", "prompt", "tail")), "prompts too"),
         (Definition(name="end", covers=("answer",), aggregate="batch", batch_size=8), "answers without their end"),
         (Definition(name="smooth", smoothing=0.1), "answers"),
     ],
@@ -319,11 +360,16 @@ def test_evaluations_of_earlier_checkpoints_are_told_apart(tmp_path):
 
 
 def test_a_pass_in_sixteen_bits_may_be_further_off():
+    """By as much as its rounding moved the loss from that of float32."""
     known = evidence()
-    given = value(Definition(name="token_mean"), known)
-    both = Evidence(tables={**known.tables, "bfloat16": known.tables[REFERENCE]}, texts=known.texts)
-    assert explain(number(given * 1.0005), known)[0].verdict == "not reproduced"
-    (told,) = explain(number(given * 1.0005), both, rough=["bfloat16"])
+    reference = known.tables[REFERENCE]
+    given = value(Definition(name="token_mean"), known) * 1.0005
+    rounded = replace(reference, nll=reference.nll * 1.0004, uniform=None)
+    both = Evidence(tables={**known.tables, "bfloat16": rounded}, texts=known.texts)
+    assert explain(number(given), known, batch_sizes=[23])[0].verdict == "not reproduced"
+    assert explain(number(given), both, batch_sizes=[23])[0].verdict == "not reproduced"
+    (told,) = explain(number(given), both, batch_sizes=[23], rough=["bfloat16"])
+    assert told.verdict == "reproduced"
     assert told.matches[0].definition.table == "bfloat16"
 
 
@@ -346,5 +392,5 @@ def test_a_list_of_perplexities_is_held_against_every_example(tmp_path):
     told = by_example(log, known)
     assert told is not None
     assert (told.reproduced, told.of, told.counted, told.worst) == (22, 23, "prompts too", 7)
-    assert told.wanted == pytest.approx(1.5 * told.found)
+    assert told.listed == pytest.approx(1.5 * told.computed)
     assert by_example(read_log(write(tmp_path / "short.json", [2.0, 3.0])), known) is None

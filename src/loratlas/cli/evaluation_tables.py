@@ -31,10 +31,11 @@ def show_loss(numbers: dict[str, Any], computed: str, *, tables: bool) -> None:
     if batch is not None:
         size = batch.removeprefix("batch_mean_")
         output.say(
-            f"mean of batches of {size}, as a Trainer prints eval_loss: {values[batch]:.4f}; mean of the examples: "
-            f"{values['example_mean']:.4f}"
+            f"as a Trainer prints it, mean of batches of {size}: {values[batch]:.4f}; "
+            f"of examples: {values['example_mean']:.4f}"
         )
-    output.say(f"{computed}; {len(values)} definitions of the loss, and why they differ: --definitions")
+    output.say(computed)
+    output.say(f"{len(values)} definitions of the loss, and why they differ: --definitions")
 
 
 def show_definitions(numbers: dict[str, Any], chosen: Sequence[Definition]) -> None:

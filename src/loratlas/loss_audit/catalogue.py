@@ -8,7 +8,7 @@ from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence
 from loratlas.loss_audit.token_table import COUNTED, PARTS
 
 BATCH_SIZES = (8,)
-"""Batch sizes whose mean is told unasked: the default of transformers' Trainer."""
+"""Batch sizes whose mean is always listed: the default of transformers' Trainer."""
 
 
 def token_mean() -> Definition:
@@ -35,9 +35,9 @@ def catalogue(
         evidence: its reference table says which parts are there, its other tables which conditions, its texts
             whether units of text are.
         batch_sizes: of trainers.
-        smoothing: ε's; told where the table has ū.
+        smoothing: ε's; listed where the table has ū.
         regularisers: name → λR, nats (`loratlas.loss_audit.regularisers`).
-        caps: losses above are told as this; told only where it changes the loss.
+        caps: losses above are printed as this; listed only where it changes the loss.
         world_sizes: processes of a distributed sampler that repeats examples to fill its last round.
 
     Returns:
@@ -95,7 +95,7 @@ def catalogue(
         Definition(
             name=f"{name}_{words}_included",
             formula="Σ over covered tokens of ℓ / n",
-            used_by=f"labels = input_ids of batches that are filled ({other.condition or name})",
+            used_by=f"labels = input_ids of padded batches ({other.condition or name})",
             table=name,
             covers=covers,
         )
@@ -220,25 +220,28 @@ def _units(evidence: Evidence) -> list[Definition]:
 
 
 def _covers(present: set[str]) -> list[Definition]:
-    told = [
-        ("prompt_included", ("answer", "end", "prompt"), "trainers without a mask on prompts; mLoRA, train_on_prompt"),
-        ("special_included", ("answer", "end", "special"), "scorers that count begin tokens"),
-        ("everything_included", ("answer", "end", "prompt", "special"), "labels = input_ids"),
+    known = [
+        ("prompt_included", (*COUNTED, "prompt", "tail"), "trainers without a mask on prompts; mLoRA, train_on_prompt"),
+        ("tail_included", (*COUNTED, "tail"), "TRL: what the template writes behind the end token is counted"),
+        ("special_included", (*COUNTED, "special"), "scorers that count begin tokens"),
+        ("everything_included", (*COUNTED, "prompt", "special", "tail"), "labels = input_ids"),
         ("padding_included", (*COUNTED, "padding"), "labels = input_ids without a mask on padding"),
         ("padding_and_prompt_included", PARTS, "labels = input_ids of padded batches"),
         ("end_excluded", ("answer",), "pad = eos: the mask on padding hits the end token"),
-        ("end_excluded_prompt_included", ("answer", "prompt"), "language-modelling collator with pad = eos"),
+        ("end_excluded_prompt_included", ("answer", "prompt", "tail"), "language-modelling collator with pad = eos"),
     ]  # fmt: skip
-    found = []
-    for name, covers, used_by in told:
+    chosen = []
+    for name, covers, used_by in known:
         added, taken = set(covers) - set(COUNTED), set(COUNTED) - set(covers)
+        if "prompt" in covers:
+            added -= {"tail"}  # a template need not write one
         if added <= present and taken <= present and (added or taken):
-            found.append(
+            chosen.append(
                 Definition(
                     name=name, formula="Σ over covered tokens of ℓ / n", used_by=used_by, covers=covers
                 )
             )
-    return found
+    return chosen
 
 
 def _worlds(sizes: Sequence[int], evidence: Evidence) -> list[Definition]:

@@ -16,8 +16,9 @@ from loratlas.evaluation.tokens import SEGMENTS, Tokens
 if TYPE_CHECKING:
     from loratlas.evaluation.score import Scores
 
-PARTS = ("answer", "end", "prompt", "special", "padding")
-"""What a row is to a definition: its segment, and of the special tokens which are counted (``end``)."""
+PARTS = ("answer", "end", "prompt", "special", "padding", "tail")
+"""What a row is to a definition: its segment; of the special tokens which are counted (``end``); of the tokens that are
+not counted which ones a template writes behind the end of an answer (``tail``)."""
 
 COUNTED = ("answer", "end")
 """What the loss of loratlas counts."""
@@ -77,15 +78,34 @@ class LossTable:
         )
 
 
-def parts_of(segment: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Indices into `PARTS` from segments and marks.
+def parts_of(tokens: Tokens) -> np.ndarray:
+    """Indices into `PARTS`, int8 [M]; tokens by example and position.
 
-    >>> [PARTS[i] for i in parts_of(np.array([0, 1, 3, 3, 2]), np.array([True, False, True, False, False]))]
-    ['answer', 'prompt', 'end', 'special', 'padding']
+    What follows the last counted token of an example is a template's tail (a line break behind the end token, say). As
+    many tokens behind earlier answers of the example are its tail too, as far as they are not counted.
+
+    >>> columns = {"example": np.zeros(5, int), "position": np.arange(5), "nll": np.zeros(5)}
+    >>> segment, counted = np.array([1, 0, 3, 1, 3]), np.array([False, True, True, False, False])
+    >>> [PARTS[i] for i in parts_of(Tokens(segment=segment, counted=counted, **columns))]
+    ['prompt', 'answer', 'end', 'tail', 'tail']
     """
     by_segment = np.array([PARTS.index(name) for name in SEGMENTS], dtype=np.int8)
-    part = by_segment[np.asarray(segment)]
-    return np.where((part == PARTS.index("special")) & counted, np.int8(PARTS.index("end")), part)
+    part = by_segment[np.asarray(tokens.segment)]
+    counted = np.asarray(tokens.counted)
+    part = np.where((part == PARTS.index("special")) & counted, np.int8(PARTS.index("end")), part)
+    text = part != PARTS.index("padding")
+    example = np.asarray(tokens.example)
+    for rows in np.split(np.arange(len(part)), np.flatnonzero(np.diff(example)) + 1):
+        rows = rows[text[rows]]
+        last = np.flatnonzero(counted[rows])
+        tail = len(rows) - 1 - int(last[-1]) if len(last) else 0
+        if not tail:
+            continue
+        # Steps since the last counted token; before the first answer there is none.
+        index = np.arange(len(rows))
+        since = index - np.maximum.accumulate(np.where(counted[rows], index, -len(rows) - tail))
+        part[rows[(since >= 1) & (since <= tail)]] = PARTS.index("tail")
+    return part
 
 
 def read_table(folder: Path, *, tokenizer: str = "", condition: str = "") -> LossTable:
@@ -106,7 +126,7 @@ def table_of(tokens: Tokens, *, tokenizer: str = "", condition: str = "") -> Los
     return LossTable(
         example=tokens.example.astype(np.int64),
         position=tokens.position.astype(np.int64),
-        part=parts_of(tokens.segment, tokens.counted),
+        part=parts_of(tokens),
         tokens=np.ones(len(tokens), dtype=np.int64),
         nll=tokens.nll.astype(np.float64),
         uniform=wide(tokens.uniform),
