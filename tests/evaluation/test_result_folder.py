@@ -33,7 +33,7 @@ def test_every_flipped_bit_is_found(written, name):
         damaged = bytearray(whole)
         damaged[index // 8] ^= 1 << (index % 8)
         path.write_bytes(bytes(damaged))
-        with pytest.raises(DataError, match="digests|SHA-256"):
+        with pytest.raises(DataError, match=r"digests|SHA-256"):
             read_scores(written)
     path.write_bytes(whole)
     read_scores(written)
