@@ -158,7 +158,7 @@ def stream(rows: str, count: int) -> None:
     """Child process: measure ``count`` examples, made on the way from some rows, and print the peak."""
     import resource
 
-    from loratlas.data.encode import Example
+    from loratlas.data.examples import Example
     from loratlas.evaluation.token_scorer import measure
 
     model, encoded = prepared(rows, 64, "float32")

@@ -28,7 +28,7 @@ from loratlas.cli.judging import (
 from loratlas.errors import Interrupted, SettingsError
 
 if TYPE_CHECKING:
-    from loratlas.data.encode import Encoded
+    from loratlas.data.examples import Encoded
     from loratlas.data.rows import Rows
     from loratlas.loss_audit.audit_passes import Pass, Subject
     from loratlas.loss_audit.definitions import Definition

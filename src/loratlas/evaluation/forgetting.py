@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.evaluation.class_losses import classify
 from loratlas.evaluation.score import Scores, score
 

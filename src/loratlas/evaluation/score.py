@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.errors import DataError
 from loratlas.evaluation.result_folder import ResultFolder
 from loratlas.evaluation.tables import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loratlas.data.batching import IGNORED, Batch, collate
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.evaluation.tokens import SEGMENTS
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from loratlas.data.batching import Batch, collate, length_groups
-from loratlas.data.encode import Example
+from loratlas.data.examples import Example
 from loratlas.errors import DataError
 from loratlas.evaluation.forward_condition import Condition, drawing, under
 from loratlas.evaluation.result_folder import ResultFolder

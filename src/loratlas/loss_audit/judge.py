@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loratlas.data.encode import Encoded
+from loratlas.data.examples import Encoded
 from loratlas.data.packing import prove_packing
 from loratlas.evaluation.class_losses import Classes, classify, read_classes
 from loratlas.evaluation.class_metrics import PREDICTIONS, by_class
