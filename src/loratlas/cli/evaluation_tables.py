@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from loratlas import formats
 from loratlas.cli import output
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def show_loss(numbers: dict[str, Any], computed: str, *, tables: bool) -> None:
     """
     output.say(
         f"loss {numbers['token_mean_nll']:.4f} nats per token, perplexity {numbers['perplexity']:.3f} "
-        f"({output.count(numbers['labelled_tokens'])} tokens of {output.count(numbers['examples'])} examples)"
+        f"({formats.count(numbers['labelled_tokens'])} tokens of {formats.count(numbers['examples'])} examples)"
     )
     if tables:
         output.say(computed)
