@@ -120,16 +120,16 @@ def open_task(
     """
     from loratlas.data.task_examples import label_set
     from loratlas.models.config import load_config
-    from loratlas.models.task import CAUSAL, CLASSIFICATION, Task, for_task, own_labels, recognise
+    from loratlas.models.labels import knows, own_labels
+    from loratlas.models.task import CAUSAL, CLASSIFICATION, Task, for_task, recognise
 
     name = recognise(source, rows.form, asked=asked or (known.name if known else None))
     if known is not None and known.name == name:
         task = known
     elif name == CLASSIFICATION:
         own = own_labels(load_config(source))
-        task = Task(
-            name=name, labels=own if {str(row.label) for row in rows.rows} <= set(own) else label_set(rows)
-        )
+        found = {row.label for row in rows.rows if row.label is not None}
+        task = Task(name=name, labels=own if knows(own, found) else label_set(rows))
     else:
         task = Task(name=name)
     if name == CAUSAL:

@@ -142,10 +142,10 @@ def judged(row: Row, tokenizer: Any, marked: bool) -> str:
         return "marked alike" if (marks == labelled).all() else "other marks"
     answers = [turn for turn in row.turns if turn.role == "assistant"]
     runs = np.flatnonzero(np.diff(np.concatenate([[0], labelled.view(np.int8), [0]]))).reshape(-1, 2)
+    if len(answers) > len(runs) and not answers[-1].content:
+        answers.pop()  # nothing is said, and nothing stops it at the end of the text
     if len(answers) > len(runs):
-        answers = [
-            turn for turn in answers if turn.content or turn.extras
-        ]  # nothing is said, and nothing stops it
+        answers = [turn for turn in answers if turn.content or turn.extras]
     if len(runs) != len(answers):
         return f"{len(runs)} runs"
     for (first, last), turn in zip(runs, answers, strict=True):

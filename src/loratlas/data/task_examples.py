@@ -18,6 +18,7 @@ from loratlas.data.model_limits import check_fits
 from loratlas.data.rows import Row, Rows
 from loratlas.errors import DataError
 from loratlas.models.config import load_config
+from loratlas.models.labels import label_index
 from loratlas.models.task import CLASSIFICATION, SEQ2SEQ, Task
 
 
@@ -95,9 +96,11 @@ def _check_ends(encoded: Encoded, config: Any) -> None:
 
 
 def _classes(task: Task, rows: Rows, tokenizer: Any, max_length: int, fill: int | None) -> Encoded:
-    known = {label: place for place, label in enumerate(task.labels)}
+    known: dict[int | str | None, int | None] = {None: None}
     for row in rows.rows:
-        if str(row.label) not in known:
+        if row.label not in known:
+            known[row.label] = label_index(row.label, task.labels) if row.label is not None else None
+        if known[row.label] is None:
             raise DataError(
                 given=f"{rows.source}, row {row.source_row + 1}",
                 found=f"the label {row.label!r}, which the model does not know"
@@ -113,7 +116,7 @@ def _classes(task: Task, rows: Rows, tokenizer: Any, max_length: int, fill: int 
                 empty += 1
                 continue
             cut += shortened
-            label = known[str(rows.rows[place].label)]
+            label = known[part[place - start].label]
             none = np.zeros(len(ids), dtype=bool)
             examples.append(Example(input_ids=ids, labelled=none, row=place, label=label, types=types))
     words = "none: the text" if len(rows.rows[0].texts) < 2 else "none: the pair of texts"

@@ -13,6 +13,7 @@ from loratlas.errors import ModelError, RunError
 from loratlas.modeling import is_out_of_memory, zero_dropout
 from loratlas.models.config import first_line, hub_error, load_config, quiet
 from loratlas.models.heads import head_modules, head_parameters, remember_new_head
+from loratlas.models.labels import label_index, own_labels
 from loratlas.models.meta import class_kind, meta_model, model_class
 from loratlas.models.quantize import keep_differentiable, quantization
 
@@ -109,7 +110,7 @@ def load_model(
             if kind != "CausalLM"
             else "all weights of a causal language model",
         )
-    if drawn:
+    if drawn or (kind == "SequenceClassification" and not _same_classes(source, model.config)):
         remember_new_head(model)
     model.config.use_cache = False
     model.requires_grad_(False)
@@ -134,6 +135,12 @@ def _from_pretrained(
             raise
         # gptj, gpt_neo, bloom and mpt have attention code of their own only.
         return load(path, **options)
+
+
+def _same_classes(source: str | Path, config: PretrainedConfig) -> bool:
+    """Whether the head that lies with a base is for the classes of a config, in their order, as far as names say."""
+    own, labels = own_labels(load_config(source)), own_labels(config)
+    return len(own) == len(labels) and all(label_index(label, own) == n for n, label in enumerate(labels))
 
 
 def native_dtype() -> str:

@@ -129,19 +129,6 @@ def recognise(source: str | Path | PretrainedConfig, form: str, *, asked: str | 
     return CAUSAL
 
 
-def own_labels(config: PretrainedConfig) -> tuple[str, ...]:
-    """The classes of a model that is a classifier already; none of any other.
-
-    Where its config only counts them (``LABEL_0``, ``LABEL_1``, …) they are the numbers.
-    """
-    if class_kind(config) != "SequenceClassification":
-        return ()
-    names: Any = config.id2label or {}
-    named = [str(names[place]) for place in range(len(names))]
-    counted = named == [f"LABEL_{place}" for place in range(len(named))]
-    return tuple(str(place) for place in range(len(named))) if counted else tuple(named)
-
-
 def _no_source(config: PretrainedConfig) -> DataError:
     return DataError(
         given=f"raw text and an encoder-decoder ({config.model_type})",
