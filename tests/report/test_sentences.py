@@ -14,11 +14,16 @@ import yaml
 from report_example import VARIANTS, load, study
 
 from loratlas.errors import OutputError, RequestError
-from loratlas.report import build, figures, tables
-from loratlas.report import forest_plot as forest
-from loratlas.report import scan_section as scanned
-from loratlas.report import sentences as facts
-from loratlas.report import side_tables as beside
+from loratlas.report import (
+    build,
+    figure_theme,
+    figures,
+    forest_plot,
+    scan_section,
+    sentences,
+    side_tables,
+    tables,
+)
 from loratlas.report.quotes import FORMS, WAYS, Ledger, plain
 
 # The only numbers that the page's own words may hold: zero as the sign of a difference and the power that
@@ -107,15 +112,15 @@ def test_a_number_without_a_source_is_noticed() -> None:
 def test_the_drawn_intervals_are_the_study_s(tmp_path: Path) -> None:
     """Positions in the forest plots, turned back into nats per token."""
     made = study()
-    found = facts.findings(Ledger(made))
-    half = forest.scale([fact.interval for fact in found])
+    found = sentences.findings(Ledger(made))
+    half = forest_plot.scale([fact.interval for fact in found])
     drawings = re.findall(r'<svg class="forest (?:better|worse).*?</svg>', page_of(made, tmp_path), re.DOTALL)
     assert len(drawings) == len(made["findings"])
     for drawing, finding in zip(drawings, made["findings"], strict=True):
         place = float(re.findall(r'class="point" cx="([\d.]+)"', drawing)[0])
         low, high = re.findall(r'class="ci" d="M([\d.]+) [\d.]+H([\d.]+)', drawing)[0]
         for x, value in ((place, finding["difference"]), (low, finding["ci"][0]), (high, finding["ci"][1])):
-            back = ((float(x) - 10) / (forest.WIDTH - 20) * 2 - 1) * half
+            back = ((float(x) - 10) / (forest_plot.WIDTH - 20) * 2 - 1) * half
             assert back == pytest.approx(value, abs=half / 1000)
 
 
@@ -156,20 +161,20 @@ def test_the_map_shows_every_rank_and_every_bare_site() -> None:
 
 def test_a_scan_has_its_section(tmp_path: Path) -> None:
     made = VARIANTS["scanned"]()
-    ledger = facts.read(made)
-    assert plain(scanned.lead(ledger)) == (
+    ledger = sentences.read(made)
+    assert plain(scan_section.lead(ledger)) == (
         "A scan read 64 training rows, the price of 4 training steps, and placed feedforward. Its order had "
         "settled: one half of the rows says what the other half says."
     )
     (heat,) = figures.figures(ledger)["scan"]["light"]["data"]
     assert sorted(value for row in heat["z"] for value in row) == [1.0 + i for i in range(56)]
-    told = [[plain(cell) for cell in row] for row in scanned.signals(ledger).rows]
+    told = [[plain(cell) for cell in row] for row in scan_section.signals(ledger).rows]
     assert told[1] == ["gradient energy", "nats per token", "high", "none", "0.91", "0.95"]
-    assert len(scanned.reasons(ledger).rows) == len(made["arms"][2]["plan"]["sites"])
+    assert len(scan_section.reasons(ledger).rows) == len(made["arms"][2]["plan"]["sites"])
     text = page_of(made, tmp_path)
     assert html.escape(made["arms"][2]["plan"]["sites"][0]["why"]) in text
     made["scan"]["settled"] = False
-    assert "had not settled" in plain(scanned.lead(facts.read(made)))
+    assert "had not settled" in plain(scan_section.lead(sentences.read(made)))
     assert 'id="scan"' not in page_of(study(), tmp_path)
 
 
@@ -203,13 +208,13 @@ def test_names_of_near_points_stand_apart() -> None:
 def test_arms_that_name_their_ranks_are_not_called_matched() -> None:
     made = study()
     made["arms"][2]["match"]["solved"] = False
-    assert "matched but for arms that name their ranks" in plain(facts.conditions(Ledger(made)))
+    assert "matched but for arms that name their ranks" in plain(sentences.conditions(Ledger(made)))
     assert plain(tables.match(Ledger(made), 2)).startswith("94.74 % as given")
 
 
 def test_arms_keep_one_colour() -> None:
     drawn = figures.figures(Ledger(study()))
-    for name, theme in figures.THEMES.items():
+    for name, theme in figure_theme.THEMES.items():
         points = [t for t in drawn["pareto.time"][name]["data"] if t["mode"] == "markers+text"]
         lines = [t for t in drawn["curves"][name]["data"] if t.get("showlegend") is not False]
         assert {p["name"]: p["marker"]["color"] for p in points} == {
@@ -221,7 +226,7 @@ def test_arms_keep_one_colour() -> None:
 @pytest.mark.parametrize("name", ["light", "dark"])
 def test_colours_stand_out_from_the_background(name: str) -> None:
     """WCAG 2.2: 4.5:1 for text, 3:1 for what is drawn."""
-    theme = figures.THEMES[name]
+    theme = figure_theme.THEMES[name]
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -238,16 +243,16 @@ def test_colours_stand_out_from_the_background(name: str) -> None:
 
 def test_the_facts_of_the_example() -> None:
     """Golden: the whole example in words, read by a person once and kept."""
-    ledger = facts.read(load())
+    ledger = sentences.read(load())
     assert load() == study(), "study_example.json is what report_example.py writes"
-    assert plain(facts.title(ledger)) == "Where should LoRA go in llama-mini for facts-300?"
-    assert plain(facts.answer(ledger)) == (
+    assert plain(sentences.title(ledger)) == "Where should LoRA go in llama-mini for facts-300?"
+    assert plain(sentences.answer(ledger)) == (
         "feedforward is better than full by 0.022 nats per token, and attention is worse than full by 0.039."
     )
-    assert plain(facts.conditions(ledger)) == (
+    assert plain(sentences.conditions(ledger)) == (
         "8.39 million parameters · 250 steps of 16 rows · trainable parameters matched · 5 fresh seeds × 1,000 rows"
     )
-    first, second = facts.findings(ledger)
+    first, second = sentences.findings(ledger)
     assert (first.verdict, plain(first.headline)) == (
         "worse",
         "attention is worse than full by 0.039 nats per token.",
@@ -268,8 +273,10 @@ def test_the_facts_of_the_example() -> None:
         "feedforward|feedforward:auto feedforward:3|0.0045|3.567 [3.548, 3.586]|35.41|73,728 0.88 % of base"
         "|0.90 × 193 ms|291 MiB|94.74 % 73,728 of 77,824",
     ]
-    assert plain(facts.gap(ledger)) == "Without any adapter the base has a loss of 4.046 (perplexity 57.19)."
-    assert [plain(sentence) for sentence in facts.reach(ledger)] == [
+    assert (
+        plain(sentences.gap(ledger)) == "Without any adapter the base has a loss of 4.046 (perplexity 57.19)."
+    )
+    assert [plain(sentence) for sentence in sentences.reach(ledger)] == [
         "The findings hold for this base (llama-mini, 8.39 million parameters), this task (facts-300), and this budget"
         " (250 steps of 16 rows). They are about new seeds and new examples of the same task, not about other tasks,"
         " other bases or longer training.",
@@ -277,13 +284,13 @@ def test_the_facts_of_the_example() -> None:
         " claim that it does.",
         "2 of 3 arms were solved to the reference's parameters; their ranks are whole numbers.",
     ]
-    assert facts.banners(ledger) == ()
+    assert sentences.banners(ledger) == ()
 
 
 def test_a_finding_that_flips_is_marked(tmp_path: Path) -> None:
     made = VARIANTS["measured"]()
-    ledger = facts.read(made)
-    assert [beside.mark(ledger, i) for i in range(2)] == [
+    ledger = sentences.read(made)
+    assert [side_tables.mark(ledger, i) for i in range(2)] == [
         "flips with the task metric",
         "flips with the definition",
     ]
@@ -297,13 +304,16 @@ def test_a_finding_that_flips_is_marked(tmp_path: Path) -> None:
 
 
 def test_what_is_measured_beside_the_loss_stands_in_the_tables(tmp_path: Path) -> None:
-    ledger = facts.read(VARIANTS["measured"]())
-    assert plain(beside.forgetting(ledger, 0)).split("\n") == ["+0.091", "[+0.070, +0.112], 4.211 → 4.303"]
-    assert plain(beside.metric(ledger, 0)).split("\n") == ["31 %", "exact match [27 %, 35 %]"]
-    rows = {plain(row[0]): plain(row[1]) for row in beside.orders(ledger).rows}
+    ledger = sentences.read(VARIANTS["measured"]())
+    assert plain(side_tables.forgetting(ledger, 0)).split("\n") == [
+        "+0.091",
+        "[+0.070, +0.112], 4.211 → 4.303",
+    ]
+    assert plain(side_tables.metric(ledger, 0)).split("\n") == ["31 %", "exact match [27 %, 35 %]"]
+    rows = {plain(row[0]): plain(row[1]) for row in side_tables.orders(ledger).rows}
     assert rows["token mean"] == "feedforward 3.567 · full 3.589 · attention 3.628"
     assert rows["exact match"] == "attention 46 % · feedforward 33.5 % · full 31 %"
-    told = [[plain(cell) for cell in row] for row in beside.opposed(ledger).rows]
+    told = [[plain(cell) for cell in row] for row in side_tables.opposed(ledger).rows]
     assert told[0][2:] == ["exact match", "+15 points", "0.041", "established"]
     assert told[1][-2:] == ["–", "no test"]
     text = page_of(VARIANTS["measured"](), tmp_path)
@@ -313,8 +323,8 @@ def test_what_is_measured_beside_the_loss_stands_in_the_tables(tmp_path: Path) -
 
 
 def test_the_answer_of_every_kind_of_study() -> None:
-    said = {name: plain(facts.answer(facts.read(VARIANTS[name]()))) for name in VARIANTS}
-    assert said["undetermined"] == "This study cannot tell attention and feedforward from full."
+    said = {name: plain(sentences.answer(sentences.read(VARIANTS[name]()))) for name in VARIANTS}
+    assert said["undetermined"] == "This study cannot distinguish attention and feedforward from full."
     assert (
         said["diverged"] == "feedforward is equivalent to full within ±0.01, and attention is undetermined."
     )
@@ -325,13 +335,26 @@ def test_an_unfinished_study_says_so_in_its_answer() -> None:
     made = VARIANTS["undetermined"]()
     made["complete"] = False
     assert (
-        plain(facts.answer(facts.read(made)))
-        == "So far, this study cannot tell attention and feedforward from full."
+        plain(sentences.answer(sentences.read(made)))
+        == "So far, this study cannot distinguish attention and feedforward from full."
+    )
+
+
+def test_undetermined_comes_with_its_reason_where_the_interval_alone_would_say_more() -> None:
+    made = study()
+    edge = "the best rate of attention lies at the edge of those tried"
+    made["findings"][0] |= {"verdict": "undetermined", "reason": edge}
+    assert plain(sentences.answer(sentences.read(made))) == (
+        f"feedforward is better than full by 0.022 nats per token, and attention is undetermined, because {edge}."
+    )
+    assert (
+        plain(sentences.findings(sentences.read(made))[0].headline)
+        == "attention against full is undetermined."
     )
 
 
 def test_banners_name_what_a_page_is_not() -> None:
-    (incomplete, how_far), (demonstration, _) = facts.banners(facts.read(VARIANTS["incomplete"]()))
+    (incomplete, how_far), (demonstration, _) = sentences.banners(sentences.read(VARIANTS["incomplete"]()))
     assert (incomplete, demonstration) == ("incomplete", "demonstration")
     assert "18 of 45 runs are finished" in plain(how_far)
 
@@ -339,11 +362,11 @@ def test_banners_name_what_a_page_is_not() -> None:
 def test_a_large_base_is_not_called_small() -> None:
     made = study()
     made["base"]["parameters"] = 70_553_706_496
-    assert not any("small" in plain(sentence) for sentence in facts.reach(facts.read(made)))
+    assert not any("small" in plain(sentence) for sentence in sentences.reach(sentences.read(made)))
 
 
 def test_limits_name_diverged_runs_and_rates_at_the_edge() -> None:
-    said = " ".join(plain(sentence) for sentence in facts.reach(facts.read(VARIANTS["diverged"]())))
+    said = " ".join(plain(sentence) for sentence in sentences.reach(sentences.read(VARIANTS["diverged"]())))
     assert "The best learning rate lies at the edge of those tried: attention (0.0405)." in said
     assert "Evaluation runs that diverged: attention (1)." in said
 

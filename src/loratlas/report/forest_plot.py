@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from loratlas.formats import MINUS
 from loratlas.report.sentences import Interval
 
 WIDTH, HEIGHT, AXIS = 360, 46, 18
@@ -40,44 +42,59 @@ def step(half: float) -> float:
     return next(power * n for n in (5, 2, 1) if power * n <= rough * 1.0001)
 
 
-def draw(interval: Interval, *, half: float, verdict: str, label: str) -> str:
-    """SVG text of one finding.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """Where everything of one finding's drawing stands, in the units of the SVG, as text.
+
+    Args:
+        width, height: of the drawing; bottom, middle: of the axis and of the interval, from above.
+        band: left end and width of ±δ; ends, point: of the interval and of the difference; None where unknown.
+        axis: its two ends; ticks: each with its text; zero: the line at 0; detectable: both sides of it, or none.
+    """
+
+    width: int
+    height: int
+    bottom: int
+    middle: float
+    axis: tuple[str, str]
+    ticks: tuple[tuple[str, str], ...]
+    zero: str
+    band: tuple[str, str] | None
+    detectable: tuple[str, ...]
+    ends: tuple[str, str] | None
+    point: str | None
+
+
+def drawing(interval: Interval, *, half: float) -> Drawing:
+    """Lay one finding out.
 
     Args:
         interval: the numbers.
         half: half the width of the axis, from :func:`scale`.
-        verdict: names the CSS class, so that the page's colours apply.
-        label: text alternative, already escaped.
     """
 
     def x(value: float) -> str:
         inner = WIDTH - 2 * _MARGIN
         return f"{_MARGIN + inner * (value / half + 1) / 2:.1f}"
 
-    middle, bottom = HEIGHT / 2, HEIGHT
-    box = f"0 0 {WIDTH} {HEIGHT + AXIS}"
-    parts = [f'<svg class="forest {verdict}" viewBox="{box}" role="img" aria-label="{label}">']
-    if interval.delta is not None:
-        left, right = x(-interval.delta), x(interval.delta)
-        width = float(right) - float(left)
-        parts.append(f'<rect class="band" x="{left}" width="{width:.1f}" y="0" height="{bottom}"/>')
-    parts.append(f'<line class="axis" x1="{x(-half)}" x2="{x(half)}" y1="{bottom}" y2="{bottom}"/>')
     every = step(half)
-    for n in range(-math.floor(half / every), math.floor(half / every) + 1):
-        place = x(n * every)
-        text = "0" if n == 0 else f"{'−' if n < 0 else '+'}{abs(n) * every:g}"
-        parts.append(f'<line class="axis" x1="{place}" x2="{place}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick" x="{place}" y="{bottom + 15}">{text}</text>')
-    parts.append(f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="0" y2="{bottom}"/>')
-    if interval.detectable is not None:
-        for side in (-interval.detectable, interval.detectable):
-            parts.append(f'<path class="detectable" d="M{x(side)} {bottom - 12}v12"/>')
-    if interval.low is not None and interval.high is not None:
-        low, high = x(interval.low), x(interval.high)
-        parts.append(
-            f'<path class="ci" d="M{low} {middle}H{high}M{low} {middle - 5}v10M{high} {middle - 5}v10"/>'
-        )
-    if interval.value is not None:
-        parts.append(f'<circle class="point" cx="{x(interval.value)}" cy="{middle}" r="5.5"/>')
-    parts.append("</svg>")
-    return "".join(parts)
+    ticks = range(-math.floor(half / every), math.floor(half / every) + 1)
+    delta, detectable = interval.delta, interval.detectable
+    known = interval.low is not None and interval.high is not None
+    return Drawing(
+        width=WIDTH,
+        height=HEIGHT + AXIS,
+        bottom=HEIGHT,
+        middle=HEIGHT / 2,
+        axis=(x(-half), x(half)),
+        ticks=tuple((x(n * every), _tick(n, every)) for n in ticks),
+        zero=x(0),
+        band=None if delta is None else (x(-delta), f"{float(x(delta)) - float(x(-delta)):.1f}"),
+        detectable=() if detectable is None else (x(-detectable), x(detectable)),
+        ends=(x(interval.low or 0.0), x(interval.high or 0.0)) if known else None,
+        point=None if interval.value is None else x(interval.value),
+    )
+
+
+def _tick(n: int, every: float) -> str:
+    return "0" if n == 0 else f"{MINUS if n < 0 else '+'}{abs(n) * every:g}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import re
 from collections.abc import Mapping
@@ -18,12 +17,12 @@ from typing import Any
 
 from loratlas.errors import OutputError, StorageError
 from loratlas.files import jsonable, write_text
-from loratlas.report import sections
-from loratlas.report import sentences as facts
+from loratlas.report import sentences
+from loratlas.report.figure_theme import DARK, LIGHT, Theme
 from loratlas.report.figures import figures
-from loratlas.report.quotes import Ledger, plain
-from loratlas.report.script import SCRIPT
-from loratlas.report.style import css
+from loratlas.report.markup import asset, templates
+from loratlas.report.quotes import Ledger
+from loratlas.report.sections import sections
 
 
 def build(study: Mapping[str, Any], out: str | Path) -> Path:
@@ -41,7 +40,7 @@ def build(study: Mapping[str, Any], out: str | Path) -> Path:
         RequestError: the object is no study.
         OutputError: the file cannot be written.
     """
-    text = render(facts.read(study))
+    text = render(sentences.read(study))
     path = Path(out)
     if path.is_dir():
         path /= "report.html"
@@ -64,30 +63,39 @@ def build(study: Mapping[str, Any], out: str | Path) -> Path:
 
 def render(ledger: Ledger) -> str:
     """The page's whole text."""
+    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     drawn = figures(ledger)
-    scripts = [_script(get_plotlyjs()), _script(SCRIPT)]
+    scripts = [_script(get_plotlyjs()), _script(asset("page.js"))]
     policy = (
         f"default-src 'none'; script-src {' '.join(_hash(text) for text in scripts)}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    title = html.escape(plain(facts.title(ledger)))
-    return "\n".join(
-        (
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">',
-            f"<title>{title}</title><style>{css()}</style></head><body>",
-            sections.body(ledger, drawn),
-            f'<script type="application/json" id="figures">{_json(drawn)}</script>',
-            f'<script type="application/json" id="study">{_json(ledger.study)}</script>',
-            *(f"<script>{text}</script>" for text in scripts),
-            "</body></html>\n",
+    return (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            policy=policy,
+            title=sentences.title(ledger),
+            name=(ledger.word("/name"),),
+            answer=sentences.answer(ledger),
+            conditions=sentences.conditions(ledger),
+            banners=sentences.banners(ledger),
+            sections=sections(ledger, drawn),
+            # What follows is ours, or JSON in which nothing can end the element.
+            css=Markup(asset("page.css")),
+            arms_light=Markup(_arm_colours(LIGHT)),
+            arms_dark=Markup(_arm_colours(DARK)),
+            figures=Markup(_json(drawn)),
+            study=Markup(_json(ledger.study)),
+            scripts=[Markup(text) for text in scripts],
         )
     )
+
+
+def _arm_colours(theme: Theme) -> str:
+    return "".join(f"--arm-{i}:{colour};" for i, colour in enumerate(theme.arms))
 
 
 def _script(text: str) -> str:

@@ -45,6 +45,11 @@ class Quote:
     paths: tuple[str, ...]
     value: float | None = None
 
+    @property
+    def where(self) -> str:
+        """The pointers with spaces between them."""
+        return " ".join(path.replace(" ", "%20") for path in self.paths)
+
 
 Phrase = tuple["str | Quote", ...]
 

@@ -1,150 +1,110 @@
-"""The sections of the page, in reading order. Sentences and numbers come from the facts and tables."""
+"""The sections of the page, in reading order: what each shows, as data. How it looks is its template's business.
+
+A section is one function here, one row of :data:`SECTIONS` and one file ``templates/sections/KEY.html.j2``, which gets
+what the function returns as ``view``.
+"""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from loratlas.report import captions, tables
-from loratlas.report import forest_plot as forest
-from loratlas.report import scan_section as scanned
-from loratlas.report import sentences as facts
-from loratlas.report import side_tables as beside
-from loratlas.report.figures import AXES, DARK, LIGHT
-from loratlas.report.markup import attribute, dot, folded, phrase, plot, table, title
-from loratlas.report.quotes import Ledger, clean
+from loratlas.report import captions, forest_plot, scan_section, sentences, side_tables, tables
+from loratlas.report.figure_theme import DARK, LIGHT
+from loratlas.report.figures import AXES
+from loratlas.report.quotes import Ledger, Phrase, clean
 
 _SIGNS = {"better": "▼", "worse": "▲", "equivalent": "≈", "undetermined": "?"}
+_DIFFERENT_COSTS = {"params": ("time", "memory", "params"), "memory": ("time", "params", "memory")}
+"""What was matched → the cost that the trade-offs open on: one that can differ between the arms."""
+
+Figures = Mapping[str, Any]
 
 
-def body(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
-    """Everything between ``<body>`` and the scripts; a section without content is left out."""
-    made = [
-        ("findings", "Findings", _findings(ledger)),
-        ("arms", "Arms", _arms(ledger)),
-        ("definitions", "Definitions", _definitions(ledger)),
-        ("trade-offs", "Trade-offs", _pareto(ledger, drawn)),
-        ("training", "Training", _curves(ledger, drawn)),
-        ("tuning", "Tuning", _tuning(ledger, drawn)),
-        ("scan", "Scan", _scan(ledger, drawn)),
-        ("maps", "Maps", _maps(ledger, drawn)),
-        ("limits", "Limits", _limits(ledger)),
-        ("repeat", "Repeat it", _repeat(ledger)),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One section of the page.
+
+    Args:
+        key: its anchor and the name of its template.
+        name: its word in the navigation.
+        title: its heading.
+        lead: what it shows, in a sentence or two.
+        view: what its template draws.
+    """
+
+    key: str
+    name: str
+    title: str
+    lead: Phrase
+    view: Mapping[str, Any]
+
+
+Made = tuple[str, Phrase, Mapping[str, Any]] | None
+"""Heading, lead and view of a section; None where the study has nothing for it."""
+
+
+def sections(ledger: Ledger, drawn: Figures) -> list[Section]:
+    """The sections that this study has something for."""
+    made = ((key, name, make(ledger, drawn)) for key, name, make in SECTIONS)
+    return [
+        Section(key=key, name=name, title=content[0], lead=content[1], view=content[2])
+        for key, name, content in made
+        if content is not None
     ]
-    shown = [(key, name, content) for key, name, content in made if content]
-    links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in shown)
-    parts = ['<a class="skip" href="#findings">To the findings</a>', _head(ledger, links), "<main>"]
-    for key, _, content in shown:
-        parts.append(f'<section id="{key}" aria-labelledby="{key}-title">{content}</section>')
-    parts += [
-        "</main><footer>Made by loratlas. Every number on this page names its place in the study, which lies",
-        "in this file: see <code>data-from</code> in the source.</footer>",
-    ]
-    return "\n".join(parts)
 
 
-def _head(ledger: Ledger, links: str) -> str:
-    banners = "".join(
-        f'<p class="banner {kind}" role="note">{phrase(said)}</p>' for kind, said in facts.banners(ledger)
-    )
-    return (
-        f'<header class="top"><p class="eyebrow">{phrase(("Study: ", ledger.word("/name")))}</p>'
-        f"<h1>{phrase(facts.title(ledger))}</h1>"
-        f'<p class="answer">{phrase(facts.answer(ledger))}</p>'
-        f'<p class="conditions">{phrase(facts.conditions(ledger))}</p>{banners}'
-        f'<nav aria-label="Sections">{links}</nav></header>'
-    )
-
-
-def _findings(ledger: Ledger) -> str:
-    found = facts.findings(ledger)
+def _findings(ledger: Ledger, drawn: Figures) -> Made:
+    found = sentences.findings(ledger)
     if not found:
-        return title("findings", "Findings", phrase(facts.answer(ledger)))
-    lead: tuple[Any, ...] = ("Every arm against the reference, ", ledger.word("/findings/0/versus"))
-    lead += (". A difference below 0 is better: a lower loss on rows that nothing was chosen on.",)
-    half = forest.scale([fact.interval for fact in found])
-    cards = "".join(_card(ledger, i, fact, half) for i, fact in enumerate(found))
-    return title("findings", "Findings", phrase(lead)) + cards + _key(ledger)
+        return "Findings", sentences.answer(ledger), {"cards": [], "per": ledger.per}
+    lead: Phrase = ("Every arm against the reference, ", ledger.word("/findings/0/versus"))
+    lead += (". A difference below 0 is better: a lower loss on held-out rows.",)
+    half = forest_plot.scale([fact.interval for fact in found])
+    cards = [
+        {
+            "fact": fact,
+            "sign": _SIGNS[fact.verdict],
+            "mark": side_tables.mark(ledger, i),
+            "flips": side_tables.flips(ledger, i),
+            "sentence": _word(ledger, f"/findings/{i}/sentence"),
+            "drawing": forest_plot.drawing(fact.interval, half=half),
+            "label": captions.forest(ledger, i),
+        }
+        for i, fact in enumerate(found)
+    ]
+    return "Findings", lead, {"cards": cards, "per": ledger.per}
 
 
-def _card(ledger: Ledger, i: int, fact: facts.FindingFact, half: float) -> str:
-    label = attribute(captions.forest(ledger, i))
-    drawing = forest.draw(fact.interval, half=half, verdict=fact.verdict, label=label)
-    reason = f'<p class="reason">{phrase(("Because ", *fact.reason, "."))}</p>' if fact.reason else ""
-    numbers = "".join(
-        f"<div><dt>{phrase(name)}</dt><dd>{phrase(said)}</dd></div>" for name, said in fact.numbers
-    )
-    own = ""
-    if ledger.at(f"/findings/{i}/sentence"):
-        own = folded("In full", f"<p>{phrase((ledger.word(f'/findings/{i}/sentence'),))}</p>")
-    sign = f'<span aria-hidden="true">{_SIGNS[fact.verdict]}</span>'
-    marked, turned = beside.mark(ledger, i), ""
-    if marked:
-        marked = f' <span class="badge undetermined"><span aria-hidden="true">⇄</span>{marked}</span>'
-        turned = "".join(f'<p class="reason">{phrase(said)}</p>' for said in beside.flips(ledger, i))
-    return (
-        f'<article class="card finding {fact.verdict}"><div class="says">'
-        f'<span class="badge">{sign}{fact.verdict}</span>{marked}<h3>{dot(fact.arm)}{phrase(fact.headline)}</h3>'
-        f'{reason}{turned}<dl class="numbers">{numbers}</dl>{own}</div><div>{drawing}'
-        '<p class="sides" aria-hidden="true"><span>← lower loss</span><span>higher loss →</span></p>'
-        "</div></article>"
-    )
+def _word(ledger: Ledger, path: str) -> Phrase:
+    return (ledger.word(path),) if ledger.at(path) else ()
 
 
-def _sample(drawing: str, text: str) -> str:
-    svg = f'<svg viewBox="0 0 26 14" class="forest equivalent" aria-hidden="true">{drawing}</svg>'
-    return f"<li>{svg}{text}</li>"
-
-
-def _key(ledger: Ledger) -> str:
-    return "".join(
-        (
-            '<ul class="key" aria-label="How to read the intervals">',
-            _sample(
-                '<circle class="point" cx="13" cy="7" r="5.5"/>', f"difference, {html.escape(ledger.per)}"
-            ),
-            _sample('<path class="ci" d="M2 7H24M2 3v8M24 3v8"/>', "interval that decides"),
-            _sample('<rect class="band" width="26" height="14"/>', "±δ: counts as equivalent"),
-            _sample(
-                '<path class="detectable" d="M6 3v11M20 3v11"/>',
-                "detectable: the smallest difference that would have been found with 80 % power",
-            ),
-            "</ul>",
-        )
-    )
-
-
-def _arms(ledger: Ledger) -> str:
+def _arms(ledger: Ledger, drawn: Figures) -> Made:
     content = _with_columns(ledger, tables.arms(ledger))
     if not content.rows:
-        return ""
-    lead = phrase(facts.gap(ledger))
-    lead += " Losses are those of the last step, averaged over the evaluation seeds, with their interval in"
-    lead += " brackets. Step times are relative to the reference."
-    lead += phrase(beside.lead(ledger))
-    made = table(content, name="arms", caption="The arms of the study")
-    runs = tables.runs(ledger)
-    every = table(runs, name="runs", caption="Every evaluation run")
-    return (
-        title("arms", "Arms", lead)
-        + f'<div class="card scroll">{made}</div>'
-        + (folded("Every evaluation run", every) if runs.rows else "")
+        return None
+    lead: Phrase = (
+        *sentences.gap(ledger),
+        " Losses are those of the last step, averaged over the evaluation seeds, with their interval in brackets."
+        " Step times are relative to the reference.",
+        *side_tables.lead(ledger),
     )
+    return "Arms", lead, {"arms": content, "runs": tables.runs(ledger)}
 
 
 def _with_columns(ledger: Ledger, content: tables.Table) -> tables.Table:
-    """The table of arms with what was measured beside the loss, where anything was."""
+    """The table of arms with the side metrics, where there are any."""
     more = [
         (heading, make)
         for what, heading, make in (
-            ("metric", "Task metric", beside.metric),
-            ("forgetting", f"Forgetting, {ledger.per}", beside.forgetting),
+            ("metric", "Task metric", side_tables.metric),
+            ("forgetting", f"Forgetting, {ledger.per}", side_tables.forgetting),
         )
-        if beside.has(ledger, what)
+        if side_tables.has(ledger, what)
     ]
     at = content.columns.index("Trainable")
     return replace(
@@ -157,142 +117,110 @@ def _with_columns(ledger: Ledger, content: tables.Table) -> tables.Table:
     )
 
 
-def _definitions(ledger: Ledger) -> str:
+def _definitions(ledger: Ledger, drawn: Figures) -> Made:
     if not ledger.number("/ranks/compared"):
-        return ""
-    lead = phrase(beside.counted(ledger))
-    lead += " A reversal is established only if both signs are, on new seeds and new examples."
-    made = table(beside.orders(ledger), name="orders", caption="The arms by every measure")
-    turned = beside.opposed(ledger)
-    every = table(turned, name="opposed", caption="Pairs that another measure ranks the other way round")
-    return (
-        title("definitions", "Would another definition rank the arms otherwise?", lead)
-        + f'<div class="card scroll">{made}</div>'
-        + (f'<div class="card scroll">{every}</div>' if turned.rows else "")
+        return None
+    lead: Phrase = (
+        *side_tables.counted(ledger),
+        " A reversal is established only if both signs are, on new seeds and new examples.",
     )
+    view = {"orders": side_tables.orders(ledger), "opposed": side_tables.opposed(ledger)}
+    return "Would another definition rank the arms otherwise?", lead, view
 
 
-def _pareto(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
+def _trade_offs(ledger: Ledger, drawn: Figures) -> Made:
     axes = [axis for axis in AXES if f"pareto.{axis}" in drawn]
     if not axes:
-        return ""
+        return None
     lead = "Left and low is better. Bars are the arms' own intervals; to compare two arms, read the findings,"
     lead += " which pair seeds and examples. The dotted line joins the arms that no other arm beats in both."
-    choices = "".join(_choice(ledger, axis, axes) for axis in AXES)
-    drawing = plot(f"pareto.{axes[0]}", captions.pareto(ledger, axes[0]), identity="pareto")
-    return (
-        title("trade-offs", "What a lower loss costs", lead)
-        + '<div class="card"><fieldset><legend>Loss against</legend>'
-        + f'<span class="choice">{choices}</span></fieldset><figure>{drawing}</figure></div>'
-        + "<noscript><p>The figures need JavaScript; the tables hold the same numbers.</p></noscript>"
-    )
+    wanted = _DIFFERENT_COSTS.get(str(ledger.at("/spec/match")), tuple(AXES))
+    first = next(axis for axis in wanted if axis in axes)
+    choices = [
+        {
+            "axis": axis,
+            "name": AXES[axis][2],
+            "measured": axis in axes,
+            "alternative": captions.pareto(ledger, axis),
+        }
+        for axis in AXES
+    ]
+    view = {"choices": choices, "first": first, "alternative": captions.pareto(ledger, first)}
+    return "What a lower loss costs", (lead,), view
 
 
-def _choice(ledger: Ledger, axis: str, axes: list[str]) -> str:
-    """One cost to choose; one that was not measured can be seen but not chosen."""
-    name = AXES[axis][2]
-    if axis not in axes:
-        return f'<label class="off"><input type="radio" name="cost" disabled>{name}: not measured</label>'
-    checked = " checked" if axis == axes[0] else ""
-    said = attribute(captions.pareto(ledger, axis))
-    return f'<label><input type="radio" name="cost" value="{axis}"{checked} data-alternative="{said}">{name}</label>'
-
-
-def _curves(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
+def _training(ledger: Ledger, drawn: Figures) -> Made:
     if "curves" not in drawn:
-        return ""
+        return None
     lead = (
         "Training loss, mean over the evaluation seeds; the band reaches from the lowest seed to the highest."
     )
-    drawing = plot("curves", captions.curves(ledger))
-    return title("training", "Training", lead) + f'<div class="card"><figure>{drawing}</figure></div>'
+    return "Training", (lead,), {"alternative": captions.curves(ledger)}
 
 
-def _tuning(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
+def _tuning(ledger: Ledger, drawn: Figures) -> Made:
     if "tuning" not in drawn:
-        return ""
+        return None
     lead = "Every arm was tuned on the same learning rates with the same seeds, on rows kept for that. Marks"
-    lead += " are runs, lines their means; the ring is the rate that each arm was then judged with."
-    drawing = plot("tuning", captions.tuning(ledger))
-    every = table(tables.tuning(ledger), name="tuned", caption="Every tuning run")
-    return (
-        title("tuning", "Tuning of the learning rate", lead)
-        + f'<div class="card"><figure>{drawing}</figure></div>'
-        + folded("Every tuning run", every)
-    )
+    lead += " are runs, lines their means; the ring is the rate that the arm was then evaluated with."
+    view = {"alternative": captions.tuning(ledger), "runs": tables.tuning(ledger)}
+    return "Tuning of the learning rate", (lead,), view
 
 
-def _scan(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
+def _scan(ledger: Ledger, drawn: Figures) -> Made:
     """What placed the arms whose placement is ``auto``."""
     if "scan" not in drawn:
-        return ""
-    drawing = plot("scan", scanned.caption(ledger), tall=False)
-    signals = table(scanned.signals(ledger), name="signals", caption="What the scan measured")
-    why = scanned.reasons(ledger)
-    every = table(why, name="reasons", caption="Why every site has its rank")
-    return (
-        title("scan", "Where adaptation pays, measured before training", phrase(scanned.lead(ledger)))
-        + f'<figure class="card">{drawing}</figure><div class="card scroll">{signals}</div>'
-        + (folded("Why every site has its rank", every) if why.rows else "")
-    )
+        return None
+    view = {
+        "alternative": scan_section.caption(ledger),
+        "signals": scan_section.signals(ledger),
+        "reasons": scan_section.reasons(ledger),
+    }
+    return "Where adapters help most, measured before training", scan_section.lead(ledger), view
 
 
-def _maps(ledger: Ledger, drawn: Mapping[str, Any]) -> str:
+def _maps(ledger: Ledger, drawn: Figures) -> Made:
     shown = [i for i in ledger.items("/arms") if f"map.{i}" in drawn]
     if not shown:
-        return ""
-    lead = "Layers upwards, roles sideways. Colour and figure are the rank, on one scale for all arms; pale"
+        return None
+    lead = "Layers upwards, roles sideways. Colour and number are the rank, on one scale for all arms; pale"
     lead += " cells carry no adapter."
-    maps = "".join(_map(ledger, i) for i in shown)
-    return title("maps", "Where the adapters are", lead) + _scale(ledger) + f'<div class="maps">{maps}</div>'
-
-
-def _map(ledger: Ledger, i: int) -> str:
-    heading = f"<h3>{dot(i)}{phrase((ledger.word(f'/arms/{i}/name'),))}</h3>"
-    trainable = ledger.quote("count", f"/arms/{i}/trainable")
-    placement = phrase((ledger.word(f"/arms/{i}/placement"), ", ", trainable, " trainable"))
-    drawing = plot(f"map.{i}", captions.model_map(ledger, i), tall=False)
-    return f'<figure class="card">{heading}<p>{placement}</p>{drawing}</figure>'
-
-
-def _scale(ledger: Ledger) -> str:
-    """The common scale of ranks, from 0 to the largest rank of any arm."""
-    paths = [
+    ranks = [
         f"/arms/{i}/plan/sites/{j}/rank"
         for i in ledger.items("/arms")
         for j in ledger.items(f"/arms/{i}/plan/sites")
     ]
-    at = max(paths, key=lambda path: ledger.number(path) or 0)
-    bars = "".join(
-        f'<i class="{name}" style="background:linear-gradient(90deg,{",".join(c for _, c in stops)})"></i>'
+    highest = max(ranks, key=lambda path: ledger.number(path) or 0)
+    scales = [
+        (name, ",".join(colour for _, colour in stops))
         for name, stops in (("light", LIGHT.ranks), ("dark", DARK.ranks))
-    )
-    highest = phrase((ledger.quote("count", at),))
-    return f'<p class="scale"><span>rank 0</span>{bars}<span>{highest}</span></p>'
+    ]
+    view = {
+        "maps": [_map(ledger, i) for i in shown],
+        "scales": scales,
+        "highest": (ledger.quote("count", highest),),
+    }
+    return "Where the adapters are", (lead,), view
 
 
-def _limits(ledger: Ledger) -> str:
-    items = "".join(f"<li>{phrase(sentence)}</li>" for sentence in facts.reach(ledger))
-    return title("limits", "What this does not say") + f'<ul class="limits">{items}</ul>'
+def _map(ledger: Ledger, i: int) -> Mapping[str, Any]:
+    trainable = ledger.quote("count", f"/arms/{i}/trainable")
+    return {
+        "arm": i,
+        "name": (ledger.word(f"/arms/{i}/name"),),
+        "placement": (ledger.word(f"/arms/{i}/placement"), ", ", trainable, " trainable"),
+        "figure": f"map.{i}",
+        "alternative": captions.model_map(ledger, i),
+    }
 
 
-def _repeat(ledger: Ledger) -> str:
-    rows = tables.data(ledger)
-    made = table(rows, name="data", caption="The data of the study")
-    data = f'<div class="block"><h3>Data</h3><div class="card scroll">{made}</div></div>' if rows.rows else ""
-    pairs = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{phrase(said)}</dd></div>"
-        for name, said in tables.settings(ledger)
-    )
-    return (
-        title("repeat", "Repeat it", "Save the spec, run the command, compare the digests.")
-        + _block("Spec", "spec", spec_text(ledger))
-        + _block("Command", "command", "loratlas study study.yaml --out study")
-        + data
-        + f'<div class="block"><h3>Settings</h3><div class="card"><dl class="pairs">{pairs}</dl></div></div>'
-        + '<div class="block"><button type="button" data-save="study.json">Save the study as JSON</button>'
-        + "</div>"
-    )
+def _limits(ledger: Ledger, drawn: Figures) -> Made:
+    return "What this does not say", (), {"sentences": sentences.reach(ledger)}
+
+
+def _repeat(ledger: Ledger, drawn: Figures) -> Made:
+    view = {"spec": spec_text(ledger), "data": tables.data(ledger), "settings": tables.settings(ledger)}
+    return "Repeat it", ("Save the spec, run the command, compare the digests.",), view
 
 
 def spec_text(ledger: Ledger) -> str:
@@ -301,10 +229,16 @@ def spec_text(ledger: Ledger) -> str:
     return "\n".join(clean(line) for line in text.split("\n")).rstrip()
 
 
-def _block(name: str, identity: str, text: str) -> str:
-    """Text to copy, with a button that does it."""
-    button = f'<button type="button" data-copy="{identity}" aria-label="Copy the {identity}">Copy</button>'
-    return (
-        f'<div class="block"><div class="head"><h3>{name}</h3>{button}</div>'
-        f'<pre id="{identity}" tabindex="0">{html.escape(text)}</pre></div>'
-    )
+SECTIONS: tuple[tuple[str, str, Callable[[Ledger, Figures], Made]], ...] = (
+    ("findings", "Findings", _findings),
+    ("arms", "Arms", _arms),
+    ("definitions", "Definitions", _definitions),
+    ("trade-offs", "Trade-offs", _trade_offs),
+    ("training", "Training", _training),
+    ("tuning", "Tuning", _tuning),
+    ("scan", "Scan", _scan),
+    ("maps", "Maps", _maps),
+    ("limits", "Limits", _limits),
+    ("repeat", "Repeat it", _repeat),
+)
+"""Key, word in the navigation, and what the section shows; in the page's order."""

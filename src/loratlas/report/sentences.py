@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
 from loratlas.errors import RequestError
-from loratlas.report.quotes import Ledger, Phrase
+from loratlas.report.quotes import Ledger, Phrase, Quote
+from loratlas.study.findings import HEADLINES
 
 SCHEMA = "loratlas.study"
 VERSION = 1
@@ -65,6 +67,13 @@ class FindingFact:
     reason: Phrase
     interval: Interval
 
+    @property
+    def contradicts(self) -> bool:
+        """Whether the interval alone would say more than the verdict: it leaves 0 out, and a rule was not met."""
+        low, high = self.interval.low, self.interval.high
+        outside = low is not None and high is not None and (low > 0 or high < 0)
+        return self.verdict == "undetermined" and outside and bool(self.reason)
+
 
 def read(study: Any) -> Ledger:
     """A study that can be quoted from.
@@ -115,26 +124,47 @@ def answer(ledger: Ledger) -> Phrase:
             for i in members:
                 clauses.append(_better_or_worse(ledger, i, verdict, reference, first=not clauses))
         elif members:
-            names = _listed(tuple(ledger.word(f"/findings/{i}/arm") for i in members))
-            verb = " is" if len(members) == 1 else " are"
-            if verdict == "equivalent":
-                clauses.append(
-                    (
-                        *names,
-                        verb,
-                        " equivalent to ",
-                        reference,
-                        " within ±",
-                        ledger.quote("rate", "/spec/delta"),
-                    )
-                )
-            elif len(members) == len(found):
-                clauses.append(
-                    ("this study" if opening else "This study", " cannot tell ", *names, " from ", reference)
-                )
-            else:
-                clauses.append((*names, verb, " undetermined"))
+            clauses += _alike(ledger, found, members, verdict, reference, sentence=not opening)
     return (opening, *_joined(clauses), ".")
+
+
+def _better_or_worse(ledger: Ledger, i: int, verdict: str, reference: Quote, *, first: bool) -> Phrase:
+    return filled(
+        HEADLINES[verdict] if first else HEADLINES[verdict].removesuffix(" {per}"),
+        arm=ledger.word(f"/findings/{i}/arm"),
+        versus=reference,
+        size=ledger.quote("loss", f"/findings/{i}/difference", how="abs"),
+        per=ledger.per,
+    )
+
+
+def _alike(
+    ledger: Ledger,
+    found: Sequence[FindingFact],
+    members: Sequence[int],
+    verdict: str,
+    reference: Quote,
+    *,
+    sentence: bool,
+) -> list[Phrase]:
+    """Arms of one verdict in one clause; those whose interval alone would say more come with the reason."""
+    clauses: list[Phrase] = []
+    plain_ones = [i for i in members if verdict == "equivalent" or not found[i].contradicts]
+    names = _listed(tuple(ledger.word(f"/findings/{i}/arm") for i in plain_ones))
+    verb = " is" if len(plain_ones) == 1 else " are"
+    if verdict == "equivalent":
+        margin = ledger.quote("rate", "/spec/delta")
+        clauses.append((*names, verb, " equivalent to ", reference, " within ±", margin))
+    elif len(plain_ones) == len(found):
+        this = "This study" if sentence else "this study"
+        clauses.append((this, " cannot distinguish ", *names, " from ", reference))
+    elif plain_ones:
+        clauses.append((*names, verb, " undetermined"))
+    for i in members:
+        if i not in plain_ones:
+            arm, reason = ledger.word(f"/findings/{i}/arm"), ledger.word(f"/findings/{i}/reason")
+            clauses.append((arm, " is undetermined, because ", reason))
+    return clauses
 
 
 def conditions(ledger: Ledger) -> Phrase:
@@ -158,10 +188,17 @@ _MATCHED = {
 }
 
 
-def _better_or_worse(ledger: Ledger, i: int, verdict: str, reference: Any, *, first: bool) -> Phrase:
-    amount = ledger.quote("loss", f"/findings/{i}/difference", how="abs")
-    unit = f" {ledger.per}" if first else ""
-    return (ledger.word(f"/findings/{i}/arm"), f" is {verdict} than ", reference, " by ", amount, unit)
+def filled(template: str, **fields: str | Quote) -> Phrase:
+    """A sentence with named fields, as a phrase.
+
+    >>> filled("{arm} is better.", arm="all")
+    ('all', ' is better.')
+    """
+    parts: list[str | Quote] = []
+    for words, field, _, _ in Formatter().parse(template):
+        parts += [words] if words else []
+        parts += [fields[field]] if field else []
+    return tuple(parts)
 
 
 def _listed(names: Sequence[Any]) -> Phrase:
@@ -195,14 +232,14 @@ def _finding(ledger: Ledger, i: int, names: list[Any]) -> FindingFact:
     verdict = ledger.at(f"{at}/verdict")
     verdict = verdict if verdict in VERDICTS else "undetermined"
     arm, versus = ledger.word(f"{at}/arm"), ledger.word(f"{at}/versus")
-    size = ledger.quote("loss", f"{at}/difference", how="abs")
-    if verdict in ("better", "worse"):
-        headline: Phrase = (arm, f" is {verdict} than ", versus, " by ", size, f" {ledger.per}.")
-    elif verdict == "equivalent":
-        margin = ledger.quote("rate", "/spec/delta")
-        headline = (arm, " and ", versus, " are equivalent within ±", margin, f" {ledger.per}.")
-    else:
-        headline = ("Whether ", arm, " is better than ", versus, " is undetermined.")
+    headline = filled(
+        HEADLINES[verdict] + ".",
+        arm=arm,
+        versus=versus,
+        size=ledger.quote("loss", f"{at}/difference", how="abs"),
+        delta=ledger.quote("rate", "/spec/delta"),
+        per=ledger.per,
+    )
     return FindingFact(
         arm=names.index(name) if name in names else None,
         name=str(name),

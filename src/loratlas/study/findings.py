@@ -20,6 +20,14 @@ from typing import Any
 from loratlas.formats import loss, percent, signed
 from loratlas.study.estimator import Estimate, holm
 
+HEADLINES = {
+    "better": "{arm} is better than {versus} by {size} {per}",
+    "worse": "{arm} is worse than {versus} by {size} {per}",
+    "equivalent": "{arm} and {versus} are equivalent within ±{delta} {per}",
+    "undetermined": "{arm} against {versus} is undetermined",
+}
+"""Verdict → the finding in one clause; the terminal, the page and the JSON all fill these."""
+
 FEWEST_SEEDS = 5
 ALPHA = 0.05
 
@@ -141,7 +149,7 @@ def _finding(
             seeds=0,
             examples=0,
             reason=reason,
-            sentence=f"{comparison.arm} against {versus} is undetermined: {reason}.",
+            sentence=f"{HEADLINES['undetermined'].format(arm=comparison.arm, versus=versus)}: {reason}.",
         )
     interval = found.interval(level)
     problems = list(comparison.problems)
@@ -200,18 +208,21 @@ def _sentence(
     reach: str,
     per: str,
 ) -> str:
-    arm, low, high = comparison.arm, *found.interval(level)
+    low, high = found.interval(level)
     between = f"{percent(level)} interval {signed(low)} to {signed(high)}"
+    said = HEADLINES[verdict].format(
+        arm=comparison.arm,
+        versus=versus,
+        size=loss(abs(found.value)),
+        delta=f"{delta:g}",
+        per=f"nats per {per}",
+    )
     if verdict in ("better", "worse"):
-        said = f"{arm} is {verdict} than {versus} by {loss(abs(found.value))} nats per {per} ({between})"
+        said += f" ({between})"
     elif verdict == "equivalent":
-        said = (
-            f"{arm} and {versus} are equivalent within ±{delta:g} nats per {per} "
-            f"(difference {signed(found.value)}, {between})"
-        )
+        said += f" (difference {signed(found.value)}, {between})"
     else:
-        said = f"{arm} against {versus} is undetermined: {reason}"
-        said += f" (difference {signed(found.value)} nats per {per}"
+        said += f": {reason} (difference {signed(found.value)} nats per {per}"
         if not math.isnan(found.error):
             smallest = loss(found.detectable(alpha=1 - level))
             said += f", {between}; a difference of {smallest} would have been found with 80 % power"

@@ -1,6 +1,3 @@
-"""The page's own script: draws the figures, follows the theme, changes the cost axis, copies, saves."""
-
-SCRIPT = """
 (() => {
 "use strict";
 const read = id => JSON.parse(document.getElementById(id).textContent);
@@ -47,4 +44,3 @@ buttons("save", button => {
 });
 document.documentElement.dataset.drawn = "yes";
 })();
-"""
