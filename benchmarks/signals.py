@@ -107,6 +107,7 @@ def times(rows: Any, *, dtype: str, rounds: int) -> dict[str, Any]:
     """CPU seconds of ours, of a plain pass, of EVA and of LoRA-GA on the same rows, in turns."""
     from loratlas.anatomy.read import read
     from loratlas.scan.run_scan import scan
+    from loratlas.signals.registry import untrained
     from loratlas.sources import open_model
 
     base = open_model(BASE, dtype=dtype)
@@ -115,7 +116,9 @@ def times(rows: Any, *, dtype: str, rounds: int) -> dict[str, Any]:
         "gradient": lambda: scan(
             base, anatomy, rows, signals=["gradient"], most_rows=len(rows), packed=True, by="gradient"
         ),
-        "all signals": lambda: scan(base, anatomy, rows, most_rows=len(rows), packed=True),
+        "all signals": lambda: scan(
+            base, anatomy, rows, signals=[*untrained(), "probe_yield"], most_rows=len(rows), packed=True
+        ),
         "eva": lambda: eva(rows, dtype),
         "loraga": lambda: loraga(rows, dtype),
     }

@@ -132,10 +132,10 @@ RULES: dict[str, Callable[[Given], str]] = {
 
 def signals_of(rules: Sequence[str]) -> list[str]:
     """The signals that a scan must measure for these rules; always the ones that share its passes."""
-    from loratlas.scan.run_scan import NAMES
+    from loratlas.signals.registry import untrained
 
     trials = [rule for rule in rules if rule.startswith("probe")]
-    return [*NAMES, *(["probe"] if "probe" in trials else ["probe_yield"] if trials else [])]
+    return [*untrained(), *(["probe"] if "probe" in trials else ["probe_yield"] if trials else [])]
 
 
 def _text(given: Given, ranks: Mapping[str, int]) -> str:

@@ -25,7 +25,7 @@ from loratlas.anatomy.sites import Anatomy
 from loratlas.placement.plan import Plan, place
 from loratlas.scan.plan_from_scores import gains
 from loratlas.scan.scores import Scan
-from loratlas.scan.trial_training import COST
+from loratlas.scan.trial_runs import COST
 from loratlas.study.estimator import estimate
 from loratlas.study.run_records import read_examples
 

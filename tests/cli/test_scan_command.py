@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 MODEL, DATA = "demo:llama-mini", "demo:facts-300"
-FEW = ("--rows", "16", "--max-length", "48", "--limit", "64", "--among", "all@top/2", "--dtype", "float32")
+FEW = (
+    "--rows",
+    "16",
+    "--max-length",
+    "48",
+    "--limit",
+    "64",
+    "--among",
+    "all@top/2",
+    "--dtype",
+    "float32",
+    "--trial-steps",
+    "8",
+)
 TWO = ("--signal", "gradient", "--signal", "probe_yield")
 
 
@@ -22,7 +35,7 @@ def scanned(tmp_path_factory) -> Path:
 
     out = StringIO()
     with redirect_stdout(out), redirect_stderr(StringIO()):
-        assert run(["scan", MODEL, DATA, *FEW, "--budget", "params=9k", "--json"]) == 0
+        assert run(["scan", MODEL, DATA, *FEW, "--all-signals", "--budget", "params=9k", "--json"]) == 0
     path = tmp_path_factory.mktemp("scan") / "scan.json"
     path.write_text(out.getvalue())
     return path
@@ -44,7 +57,8 @@ def test_json_keeps_the_contract(scanned: Path):
     assert all(score["error"] is not None for score in by_column["gradient"])
     assert {pair["one"] for pair in told["agreement"]} < columns
     assert all(-1 <= pair["tau"] <= 1 for pair in told["agreement"])
-    assert told["cost_in_steps"] == told["rows"] / 16 + 2 * 80
+    assert told["cost_in_steps"] == told["visits"] / 16 == 1 + 2 * 8
+    assert told["rows"] == 64
     assert told["plan"]["trainable"] == told["allocation"]["spent"] <= 9000
     assert all("per 1,000" in row["why"] for row in told["plan"]["sites"])
 
@@ -61,8 +75,8 @@ def test_a_scan_repeats_itself(cli, scanned: Path):
 def test_people_get_a_map_in_80_columns(cli):
     found = cli("scan", MODEL, DATA, *FEW, "--signal", "spectrum", "--by", "stable_rank", "--multiple", "2")
     assert found.code == 0, found.err
-    lines = found.out.splitlines()
-    drawn = [line for line in lines if not line.startswith(("As text", "stable_rank ("))]
+    lines = found.out.partition("from peft")[0].splitlines()
+    drawn = [line for line in lines if not line.startswith(("As text", "stable_rank (", "Next: "))]
     assert max(map(len, drawn)) <= 110  # sentences are the terminal's to wrap
     assert max(len(line) for line in drawn if line.startswith(" ")) <= 80
     assert any(line.split()[:1] == ["7"] and "█" in found.out for line in lines)
@@ -74,7 +88,8 @@ def test_trials_come_without_the_passes_of_the_others(cli):
     found = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_yield", "--by", "probe_energy", "--json").json
     columns = {signal["name"]: signal for signal in found["signals"]}
     assert set(columns) == {"probe_energy", "probe_descent", "probe_yield"}
-    assert found["cost_in_steps"] * 16 == found["rows"] > 0
+    assert found["cost_in_steps"] * 16 == found["visits"] == 2 * 8 * 16
+    assert found["rows"] == 64
     assert found["loss"] is None
     assert found["settled"] in (True, False)
     signal = columns["probe_energy"]
@@ -110,6 +125,62 @@ def test_train_places_by_a_scan_of_its_own_rows(cli, tmp_path: Path):
     again = cli(*words[:-1], "--resume", "--json")  # the same plan, and no new scan
     assert again.json["placement"] == found.json["placement"]
     assert "scanning" not in again.err
+
+
+def test_plain_scans_measure_the_deciding_score_alone(cli, tmp_path: Path):
+    """And keep it, say by which score it was decided, and end with a LoraConfig and the next command."""
+    out = tmp_path / "scan"
+    words = ("scan", MODEL, DATA, *FEW, "--out", out)
+    shown = cli(*words)
+    assert shown.code == 0, shown.err
+    assert "alignment" not in shown.out
+    assert "trial training: about" in shown.err
+    assert "config = LoraConfig(" in shown.out
+    command = shown.out.splitlines()[-1].removeprefix("Next: ")
+    assert command.startswith(f"loratlas train {MODEL} {DATA} --placement ")
+    kept = json.loads((out / "scan.json").read_text())
+    assert {signal["name"] for signal in kept["signals"]} == {"probe_energy", "probe_descent", "probe_yield"}
+    begin, end = shown.out.index("from peft"), shown.out.index("\nNext:")
+    scope: dict = {}
+    exec(shown.out[begin:end], scope)
+    assert scope["config"].rank_pattern == kept["peft"]["rank_pattern"]
+    again = cli(*words)
+    assert again.code == 2
+    assert "already holds" in again.words
+    plan = cli("plan", MODEL, "--placement", "auto", "--scores", out, "--json").json
+    assert plan["digest"] == kept["plan"]["digest"]
+
+
+def test_a_plan_follows_the_score_that_decided_the_scan(cli, tmp_path: Path):
+    out = tmp_path / "scan"
+    by = ("--by", "gradient")
+    found = cli("scan", MODEL, DATA, *FEW, *by, "--budget", "params=9k", "--out", out, "--json")
+    assert found.code == 0, found.err
+    assert found.json["by"] == "gradient"
+    assert {signal["name"] for signal in found.json["signals"]} == {"gradient", "gradient_energy"}
+    plan = cli("plan", MODEL, "--placement", "auto", "--scores", out, "--budget", "params=9k", "--json")
+    assert plan.code == 0, plan.err
+    assert plan.json["digest"] == found.json["plan"]["digest"]
+    assert "plans by gradient lost" in plan.err
+    other = cli("plan", MODEL, "--placement", "auto", "--scores", out, "--by", "probe_yield")
+    assert other.code == 2
+    assert "--by gradient" in other.words
+
+
+def test_a_scan_that_would_take_too_long_stops_at_once(cli):
+    found = cli("scan", MODEL, DATA, *FEW, "--minutes", "0")
+    assert found.code == 2
+    assert "the pace of the first steps" in found.words
+    assert "--yes" in found.words
+    assert cli("scan", MODEL, DATA, *FEW, "--minutes", "0", "--yes").code == 0
+
+
+def test_resuming_where_nothing_was_kept_begins_and_says_so(cli, tmp_path: Path):
+    words = ("scan", MODEL, DATA, *FEW, "--resume", "--json")
+    found = cli(*words, "--out", tmp_path / "scan")
+    assert found.code == 0, found.err
+    assert "begins at the beginning" in " ".join(found.err.split())
+    assert cli(*words).code == 2
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from loratlas.placement.budget import spending
 from loratlas.placement.plan import place
 from loratlas.scan.plan_from_scores import candidates
 from loratlas.scan.scores import Scan
-from loratlas.signals.base import Column
+from loratlas.signals.column import Column
 from loratlas.signals.measure_signals import Reading
 from loratlas.sources import model_source
 

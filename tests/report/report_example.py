@@ -449,7 +449,9 @@ def scanned() -> dict[str, Any]:
         row["why"] = f"its last rank adds {number + 1} per 1,000 trainable parameters; the budget ended at 1"
     sites = [site for site in made["anatomy"]["sites"] if site["layer"] is not None]
     made["scan"] = {
-        "rows": 64,
+        "by": "gradient_energy",
+        "rows": 48,
+        "visits": 64,
         "cost_in_steps": 4.0,
         "settled": True,
         "signals": [
@@ -458,8 +460,8 @@ def scanned() -> dict[str, Any]:
             for name in ("gradient", "gradient_energy")
         ],
         "scores": [
-            {"path": site["path"], "signal": name, "value": 1.0 + number, "unit": "nats per token", "error": 0.1}
-            for name in ("gradient", "gradient_energy")
+            {"path": site["path"], "signal": name, "value": start + number, "unit": "nats per token", "error": 0.1}
+            for name, start in (("gradient", 101.0), ("gradient_energy", 1.0))
             for number, site in enumerate(sites)
         ],
     }  # fmt: skip

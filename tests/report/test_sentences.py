@@ -163,9 +163,12 @@ def test_a_scan_has_its_section(tmp_path: Path) -> None:
     made = VARIANTS["scanned"]()
     ledger = sentences.read(made)
     assert plain(scan_section.lead(ledger)) == (
-        "A scan read 64 training rows, the price of 4 training steps, and placed feedforward. Its order had "
-        "settled: one half of the rows says what the other half says."
+        "A scan read training rows 64 times, at the cost of 4 training steps, and placed feedforward. Its order had "
+        "settled: the two halves of the rows agree."
     )
+    assert "Map of scores by gradient_energy" in plain(
+        scan_section.caption(ledger)
+    )  # the second column decided
     (heat,) = figures.figures(ledger)["scan"]["light"]["data"]
     assert sorted(value for row in heat["z"] for value in row) == [1.0 + i for i in range(56)]
     told = [[plain(cell) for cell in row] for row in scan_section.signals(ledger).rows]

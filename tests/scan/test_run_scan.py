@@ -18,7 +18,9 @@ from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import candidates, gains, plan_from
 from loratlas.scan.run_scan import calibration, scan
 from loratlas.scan.scores import STEP, Scan
-from loratlas.scan.trial_training import COST, probe
+from loratlas.scan.trial_runs import COST, Watch
+from loratlas.scan.trial_training import probe
+from loratlas.signals.registry import untrained
 from loratlas.study import prepare as preparing
 from loratlas.study.coordinator import run_study
 from loratlas.study.ledger import Ledger
@@ -29,18 +31,19 @@ from loratlas.study.study_spec import parse_spec
 def found():
     model = tiny_model("llama")
     anatomy = read(model.config)
-    return model, anatomy, scan(model, anatomy, wrap(examples(40)), most_rows=32, seed=1)
+    signals = [*untrained(), "probe_yield"]
+    return model, anatomy, scan(model, anatomy, wrap(examples(40)), signals=signals, most_rows=32, seed=1)
 
 
 def test_a_scan_survives_its_json(found):
-    _, anatomy, told = found
-    again = Scan.from_json(json.loads(json.dumps(told.to_json())))
-    assert again.to_json() == told.to_json()
-    one, two = (plan_from(each, anatomy, budget="params=2k")[0] for each in (told, again))
+    _, anatomy, scanned = found
+    loaded = Scan.from_json(json.loads(json.dumps(scanned.to_json())))
+    assert loaded.to_json() == scanned.to_json()
+    one, two = (plan_from(each, anatomy, budget="params=2k")[0] for each in (scanned, loaded))
     assert one == two
-    assert told.cost_in_steps == 2 + COST  # 32 rows, and two trials
-    # Gains are told to six digits.
-    assert again.readings["gradient"].gains is not None
+    assert scanned.cost_in_steps == 2 + COST  # 32 rows, and two trials
+    # Gains are kept to six digits.
+    assert loaded.readings["gradient"].gains is not None
 
 
 def test_fewer_rows_than_folds_are_refused(found):
@@ -67,13 +70,13 @@ def test_the_seed_draws_the_rows():
 
 
 def test_columns_without_ranks_count_by_the_root(found):
-    _, anatomy, told = found
+    _, anatomy, scanned = found
     sites = candidates(anatomy)
     path = sites[0].path
-    high = gains(told.readings["stable_rank"], sites)[path]
-    assert sum(high[:9]) == pytest.approx(3 * told.readings["stable_rank"].values[path])
-    low = gains(told.readings["alignment"], sites)[path]
-    assert low[0] == pytest.approx(1 / told.readings["alignment"].values[path])
+    high = gains(scanned.readings["stable_rank"], sites)[path]
+    assert sum(high[:9]) == pytest.approx(3 * scanned.readings["stable_rank"].values[path])
+    low = gains(scanned.readings["alignment"], sites)[path]
+    assert low[0] == pytest.approx(1 / scanned.readings["alignment"].values[path])
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -99,12 +102,19 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     assert found.cost == 2 * (4 + len(sites) * 24 / 16 / 2)
     steps = []
     alone = probe(
-        model, sites, rows, batches, removals=False, steps=4, packed=True, on_step=lambda: steps.append(1)
+        model,
+        sites,
+        rows,
+        batches,
+        removals=False,
+        steps=4,
+        packed=True,
+        watch=Watch(step=lambda: steps.append(1)),
     )
     assert len(steps) == 2 * 4
     del readings["probe"]
     assert alone.readings == readings
-    assert (alone.cost, alone.rows) == (2 * 4, 2 * 4 * 16)
+    assert (alone.cost, alone.visits, alone.rows) == (2 * 4, 2 * 4 * 16, frozenset(range(24)))
     assert alone.labelled == found.labelled > 0
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -124,9 +134,9 @@ def test_a_stopped_scan_says_that_it_begins_anew(together: bool, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="stopped in its trials") as stopped:
-        probe(model, sites, rows, batches, steps=4, removals=False, on_step=stop)
-    assert "--out" not in str(stopped.value)
-    assert "folder" not in str(stopped.value)
+        probe(model, sites, rows, batches, steps=4, removals=False, watch=Watch(step=stop))
+    assert "nothing of them is kept without --out" in stopped.value.found
+    assert "--resume" not in str(stopped.value)
     assert not any("lora" in name for name, _ in model.named_parameters())
 
 
@@ -191,7 +201,7 @@ def test_a_study_places_an_arm_by_a_scan_and_never_scans_again(tmp_path, monkeyp
     assert full["trainable"] - arm["trainable"] < 400
     assert all(row["why"] for row in arm["plan"]["sites"])
     assert result["scan"]["config_digest"] == result["base"]["config_digest"]
-    assert result["scan"]["rows"] == COST * STEP  # of the trials, nothing else
+    assert result["scan"]["visits"] == COST * STEP  # of the trials, nothing else
     assert "gains" not in result["scan"] or not result["scan"]["gains"]
 
     def refuse(*_, **__):

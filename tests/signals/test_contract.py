@@ -13,16 +13,15 @@ from loratlas.data.batching import collate
 from loratlas.data.examples import Example
 from loratlas.errors import DataError, ModelError, SettingsError
 from loratlas.evaluation.token_losses import token_losses
-from loratlas.signals.activation import Activation
 from loratlas.signals.alignment import Alignment
-from loratlas.signals.attention import Attention
 from loratlas.signals.base import Signal
 from loratlas.signals.gradient import Gradient
 from loratlas.signals.measure_signals import Measured, measure
 from loratlas.signals.rank_correlation import tau, tau_of_top
-from loratlas.signals.spectrum import Spectrum
+from loratlas.signals.registry import SIGNALS, untrained
 
-KINDS = [Gradient, Activation, Alignment, Attention, Spectrum]
+KINDS = [SIGNALS[name].load() for name in untrained()]
+"""A new signal is one line of the table, and is tested here by itself."""
 
 
 def read(signal: Signal, *, model=None, sites=None, given=None) -> Measured:

@@ -14,7 +14,7 @@ from loratlas import formats
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
 from loratlas.files import jsonable
-from loratlas.scan.advice import DECIDES, track_record
+from loratlas.scan.advice import track_record
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -92,7 +92,7 @@ def plan_model(
     placement: options.Placement,
     budget: options.Budget = None,
     scores: options.Scores = None,
-    by: options.By = DECIDES,
+    by: options.By = None,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     round_ranks: options.RoundRanks = False,
@@ -144,7 +144,7 @@ def plan_model(
         raise SettingsError(
             given="--placement auto without --scores",
             found="no scores to place by; they need weights and rows",
-            instead=f"loratlas scan {model} DATA --json > scan.json, then --scores scan.json",
+            instead=f"loratlas scan {model} DATA --out scan, then --scores scan",
         )
     step = Step(config=source, anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.chosen)
     plan = placed(
@@ -190,7 +190,7 @@ def placed(
     placement: str,
     *,
     scores: Path | None,
-    by: str,
+    by: str | None,
     allow_unresolved: bool,
     round_ranks: bool = False,
     **options: Any,
@@ -200,8 +200,8 @@ def placed(
     Args:
         anatomy: of the model.
         placement: as written.
-        scores: what `loratlas scan --json` printed.
-        by: the column of it that decides.
+        scores: the folder of `loratlas scan --out`, or what --json printed.
+        by: the column of it that decides; None for the one that decided the scan.
         allow_unresolved: of a placement in words; scores are of identified sites.
         round_ranks: round them down to few distinct ones.
         options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
@@ -214,8 +214,9 @@ def placed(
     if scores is None:
         plan = place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
     else:
-        plan, _ = plan_from(load_scan(scores), anatomy, by=by, **options)
-        output.note(track_record(by))
+        scan = load_scan(scores)
+        plan, _ = plan_from(scan, anatomy, by=by, **options)
+        output.note(track_record(by or scan.by))
     return rounded(plan, anatomy) if round_ranks else plan
 
 

@@ -122,17 +122,19 @@ Scores = Annotated[
     typer.Option(
         "--scores",
         metavar="FILE",
-        help="With --placement auto: what `loratlas scan --json` printed, instead of a new scan.",
+        help="With --placement auto: the folder of `loratlas scan --out`, or what --json printed; no new scan.",
         show_default=False,
         rich_help_panel=PLACE,
     ),
 ]
 By = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--by",
         metavar="COLUMN",
-        help="The score that places adapters, e.g. probe_yield, gradient, alignment, spectrum.",
+        help="The score that places adapters, e.g. gradient, alignment, spectrum; probe_yield unless given, or the "
+        "one that --scores were scanned by.",
+        show_default=False,
         rich_help_panel=PLACE,
     ),
 ]

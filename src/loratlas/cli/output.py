@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY = 10.0
 """Seconds between two progress lines where no bar can move."""
+
+SILENT = 30.0
+"""Seconds after which a line says that work goes on, where nothing could be counted."""
 
 
 def console(*, error: bool = False) -> Console:
@@ -137,6 +141,8 @@ class Progress:
         self._said = 0.0
         self._began = time.monotonic()
         self._first = 0
+        self._ended = threading.Event()
+        self._line, self._spoke = "", self._began
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -154,14 +160,32 @@ class Progress:
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total, remark="", left="")
+        else:
+            threading.Thread(target=self._break_silence, daemon=True).start()
         return self
+
+    def _break_silence(self) -> None:
+        """A line every `SILENT` seconds in which nothing else was printed."""
+        while not self._ended.wait(max(self._spoke + SILENT - time.monotonic(), 0.05)):
+            now = time.monotonic()
+            if now - self._spoke >= SILENT:
+                self._spoke = now
+                note(f"{self._line or self.title}, at work for {formats.duration(now - self._began)}")
 
     def start_at(self, done: int) -> None:
         """Units that were done before this process began; they do not count for the time left."""
         self._first = done
         self.to(done, "")
 
-    def to(self, done: float, remark: str, *, title: str | None = None, left: float | None = None) -> None:
+    def to(
+        self,
+        done: float,
+        remark: str,
+        *,
+        title: str | None = None,
+        left: float | None = None,
+        unit: str | None = None,
+    ) -> None:
         """Set how much is done.
 
         Args:
@@ -169,8 +193,9 @@ class Progress:
             remark: what to print behind the bar.
             title: a new word before it.
             left: seconds left, where the caller knows better than the pace so far.
+            unit: a new name of the units.
         """
-        self.title = title or self.title
+        self.title, self.unit = title or self.title, unit or self.unit
         now = time.monotonic()
         if left is None and done > self._first:
             left = (now - self._began) / (done - self._first) * max(self.total - done, 0)
@@ -188,11 +213,13 @@ class Progress:
                 left=remaining,
             )
         elif done >= self.total or now - self._said >= PLAIN_EVERY:
-            self._said = now
+            self._said = self._spoke = now
             parts = [f"{self.title}: {int(done)}/{self.total} {self.unit}", remark, remaining]
             note(", ".join(part for part in parts if part))
+        self._line = f"{self.title}: {int(done)}/{self.total} {self.unit}"
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._bar.stop()
 

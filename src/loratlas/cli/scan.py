@@ -1,27 +1,37 @@
-"""`scan`: where adaptation pays on these rows, as a heat map, numbers and a plan."""
+"""`scan`: where adapters help most on these rows, as a heat map, numbers, a plan and its LoraConfig."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loratlas import formats
 from loratlas.cli import options, output
+from loratlas.cli.scan_tables import Placed, show
+from loratlas.files import jsonable, write_json
 from loratlas.scan.advice import DECIDES, track_record
+from loratlas.signals.registry import SIGNALS
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.sites import Anatomy, Site
-    from loratlas.placement.allocate import Allocation
     from loratlas.placement.plan import Plan
+    from loratlas.scan.pace import ScanEvent
     from loratlas.scan.scores import Scan
-    from loratlas.signals.measure_signals import Reading
 
-SHADES = " ░▒▓█"
-STRETCHES = 32
-"""Most lines of a heat map; deeper models put several layers into one line."""
+MINUTES = 5.0
+"""A scan that would take longer asks for --yes."""
+
+PHASES = {
+    "weights": "weights",
+    "passes": "scanning",
+    "trials": "trial training",
+    "removals": "removing adapters",
+}
+"""Phase of a scan → the words before its bar."""
 
 
 def scan(
@@ -33,13 +43,20 @@ def scan(
         typer.Option(
             "--signal",
             metavar="NAME",
-            help="gradient, activation, alignment, attention, spectrum, probe or probe_yield; may be repeated. Unless "
-            "given: those that do not train, and the one that decides.",
+            help=", ".join(SIGNALS) + "; may be repeated. Unless given: the one that decides.",
             show_default=False,
             rich_help_panel=options.PLACE,
         ),
     ] = None,
-    by: options.By = DECIDES,
+    all_signals: Annotated[
+        bool,
+        typer.Option(
+            "--all-signals",
+            help="Measure every signal that does not train, beside the one that decides.",
+            rich_help_panel=options.PLACE,
+        ),
+    ] = False,
+    by: options.By = None,
     among: Annotated[
         str,
         typer.Option(
@@ -55,7 +72,7 @@ def scan(
             "--rows",
             metavar="N",
             min=4,
-            help="Rows to read at most; fewer when the order has settled.",
+            help="Rows that signals read at most; fewer when the order has settled.",
             rich_help_panel=options.DATA,
         ),
     ] = 128,
@@ -64,6 +81,30 @@ def scan(
         typer.Option(
             "--fisher", help="Measure per-example second moments as well.", rich_help_panel=options.PLACE
         ),
+    ] = False,
+    trial_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--trial-steps",
+            metavar="N",
+            min=2,
+            help="Steps of each of the two trials; 80 unless given. Fewer are quicker and know less.",
+            show_default=False,
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = None,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            "--minutes",
+            metavar="N",
+            min=0,
+            help="Stop at once where the first steps say that it would take longer.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = MINUTES,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="However long it takes.", rich_help_panel=options.TRAIN)
     ] = False,
     min_rank: options.MinRank = 0,
     max_rank: options.MaxRank = None,
@@ -80,25 +121,35 @@ def scan(
     seed: options.Seed = 0,
     dtype: options.DtypeOption = options.Dtype.auto,
     quantize: options.QuantizeOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Keep the scores there (scan.json), for --scores; a stopped scan can be resumed.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    resume: options.Resume = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure where adaptation pays on these rows, before anything is trained, and spend a budget there.
+    """Measure where adapters help most on these rows, before a run, and distribute a budget by that.
 
-    Two short trials train adapters of rank 1 everywhere and decide, unless --by names another score; other signals
-    share a few passes through the frozen model.
-    Without a budget the plan spends what `all` at rank 16 does. --json prints what `--scores` of plan and train takes.
+    Two short trials train adapters of rank 1 everywhere and decide, unless --by names another score.
+    The first step is timed: a scan that would take longer than --minutes stops there.
+    Without a budget the plan gets what `all` at rank 16 has. It ends with the plan's LoraConfig and the next command.
     """
     from loratlas.cli.evaluate import to_device
     from loratlas.cli.mapping import read_named
     from loratlas.cost.dry_run import PeakMemory, typical
     from loratlas.data.encode import encode, load_tokenizer
     from loratlas.data.model_limits import check_fits
-    from loratlas.errors import SettingsError
     from loratlas.models.task import CAUSAL, recognise
     from loratlas.placement.allocate import Limits
     from loratlas.placement.budget import parse_budget
-    from loratlas.scan import run_scan as room
     from loratlas.scan.plan_from_scores import LIKE, candidates, check_budget, plan_from
+    from loratlas.scan.run_scan import scan as run
     from loratlas.sources import model_source, open_model, open_rows
     from loratlas.training.settings import Settings
 
@@ -107,17 +158,9 @@ def scan(
     )
     if budget is not None:
         parse_budget(budget)  # before the model is looked at
-    chosen = list(dict.fromkeys(signals or room.NAMES))
-    room.check_signals(chosen)
-    owner = room.signal_of(by)
-    if owner not in chosen:
-        if signals:
-            raise SettingsError(
-                given=f"--by {by} with --signal {' --signal '.join(signals)}",
-                found=f"{by} is not measured",
-                instead=f"--signal {owner} as well, or another --by",
-            )
-        chosen.append(owner)
+    by = by or DECIDES
+    names = _signals(signals, by, everything=all_signals)
+    _check_out(out, resume=resume)
     anatomy = read_named(model)
     check_budget(anatomy, budget or LIKE, among=among, limits=limits)
     source = model_source(model)
@@ -129,178 +172,125 @@ def scan(
     check_fits(encoded, base.config)
     output.remark(read)
     output.note(f"{read.source}: {encoded.report.sentence()}")
-    with output.Progress("scanning", total=1, unit="passes") as bar:
-        found = room.scan(
+    with output.Progress("scanning", total=1, unit="steps") as bar:
+        scanned = run(
             to_device(base),
             anatomy,
             encoded,
-            signals=chosen,
+            signals=names,
             by=by,
             among=among,
             most_rows=rows,
             seed=seed,
             fisher=fisher,
-            on_pass=watched(bar),
+            trial_steps=trial_steps,
+            minutes=None if yes else minutes,
+            out=out,
+            resume=resume,
+            on_event=show_progress(bar),
         )
-    plan, allocation = None, None
-    if found.readings[by].silent is None:
+    placed = None
+    if scanned.readings[by].silent is None:
         settings = Settings(dtype=dtype.chosen)
         plan, allocation = plan_from(
-            found,
+            scanned,
             anatomy,
             budget=budget,
-            by=by,
             among=among,
             limits=limits,
             alpha=alpha,
             rslora=rslora,
             memory=PeakMemory(base.config, anatomy, typical(encoded.examples, settings.batch_size), settings),
         )
+        placed = Placed(plan=plan, allocation=allocation, peft=jsonable(plan.to_peft(base.config).to_dict()))
+    kept = _json(scanned, placed)
+    if out is not None:
+        _keep(out, kept)
     if as_json:
-        output.emit(_json(found, by, plan, allocation))
+        output.emit(kept)
         return
-    _show(found, anatomy, candidates(anatomy, among), by, plan, allocation)
+    show(scanned, anatomy, candidates(anatomy, among), placed)
+    if placed is not None:
+        plain = limits == Limits() and among == "all"
+        output.say(f"\nNext: {_next(model, data, placed.plan, budget, out if plain else None)}")
 
 
-def watched(bar: output.Progress) -> Callable[[int, int], None]:
-    """What `on_pass` of a scan is told, on a bar."""
+def _signals(asked: Sequence[str] | None, by: str, *, everything: bool) -> list[str]:
+    """Signals to be measured: those asked for, or the one that decides."""
+    from loratlas.errors import SettingsError
+    from loratlas.signals.registry import check_signals, signal_of, untrained
 
-    def on_pass(passes: int, most: int) -> None:
-        bar.total = most
-        bar.to(passes, "")
-
-    return on_pass
-
-
-def _json(found: Scan, by: str, plan: Plan | None, allocation: Allocation | None) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    told = None
-    if allocation is not None:
-        told = {k: v for k, v in asdict(allocation).items() if k not in ("ranks", "reasons")}
-    return {
-        **found.to_json(),
-        "by": by,
-        "plan": plan and plan.to_json(),
-        "allocation": told,
-        "track_record": track_record(by),
-        "notes": found.notes(by),
-    }
+    if asked:
+        check_signals(asked)
+    owner = signal_of(by)
+    names = list(dict.fromkeys([*(asked or ()), *(untrained() if everything else ())]))
+    if owner not in names and not ("probe" in names and owner == "probe_yield"):
+        if asked:
+            raise SettingsError(
+                given=f"--by {by} with --signal {' --signal '.join(asked)}",
+                found=f"{by} is not measured",
+                instead=f"--signal {owner} as well, or another --by",
+            )
+        names.append(owner)
+    return names
 
 
-def _show(
-    found: Scan,
-    anatomy: Anatomy,
-    sites: Sequence[Site],
-    by: str,
-    plan: Plan | None,
-    allocation: Allocation | None,
-) -> None:
-    reading = found.readings[by]
-    read = (
-        f"{formats.count(found.rows)} rows, {formats.count(found.labelled)} counted tokens"
-        if found.rows
-        else "weights alone"
-    )
-    output.say(
-        f"{anatomy.model} on {found.source}: {read}, the price of {found.cost_in_steps:.1f} training steps"
-    )
-    if reading.silent is None:
-        _show_map(reading, sites)
-    _show_signals(found)
-    for said in found.notes(by):
-        output.say(said)
-    if plan is None or allocation is None:
-        output.say("No plan: no signal.")
-        return
-    _show_plan(plan, allocation)
-    output.say(track_record(by))
+def _check_out(out: Path | None, *, resume: bool) -> None:
+    from loratlas.cli.folders import check_out
+    from loratlas.errors import SettingsError
+    from loratlas.scan.scan_folder import STATE
+    from loratlas.scan.scores import RESULT
 
-
-def _show_map(reading: Reading, sites: Sequence[Site]) -> None:
-    """Layer by role; a cell is the share of the best site's value, 0 to 100, and a shade."""
-    column = reading.column
-    worth = {path: v if column.pays == "high" else 1 / max(v, 1e-12) for path, v in reading.values.items()}
-    roles = list(dict.fromkeys(site.role for site in sites))
-    layers = sorted({site.layer for site in sites if site.layer is not None})
-    width = -(-len(layers) // STRETCHES) or 1
-    stretches: list[Sequence[int | None]] = [layers[i : i + width] for i in range(0, len(layers), width)]
-    if any(site.layer is None for site in sites):
-        stretches.append([None])
-    cells: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for place, stretch in enumerate(stretches):
-        for site in sites:
-            if site.layer in stretch and site.path in worth:
-                cells[place, site.role].append(worth[site.path])
-    means = {key: sum(listed) / len(listed) for key, listed in cells.items()}
-    best = max(means.values(), default=0.0)
-    drawn = output.table("layer", *((_short(role), "right") for role in roles))
-    drawn.padding = (0, 1, 0, 0)
-    for place, stretch in reversed(list(enumerate(stretches))):
-        drawn.add_row(_name(stretch), *(_cell(means.get((place, role)), best) for role in roles))
-    output.show(drawn)
-    how = "" if column.pays == "high" else ", turned over: low values pay"
-    output.say(
-        f"{column.name} ({column.unit}{how}), of the best site's, in hundredths; the last layer on top."
-    )
-
-
-def _name(stretch: Sequence[int | None]) -> str:
-    first, last = stretch[0], stretch[-1]
-    return "–" if first is None else str(first) if first == last else f"{first}–{last}"
-
-
-def _short(role: str) -> str:
-    """``attn.q`` under one heading with its family, so that a dozen roles fit into 80 columns."""
-    family, _, part = role.partition(".")
-    return f"{family}\n{part}" if part else family
-
-
-def _cell(value: float | None, best: float) -> str:
-    if value is None or not best > 0:
-        return "·"
-    share = max(value / best, 0.0)
-    shade = SHADES[min(int(share * len(SHADES)), len(SHADES) - 1)]
-    return f"{shade}{round(100 * share):>3}"
-
-
-def _show_signals(found: Scan) -> None:
-    with_first: Mapping[str, float] = {
-        told["two"]: told["tau"] for told in found.agreement() if told["one"] == "gradient"
-    }
-    beside = [("with gradient, τ", "right")] if with_first else []
-    drawn = output.table("score", "pays", ("repeats, τ", "right"), ("of its top", "right"), *beside)
-    for name, reading in found.readings.items():
-        numbers = [reading.repeats, reading.repeats_top, *([with_first.get(name)] if with_first else [])]
-        drawn.add_row(name, reading.column.pays, *map(_number, numbers))
-    output.show(drawn)
-    output.say(
-        "repeats: agreement (Kendall) of the orders from two halves of the rows or two trials; top: of the best sites."
-    )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or value != value else f"{value:.2f}"
-
-
-def _show_plan(plan: Plan, allocation: Allocation) -> None:
-    from loratlas.placement.budget import UNITS, parse_budget
-
-    unit = UNITS[parse_budget(allocation.budget).quantity]
-    output.say(
-        f"\nPlan for {allocation.budget}: {formats.count(allocation.spent)} of {formats.count(allocation.allowed)} "
-        f"{unit}, {len(plan.rows)} sites"
-        + (f", {len(allocation.left_out)} left out" if allocation.left_out else "")
-    )
-    by_role: dict[str, list[int]] = defaultdict(list)
-    for row in plan.rows:
-        by_role[row.site.role].append(row.rank)
-    drawn = output.table("role", ("sites", "right"), "ranks", ("trainable", "right"))
-    for role, ranks in by_role.items():
-        count = sum(row.trainable for row in plan.rows if row.site.role == role)
-        low, high = min(ranks), max(ranks)
-        drawn.add_row(
-            role, str(len(ranks)), str(low) if low == high else f"{low} to {high}", formats.count(count)
+    if resume and out is None:
+        raise SettingsError(
+            given="--resume without --out", found="no folder to go on from", instead="--out DIR --resume"
         )
-    output.show(drawn)
-    output.say(f"As text: {plan.text}")
+    check_out(
+        out, mine=(RESULT, STATE) if resume else (), what="scan, or --resume to go on with the one there"
+    )
+    if resume and out is not None and not (out / STATE).exists():
+        output.note(f"{out}: no scan to resume; it begins at the beginning.")
+
+
+def _keep(out: Path, data: dict[str, Any]) -> None:
+    from loratlas.scan.scores import RESULT
+
+    write_json(out / RESULT, data)
+
+
+def _next(model: str, data: str, plan: Plan, budget: str | None, out: Path | None) -> str:
+    """The command that trains what was found."""
+    if out is not None:
+        words = ["--placement", "auto", "--scores", str(out), *(["--budget", budget] if budget else [])]
+    else:
+        words = ["--placement", plan.text]
+    return shlex.join(["loratlas", "train", model, data, *words, "--out", "run"])
+
+
+def show_progress(bar: output.Progress) -> Callable[[ScanEvent], None]:
+    """What a scan reports, on a bar; the first estimate on a line of its own."""
+
+    def on_event(event: ScanEvent) -> None:
+        bar.total = event.total
+        bar.to(event.done, "", title=PHASES[event.phase], left=event.seconds_left, unit=event.unit)
+        if event.estimate and event.seconds_left is not None and event.done < event.total:
+            output.note(
+                f"{PHASES[event.phase]}: about {formats.duration(event.seconds_left)}, by its first steps"
+            )
+
+    return on_event
+
+
+def _json(scanned: Scan, placed: Placed | None) -> dict[str, Any]:
+    allocation = None
+    if placed is not None:
+        whole = asdict(placed.allocation)
+        allocation = {k: v for k, v in whole.items() if k not in ("ranks", "reasons")}
+    return {
+        **scanned.to_json(),
+        "plan": placed and placed.plan.to_json(),
+        "peft": placed and placed.peft,
+        "allocation": allocation,
+        "track_record": track_record(scanned.by),
+        "notes": scanned.notes(),
+    }

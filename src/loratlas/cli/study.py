@@ -109,7 +109,7 @@ def _run(spec: StudySpec, out: Path | None, workers: int | None, as_json: bool) 
 
     folder = out or Path(f"loratlas-{spec.name}")
     if spec.demonstration:
-        output.note("This is a demonstration: short runs, few candidates. It shows the way, not the truth.")
+        output.note("This is a demonstration: short runs, few candidates. It settles nothing.")
     with output.Progress("preparing", total=1, unit="runs") as bar:
         result = run_study(spec, folder, workers=workers, on_event=_watch(bar))
     page = build(result.to_json(), folder / "report.html")
@@ -135,8 +135,13 @@ def _watch(bar: output.Progress) -> Callable[[StudyEvent], None]:
             running.pop(key, None)
         if event.kind == "complete":
             return
+        if event.kind == "scan":
+            bar.total = event.planned
+            bar.to(event.done, event.message, title="scanning", left=event.seconds_left, unit="units")
+            return
         bar.total = max(event.planned, 1)
         if event.kind == "prepared":
+            bar.unit = "runs"
             bar.start_at(event.done)
             return
         bar.to(

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options
-from loratlas.scan.advice import DECIDES
 
 
 def train(
@@ -27,7 +26,7 @@ def train(
     ] = None,
     budget: options.Budget = None,
     scores: options.Scores = None,
-    by: options.By = DECIDES,
+    by: options.By = None,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
     allow_unresolved: options.AllowUnresolved = False,

@@ -48,7 +48,7 @@ class Job:
     placement: str | None
     budget: str | None
     scores: Path | None
-    by: str
+    by: str | None
     alpha: float | None
     rslora: bool
     allow_unresolved: bool
@@ -216,39 +216,32 @@ def _plan(job: Job, anatomy: Anatomy, memory: PeakMemory) -> Plan:
 
 
 def _scanned(job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: PeakMemory) -> Plan:
-    """Find where adaptation pays on this run's rows, and keep the plan for a resumed run."""
-    from loratlas.cli.scan import watched
-    from loratlas.scan.advice import track_record
+    """Find where adapters help most on this run's rows, and keep the plan for a resumed run."""
+    from loratlas.cli.scan import show_progress
+    from loratlas.scan.advice import DECIDES, track_record
     from loratlas.scan.plan_from_scores import LIKE, check_budget, plan_from
-    from loratlas.scan.run_scan import scan, signal_of
+    from loratlas.scan.run_scan import scan
 
     check_budget(anatomy, job.budget or LIKE)
-    with output.Progress("scanning", total=1, unit="passes") as bar:
-        found = scan(
+    with output.Progress("scanning", total=1, unit="steps") as bar:
+        scanned = scan(
             to_device(base),
             anatomy,
             train,
-            signals=[signal_of(job.by)],
-            by=job.by,
+            by=job.by or DECIDES,
             seed=job.settings.seed,
-            on_pass=watched(bar),
+            on_event=show_progress(bar),
         )
     plan, _ = plan_from(
-        found,
-        anatomy,
-        budget=job.budget,
-        by=job.by,
-        alpha=job.alpha,
-        rslora=job.rslora,
-        memory=memory,
+        scanned, anatomy, budget=job.budget, alpha=job.alpha, rslora=job.rslora, memory=memory
     )
-    for said in found.notes(job.by):
-        output.note(said)
+    for remark in scanned.notes():
+        output.note(remark)
     output.note(
-        f"auto: {plan.trainable:,} parameters at {len(plan.rows)} sites by {job.by}, from {found.rows:,} rows "
-        f"({found.cost_in_steps:.1f} training steps): {plan.placement}"
+        f"auto: {plan.trainable:,} parameters at {len(plan.rows)} sites by {scanned.by}, from {scanned.rows:,} rows "
+        f"({scanned.cost_in_steps:.1f} training steps): {plan.placement}"
     )
-    output.note(track_record(job.by))
+    output.note(track_record(scanned.by))
     job.out.mkdir(parents=True, exist_ok=True)
     write_json(job.out / PLAN, plan.to_json())
     return plan

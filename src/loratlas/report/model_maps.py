@@ -6,6 +6,7 @@ from typing import Any
 
 from loratlas.report.figure_theme import Theme, blank_figure, label
 from loratlas.report.quotes import Ledger
+from loratlas.report.scan_section import deciding
 
 
 def positions(ledger: Ledger) -> dict[str, tuple[int | None, str]]:
@@ -74,8 +75,8 @@ def model_map(ledger: Ledger, i: int, theme: Theme) -> Any:
 
 
 def scores(ledger: Ledger) -> dict[tuple[int | None, str], float]:
-    """What the first signal of the study's scan says, by (layer, role); the mean where a role has several sites."""
-    known, column = positions(ledger), ledger.at("/scan/signals/0/name")
+    """What the score that decided the study's scan says, by (layer, role); the mean where a role has several sites."""
+    known, column = positions(ledger), ledger.at(f"/scan/signals/{deciding(ledger)}/name")
     values: dict[tuple[int | None, str], list[float]] = {}
     for score in ledger.at("/scan/scores") or []:
         position = known.get(score["path"])

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 from loratlas.report.quotes import Ledger, Phrase
 from loratlas.report.tables import Table
+from loratlas.scan.advice import DECIDES
+from loratlas.signals.registry import TRIAL_COLUMNS
 
 
 def lead(ledger: Ledger) -> Phrase:
     """How the scan was made, and whether its order held."""
     arms = [i for i in ledger.items("/arms") if ledger.at(f"/arms/{i}/plan/sites/0/why")]
     named: list[Phrase] = [(ledger.word(f"/arms/{i}/name"),) for i in arms]
-    parts: Phrase = ("A scan read ", ledger.quote("count", "/scan/rows"), " training rows, the price of ")
+    visits = "/scan/visits" if ledger.at("/scan/visits") is not None else "/scan/rows"
+    parts: Phrase = ("A scan read training rows ", ledger.quote("count", visits), " times, at the cost of ")
     parts += (ledger.quote("rate", "/scan/cost_in_steps"), " training steps, and placed ")
     for number, name in enumerate(named):
         parts += (*((", ",) if number else ()), *name)
     if ledger.at("/scan/settled"):
-        parts += (". Its order had settled: one half of the rows says what the other half says.",)
+        trials = ledger.at(f"/scan/signals/{deciding(ledger)}/name") in TRIAL_COLUMNS
+        both = "two trials, each on rows of its own," if trials else "the two halves of the rows"
+        parts += (f". Its order had settled: {both} agree.",)
     else:
         parts += (". Its order had not settled when the rows ended.",)
     return parts
 
 
+def deciding(ledger: Ledger) -> int:
+    """Index of the score that decided, among the scan's signals."""
+    by = ledger.at("/scan/by") or DECIDES
+    return next((i for i in ledger.items("/scan/signals") if ledger.at(f"/scan/signals/{i}/name") == by), 0)
+
+
 def caption(ledger: Ledger) -> Phrase:
     """The map of scores in words."""
+    index = deciding(ledger)
     return (
         "Map of scores by ",
-        ledger.word("/scan/signals/0/name"),
+        ledger.word(f"/scan/signals/{index}/name"),
         ", ",
-        ledger.word("/scan/signals/0/unit"),
+        ledger.word(f"/scan/signals/{index}/unit"),
         ": layers upwards, roles sideways.",
     )
 

@@ -40,7 +40,7 @@ MEASURED = Measured(
     everywhere=0.517,
     unseen=0.263,
 )
-"""Without cases in which placement made no difference that could be told from noise."""
+"""Without cases in which placement made no difference beyond noise."""
 
 REGRET = {
     "probe_yield": 0.039,
@@ -57,7 +57,7 @@ REGRET = {
 
 
 def track_record(by: str) -> str:
-    """What plans by a score have lost, in a sentence for whoever follows one.
+    """What plans by a score have lost, in a sentence.
 
     Args:
         by: the column that placed.

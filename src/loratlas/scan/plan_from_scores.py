@@ -1,4 +1,4 @@
-"""From scores to a plan: what every rank of a site adds by a column, and a budget spent by it."""
+"""From scores to a plan: what every rank of a site adds by a column, and a budget distributed by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from loratlas.placement.budget import parse_budget
 from loratlas.placement.language import parse
 from loratlas.placement.plan import Plan, place_allocation
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
-from loratlas.scan.advice import DECIDES
 from loratlas.scan.scores import GAINS, Scan
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ AUTO = "auto"
 """The placement that a scan decides."""
 
 LIKE = f"like=all:{DEFAULT_RANK}"
-"""What a scan spends where no budget is given: what `all` without a rank does."""
+"""The budget of a scan where none is given: what `all` without a rank does."""
 
 
 def is_auto(placement: str | None) -> bool:
@@ -62,7 +61,7 @@ def candidates(anatomy: Anatomy, among: str = "all") -> list[Site]:
 def check_budget(anatomy: Anatomy, budget: str, *, among: str = "all", limits: Limits | None = None) -> None:
     """Refuse a budget that holds no step at any site, before anything is measured.
 
-    Budgets of memory are let through: rehearsals tell them, which cost as much as a plan.
+    Budgets of memory are let through: a dry run measures them, which costs as much as a plan.
 
     Raises:
         BudgetError: so, or the budget does not parse.
@@ -84,13 +83,13 @@ def gains(reading: Reading, sites: Sequence[Site], *, ranks: int = 4 * GAINS) ->
     if reading.gains is not None:
         return {site.path: list(reading.gains[site.path]) for site in sites if site.path in reading.gains}
     root = np.diff(np.sqrt(np.arange(ranks + 1)))
-    found = {}
+    by_path = {}
     for site in sites:
         value = reading.values.get(site.path)
         if value is not None:
             worth = max(value, 0.0) if reading.column.pays == "high" else 1 / max(value, 1e-12)
-            found[site.path] = (worth * root[: site.max_rank]).tolist()
-    return found
+            by_path[site.path] = (worth * root[: site.max_rank]).tolist()
+    return by_path
 
 
 def plan_from(
@@ -98,20 +97,20 @@ def plan_from(
     anatomy: Anatomy,
     *,
     budget: str | None = None,
-    by: str = DECIDES,
+    by: str | None = None,
     among: str = "all",
     limits: Limits | None = None,
     alpha: float | None = None,
     rslora: bool = False,
     memory: Memory | None = None,
 ) -> tuple[Plan, Allocation]:
-    """Spend a budget by a scan's scores.
+    """Distribute a budget by a scan's scores.
 
     Args:
         scan: of this model.
         anatomy: of the model.
-        budget: what may be spent; None for `LIKE`.
-        by: the column that decides.
+        budget: what may be used; None for `LIKE`.
+        by: the column that decides; None for the one that decided the scan.
         among: the sites to choose from.
         limits: see `loratlas.placement.allocate.Limits`.
         alpha, rslora, memory: as for `loratlas.placement.plan.place`.
@@ -127,10 +126,13 @@ def plan_from(
             found=f"a model with another config: {anatomy.model} ({anatomy.config_digest})",
             instead=f"the scores of a scan of {anatomy.model}",
         )
+    by = by or scan.by
     reading = scan.readings.get(by)
     if reading is None:
         raise SettingsError(
-            given=f"a plan by {by}", found="it was not measured", instead=f"one of {', '.join(scan.readings)}"
+            given=f"a plan by {by}",
+            found="it was not measured",
+            instead=f"--by {scan.by}; measured were {', '.join(scan.readings)}",
         )
     if reading.silent is not None:
         raise SettingsError(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.anatomy.sites import Anatomy
+from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import SettingsError
+from loratlas.files import jsonable
 from loratlas.scan.advice import DECIDES
+from loratlas.scan.pace import OnEvent, Pace, Phase
 from loratlas.scan.plan_from_scores import candidates
-from loratlas.scan.scores import ALONE, GAINS, STEP, TRIALS, Scan
+from loratlas.scan.scan_folder import ScanFolder
+from loratlas.scan.scores import GAINS, STEP, Scan
+from loratlas.signals.registry import SIGNALS, TRIAL_COLUMNS, make, signal_of
 
 if TYPE_CHECKING:
     from loratlas.data.batching import Batch
@@ -22,18 +26,15 @@ if TYPE_CHECKING:
     from loratlas.scan.trial_training import Probed
     from loratlas.signals.base import Signal
 
-NAMES = ("gradient", "activation", "alignment", "attention", "spectrum")
-"""Signals that share the passes of one scan."""
-
-TRAINED = ("probe", "probe_yield")
-"""Signals that train; the second takes no adapter away again."""
-
 MOST_ROWS = 128
 BATCH = 8
 """Rows of a pass."""
 
 STREAM = 5
 """Word beside the seed that draws the calibration rows."""
+
+BACKWARD = 3.0
+"""Work of a forward and a backward pass, in forward passes."""
 
 
 def scan(
@@ -48,7 +49,11 @@ def scan(
     seed: int = 0,
     packed: bool | None = None,
     fisher: bool = False,
-    on_pass: Callable[[int, int], None] | None = None,
+    trial_steps: int | None = None,
+    minutes: float | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    on_event: OnEvent | None = None,
 ) -> Scan:
     """Measure signals on some rows of a task.
 
@@ -56,112 +61,223 @@ def scan(
         model: the bare base, on its device; left as it was.
         anatomy: of it.
         rows: encoded rows of the task; some are drawn.
-        signals: names among `NAMES`, and ``probe``, which trains (`loratlas.scan.trial_training`), or
-        ``probe_yield`` for what
-            its trials say by themselves, which costs no pass beside them. None: `NAMES`, and what has the column that
-            decides.
-        by: the column whose order must settle before reading ends.
+        signals: names of `loratlas.signals.registry.SIGNALS`; None: the one that has the column that decides.
+        by: the column that decides; its order must settle before reading ends.
         among: the sites to choose from, as a placement.
         most_rows: rows that are read at most; fewer when the order settles earlier.
         seed: draws rows and sketches.
         packed: whether batches are packed; None decides by the model's own proof.
         fisher: measure per-example second moments as well.
-        on_pass: told (passes made, passes at most), steps of trials counted.
+        trial_steps: of a trial, 2 or more; None for `loratlas.scan.trial_runs.STEPS`.
+        minutes: a scan that would take longer ends as soon as that is known; None for no limit.
+        out: folder that keeps the state until the caller says that the result is kept.
+        resume: go on with the state in ``out``, if there is one.
+        on_event: called after every pass, step and matrix.
 
     Raises:
-        SettingsError: an unknown signal, or one that decides and is not measured.
+        SettingsError: an unknown signal, one that decides and is not measured, or a scan longer than ``minutes``.
+        OutputError: the state in ``out`` is another scan's, or is there and not to be resumed.
         DataError, ModelError: see `loratlas.signals.site_hooks.one_pass`.
+        Interrupted: Ctrl-C in the trials.
+
+    Example:
+        ``found = scan(model, anatomy, rows); plan, _ = plan_from(found, anatomy, budget="like=all:8")``
     """
     from loratlas.data.packing import prove_packing
-    from loratlas.evaluation.token_losses import token_losses
-    from loratlas.scan.trial_training import SEEDS, STEPS, probe
-    from loratlas.signals.measure_signals import measure
+    from loratlas.scan.trial_runs import STEPS
 
     began = time.perf_counter()
     sites = candidates(anatomy, among)
-    signals = (*NAMES, signal_of(by)) if signals is None else signals
-    made = _made(signals, seed, fisher or by == "fisher")
-    known = {column.name for signal in made for column in signal.columns}
+    signals = list(dict.fromkeys([signal_of(by)] if signals is None else signals))
+    made = make(signals, seed=seed, fisher=fisher or by == "fisher")
+    _check_measured(by, signals, made)
+    steps = _checked_steps(STEPS if trial_steps is None else trial_steps)
+    identity = {
+        "config": anatomy.config_digest,
+        "rows": rows.digest,
+        "signals": signals,
+        "fisher": fisher,
+        "by": by,
+        "among": among,
+        "most_rows": most_rows,
+        "seed": seed,
+        "trial_steps": steps,
+        "weights": _weights_digest(model),
+    }
+    folder = ScanFolder(out, identity=identity, resume=resume) if out is not None else None
+    if folder is not None and (scores := folder.scores) is not None:
+        return Scan.from_json(scores)
+    packed = prove_packing(model).exact if packed is None else packed
+    batches = calibration(rows, most_rows=most_rows, seed=seed, packed=packed)
     removals = "probe" in signals
-    if trial := any(name in TRAINED for name in signals):
-        known |= set(TRIALS if removals else ALONE)
+    trains = any(SIGNALS[name].trains for name in signals)
+    pace = Pace(
+        _phases(sites, batches, made, steps=steps if trains else 0, removals=removals),
+        minutes=minutes,
+        on_event=on_event,
+    )
+    kept = folder.measured if folder is not None else None
+    if kept is not None:
+        scanned = Scan.from_json(kept)
+    else:
+        scanned = _measured(model, anatomy, sites, rows, batches, made, by=by, pace=pace)
+        if folder is not None:
+            folder.keep_measured(scanned.to_json())
+    if not trains:
+        return _finished(replace(scanned, seconds=time.perf_counter() - began), folder)
+    from loratlas.scan.trial_runs import SEEDS, Watch
+    from loratlas.scan.trial_training import probe
+
+    trials = probe(
+        model,
+        sites,
+        rows,
+        batches,
+        removals=removals,
+        seed=seed,
+        packed=packed,
+        steps=steps,
+        folders=folder.trials(SEEDS) if folder is not None else None,
+        watch=Watch(
+            step=lambda: pace.done("trials"),
+            removal=lambda: pace.done("removals"),
+            resumed=lambda done: pace.start_at("trials", done),
+        ),
+    )
+    passed = set([row for batch in batches for row in batch.rows][: scanned.visits])
+    return _finished(_with_trials(scanned, trials, passed, seconds=time.perf_counter() - began), folder)
+
+
+def _finished(scanned: Scan, folder: ScanFolder | None) -> Scan:
+    """What a scan returns: what its file holds, so that a plan from either is the same."""
+    data = jsonable(scanned.to_json())
+    if folder is not None:
+        folder.finish(data)
+    return Scan.from_json(data)
+
+
+def _check_measured(by: str, signals: Sequence[str], made: Sequence[Signal]) -> None:
+    known = {column.name for signal in made for column in signal.columns}
+    if any(SIGNALS[name].trains for name in signals):
+        known |= {name for name in TRIAL_COLUMNS if name != "probe" or "probe" in signals}
     if by not in known:
         raise SettingsError(
             given=f"a scan that decides by {by}",
             found="it is not measured",
             instead=f"one of {', '.join(sorted(known))}",
         )
-    packed = prove_packing(model).exact if packed is None else packed
-    batches = calibration(rows, most_rows=most_rows, seed=seed, packed=packed)
 
-    passes = count(1)
-    moving = any(signal.needs != "weights" for signal in made)
-    most = moving * len(batches) + trial * SEEDS * STEPS
 
-    def told(_: int = 0) -> None:
-        made_now = next(passes)
-        if on_pass is not None:
-            on_pass(made_now, most)
+def _checked_steps(steps: int) -> int:
+    if steps < 2:
+        raise SettingsError(
+            given=f"trials of {steps} steps", found="too few to see the loss fall", instead="2 steps or more"
+        )
+    return steps
+
+
+def _weights_digest(model: Any) -> int:
+    """CRC-32 over a slice of every weight: another base, not another bit, is to be noticed."""
+    import zlib
+
+    import torch
+
+    total = 0
+    for parameter in model.parameters():
+        flat = parameter.detach().flatten()[:256].contiguous().view(torch.uint8)
+        total = zlib.crc32(flat.cpu().numpy(), total)
+    return total
+
+
+def _phases(
+    sites: Sequence[Site], batches: Sequence[Batch], made: Sequence[Signal], *, steps: int, removals: bool
+) -> list[Phase]:
+    """What will be done, in order; work in rows forward, of weights in operations."""
+    from loratlas.scan.trial_runs import BATCH as ROWS
+    from loratlas.scan.trial_runs import SEEDS
+
+    phases = []
+    if any(signal.needs == "weights" for signal in made):
+        work = [float(max(s.shape)) * min(s.shape) ** 2 * (s.experts or 1) for s in sites]
+        phases.append(Phase(name="weights", unit="matrices", work=work, kind="weights"))
+    if any(signal.needs != "weights" for signal in made):
+        each = BACKWARD if any(signal.needs == "backward" for signal in made) else 1.0
+        phases.append(Phase(name="passes", unit="passes", work=[each * len(b.lengths) for b in batches]))
+    if steps:
+        # The first step of each trial proves and allocates.
+        work = [BACKWARD * ROWS] * (SEEDS * steps)
+        phases.append(Phase(name="trials", unit="steps", work=work, warm=SEEDS))
+        if removals:
+            work = [float(sum(len(batch.lengths) for batch in batches))] * (SEEDS * len(sites))
+            phases.append(Phase(name="removals", unit="adapters", work=work))
+    return phases
+
+
+def _measured(
+    model: Any,
+    anatomy: Anatomy,
+    sites: Sequence[Site],
+    rows: Encoded,
+    batches: Sequence[Batch],
+    made: Sequence[Signal],
+    *,
+    by: str,
+    pace: Pace,
+) -> Scan:
+    """What the signals say that do not train."""
+    from loratlas.evaluation.token_losses import token_losses
+    from loratlas.signals.measure_signals import measure
 
     watched = [by] if any(by == column.name for signal in made for column in signal.columns) else []
-    found = measure(model, sites, batches, made, token_losses, watched=watched, ranks=4 * GAINS, on_pass=told)
-    cost = found.rows / STEP * (1.0 if found.backward else 0.5)
-    scanned = Scan(
+    measured = measure(
+        model,
+        sites,
+        batches,
+        made,
+        token_losses,
+        watched=watched,
+        ranks=4 * GAINS,
+        on_weights=lambda *_: pace.done("weights"),
+        on_pass=lambda _: pace.done("passes"),
+    )
+    return Scan(
         model=anatomy.model,
         model_type=anatomy.model_type,
         config_digest=anatomy.config_digest,
         source=rows.source,
         digest=rows.digest,
-        readings=found.readings,
-        rows=found.rows,
-        tokens=found.tokens,
-        labelled=found.labelled,
-        loss=found.loss if found.rows else None,
-        settled=found.settled,
-        cost_in_steps=cost,
-        seconds=time.perf_counter() - began,
-    )
-    if not trial:
-        return scanned
-    return _with_trials(
-        scanned,
-        probe(model, sites, rows, batches, removals=removals, seed=seed, packed=packed, on_step=told),
         by=by,
-        seconds=time.perf_counter() - began,
+        readings=measured.readings,
+        rows=measured.rows,
+        visits=measured.rows,
+        tokens=measured.tokens,
+        labelled=measured.labelled,
+        loss=measured.loss if measured.rows else None,
+        settled=measured.settled,
+        cost_in_steps=measured.rows / STEP * (1.0 if measured.backward else 0.5),
+        seconds=0.0,
     )
 
 
-def _with_trials(found: Scan, trials: Probed, *, by: str, seconds: float) -> Scan:
-    """A scan with what trials said; where only they ran, their rows are the scan's."""
+def _with_trials(scanned: Scan, trials: Probed, passed: set[int], *, seconds: float) -> Scan:
+    """A scan with what trials said."""
     from loratlas.signals.measure_signals import SETTLED
 
-    alone = {} if found.rows else {name: getattr(trials, name) for name in ("rows", "tokens", "labelled")}
-    deciding = trials.readings.get(by)
+    settled: Mapping[str, bool] = {}
+    deciding = trials.readings.get(scanned.by)
     if deciding is not None and deciding.repeats is not None and deciding.repeats_top is not None:
-        alone["settled"] = min(deciding.repeats, deciding.repeats_top) >= SETTLED
+        settled = {"settled": min(deciding.repeats, deciding.repeats_top) >= SETTLED}
     return replace(
-        found,
-        readings={**found.readings, **trials.readings},
-        cost_in_steps=found.cost_in_steps + trials.cost,
+        scanned,
+        readings={**scanned.readings, **trials.readings},
+        rows=len(trials.rows | passed),
+        visits=scanned.visits + trials.visits,
+        tokens=scanned.tokens + trials.tokens,
+        labelled=scanned.labelled + trials.labelled,
+        cost_in_steps=scanned.cost_in_steps + trials.cost,
         seconds=seconds,
-        **alone,
+        **settled,
     )
-
-
-def signal_of(column: str) -> str:
-    """The signal that has this column, as `scan` takes it.
-
-    >>> signal_of("gradient_energy"), signal_of("probe_descent")
-    ('gradient', 'probe_yield')
-    """
-    owners = {"probe": "probe"} | dict.fromkeys(ALONE, "probe_yield")
-    for signal in _made(NAMES, 0, True):
-        owners |= {column.name: signal.name for column in signal.columns}
-    if column not in owners:
-        raise SettingsError(
-            given=f"--by {column}", found="no such score", instead=f"one of {', '.join(owners)}"
-        )
-    return owners[column]
 
 
 def calibration(rows: Encoded, *, most_rows: int, seed: int, packed: bool) -> list[Batch]:
@@ -172,7 +288,7 @@ def calibration(rows: Encoded, *, most_rows: int, seed: int, packed: bool) -> li
     if most_rows < FOLDS:
         raise SettingsError(
             given=f"a scan of {most_rows} rows",
-            found="too few to tell whether an order repeats",
+            found="too few to say whether an order repeats",
             instead=f"{FOLDS} rows or more",
         )
     stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, STREAM])))
@@ -182,36 +298,3 @@ def calibration(rows: Encoded, *, most_rows: int, seed: int, packed: bool) -> li
         collate([rows.examples[i] for i in part], packed=packed, pad_id=rows.pad_id, rows=part)
         for part in (order[start : start + size] for start in range(0, len(order), size))
     ]
-
-
-def check_signals(names: Sequence[str]) -> None:
-    """Refuse names that are no signals, or none at all.
-
-    Raises:
-        SettingsError: so.
-    """
-    unknown = [name for name in names if name not in (*NAMES, *TRAINED)]
-    if unknown or not names:
-        raise SettingsError(
-            given=f"the signal {unknown[0]!r}" if unknown else "no signal",
-            found="no such signal" if unknown else "nothing to measure",
-            instead=f"among {', '.join((*NAMES, *TRAINED))}",
-        )
-
-
-def _made(names: Sequence[str], seed: int, fisher: bool) -> list[Signal]:
-    from loratlas.signals.activation import Activation
-    from loratlas.signals.alignment import Alignment
-    from loratlas.signals.attention import Attention
-    from loratlas.signals.gradient import Gradient
-    from loratlas.signals.spectrum import Spectrum
-
-    kinds: dict[str, Callable[[], Signal]] = {
-        "gradient": lambda: Gradient(seed=seed, fisher=fisher),
-        "activation": lambda: Activation(seed=seed),
-        "alignment": lambda: Alignment(seed=seed),
-        "attention": lambda: Attention(seed=seed),
-        "spectrum": lambda: Spectrum(seed=seed),
-    }
-    check_signals(names)
-    return [kinds[name]() for name in dict.fromkeys(names) if name not in TRAINED]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from loratlas.errors import RequestError
 from loratlas.scan.advice import DECIDES
 from loratlas.signals.rank_correlation import tau
+from loratlas.signals.registry import TRIAL_COLUMNS
 
 if TYPE_CHECKING:
     from loratlas.signals.measure_signals import Reading
@@ -22,17 +23,14 @@ if TYPE_CHECKING:
 SCHEMA = "loratlas.scan"
 VERSION = 1
 
-ALONE = ("probe_energy", "probe_descent", "probe_yield")
-"""Columns that short trial training says by itself."""
-
-TRIALS = ("probe", *ALONE)
-"""Columns that come from short trial training; the first takes adapters away again."""
+RESULT = "scan.json"
+"""Of a scan's folder."""
 
 STEP = 16
-"""Rows of the training step that a scan's cost is told in."""
+"""Rows of the training step that a scan's cost is given in."""
 
 GAINS = 64
-"""Ranks per site whose gains are told."""
+"""Ranks per site whose gains are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +40,10 @@ class Scan:
     Args:
         model: as the user wrote it; model_type, config_digest: of the base.
         source: where the rows came from; digest: of all of them.
+        by: the column that decides.
         readings: by column.
-        rows: calibration rows read. tokens: all tokens; labelled: counted ones.
+        rows: rows that were read, each counted once. visits: as often as they were read; trials read rows again.
+        tokens: of all visits; labelled: counted ones.
         loss: of those rows before training, nats per counted token; None where no pass was made.
         settled: whether the order of the deciding column had settled; None where it was not watched.
         cost_in_steps: in training steps of `STEP` rows.
@@ -55,8 +55,10 @@ class Scan:
     config_digest: str
     source: str
     digest: str
+    by: str
     readings: Mapping[str, Reading]
     rows: int
+    visits: int
     tokens: int
     labelled: int
     loss: float | None
@@ -69,13 +71,13 @@ class Scan:
         speaking = [(name, r.worth) for name, r in self.readings.items() if r.silent is None]
         return [{"one": a, "two": b, "tau": tau(x, y)} for (a, x), (b, y) in combinations(speaking, 2)]
 
-    def notes(self, by: str = DECIDES) -> list[str]:
-        """What a reader has to know, in sentences."""
-        said = []
+    def notes(self, by: str | None = None) -> list[str]:
+        """What a reader has to know, in sentences; of the column that decides unless another is named."""
+        said, by = [], by or self.by
         reading = self.readings.get(by)
         if self.settled is False and reading is not None and reading.repeats is not None:
-            two, more = f"two halves of {self.rows} rows agree", " More rows (--rows) may tell more."
-            if by in TRIALS:
+            two, more = f"two halves of {self.rows} rows agree", " More rows (--rows) may settle it."
+            if by in TRIAL_COLUMNS:
                 two, more = "two trials, each on rows of its own, agree", ""
             said.append(f"The order by {by} has not settled: {two} with τ = {reading.repeats:.2f}.{more}")
         for name, one in self.readings.items():
@@ -127,7 +129,7 @@ class Scan:
         Raises:
             RequestError: another schema or version.
         """
-        from loratlas.signals.base import Column
+        from loratlas.signals.column import Column
         from loratlas.signals.measure_signals import Reading
 
         if data.get("schema") != SCHEMA or data.get("version") != VERSION:
@@ -137,18 +139,19 @@ class Scan:
                 instead="what `loratlas scan MODEL DATA --json` prints",
             )
         readings = {}
-        for told in data["signals"]:
-            scores = [score for score in data["scores"] if score["signal"] == told["name"]]
-            readings[told["name"]] = Reading(
-                column=Column(**{key: told[key] for key in ("name", "unit", "pays", "adam")}),
+        for entry in data["signals"]:
+            scores = [score for score in data["scores"] if score["signal"] == entry["name"]]
+            readings[entry["name"]] = Reading(
+                column=Column(**{key: entry[key] for key in ("name", "unit", "pays", "adam")}),
                 values={score["path"]: score["value"] for score in scores},
                 errors={s["path"]: s["error"] for s in scores if s["error"] is not None},
-                repeats=told["repeats"],
-                repeats_top=told["repeats_top"],
-                silent=told["silent"],
-                gains=data.get("gains", {}).get(told["name"]),
+                repeats=entry["repeats"],
+                repeats_top=entry["repeats_top"],
+                silent=entry["silent"],
+                gains=data.get("gains", {}).get(entry["name"]),
             )
-        return cls(**{name: data[name] for name in _PLAIN}, readings=readings)
+        known = {"by": DECIDES, "visits": data.get("rows")} | dict(data)  # older files have neither
+        return cls(**{name: known[name] for name in _PLAIN}, readings=readings)
 
 
 _PLAIN = (
@@ -157,7 +160,9 @@ _PLAIN = (
     "config_digest",
     "source",
     "digest",
+    "by",
     "rows",
+    "visits",
     "tokens",
     "labelled",
     "loss",
@@ -168,29 +173,21 @@ _PLAIN = (
 
 
 def load_scan(path: Any) -> Scan:
-    """Read a scan's JSON file.
+    """Read a scan's JSON file, or the folder that `scan --out` wrote.
 
     Raises:
         RequestError: no such file, no JSON, or no scan.
     """
+    path = Path(path)
+    path = path / RESULT if path.is_dir() else path
+    instead = "what `loratlas scan MODEL DATA --out` wrote, or --json printed"
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = (
             "no such file" if isinstance(error, FileNotFoundError) else f"no JSON that can be read ({error})"
         )
-        raise RequestError(
-            given=f"the scores {path}", found=why, instead="what `loratlas scan MODEL DATA --json` printed"
-        ) from error
+        raise RequestError(given=f"the scores {path}", found=why, instead=instead) from error
     if not isinstance(data, dict):
-        raise RequestError(
-            given=f"the scores {path}",
-            found="JSON that is no object",
-            instead="what `loratlas scan MODEL DATA --json` printed",
-        )
+        raise RequestError(given=f"the scores {path}", found="JSON that is no object", instead=instead)
     return Scan.from_json(data)
-
-
-def renamed(scan: Scan, model: str) -> Scan:
-    """The scan under the name that the user wrote."""
-    return replace(scan, model=model)

@@ -7,7 +7,8 @@ from typing import Any, final
 
 import torch
 
-from loratlas.signals.base import ALL_FOLDS, Column, Key, Output, Signal, Sums, Use, experts_of
+from loratlas.signals.base import ALL_FOLDS, Key, Output, Signal, Sums, Use, experts_of
+from loratlas.signals.column import Column
 from loratlas.signals.sketch import eigenvalues
 
 RANK = 8

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from loratlas.anatomy.role_table import ATTENTION_FAMILIES
-from loratlas.signals.base import ALL_FOLDS, Column, Signal, Sums
+from loratlas.signals.base import ALL_FOLDS, Signal, Sums
+from loratlas.signals.column import Column
 
 if TYPE_CHECKING:
     from loratlas.data.batching import Batch

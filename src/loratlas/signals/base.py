@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from loratlas.anatomy.sites import Site
+from loratlas.signals.column import Column
 
 if TYPE_CHECKING:
     from loratlas.data.batching import Batch
@@ -36,27 +37,6 @@ HALVES = (ALL_FOLDS[::2], ALL_FOLDS[1::2])
 
 Key = tuple[str, int]
 """Path of a parameter, and the expert in its stack (0 where there is no stack)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One number per site.
-
-    Args:
-        name: what it is called in tables and JSON.
-        unit: in words.
-        pays: ``"high"`` where a high value says that adaptation pays there, ``"low"`` where a low one does.
-        adam: what the number has to do with Adam, in words.
-    """
-
-    name: str
-    unit: str
-    pays: str
-    adam: str
-
-    def worth(self, value: float) -> float:
-        """The value with its sign turned so that more is better."""
-        return value if self.pays == "high" else -value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +143,10 @@ class Signal(ABC):
     @abstractmethod
     def reset(self, model: Any) -> None:
         """Forget everything."""
+
+    def weigh(self, model: Any, site: Site) -> None:
+        """Look at a site's weights; before any pass, and only of signals that need nothing else."""
+        return
 
     def read(self, use: Use, output: Output) -> None:
         """The forward pass used a matrix."""

@@ -9,7 +9,8 @@ from typing import Any, final
 import torch
 
 from loratlas.anatomy.sites import Site
-from loratlas.signals.base import ALL_FOLDS, Column, Key, Signal, Sums, Use, experts_of
+from loratlas.signals.base import ALL_FOLDS, Key, Signal, Sums, Use, experts_of
+from loratlas.signals.column import Column
 from loratlas.signals.sketch import singular
 
 RANK = 4

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.sites import Site
-from loratlas.signals.base import ALL_FOLDS, FOLDS, HALVES, Column, Signal
+from loratlas.signals.base import ALL_FOLDS, FOLDS, HALVES, Signal
+from loratlas.signals.column import Column
 from loratlas.signals.rank_correlation import chance, tau, tau_of_top
 from loratlas.signals.rematerialize import Again
 from loratlas.signals.site_hooks import Loss, one_pass
@@ -86,7 +87,8 @@ def measure(
     *,
     watched: Sequence[str] = (),
     ranks: int = 16,
-    on_pass: Callable[[int], None] | None = None,
+    on_weights: Callable[[int, int], object] | None = None,
+    on_pass: Callable[[int], object] | None = None,
 ) -> Measured:
     """Make the passes and read the signals.
 
@@ -98,13 +100,15 @@ def measure(
         loss: (model, batch) → losses of the counted tokens.
         watched: columns whose order must have settled; with none, all batches are read.
         ranks: for how many ranks gains are told.
-        on_pass: told the number of passes made.
+        on_weights: called with (matrices looked at, of so many), where a signal looks at weights.
+        on_pass: called with the number of passes made.
 
     Raises:
         DataError, ModelError, SettingsError: see `loratlas.signals.site_hooks.one_pass`.
     """
     for signal in signals:
         signal.begin(model, sites)
+    _weigh(model, sites, [signal for signal in signals if signal.needs == "weights"], on_weights)
     moving = [signal for signal in signals if signal.needs != "weights"]
     device = model.get_input_embeddings().weight.device
     summed, passes, rows, tokens, labelled = 0.0, 0, 0, 0, 0
@@ -135,6 +139,19 @@ def measure(
         backward=any(signal.needs == "backward" for signal in moving),
         settled=settled if watched and moving else None,
     )
+
+
+def _weigh(
+    model: Any,
+    sites: Sequence[Site],
+    signals: Sequence[Signal],
+    on_weights: Callable[[int, int], object] | None,
+) -> None:
+    for done, site in enumerate(sites if signals else (), 1):
+        for signal in signals:
+            signal.weigh(model, site)
+        if on_weights is not None:
+            on_weights(done, len(sites))
 
 
 def _settled(signals: Sequence[Signal], watched: Sequence[str]) -> bool:

@@ -11,7 +11,8 @@ import torch
 
 from loratlas.anatomy.sites import Site
 from loratlas.errors import ModelError
-from loratlas.signals.base import ALL_FOLDS, Column, Signal
+from loratlas.signals.base import ALL_FOLDS, Signal
+from loratlas.signals.column import Column
 
 
 @final
@@ -21,8 +22,8 @@ class Spectrum(Signal):
         spectrum    = log₁₀ (σ_1 / σ_m)
         stable_rank = Σ_j σ_j² / σ_1²
 
-    A **low** condition number says that adaptation pays, by KappaTune's argument: a matrix that treats directions alike
-    holds little that could be forgotten. A high stable rank says much the same. Of a stack of experts, the mean.
+    A **low** condition number says that an adapter helps, by KappaTune's argument: a matrix that treats directions
+    alike holds little that could be forgotten. A high stable rank says much the same. Of a stack of experts, the mean.
 
     Unit: decades; directions. Adam's geometry is not taken into account, nor are the data.
 
@@ -41,26 +42,27 @@ class Spectrum(Signal):
     needs = "weights"
 
     def reset(self, model: Any) -> None:
-        self._found: dict[str, tuple[float, float]] = {}
-        for site in self.sites:
-            stack = [W.detach().float() for W in _weights(model, site)]
-            if not all(bool(torch.isfinite(W).all()) for W in stack):
-                raise ModelError(
-                    given=f"the weights of {model.name_or_path or type(model).__name__}",
-                    found=f"NaN or infinite numbers, first at {site.module}",
-                    instead="the weights as they were before they broke",
-                )
-            values = [torch.linalg.svdvals(W) for W in stack]
-            told = [(float(s[0]), float(s[-1]), float(s.square().sum())) for s in values if float(s[0]) > 0]
-            if told:
-                decades = [math.log10(high / max(low, 1e-12 * high)) for high, low, _ in told]
-                ranks = [energy / high**2 for high, _, energy in told]
-                self._found[site.path] = (sum(decades) / len(told), sum(ranks) / len(told))
+        self._measured: dict[str, tuple[float, float]] = {}
+
+    def weigh(self, model: Any, site: Site) -> None:
+        stack = [W.detach().float() for W in _weights(model, site)]
+        if not all(bool(torch.isfinite(W).all()) for W in stack):
+            raise ModelError(
+                given=f"the weights of {model.name_or_path or type(model).__name__}",
+                found=f"NaN or infinite numbers, first at {site.module}",
+                instead="the weights as they were before they broke",
+            )
+        values = [torch.linalg.svdvals(W) for W in stack]
+        ends = [(float(s[0]), float(s[-1]), float(s.square().sum())) for s in values if float(s[0]) > 0]
+        if ends:
+            decades = [math.log10(high / max(low, 1e-12 * high)) for high, low, _ in ends]
+            ranks = [energy / high**2 for high, _, energy in ends]
+            self._measured[site.path] = (sum(decades) / len(ends), sum(ranks) / len(ends))
 
     def values(self, folds: Sequence[int] = ALL_FOLDS) -> dict[str, dict[str, float]]:
         return {
-            "spectrum": {path: decades for path, (decades, _) in self._found.items()},
-            "stable_rank": {path: rank for path, (_, rank) in self._found.items()},
+            "spectrum": {path: decades for path, (decades, _) in self._measured.items()},
+            "stable_rank": {path: rank for path, (_, rank) in self._measured.items()},
         }
 
 

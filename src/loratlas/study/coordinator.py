@@ -16,10 +16,19 @@ from typing import Any
 from loratlas.errors import DataError, Interrupted, OutputError, RunError
 from loratlas.files import digest, write_json
 from loratlas.models.task import CAUSAL
+from loratlas.scan.pace import OnEvent as OnScan
 from loratlas.study import side_metrics as beside
 from loratlas.study.fleet_sizing import fleet_size
 from loratlas.study.ledger import NAME, Key, Ledger, claim, unstorable, unwritable
-from loratlas.study.prepare import Prepared, machine, prepare, revision, training, versions
+from loratlas.study.prepare import (
+    Prepared,
+    machine,
+    prepare,
+    revision,
+    training,
+    training_device,
+    versions,
+)
 from loratlas.study.run_records import read_record, save_encoded
 from loratlas.study.schedule import nll, schedule
 from loratlas.study.study_result import StudyResult, load_study
@@ -42,7 +51,8 @@ class StudyEvent:
     """What happens, for a progress display.
 
     Args:
-        kind: "prepared", "ready" (a worker loaded the base), "started", "step", "finished", "complete".
+        kind: "scan" (a step of it; ``planned`` and ``done`` count its units), "prepared", "ready" (a worker loaded the
+            base), "started", "step", "finished", "complete".
         planned: runs known to be needed by now (tuning may extend the grid); done: finished ones.
         phase, arm, lr, seed: of the run that the event is about.
         step, steps: of that run.
@@ -95,7 +105,7 @@ def run_study(
         else:
             _check_parent(out)
         begun = Ledger.open(out).facts if known and (out / NAME).exists() else {}
-        prepared = prepare(spec, begun if begun.get("begun") else None)
+        prepared = prepare(spec, begun if begun.get("begun") else None, on_scan=_scan_reporter(on_event))
         if not known:  # made only now: a request that cannot be met leaves nothing behind
             try:
                 out.mkdir(parents=True, exist_ok=True)
@@ -120,6 +130,22 @@ def run_study(
             raise unstorable(str(out), error) from error
     coordinator.tell("complete", message=f"{coordinator.done} runs finished")
     return result
+
+
+def _scan_reporter(on_event: OnEvent | None) -> OnScan | None:
+    """What a scan reports, as events of the study."""
+    if on_event is None:
+        return None
+    return lambda event: on_event(
+        StudyEvent(
+            kind="scan",
+            planned=event.total,
+            done=event.done,
+            phase="scan",
+            seconds_left=event.seconds_left,
+            message=f"{event.phase} for the arms that are auto",
+        )
+    )
 
 
 def _check_folder(out: Path, spec: StudySpec) -> None:
@@ -219,7 +245,7 @@ class Coordinator:
         self.tell("prepared", message=f"{self.done} of {self.planned} runs are finished")
         if state.complete:
             return
-        device = _device()
+        device = training_device()
         setup = self._write_setup(device)
         count = workers or (_cores() if device == "cpu" else 1)
         count = max(1, min(count, len(state.pending)))
@@ -453,12 +479,6 @@ def _words(key: Key | None) -> str:
     return (
         "the bare base" if key.phase == "base" else f"{key.phase} {key.arm}, lr {key.lr:g}, seed {key.seed}"
     )
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _cores() -> int:

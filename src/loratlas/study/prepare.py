@@ -19,7 +19,6 @@ import numpy as np
 
 from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
-from loratlas.scan.advice import DECIDES
 from loratlas.scan.plan_from_scores import is_auto
 from loratlas.sources import DEMO, model_source, open_rows, open_task
 from loratlas.study import side_metrics as beside
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from loratlas.data.rows import Rows
     from loratlas.models.task import Task
     from loratlas.placement.plan import Plan
+    from loratlas.scan.pace import OnEvent
     from loratlas.scan.scores import Scan
     from loratlas.training.settings import Settings
 
@@ -135,12 +135,15 @@ class Prepared:
         return found
 
 
-def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared:
+def prepare(
+    spec: StudySpec, begun: Mapping[str, Any] | None = None, *, on_scan: OnEvent | None = None
+) -> Prepared:
     """Read the base's anatomy, resolve the arms and encode the rows.
 
     Args:
         spec: the study.
         begun: facts of the ledger, where the study has begun: its scan is not made again.
+        on_scan: called with what a scan of it does.
 
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
@@ -188,7 +191,7 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
     scanned = None
     if autos:
         kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
-        found = None if begun else _scan(spec, anatomy, train, source)
+        found = None if begun else _scan(spec, anatomy, train, source, on_scan)
         scanned = begun["scan"] if begun else found and found.to_json(gains=False)
         resolved, matches = plans(spec, anatomy, memory, scan=found, known=kept)
         _check_arms(spec, resolved, config)
@@ -243,14 +246,22 @@ def prepare(spec: StudySpec, begun: Mapping[str, Any] | None = None) -> Prepared
     )
 
 
-def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str) -> Scan:
-    """Measure where adaptation pays, on training rows alone."""
+def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str, on_event: OnEvent | None) -> Scan:
+    """Measure where adapters help most, on training rows alone, on the device that runs train on."""
     from loratlas.models.load import load_model
-    from loratlas.scan.run_scan import scan, signal_of
+    from loratlas.scan.run_scan import scan
 
-    model = load_model(source, dtype=spec.dtype)
+    model: Any = load_model(source, dtype=spec.dtype)
     packed = False if spec.packing == "off" else None
-    return scan(model, anatomy, train, signals=[signal_of(DECIDES)], seed=spec.seed, packed=packed)
+    model = model.to(training_device())
+    return scan(model, anatomy, train, seed=spec.seed, packed=packed, on_event=on_event)
+
+
+def training_device() -> str:
+    """Where runs train: the first GPU, or the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def training(spec: StudySpec) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from loratlas.errors import OutputError
 from loratlas.models.task import CAUSAL, Task
-from loratlas.scan.advice import track_record
+from loratlas.scan.advice import DECIDES, track_record
 from loratlas.study.estimator import Estimate, estimate
 from loratlas.study.findings import Comparison, Finding, judge, pareto
 from loratlas.study.ledger import Key, Ledger
@@ -127,7 +127,7 @@ def build(
         "ranks": compared,
         "pareto": _pareto(arms),
         "anatomy": facts["anatomy"],
-        **({"scan": facts["scan"]} if "scan" in facts else {}),
+        **({"scan": _scan(facts["scan"])} if "scan" in facts else {}),
         "notes": [*facts["notes"], *_notes(spec, facts, state)],
         "runs": {"finished": len(finished), "planned": state.planned},
         "machine": facts["machine"],
@@ -434,7 +434,7 @@ def _notes(spec: StudySpec, facts: Mapping[str, Any], state: Schedule) -> list[s
         added = [f"{rate:g}" for rate in state.rates if rate not in spec.learning_rates]
         notes.append(f"An optimum lay at the edge of the grid: all arms also tried {', '.join(added)}.")
     if "scan" in facts:
-        notes.append(track_record(facts["scan"]["signals"][0]["name"]))
+        notes.append(track_record(decided_by(facts["scan"])))
     for name, match in facts["matches"].items():
         if spec.match != "none" and match and not match["solved"]:
             notes.append(f"{name} names its ranks, which were obeyed: its spending is not matched.")
@@ -450,6 +450,23 @@ def _notes(spec: StudySpec, facts: Mapping[str, Any], state: Schedule) -> list[s
             "The base's own dropout was on, so that its noise is not shared by the arms of one seed."
         )
     return notes
+
+
+def _scan(scan: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's scan, with what decided and how often rows were read, also where that was not written down."""
+    return {**scan, "by": decided_by(scan), "visits": scan.get("visits", scan["rows"])}
+
+
+def decided_by(scan: Mapping[str, Any]) -> str:
+    """The score that decided a scan; those that were written down before they said so were decided by `DECIDES`.
+
+    >>> decided_by({"by": "gradient"}), decided_by({"signals": [{"name": "probe_energy"}, {"name": "probe_yield"}]})
+    ('gradient', 'probe_yield')
+    >>> decided_by({"signals": [{"name": "gradient"}, {"name": "gradient_energy"}]})
+    'gradient'
+    """
+    names = [signal["name"] for signal in scan.get("signals", ())]
+    return scan.get("by") or (DECIDES if DECIDES in names or not names else names[0])
 
 
 def _where_cut(facts: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,18 +40,27 @@ class LossChangeAllocation:
         self._before: list[torch.Tensor] = []
         self._sums: list[torch.Tensor] = []
         self._shaped: list[list[torch.Tensor]] = []
+        self._pending: dict[str, torch.Tensor] = {}
 
-    def __call__(self, masters: MasterWeights) -> None:
-        """Take in a step whose gradient is in the masters, before it is spent."""
+    def _prepare(self, masters: MasterWeights) -> None:
+        """Lay out the sums as the masters are."""
         import torch
 
+        self._names = [group.names for group in masters.groups]
+        self._sums = [torch.zeros_like(group.master) for group in masters.groups]
+        self._shaped = [group.shaped(total) for group, total in zip(masters.groups, self._sums, strict=True)]
+        self._before = masters.copy()
+        for name, kept in self.state().items():
+            if name in self._pending:
+                kept.copy_(self._pending[name])
+        self._pending = {}
+
+    def __call__(self, masters: MasterWeights) -> None:
+        """Take in a step whose gradient is in the masters, before it is used."""
+        if not self._sums:
+            self._prepare(masters)
         if not self.steps:
-            self._names = [group.names for group in masters.groups]
-            self._sums = [torch.zeros_like(group.master) for group in masters.groups]
-            self._shaped = [
-                group.shaped(total) for group, total in zip(masters.groups, self._sums, strict=True)
-            ]
-            self._before = masters.copy()
+            pass  # no step has been made yet
         elif self.steps < self.after:
             for group, before in zip(masters.groups, self._before, strict=True):
                 before.copy_(group.master)
@@ -60,6 +70,15 @@ class LossChangeAllocation:
                 total.addcmul_(group.master.grad, before.sub_(group.master))
                 before.copy_(group.master)
         self.steps += 1
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What `load_state` goes on from; with `steps`, after any step."""
+        pairs = (("sum", self._sums), ("before", self._before))
+        return {f"{name}.{index}": kept for name, all_of in pairs for index, kept in enumerate(all_of)}
+
+    def load_state(self, state: Mapping[str, torch.Tensor], *, steps: int) -> None:
+        """Go on from what `state` gave after so many steps, at the next step that is shown."""
+        self.steps, self._pending = steps, dict(state)
 
     def values(self) -> dict[str, float]:
         """Parameter's name → its descent, nats per token; empty before the first step."""

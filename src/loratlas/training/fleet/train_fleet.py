@@ -150,6 +150,7 @@ class Fleet:
         resume: bool = False,
         on_step: Callable[[int, StepEvent], None] | None = None,
         on_gradient: Callable[[int, MasterWeights], None] | None = None,
+        measure_memory: bool = True,
     ) -> list[FitResult]:
         """Train all runs to their ends.
 
@@ -157,6 +158,8 @@ class Fleet:
             resume: each run goes on from the checkpoint in its folder, if there is one.
             on_step: told (place of the run, what its step was), in order.
             on_gradient: shown (place of the run, its masters) at every step, as by `loratlas.training.loop.fit`.
+            measure_memory: record two steps of every run, in which it shares no pass; which steps these are depends on
+                where a resumed run goes on, so that without them it repeats bit for bit.
 
         Returns:
             What `loratlas.training.loop.fit` returns, of every run; a step's seconds are the run's share by tokens.
@@ -177,7 +180,10 @@ class Fleet:
             if resume:
                 for run in self.runs:
                     run.load_state()
-            peaks = [run.peak() for run in self.runs]
+            unmeasured = np.zeros(0, dtype=np.int64)
+            peaks = [
+                run.peak() if measure_memory else Peak(self.device, unmeasured, first=0) for run in self.runs
+            ]
             try:
                 for _ in self._keep_prefixes():
                     if stop.asked:

@@ -1,0 +1,189 @@
+"""A scan's folder: what it has measured so far, so that a stopped scan goes on and ends as if it had not been stopped.
+
+    scan.json                      the result, with the plan
+    state/scan.json                which scan this is
+    state/measured.json            scores of the signals that do not train
+    state/scores.json              all scores; the trials are gone by then
+    state/trial-0/checkpoint/      of `loratlas.training.checkpoint`
+    state/trial-0/descent-000040.safetensors
+                                   sums of `loratlas.training.loss_change.LossChangeAllocation` at that step
+
+Sums are written before the checkpoint of the same step, so that a checkpoint always finds its sums, whenever the
+process is killed. Where trials stand at different steps, both begin anew: the result is the same, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratlas.errors import OutputError
+from loratlas.files import write_bytes, write_json
+from loratlas.training.checkpoint import FOLDER
+from loratlas.training.loss_change import LossChangeAllocation
+
+if TYPE_CHECKING:
+    from loratlas.training.master_weights import MasterWeights
+
+STATE = "state"
+IDENTITY, MEASURED, SCORES = "scan.json", "measured.json", "scores.json"
+SAVE_EVERY = 5
+"""Steps of a trial between two checkpoints."""
+
+
+class ScanFolder:
+    """The state of one scan.
+
+    Args:
+        out: the folder.
+        identity: plain data that another scan would not share.
+        resume: go on with what is there.
+
+    Raises:
+        OutputError: another scan is there, or one is there and ``resume`` is not set.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, out: Path, *, identity: Mapping[str, Any], resume: bool) -> None:
+        self.state = out / STATE
+        wanted = json.loads(json.dumps(identity))
+        kept = _read(self.state / IDENTITY)
+        if kept is not None and not resume:
+            raise OutputError(
+                given=f"--out {out}", found="an earlier scan", instead="--resume, or another --out"
+            )
+        if kept is not None:
+            different = [name for name in wanted if kept.get(name) != wanted[name]]
+            if different:
+                name = different[0]
+                raise OutputError(
+                    given=f"--resume with --out {out}",
+                    found=f"another scan: {name} was {kept.get(name)!r}, now {wanted[name]!r}",
+                    instead="what it began with, or another --out",
+                )
+        else:
+            shutil.rmtree(self.state, ignore_errors=True)
+            write_json(self.state / IDENTITY, wanted)
+        self.resumed = kept is not None
+
+    @property
+    def measured(self) -> dict[str, Any] | None:
+        """What was measured before the trials, as plain data."""
+        return _read(self.state / MEASURED)
+
+    def keep_measured(self, data: Mapping[str, Any]) -> None:
+        """Keep it."""
+        write_json(self.state / MEASURED, data)
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """All scores of a scan that ended, as plain data."""
+        return _read(self.state / SCORES)
+
+    def finish(self, data: Mapping[str, Any]) -> None:
+        """Keep all scores and remove the trials."""
+        write_json(self.state / SCORES, data)
+        for path in self.state.glob("trial-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def trials(self, count: int) -> list[Path]:
+        """A folder for each trial."""
+        return [self.state / f"trial-{number}" for number in range(count)]
+
+
+class KeptDescent:
+    """A `LossChangeAllocation` whose sums lie beside the checkpoints of its run.
+
+    Args:
+        after: as for `LossChangeAllocation`.
+        folder: of the run; None keeps nothing.
+        steps: of the whole run.
+    """
+
+    def __init__(self, *, after: int, folder: Path | None, steps: int) -> None:
+        self._after, self._folder, self._steps = after, folder, steps
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self._descent = LossChangeAllocation(after=self._after)
+        self._ended: dict[str, float] = {}
+
+    def __call__(self, masters: MasterWeights) -> None:
+        """As of `LossChangeAllocation`."""
+        self._descent(masters)
+        if self._folder is not None and (
+            self._descent.steps % SAVE_EVERY == 0 or self._descent.steps == self._steps
+        ):
+            self.save()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a folder."""
+        return self._folder is not None
+
+    def values(self) -> dict[str, float]:
+        """As of `LossChangeAllocation`, also of a run that an earlier process ended."""
+        return self._ended or self._descent.values()
+
+    def save(self) -> None:
+        """Write the sums of this step; those of the save before it stay."""
+        from safetensors.torch import save
+
+        if self._folder is None or not self._descent.steps:
+            return
+        path = self._folder / f"descent-{self._descent.steps:06d}.safetensors"
+        if path.exists():
+            return
+        tensors = {name: kept.cpu().contiguous() for name, kept in self._descent.state().items()}
+        write_bytes(path, save(tensors, metadata={"values": json.dumps(self._descent.values())}))
+        for old in sorted(self._folder.glob("descent-*.safetensors"))[:-2]:
+            old.unlink(missing_ok=True)
+
+    def load(self, step: int) -> bool:
+        """Go on after this step; whether its sums could be read."""
+        from safetensors import SafetensorError, safe_open
+
+        assert self._folder is not None
+        path = self._folder / f"descent-{step:06d}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as kept:
+                state = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+                values = json.loads(kept.metadata()["values"])
+        except (OSError, ValueError, KeyError, SafetensorError):
+            return False
+        self._descent.load_state(state, steps=step)
+        self._ended = values if step >= self._steps else {}
+        return True
+
+
+def go_on(folders: Sequence[Path], descents: Sequence[KeptDescent]) -> int:
+    """Load the sums of trials that were stopped; at which step they go on, 0 where they begin anew.
+
+    They go on only if all stand at the same step: then passes are shared as they would have been.
+    """
+    steps = {_last(folder) for folder in folders}
+    step = steps.pop() if len(steps) == 1 else 0
+    if step and all(descent.load(step) for descent in descents):
+        return step
+    for folder, descent in zip(folders, descents, strict=True):
+        descent.restart()
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _last(folder: Path) -> int:
+    """The step of a run's last whole checkpoint; 0 where there is none."""
+    return max((int(path.name.partition("-")[2]) for path in (folder / FOLDER).glob("step-*")), default=0)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Plain data, or None where there is none that can be read: then it is made anew."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None

@@ -1,0 +1,138 @@
+"""A scan that was killed anywhere and resumed equals the scan that was not, to the bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from tests.signals.brute import examples
+from tests.tiny import tiny_model
+from tests.training.small import wrap
+
+from loratlas.anatomy.read import read
+from loratlas.errors import OutputError
+from loratlas.scan import scan_folder
+from loratlas.scan.run_scan import scan
+from loratlas.scan.scan_folder import STATE
+
+STEPS = 12
+
+
+class Killed(BaseException):
+    """What stands for the end of a process."""
+
+
+def measured(out, *, resume=False, stop_at=None, **options):
+    model = tiny_model("llama")
+    done = 0
+
+    def on_event(event):
+        nonlocal done
+        done += 1
+        if done == stop_at:
+            raise Killed
+
+    options = {"among": "attention@last2", "trial_steps": STEPS, "seed": 3, **options}
+    return scan(
+        model, read(model.config), wrap(examples(40)), out=out, resume=resume, on_event=on_event, **options
+    )
+
+
+def numbers(scanned) -> str:
+    return json.dumps({**scanned.to_json(), "seconds": 0})
+
+
+@pytest.fixture(scope="module")
+def whole() -> str:
+    return numbers(measured(None))
+
+
+@pytest.mark.parametrize("stop_at", [1, 9, 10, 11, 12, 19, 23, 24])
+def test_killed_and_resumed_equals_never_killed(whole, tmp_path, stop_at):
+    with pytest.raises(Killed):
+        measured(tmp_path / "s", stop_at=stop_at)
+    assert numbers(measured(tmp_path / "s", resume=True)) == whole
+
+
+def test_a_resumed_scan_makes_only_the_steps_that_are_missing(tmp_path):
+    with pytest.raises(Killed):
+        measured(tmp_path / "s", stop_at=15)  # both trials have a checkpoint at step 5
+    with pytest.raises(Killed):  # 24 steps less 2 × 5
+        measured(tmp_path / "s", resume=True, stop_at=14)
+    assert measured(tmp_path / "s", resume=True, stop_at=1_000)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_kill_before_any_write_is_survived(whole, tmp_path, monkeypatch, together):
+    """Every single operation on files, one after the other, is the last one of a process."""
+    if not together:
+        monkeypatch.setattr("loratlas.training.fleet.members.MATRICES", ())
+        whole = numbers(measured(None))
+    operations = ("mkdir", "replace", "rename", "unlink", "write_text", "open")
+    at = {"count": 0, "stop": -1}
+
+    def counted(name, path, own):
+        def call(self, *arguments, **named):
+            if STATE in str(self):
+                at["count"] += 1
+                if at["count"] == at["stop"]:
+                    raise Killed(f"{name} {self}")
+            return own(self, *arguments, **named)
+
+        monkeypatch.setattr(path, name, call)
+
+    for name in operations:
+        counted(name, type(tmp_path), getattr(type(tmp_path), name))
+    measured(tmp_path / "count")
+    total = at["count"]
+    assert total > 30
+    for stop in range(1, total + 1, 1 if together else 7):
+        out = tmp_path / f"s{stop}"
+        at.update(count=0, stop=stop)
+        with pytest.raises(Killed):
+            measured(out)
+        at["stop"] = -1
+        assert numbers(measured(out, resume=True)) == whole, stop
+        shutil.rmtree(out)
+
+
+def test_trials_at_unlike_steps_begin_anew(whole, tmp_path):
+    with pytest.raises(Killed):
+        measured(tmp_path / "s", stop_at=15)
+    shutil.rmtree(tmp_path / "s" / STATE / "trial-1")
+    assert numbers(measured(tmp_path / "s", resume=True)) == whole
+
+
+def test_another_scan_there_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        measured(tmp_path / "s", stop_at=15)
+    with pytest.raises(OutputError, match="seed was 3, now 4"):
+        measured(tmp_path / "s", resume=True, seed=4)
+    with pytest.raises(OutputError, match="an earlier scan"):
+        measured(tmp_path / "s")
+
+
+def test_a_scan_that_ended_is_not_made_again(whole, tmp_path):
+    assert numbers(measured(tmp_path / "s")) == whole
+    assert not list((tmp_path / "s" / STATE).glob("trial-*"))
+    assert numbers(measured(tmp_path / "s", resume=True, stop_at=1)) == whole
+
+
+def test_signals_that_were_measured_are_not_measured_again(tmp_path):
+    signals = ["gradient", "probe_yield"]
+    one = numbers(measured(tmp_path / "one", signals=signals, by="gradient"))
+    passes = 5
+    with pytest.raises(Killed):
+        measured(tmp_path / "s", signals=signals, by="gradient", stop_at=passes + 11)
+    two = measured(tmp_path / "s", signals=signals, by="gradient", resume=True)
+    assert numbers(two) == one
+
+
+def test_broken_sums_are_not_gone_on_with(whole, tmp_path):
+    with pytest.raises(Killed):
+        measured(tmp_path / "s", stop_at=15)
+    (path,) = (tmp_path / "s" / STATE / "trial-0").glob("descent-000005*")
+    path.write_bytes(path.read_bytes()[:100])
+    assert numbers(measured(tmp_path / "s", resume=True)) == whole
+    assert scan_folder.SAVE_EVERY < STEPS
