@@ -260,6 +260,131 @@ def test_a_log_that_says_too_little_is_told_what_is_missing(cli, trainer: Path, 
     assert told.err.count("Pass ") >= 5, "every further pass was tried"
 
 
+def test_a_template_that_goes_on_behind_the_end_token(cli, tmp_path: Path):
+    """The real TRL counts the line break that a template writes behind the end token of an answer."""
+    pytest.importorskip("trl")
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from loratlas.demo import base_path, generate
+
+    tokenizer = AutoTokenizer.from_pretrained(base_path())
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ':\\n' + m['content'] + '<|endoftext|>' + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+    )
+    base = tmp_path / "base"
+    tokenizer.save_pretrained(base)
+    AutoModelForCausalLM.from_pretrained(base_path(), dtype=torch.float32).save_pretrained(base)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row.turns[0].content}],
+            "completion": [{"role": "assistant", "content": row.turns[-1].content}],
+        }
+        for row in generate(DATA, split="eval", rows=ROWS).rows
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = SFTConfig(
+        output_dir=str(tmp_path / "out"),
+        per_device_eval_batch_size=SIZE,
+        max_length=512,
+        report_to=[],
+        bf16=False,
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    made = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(base),
+    )
+    made.save_metrics("eval", made.evaluate())
+    log = tmp_path / "out" / "eval_results.json"
+    told = cli("audit-log", log, tmp_path / "rows.jsonl", "--model", base, "--json")
+    best = numbers(told)["eval_loss", None]["matches"][0]
+    assert (best["averaged"], best["counted"]) == (
+        f"mean of batches of {SIZE}",
+        "answers and what follows their end",
+    )
+    assert {term["kind"] for term in best["gap"]["terms"]} == {"coverage", "batch"}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_classifier_s_log(cli, tmp_path: Path, trained: bool):
+    """Compared with the loss per row of a classifier; refused where the head was never trained."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from loratlas.demo import base_path
+
+    texts = ["good film", "bad film", "a fine evening", "a long and dull evening", "good", "dull"]
+    labels = [1, 0, 1, 0, 1, 0]
+    rows = [{"text": t, "label": ["NEGATIVE", "POSITIVE"][i]} for t, i in zip(texts, labels, strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = AutoTokenizer.from_pretrained(base_path())
+    names = {0: "NEGATIVE", 1: "POSITIVE"}
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base_path(), dtype=torch.float32, num_labels=2, id2label=names,
+        label2id={v: k for k, v in names.items()}, pad_token_id=tokenizer.eos_token_id,
+    ).eval()  # fmt: skip
+    base = base_path()
+    if trained:
+        base = tmp_path / "base"
+        model.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    with torch.no_grad():
+        losses = [
+            float(
+                torch.nn.functional.cross_entropy(
+                    model(input_ids=torch.tensor([tokenizer(t)["input_ids"]])).logits, torch.tensor([i])
+                )
+            )
+            for t, i in zip(texts, labels, strict=True)
+        ]
+    log = tmp_path / "trainer_state.json"
+    entry = {"eval_loss": sum(losses) / len(losses), "step": 5}
+    log.write_text(json.dumps({"log_history": [entry], "global_step": 5}))
+    told = cli("audit-log", log, tmp_path / "rows.jsonl", "--model", base, "--json")
+    if not trained:
+        assert told.code == 2
+        assert "no trained head" in told.json["error"]["found"]
+        return
+    assert told.code == 0, told.err
+    assert told.json["task"]["name"] == "classification"
+    assert told.json["passes"] == ["the label of each row"]
+    assert numbers(told)["eval_loss", 5]["verdict"] == "reproduced"
+
+
+def test_printed_digits_that_prove_nothing(cli, trainer: Path, tmp_path: Path):
+    value = json.loads((trainer / "eval_results.json").read_text())["eval_loss"]
+    log = tmp_path / "train.log"
+    log.write_text(f"{{'eval_loss': '{value:.0f}', 'epoch': '1'}}\n{{'eval_loss': nan, 'epoch': '1'}}\n")
+    told = cli("audit-log", log, *SAME, "--adapter", trainer)
+    assert told.code == 1
+    words = " ".join(told.out.split())
+    assert "perhaps: " in words
+    assert "to prove one" in words
+    assert "not a number" in words
+
+
+def test_a_long_silence_is_broken(capsys):
+    import time
+
+    from loratlas.cli.heartbeat import heartbeat
+
+    with heartbeat("audit-log", every=0.02):
+        while capsys.readouterr().err.count("audit-log: at work for") < 1:
+            time.sleep(0.005)
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert capsys.readouterr().err == "", "it ends with its context"
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

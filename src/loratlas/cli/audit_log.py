@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loratlas.cli import options, output
-from loratlas.cli.evaluate import rows_to_judge, to_device
+from loratlas.cli.evaluation_inputs import rows_to_judge, to_device, watch
 from loratlas.cli.folders import adapter_folder, check_tokenizer
+from loratlas.cli.heartbeat import heartbeat
+from loratlas.cli.judging import adapter_task, check_head
 from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
-    from loratlas.loss_audit.audit_passes import Subject
-    from loratlas.loss_audit.definitions import Evidence
-    from loratlas.loss_audit.match_logs import Explained
-    from loratlas.loss_audit.read_logs import Log
+    from loratlas.data.rows import Rows
+    from loratlas.loss_audit.log_audit import LogAudit
+    from loratlas.loss_audit.log_numbers import Log
 
 RUNNERS_UP = 3
 """Further definitions that are printed where several reproduce a number; the JSON has all."""
@@ -58,6 +59,7 @@ def audit_log(
     split: options.Split = None,
     columns: options.Columns = None,
     limit: options.Limit = None,
+    task: options.TaskOption = None,
     max_length: options.MaxLength = 512,
     dtype: options.DtypeOption = options.Dtype.float32,
     batch_size: Annotated[
@@ -107,7 +109,7 @@ def audit_log(
             "--tolerance",
             metavar="NUMBER",
             min=0.0,
-            help="How far off still counts as reproduced; float32 rounding and the printed digits unless given.",
+            help="How far off still counts as reproduced; what chance and the printed digits allow unless given.",
             rich_help_panel=options.DATA,
         ),
     ] = None,
@@ -117,10 +119,13 @@ def audit_log(
 
     The rows are scored once, and every combination of counted tokens and averaging that tools use is compared with
     every loss and perplexity of the log. While one is left unexplained, further passes are made: without the adapter,
-    in other numbers, filled, cut or shifted otherwise. What the log does not say is listed.
+    in another dtype, padded, cut or shifted otherwise. A definition counts as reproducing a number only where that is
+    unlikely by chance. What the log does not say is listed. A classifier's log is compared with its loss per row, an
+    encoder-decoder's with that of its targets.
 
     The exit code is 1 where no number of an evaluation was reproduced.
     """
+    from loratlas.loss_audit.log_audit import LogAudit
     from loratlas.loss_audit.read_logs import read_logs
 
     if stride is not None and window is None:
@@ -128,194 +133,110 @@ def audit_log(
     logs = read_logs(log)
     folders = [adapter_folder(path) for path in adapter or ()]
     with tempfile.TemporaryDirectory(prefix="loratlas-audit-") as scratch:
-        told = _Audit(
+        audit = LogAudit(
             logs=logs,
-            sizes=tuple(batch_size or ()),
-            smoothing=tuple(dict.fromkeys((0.1, *(smoothing or ())))),
-            tolerance=tolerance,
+            scratch=Path(scratch),
             max_length=max_length,
             dtype=dtype.chosen,
+            batch_sizes=tuple(batch_size or ()),
+            smoothing=tuple(dict.fromkeys((0.1, *(smoothing or ())))),
+            tolerance=tolerance,
             window=window,
             stride=stride,
-            scratch=Path(scratch),
+            on_pass=lambda number, words: output.note(f"Pass {number}: {words}"),
         )
         rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
-        facts = told.run(model, folders, rows)
-    facts = {
+        with heartbeat("audit-log"):
+            found = _run(audit, model, folders, rows, asked=None if task is None else task.value)
+    numbers = {
         "schema": "loratlas.audit-log",
         "version": 1,
         "model": model,
         "adapters": [str(path) for path in adapter or ()],
-        **facts,
+        **found,
     }
     if as_json:
-        output.emit(facts)
+        output.emit(numbers)
     else:
-        _show(facts)
-    numbers = [number for one in facts["logs"] for number in one["numbers"]]
-    judged = [number for number in numbers if number["verdict"] != "training"]
+        _show(numbers)
+    judged = [
+        number
+        for one in numbers["logs"]
+        for number in one["numbers"]
+        if number["verdict"] not in ("training", "earlier")
+    ]
     if judged and not any(number["verdict"] == "reproduced" for number in judged):
         raise typer.Exit(1)
 
 
-class _Audit:
-    """The passes of one command, as many as it takes."""
+def _run(
+    audit: LogAudit, model: str, adapters: Sequence[Path], rows: Rows, *, asked: str | None
+) -> dict[str, Any]:
+    """Open the model on the rows, with each adapter, and make the passes."""
+    from loratlas.adapters.adapter_files import load_adapter
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.task_examples import encode_for
+    from loratlas.loss_audit.audit_passes import Subject, subject
+    from loratlas.loss_audit.text_units import texts_of
+    from loratlas.sources import model_source, open_model, open_task
 
-    def __init__(self, **options: Any) -> None:
-        self.logs: Sequence[Log] = options["logs"]
-        self.options = options
-        self.tables: dict[str, Any] = {}
-        self.rough: list[str] = []
-        self.explained: list[list[Explained]] = []
-        self.passes: list[str] = []
-        self.regularisers: dict[str, float] = {}
+    source = model_source(model)
+    tokenizer = load_tokenizer(source)
+    for folder in adapters:
+        remark = check_tokenizer(folder, tokenizer)
+        if remark:
+            output.note(remark)
+    first = adapters[0] if adapters else None
+    task, config = open_task(source, rows, tokenizer, asked=asked, known=adapter_task(first))
+    encoded = encode_for(task, rows, tokenizer, config=config or source, max_length=audit.max_length)
+    output.note(f"{rows.source}: {encoded.report.sentence()}")
 
-    def run(self, model: str, adapters: Sequence[Path], rows: Any) -> dict[str, Any]:
-        from loratlas.data.encode import encode, load_tokenizer
-        from loratlas.data.model_limits import check_fits
-        from loratlas.loss_audit.match_logs import by_example
-        from loratlas.loss_audit.text_units import texts_of
-        from loratlas.models.config import load_config
-        from loratlas.sources import model_source
-
-        tokenizer = load_tokenizer(model_source(model))
-        for folder in adapters:
-            remark = check_tokenizer(folder, tokenizer)
-            if remark:
-                output.note(remark)
-        encoded = encode(rows, tokenizer, max_length=self.options["max_length"])
-        check_fits(encoded, load_config(model_source(model)))
-        output.remark(rows)
-        output.note(f"{rows.source}: {encoded.report.sentence()}")
-        self.texts = texts_of(encoded, rows, tokenizer)
-        first = self._subject(model, adapters[0] if adapters else None, rows, encoded, tokenizer)
-        self._first(first)
-        for folder in adapters[1:]:
-            if not self._open():
-                break
-            name = f"adapter {folder}"
-            self._note(f"with the {name}")
-            other = self._subject(model, folder, rows, encoded, tokenizer)
-            table = other.table(self.options["scratch"] / f"adapter-{len(self.tables)}")
-            self._enter(name, replace(table, condition=name))
-        if self._open():
-            self._more(first, adapted=bool(adapters))
-        evidence = self._evidence()
-        lists = [by_example(log, evidence) for log in self.logs]
-        return {
-            "data": {"source": rows.source, "digest": rows.digest, **asdict(encoded.report)},
-            "passes": self.passes,
-            "logs": [
-                {
-                    "tool": log.tool,
-                    "path": str(log.path),
-                    "settings": dict(log.settings),
-                    "missing": [asdict(setting) for setting in log.missing],
-                    "numbers": [one.to_json(evidence) for one in found],
-                    "examples": None if told is None else asdict(told),
-                    "remarks": _remarks(log, len(encoded), adapted=bool(adapters)),
-                }
-                for log, found, told in zip(self.logs, self.explained, lists, strict=True)
-            ],
-        }
-
-    def _subject(self, model: str, adapter: Path | None, rows: Any, encoded: Any, tokenizer: Any) -> Subject:
-        from loratlas.loss_audit.audit_passes import subject
-        from loratlas.sources import open_model
-
-        base = open_model(model, dtype=self.options["dtype"])
-        if adapter is not None:
-            from loratlas.adapters.adapter_files import load_adapter
-
-            base = load_adapter(base, adapter)
-        made, reason = subject(to_device(base), rows, encoded, tokenizer)
+    def opened(folder: Path | None) -> Subject:
+        base = open_model(model, dtype=audit.dtype, config=config)
+        if folder is not None:
+            base = load_adapter(base, folder)
+        base = to_device(check_head(base, folder))
+        if config is not None:
+            return Subject(
+                model=base, rows=rows, encoded=encoded, tokenizer=tokenizer, packed=False, watch=watch
+            )
+        made, reason = subject(base, rows, encoded, tokenizer, watch=watch)
         if reason:
             output.note(f"Padded instead of packed: {reason}")
         return made
 
-    def _first(self, of: Subject) -> None:
-        from loratlas.loss_audit.definitions import REFERENCE
+    one = opened(first)
+    if config is not None:
+        audit.task(one)
+    else:
+        audit.texts = texts_of(encoded, rows, tokenizer)
+        audit.reference(one)
+        for folder in adapters[1:]:
+            if audit.open:
+                audit.other_adapter(opened(folder), f"adapter {folder}")
+        if audit.open:
+            audit.more(one, adapted=bool(adapters))
 
-        self._note("each example alone and whole")
-        table = of.table(self.options["scratch"] / "reference", uniform=True)
-        known = self.options["sizes"] or next((log.batch_sizes for log in self.logs if log.batch_sizes), ())
-        self.regularisers = of.regularisers(known)
-        self._enter(REFERENCE, table, rough=self.options["dtype"] != "float32")
+    def remarks(log: Log) -> list[str]:
+        if adapters or not (log.path.parent / "adapter_config.json").is_file():
+            return []
+        words = f"--adapter {log.path.parent} takes it."
+        return [f"An adapter lies beside it and was not part of this audit: {words}"]
 
-    def _more(self, of: Subject, *, adapted: bool) -> None:
-        from loratlas.loss_audit.audit_passes import further
-
-        sizes = self.options["sizes"] or next((log.batch_sizes for log in self.logs if log.batch_sizes), ())
-        plan = further(
-            of,
-            dtype=self.options["dtype"],
-            adapted=adapted,
-            sizes=sizes,
-            window=self.options["window"],
-            stride=self.options["stride"],
-        )
-        for one in plan:
-            self._note(one.words)
-            table = one.take(of, self.options["scratch"] / one.name, max_length=self.options["max_length"])
-            self._enter(one.name, table, rough=one.rough)
-            if not self._open():
-                return
-
-    def _note(self, words: str) -> None:
-        self.passes.append(words)
-        output.note(f"Pass {len(self.passes)}: {words}")
-
-    def _enter(self, name: str, table: Any, *, rough: bool = False) -> None:
-        from loratlas.loss_audit.match_logs import explain
-
-        self.tables[name] = table
-        if rough:
-            self.rough.append(name)
-        told = self.options
-        self.explained = [
-            explain(
-                log,
-                self._evidence(),
-                batch_sizes=told["sizes"],
-                smoothing=told["smoothing"],
-                tolerance=told["tolerance"],
-                rough=self.rough,
-                regularisers=self.regularisers,
-            )
-            for log in self.logs
-        ]
-
-    def _evidence(self) -> Evidence:
-        from loratlas.loss_audit.definitions import Evidence
-
-        return Evidence(tables=self.tables, texts=self.texts)
-
-    def _open(self) -> bool:
-        """Whether a number is left that a further pass might explain."""
-        return any(one.verdict == "not reproduced" for found in self.explained for one in found)
+    return {
+        "task": task.to_json(),
+        "data": {"source": rows.source, "digest": rows.digest, **asdict(encoded.report)},
+        **audit.to_json(rows=len(encoded), remarks=remarks),
+    }
 
 
-def _remarks(log: Log, rows: int, *, adapted: bool) -> list[str]:
-    """What can be seen without any number: other rows than the log's, an adapter beside it that was not given."""
-    told = []
-    if not adapted and (log.path.parent / "adapter_config.json").is_file():
-        told.append(
-            f"An adapter lies beside it and was not part of this audit: --adapter {log.path.parent} takes it."
-        )
-    for name, words in (("examples", "examples in the list"), ("eval_samples", "evaluation rows in the log")):
-        count = log.settings.get(name)
-        if isinstance(count, (int, float)) and int(count) != rows:
-            told.append(f"{int(count):,} {words}, {rows:,} rows here: not the same rows.")
-    return told
-
-
-def _show(facts: dict[str, Any]) -> None:
-    for one in facts["logs"]:
+def _show(found: dict[str, Any]) -> None:
+    for one in found["logs"]:
         output.say(f"{one['path']}: {one['tool']}")
-        said = ", ".join(f"{name} {_short(value)}" for name, value in one["settings"].items())
-        if said:
-            output.say(f"It says: {said}.")
-        judged = _once([n for n in one["numbers"] if n["verdict"] in ("reproduced", "not reproduced")])
+        settings = ", ".join(f"{name} {_short(value)}" for name, value in one["settings"].items())
+        if settings:
+            output.say(f"It says: {settings}.")
+        judged = _once([n for n in one["numbers"] if n["verdict"] not in ("earlier", "training")])
         if one["missing"] and any(len(number["matches"]) != 1 for number in judged):
             output.say(f"It does not say: {', '.join(setting['name'] for setting in one['missing'])}.")
         for remark in one["remarks"]:
@@ -329,31 +250,44 @@ def _show(facts: dict[str, Any]) -> None:
 
 def _once(numbers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Numbers as people need them: an evaluation that was logged twice is one."""
-    return list({(n["name"], n["step"], n["value"]): n for n in numbers}.values())
+    return list({(n["name"], n["step"], n["epoch"], n["value"]): n for n in numbers}.values())
 
 
 def _show_numbers(numbers: Sequence[dict[str, Any]]) -> None:
     drawn = output.table("number", ("value", "right"), "what gives it", ("off", "right"))
     for number in numbers:
-        name = number["name"] if number["step"] is None else f"{number['name']}, step {number['step']}"
+        name = number["name"]
+        if number["step"] is not None:
+            name += f", step {number['step']}"
+        elif number["epoch"] is not None:
+            name += f", epoch {number['epoch']:g}"
+        if number["verdict"] == "not a number":
+            drawn.add_row(name, f"{number['value']}", "not a number", "")
+            continue
         if not number["matches"]:
             drawn.add_row(name, f"{number['value']:.6g}", "nothing that was tried", "")
             for near in number["nearest"]:
                 drawn.add_row("", f"{near['value']:.6g}", f"nearest: {near['words']}", f"{near['off']:+.1e}")
             continue
         best, *others = number["matches"]
-        drawn.add_row(name, f"{number['value']:.6g}", best["words"], f"{best['off']:+.1e}")
+        words = best["words"] if number["verdict"] == "reproduced" else f"perhaps: {best['words']}"
+        drawn.add_row(name, f"{number['value']:.6g}", words, f"{best['off']:+.1e}")
         for other in others[:RUNNERS_UP]:
             drawn.add_row("", "", f"or: {other['words']}", f"{other['off']:+.1e}")
         if len(others) > RUNNERS_UP:
             drawn.add_row("", "", f"or {len(others) - RUNNERS_UP} more", "")
     output.show(drawn)
     for number in numbers:
-        for gap in [match["gap"] for match in number["matches"][:1]]:
+        for gap in [match["gap"] for match in number["matches"][:1] if number["verdict"] == "reproduced"]:
             terms = [f"{term['nats']:+.6f} {term['term']}" for term in gap["terms"]]
             if terms:
                 output.say(f"{number['name']}, from the token mean: {'; '.join(terms)}.")
-        if number["verdict"] == "not reproduced":
+        if number["verdict"] == "consistent":
+            output.say(
+                f"{number['name']}: {len(number['matches'])} of {number['tried']} definitions agree with it, as some "
+                "would with any number near it: too few digits, or too far from what the tool prints, to prove one."
+            )
+        if number["verdict"] != "reproduced":
             output.say(f"{number['name']} could still be:")
             for words in number["could_be"]:
                 output.say(f"  - {words}")
@@ -369,15 +303,11 @@ def _show_rest(numbers: Sequence[dict[str, Any]]) -> None:
             output.say(f"{len(names)} more {words}: {', '.join(dict.fromkeys(names))}.")
 
 
-def _show_examples(told: dict[str, Any]) -> None:
-    under = f", {told['condition']}" if told["condition"] else ""
-    words = (
-        f"Example by example: {told['reproduced']:,} of {told['of']:,} reproduced ({told['counted']}{under})."
-    )
-    if told["reproduced"] < told["of"]:
-        words += (
-            f" Furthest off: example {told['worst']}, {told['wanted']:.6g} there, {told['found']:.6g} here."
-        )
+def _show_examples(found: dict[str, Any]) -> None:
+    under = f", {found['condition']}" if found["condition"] else ""
+    words = f"Example by example: {found['reproduced']:,} of {found['of']:,} reproduced ({found['counted']}{under})."
+    if found["reproduced"] < found["of"]:
+        words += f" Furthest off: example {found['worst']}, {found['listed']:.6g} there, {found['computed']:.6g} here."
     output.say(words)
 
 

@@ -140,7 +140,7 @@ def scan(
     The first step is timed: a scan that would take longer than --minutes stops there.
     Without a budget the plan gets what `all` at rank 16 has. It ends with the plan's LoraConfig and the next command.
     """
-    from loratlas.cli.evaluate import to_device
+    from loratlas.cli.evaluation_inputs import to_device
     from loratlas.cli.mapping import read_named
     from loratlas.cost.dry_run import PeakMemory, typical
     from loratlas.data.encode import encode, load_tokenizer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas import formats
 from loratlas.cli import output
-from loratlas.cli.evaluate import rows_to_judge, to_device
+from loratlas.cli.evaluation_inputs import rows_to_judge, to_device
 from loratlas.cli.folders import adapter_folder, check_out
 from loratlas.cli.judging import adapter_task, check_head, check_samples, headline, sample_scores
 from loratlas.cli.mapping import check_scores, read_named
