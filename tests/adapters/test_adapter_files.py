@@ -9,7 +9,10 @@ import warnings
 import pytest
 from tests.tiny import tiny_anatomy, tiny_model
 
-from loratlas.adapters.adapter_files import export, load_adapter, read_about, save_adapter
+from loratlas.adapters.adapter_files import save_adapter
+from loratlas.adapters.export_adapter import export
+from loratlas.adapters.load_adapter import load_adapter
+from loratlas.adapters.read_adapter import read_adapter
 from loratlas.errors import AttachError, ModelError, OutputError, StorageError
 from loratlas.files import whole_folder
 from loratlas.placement.plan import place
@@ -49,7 +52,7 @@ def test_saved_and_loaded_the_logits_are_equal(tmp_path, model_type):
     again = load_adapter(tiny_model(model_type), tmp_path / "a")
     assert torch.equal(logits(again), wanted)
     assert not torch.allclose(logits(tiny_model(model_type)), wanted, atol=1e-3)
-    about = read_about(tmp_path / "a")
+    about = read_adapter(tmp_path / "a").notes
     assert about["plan"]["digest"] == plan.digest
     assert about["extra"] == {"note": "x"}
 
@@ -125,9 +128,9 @@ def test_export_of_both_kinds(tmp_path, base):
     save_adapter(adapted, tmp_path / "a", plan_json=plan.to_json())
     plain = export(tmp_path / "a", tmp_path / "plain", target="peft", base=base)
     merged = export(tmp_path / "a", tmp_path / "merged", target="merged", base=base)
-    assert plain == {"path": str(tmp_path / "plain"), "check": 0.0}
-    assert 0 <= merged["check"] < 1e-4
-    assert read_about(tmp_path / "plain")["plan"] == plan.to_json()
+    assert (plain.path, plain.check) == (str(tmp_path / "plain"), 0.0)
+    assert 0 <= merged.check < 1e-4
+    assert read_adapter(tmp_path / "plain").notes["plan"] == plan.to_json()
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
         p.name for p in (tmp_path / "merged").iterdir()
     }
@@ -136,8 +139,7 @@ def test_export_of_both_kinds(tmp_path, base):
     torch.testing.assert_close(logits(alone.eval()), wanted, rtol=1e-4, atol=1e-4)
     # Rounding to bfloat16 is not hidden.
     assert (
-        export(tmp_path / "a", tmp_path / "half", target="merged", base=base, dtype="bfloat16")["check"]
-        > 1e-4
+        export(tmp_path / "a", tmp_path / "half", target="merged", base=base, dtype="bfloat16").check > 1e-4
     )
 
 
@@ -179,7 +181,7 @@ def test_missing_weights_and_broken_notes_are_errors(tmp_path):
         load_adapter(tiny_model("llama"), folder)
     (folder / "loratlas.json").write_text("{")
     with pytest.raises(ModelError, match="not readable"):
-        read_about(folder)
+        read_adapter(folder)
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path):

@@ -10,8 +10,9 @@ import torch
 from tests.training.small import encoded
 
 import loratlas
-from loratlas.adapters.adapter_files import load_adapter, save_adapter
+from loratlas.adapters.adapter_files import save_adapter
 from loratlas.adapters.attach import attach
+from loratlas.adapters.load_adapter import load_adapter
 from loratlas.errors import SettingsError
 from loratlas.models.load import load_model
 from loratlas.placement.plan import place

@@ -6,15 +6,16 @@ copy has the base's numbers; while it trains, its masters are float32 (`loratlas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loratlas.adapters.plan_row import PlanRow
-from loratlas.errors import AttachError
+from loratlas.errors import AttachError, ModelError
 from loratlas.modeling import unwrap
-from loratlas.models.heads import head_modules, new_head
+from loratlas.models.heads import drawn_parameters, head_modules, new_head
 
 HEAD_STREAM = 5
 """Word beside the seed, so that a head is drawn alike whatever adapters are drawn before it."""
@@ -110,10 +111,18 @@ def head_differences(adapted: Any, heads: Sequence[str]) -> str:
 
 
 def detach_adapters(model: Any) -> Any:
-    """Give back the bare base of a `PeftModel`, as it was before."""
-    inner = model.get_base_model()
+    """Give back the bare base of a `PeftModel`, as it was before: heads, embeddings and biases included.
+
+    Args:
+        model: a `PeftModel`; or a model that PEFT has begun to put an adapter on.
+    """
+    inner = unwrap(model)
     own = {name: wrapper.original_module for name, wrapper in _wrappers(inner).items()}
-    base = model.unload()
+    with_bias = {id(parameter): original for parameter, original in getattr(model, _REPLACED, {}).values()}
+    for parameter in inner.parameters():
+        if id(parameter) in with_bias:
+            parameter.data.copy_(with_bias[id(parameter)])
+    base = model.unload() if hasattr(model, "unload") else _strip(inner)
     for name, module in own.items():  # PEFT leaves the trained copy in its place
         parent, _, leaf = name.rpartition(".")
         setattr(base.get_submodule(parent), leaf, module)
@@ -124,10 +133,91 @@ def detach_adapters(model: Any) -> Any:
     return base
 
 
+def _strip(base: Any) -> Any:
+    """Take PEFT's layers out of a model on which it has stopped halfway."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    layers = {
+        name: module
+        for name, module in base.named_modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    }
+    for name, layer in layers.items():
+        if any(name.startswith(f"{outer}.") for outer in layers):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        inner = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer.original_module
+        setattr(base.get_submodule(parent), leaf, inner)
+    return base
+
+
+_REPLACED = "loratlas_replaced"
+
+
+def replace_base_tensors(model: Any, tensors: Mapping[str, Any]) -> None:
+    """Give the base the tensors that an adapter brings for it; `detach_adapters` puts its own ones back.
+
+    Args:
+        model: the PeftModel.
+        tensors: by the names of its parameters.
+    """
+    import torch
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    kept = {}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameter = parameters[name]
+            kept[name] = parameter, parameter.detach().clone()
+            parameter.copy_(tensor)
+    setattr(model, _REPLACED, kept)
+
+
+def replaced_base_tensors(model: Any) -> tuple[str, ...]:
+    """Names of the base's parameters that an adapter has brought along."""
+    return tuple(getattr(model, _REPLACED, ()))
+
+
 def _wrappers(inner: Any) -> dict[str, Any]:
     from peft.utils import ModulesToSaveWrapper
 
     return {name: m for name, m in inner.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+
+
+def untrained(model: Any) -> tuple[str, ...]:
+    """Modules of a classifier's head that neither the base's weights nor an adapter hold: they are random numbers.
+
+    Args:
+        model: a transformers model, or a `PeftModel` around one.
+    """
+    inner = unwrap(model)
+    brought = trained_whole(model)
+    names = [
+        name
+        for name in drawn_parameters(inner)
+        if not any(name.startswith(f"{module}.") for module in brought)
+    ]
+    return tuple(sorted({name.rpartition(".")[0] for name in names}))
+
+
+def refuse_untrained(model: Any, adapter: Path) -> Any:
+    """Refuse an adapter whose model holds modules that nobody saved.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: neither base nor adapter hold a module of its head; the message names it.
+    """
+    names = untrained(model)
+    if not names:
+        return model
+    raise ModelError(
+        given=f"the adapter {adapter}",
+        found=f"a classifier whose {', '.join(names)} neither base nor adapter hold: drawn at random at every load",
+        instead="an adapter saved with every module of its head (modules_to_save), or a base that holds them",
+    )
 
 
 def trained_whole(adapted: Any) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ def _run(
     audit: LogAudit, model: str, adapters: Sequence[Path], rows: Rows, *, asked: str | None
 ) -> dict[str, Any]:
     """Open the model on the rows, with each adapter, and make the passes."""
-    from loratlas.adapters.adapter_files import load_adapter
+    from loratlas.adapters.load_adapter import load_adapter
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
     from loratlas.loss_audit.audit_passes import Subject, subject
@@ -187,7 +187,7 @@ def _run(
         if remark:
             output.note(remark)
     first = adapters[0] if adapters else None
-    task, config = open_task(source, rows, tokenizer, asked=asked, known=adapter_task(first))
+    task, config = open_task(source, rows, tokenizer, asked=asked, known=adapter_task(first, source))
     encoded = encode_for(task, rows, tokenizer, config=config or source, max_length=audit.max_length)
     output.note(f"{rows.source}: {encoded.report.sentence()}")
 

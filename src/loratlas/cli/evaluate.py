@@ -166,7 +166,12 @@ def evaluate(
     rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
     output.remark(rows)
     name = None if task is None else task.value
-    chosen_task, config = open_task(source, rows, tokenizer, asked=name, known=adapter_task(folder))
+    trained_for = adapter_task(folder, source)
+    if trained_for is not None and trained_for.remark:
+        output.note(trained_for.remark)
+    chosen_task, config = open_task(
+        source, rows, tokenizer, asked=name, known=trained_for.task if trained_for else None
+    )
     check_samples(chosen_task, samples=samples, rouge=rouge)
     if config is not None:
         _only_causal(chosen_task.name, also=also, smoothing=smoothing, window=window)
@@ -183,7 +188,7 @@ def evaluate(
     number, words = choose_dtype(dtype, trained_dtype(folder))
     base = open_model(model, dtype=number, quantize=quantize.value if quantize else None, config=config)
     if folder is not None:
-        from loratlas.adapters.adapter_files import load_adapter
+        from loratlas.adapters.load_adapter import load_adapter
 
         base = load_adapter(base, folder)
     base = to_device(check_head(base, folder))

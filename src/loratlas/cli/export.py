@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -48,24 +49,35 @@ def export(
 
     check is the largest difference of logits on fixed tokens between what was trained and what was written.
     """
-    from loratlas.adapters.adapter_files import export as write
+    from loratlas.adapters.export_adapter import export as write
     from loratlas.sources import model_source
 
     folder = adapter_folder(adapter)
     check_out(out, what="export")
     result = write(folder, out, target=target.value, base=model_source(base) if base else None)
+    same = result.check <= TOLERANCE  # false for NaN as well
     if as_json:
-        output.emit({"schema": "loratlas.export", "version": 1, "for": target.value, **result})
+        output.emit(
+            {
+                "schema": "loratlas.export",
+                "version": 1,
+                "for": target.value,
+                "path": result.path,
+                "check": result.check if math.isfinite(result.check) else None,
+                "dtype": result.dtype,
+                "recipe": result.recipe,
+                "remarks": result.remarks,
+            }
+        )
     else:
-        output.say(f"{result['path']}: logits differ by at most {result['check']:.2g} after loading it again")
-        output.say(SNIPPETS[target].format(path=result["path"]))
-    if result["check"] > TOLERANCE:
+        differ = f"{result.check:.2g}" if math.isfinite(result.check) else "numbers that are not finite"
+        output.say(
+            f"{result.path}: logits differ by at most {differ} from the adapter's, both loaded anew in {result.dtype}"
+        )
+        for remark in result.remarks:
+            output.say(remark)
+        output.say("Load it with:")
+        output.say(result.recipe)
+    if not same:
         output.note("That is more than rounding explains: do not use it.")
         raise typer.Exit(1)
-
-
-SNIPPETS = {
-    options.Target.peft: 'Load it with: PeftModel.from_pretrained(base, "{path}")',
-    options.Target.merged: 'Load it with: AutoModelForCausalLM.from_pretrained("{path}")',
-}
-"""How to load what was written, in Python."""

@@ -11,21 +11,30 @@ from loratlas.cli import output
 from loratlas.cli.folders import adapter_folder
 from loratlas.cli.options import Dtype
 from loratlas.errors import ModelError, SettingsError, printable
-from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
     from loratlas.models.task import Task
 
 
-def adapter_task(adapter: Path | None) -> Task | None:
-    """What an adapter was trained for, as it says itself; None without one, or for one from another tool."""
-    from loratlas.adapters.adapter_files import read_about
-    from loratlas.models.task import Task
+def adapter_task(adapter: Path | None, source: str) -> Task | None:
+    """What an adapter was trained for, as it says itself or as its tensors show; None without one.
 
+    A wrong word for it in the adapter's config is remarked on standard error.
+
+    Args:
+        adapter: its folder, or that of its run.
+        source: its base.
+    """
     if adapter is None:
         return None
-    task = (read_about(adapter_folder(adapter)).get("extra") or {}).get("task")
-    return Task.from_json(task) if task else None
+    from loratlas.adapters.adapter_task import task_of
+    from loratlas.adapters.read_adapter import read_adapter
+    from loratlas.models.config import load_config
+
+    recognised = task_of(read_adapter(adapter_folder(adapter)), load_config(source))
+    if recognised.remark:
+        output.note(recognised.remark)
+    return recognised.task
 
 
 def check_samples(task: Task, *, samples: int, rouge: bool) -> None:
@@ -59,15 +68,14 @@ def check_head(model: Any, adapter: Path | None) -> Any:
     Raises:
         ModelError: its head is what was drawn when it was loaded.
     """
-    from loratlas.adapters.trained_heads import heads_of, trained_whole
-    from loratlas.models.heads import new_head
+    from loratlas.adapters.trained_heads import refuse_untrained, trained_whole, untrained
 
-    inner = unwrap(model)
-    if not new_head(inner) or trained_whole(model):
-        return model
+    names = untrained(model)
+    if not names or (adapter is not None and trained_whole(model)):
+        return model if adapter is None else refuse_untrained(model, adapter)
     raise ModelError(
         given="a classification with " + ("a base alone" if adapter is None else f"the adapter {adapter}"),
-        found=f"no trained head for these labels ({', '.join(heads_of(inner))} would be random)",
+        found=f"no trained head for these labels ({', '.join(names)} would be random)",
         instead="--adapter DIR, of a classifier that was trained on these labels"
         if adapter is None
         else "an adapter that was trained as a classifier, or --task causal",
@@ -128,12 +136,9 @@ def _tail(prompt: str) -> str:
 
 def trained_dtype(adapter: Path | None) -> str | None:
     """The dtype that an adapter was trained in, as ``loratlas.json`` says; None where nothing says so."""
-    from loratlas.adapters.adapter_files import read_about
+    from loratlas.adapters.read_adapter import read_adapter
 
-    if adapter is None:
-        return None
-    settings = (read_about(adapter_folder(adapter)).get("extra") or {}).get("settings") or {}
-    return settings.get("dtype")
+    return None if adapter is None else read_adapter(adapter_folder(adapter)).dtype
 
 
 def choose_dtype(asked: Dtype, trained: str | None) -> tuple[str, str]:

@@ -86,7 +86,11 @@ def go(job: Job, *, as_json: bool) -> None:
     source = model_source(job.model)
     tokenizer = load_tokenizer(source)
     rows = open_rows(job.data, split=job.split, mapping=job.columns, limit=job.limit)
-    task, config = open_task(source, rows, tokenizer, asked=job.task, known=adapter_task(job.adapter))
+    trained_for = adapter_task(job.adapter, source)
+    if trained_for is not None and trained_for.remark:
+        output.note(trained_for.remark)
+    known = trained_for.task if trained_for else None
+    task, config = open_task(source, rows, tokenizer, asked=job.task, known=known)
 
     def prepare(rows: Rows) -> Encoded:
         encoded = encode_for(
@@ -266,7 +270,7 @@ def _adapted(job: Job, base: Any, plan: Plan | None) -> Any:
     if plan is not None:
         settings = job.settings
         return plan.attach(base, seed=settings.seed, dropout=settings.dropout, init=settings.init)
-    from loratlas.adapters.adapter_files import load_adapter
+    from loratlas.adapters.load_adapter import load_adapter
 
     assert job.adapter is not None  # _check said so
     return check_head(load_adapter(base, adapter_folder(job.adapter), trainable=True), job.adapter)

@@ -5,20 +5,26 @@ A masked language model has none, a classifier that was trained before has one f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-_NEW: WeakSet[Any] = WeakSet()
+_DRAWN: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
 
 
-def remember_new_head(model: Any) -> None:
-    """Note that a model's head was drawn when the model was loaded."""
-    _NEW.add(model)
+def note_drawn(model: Any, names: Iterable[str]) -> None:
+    """Note which parameters of a model's head were drawn when the model was loaded."""
+    _DRAWN[model] = frozenset(names)
+
+
+def drawn_parameters(model: Any) -> frozenset[str]:
+    """Parameters of a classifier's head that were drawn when the model was loaded: its weights held none that fit."""
+    return _DRAWN.get(model, frozenset())
 
 
 def new_head(model: Any) -> bool:
-    """Whether a classifier's head was drawn when the model was loaded, for its weights held none that fits."""
-    return model in _NEW
+    """Whether a classifier's head, or a module of it, was drawn when the model was loaded."""
+    return bool(drawn_parameters(model))
 
 
 def is_classifier(model: Any) -> bool:
@@ -53,6 +59,11 @@ def head_parameters(model: Any) -> dict[str, Any]:
         for name in head_modules(model)
         for parameter, value in model.get_submodule(name).named_parameters()
     }
+
+
+def output_parameters(model: Any) -> set[str]:
+    """Those of a head's parameters that have a row for each class: they are for these classes and no others."""
+    return {name for name, p in head_parameters(model).items() if len(p) == model.config.num_labels}
 
 
 def _weighs(module: Any) -> bool:

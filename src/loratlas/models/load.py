@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.errors import ModelError, RunError
 from loratlas.modeling import is_out_of_memory, zero_dropout
 from loratlas.models.config import first_line, hub_error, load_config, quiet
-from loratlas.models.heads import head_modules, head_parameters, remember_new_head
+from loratlas.models.heads import head_modules, head_parameters, note_drawn, output_parameters
 from loratlas.models.labels import label_index, own_labels
 from loratlas.models.meta import class_kind, meta_model, model_class
 from loratlas.models.quantize import keep_differentiable, quantization
@@ -110,8 +110,10 @@ def load_model(
             if kind != "CausalLM"
             else "all weights of a causal language model",
         )
-    if drawn or (kind == "SequenceClassification" and not _same_classes(source, model.config)):
-        remember_new_head(model)
+    if kind == "SequenceClassification" and not _same_classes(source, model.config):
+        drawn |= output_parameters(model)
+    if drawn:
+        note_drawn(model, drawn)
     model.config.use_cache = False
     model.requires_grad_(False)
     if quantize is not None:

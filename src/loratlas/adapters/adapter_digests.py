@@ -1,0 +1,107 @@
+"""SHA-256 of the files of an adapter, kept in its ``loratlas.json``, which is sealed by its own.
+
+A digest tells one flipped bit from none. The file that holds the digests holds one of itself as well, taken with 64
+zeros in its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from loratlas.errors import ModelError
+
+NOTES = "loratlas.json"
+SCHEMA = "loratlas.adapter"
+VERSION = 2
+"""Since 2 the digests are there. Version 1 had none."""
+
+_ZEROS = "0" * 64
+_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def base_digest(model: Any) -> str | None:
+    """Digest of a live model's config; None for a model without one."""
+    from loratlas.anatomy.config_sizes import config_digest
+
+    config: Any = getattr(model, "config", None)
+    return config_digest(copy.deepcopy(config)) if hasattr(config, "to_dict") else None
+
+
+def write_notes(folder: Path, notes: Mapping[str, Any], files: Iterable[str]) -> None:
+    """Write ``loratlas.json`` with the digests of the files beside it and its own.
+
+    Args:
+        folder: with the files, as they stay.
+        notes: plain data.
+        files: names of the files.
+    """
+    whole = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        **notes,
+        "sha256": {name: sha256_of(folder / name) for name in files},
+        "seal": _ZEROS,
+    }
+    text = json.dumps(whole, indent=1, default=str) + "\n"
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    before, _, after = text.rpartition(_ZEROS)  # the last one: notes may hold such a text too
+    (folder / NOTES).write_text(before + digest + after, encoding="utf-8")
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """What ``loratlas.json`` says, after every digest in it was found right; empty where there is no such file.
+
+    Raises:
+        ModelError: the file is broken, or a file differs from what was written.
+    """
+    path = folder / NOTES
+    if not path.is_file():
+        return {}
+    try:
+        raw = path.read_bytes()
+        notes = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise _changed(path, f"not readable: {str(error)[:100]}") from error
+    if (
+        not isinstance(notes, dict)
+        or notes.get("schema") != SCHEMA
+        or notes.get("version") not in (1, VERSION)
+    ):
+        raise _changed(path, "another schema or version than this loratlas reads")
+    if notes["version"] == 1:
+        if "seal" in notes or "sha256" in notes:
+            raise _changed(path, "version 1 with digests, which it never had")
+        return notes
+    seals = list(_SEAL.finditer(raw))
+    if not seals or notes.get("seal") != seals[-1][1].decode():
+        raise _changed(path, "no digest of itself")
+    start, end = seals[-1].span(1)
+    if hashlib.sha256(raw[:start] + _ZEROS.encode() + raw[end:]).hexdigest() != notes["seal"]:
+        raise _changed(path, "another content than was written: its SHA-256 differs")
+    for name, digest in notes["sha256"].items():
+        file = folder / Path(name).name
+        if not file.is_file() or sha256_of(file) != digest:
+            raise _changed(
+                file, "another content than was written: its SHA-256 differs from the one in loratlas.json"
+            )
+    return notes
+
+
+def _changed(path: Path, found: str) -> ModelError:
+    return ModelError(
+        given=str(path),
+        found=found,
+        instead=f"the folder as it was written; or, for an adapter that was changed on purpose, one without {NOTES}",
+    )
