@@ -20,6 +20,8 @@ from typing import Any
 
 TOKENS, ROWS, TARGETS = 24, 2, 12
 
+_WORDS = {"CausalLM": "CAUSAL_LM", "Seq2SeqLM": "SEQ_2_SEQ_LM", "SequenceClassification": "SEQ_CLS"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -48,10 +50,9 @@ class Request:
 
 def difference(request: Request) -> float:
     """Largest absolute difference of the logits; NaN where one is not finite."""
-    wanted = _logits(_adapted(request, request.adapter), request)
+    wanted = fixed_logits(load_with_peft(request, request.adapter), request)
     gc.collect()
-    model = _load(request, request.exported, {}) if request.merged else _adapted(request, request.exported)
-    got = _logits(model, request)
+    got = fixed_logits(load_export(request), request)
     return float((got - wanted).abs().max()) if got.shape == wanted.shape else math.nan
 
 
@@ -90,7 +91,15 @@ def in_fresh_process(requests: Sequence[Request]) -> list[float]:
         ) from error
 
 
-def _load(request: Request, source: str, options: dict[str, Any]) -> Any:
+def load_export(request: Request) -> Any:
+    """What was written, as PEFT and transformers load it."""
+    if request.merged:
+        return load_with_transformers(request, request.exported, {})
+    return load_with_peft(request, request.exported)
+
+
+def load_with_transformers(request: Request, source: str, options: dict[str, Any]) -> Any:
+    """A model as transformers alone loads it, in eval mode."""
     import torch
     import transformers
 
@@ -99,16 +108,22 @@ def _load(request: Request, source: str, options: dict[str, Any]) -> Any:
     return load(source, dtype=dtype, trust_remote_code=False, **options).eval()
 
 
-def _adapted(request: Request, adapter: str) -> Any:
-    from peft import PeftModel
+def load_with_peft(request: Request, adapter: str) -> Any:
+    """The base with an adapter on it, as PEFT alone loads both, in eval mode."""
+    from peft import PeftConfig, PeftModel
 
     # A head that is not in the weights is drawn; the adapter brings its own.
     options = {**request.options, "ignore_mismatched_sizes": True} if request.options else {}
-    base = _load(request, request.base, options)
-    return PeftModel.from_pretrained(base, adapter).eval().get_base_model()
+    base = load_with_transformers(request, request.base, options)
+    config = None
+    if adapter == request.adapter:
+        # With another word for its task PEFT would refuse some models. The export's own is taken as it is.
+        config = PeftConfig.from_pretrained(adapter)
+        config.task_type = config.task_type and _WORDS[request.kind]
+    return PeftModel.from_pretrained(base, adapter, config=config).eval().get_base_model()
 
 
-def _logits(model: Any, request: Request) -> Any:
+def fixed_logits(model: Any, request: Request) -> Any:
     """Logits for fixed rows of tokens, float32."""
     import torch
 

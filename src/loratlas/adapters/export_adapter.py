@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,26 @@ def export(
         ModelError: adapter or base are not there, the adapter is of another kind, or a module that it needs is held
             by neither of them; nothing is written. OutputError, StorageError: see :func:`save_adapter`.
     """
+    written, request = write_export(adapter_dir, out, target=target, base=base, dtype=dtype)
+    return replace(written, check=in_fresh_process([request])[0])
+
+
+def write_export(
+    adapter_dir: str | Path,
+    out: str | Path,
+    *,
+    target: str = "peft",
+    base: str | Path | None = None,
+    dtype: str = "float32",
+) -> tuple[Export, Request]:
+    """Write an adapter for other tools, without the comparison.
+
+    Args:
+        adapter_dir, out, target, base, dtype: as for :func:`export`.
+
+    Returns:
+        The export, its ``check`` NaN, and what `loratlas.adapters.check_export.in_fresh_process` has to compare.
+    """
     if target not in FORMATS:
         raise OutputError(
             given=f"--for {target}", found="a format that is not written", instead=" or ".join(FORMATS)
@@ -112,8 +133,9 @@ def export(
         merged=target == "merged",
         tokens=_special_tokens(contents),
     )
-    (check,) = in_fresh_process([request])
-    return Export(path=str(out), check=check, dtype=compared, recipe=recipe, remarks=tuple(remarks))
+    return Export(
+        path=str(out), check=math.nan, dtype=compared, recipe=recipe, remarks=tuple(remarks)
+    ), request
 
 
 def _adapted(contents: AdapterFolder, source: str, config: Any) -> PeftModel:
@@ -147,8 +169,15 @@ def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
     from loratlas.models.load import load_config, quiet
 
     _untie(model)
-    with quiet():
-        merged: Any = model.merge_and_unload(safe_merge=True)
+    try:
+        with quiet():
+            merged: Any = model.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ModelError(
+            given=str(out),
+            found=f"an adapter that cannot be added into its base: {str(error).splitlines()[0][:200]}",
+            instead="--for peft",
+        ) from error
     merged = merged.to(getattr(torch, dtype))
     # What loading for training switched off is not the base's own setting.
     merged.config.use_cache = getattr(load_config(source), "use_cache", True)

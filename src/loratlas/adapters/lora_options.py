@@ -144,11 +144,19 @@ def lora_config_of(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     from peft import LoraConfig
 
     known = _fields()
-    fields = {name: value for name, value in config.items() if name in known}
-    fields["init_lora_weights"] = True  # only matters when an adapter is made
+    started = (
+        "peft_type",
+        "init_lora_weights",
+        "eva_config",
+        "corda_config",
+        "loftq_config",
+        "lora_ga_config",
+    )
+    # How an adapter was started only matters when it is made.
+    fields = {name: value for name, value in config.items() if name in known and name not in started}
     try:
         with expected_warnings():
-            made = LoraConfig(**{name: value for name, value in fields.items() if name != "peft_type"})
+            made = LoraConfig(**fields)
     except (TypeError, ValueError, AttributeError) as error:
         raise _refused(
             folder, f"a config that PEFT refuses: {str(error)[:200]}", "the file as PEFT wrote it"

@@ -30,6 +30,9 @@ def expected_warnings() -> Iterator[None]:
         # It cannot turn PiSSA with rank patterns into an ordinary adapter on saving; `ordinary` can.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        # What they warn of is looked at by `export`: it unties, or refuses to merge.
+        warnings.filterwarnings("ignore", message="`lora_bias=True` was passed but")
+        warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
         _ignore_patterns()
         yield
 

@@ -16,10 +16,22 @@ _START = "loratlas_start"
 
 def keep_initial_factors(peft_model: PeftModel, adapter_name: str) -> None:
     """Keep a copy of the factors that an initialisation has just taken out of the base, on the model."""
+    state = adapter_state(peft_model, adapter_name)
+    setattr(peft_model, _START, {name: tensor.detach().clone() for name, tensor in state.items()})
+
+
+def adapter_state(peft_model: PeftModel, adapter_name: str) -> dict[str, Any]:
+    """The adapter's tensors by PEFT's names."""
+    import warnings
+
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(peft_model, adapter_name=adapter_name, save_embedding_layers=False)
-    setattr(peft_model, _START, {name: tensor.detach().clone() for name, tensor in state.items()})
+    with warnings.catch_warnings():
+        # PEFT takes the biases of factors (lora_bias) for matrices that were cut into pieces.
+        warnings.filterwarnings("ignore", message=r"Adapter .* have invalid shape")
+        return dict(
+            get_peft_model_state_dict(peft_model, adapter_name=adapter_name, save_embedding_layers=False)
+        )
 
 
 def ordinary_state(peft_model: PeftModel, adapter_name: str) -> tuple[dict[str, Any], LoraConfig]:
@@ -32,12 +44,8 @@ def ordinary_state(peft_model: PeftModel, adapter_name: str) -> tuple[dict[str, 
         Tensors by PEFT's names, those of the base that the adapter brought along included, and a copy of the config
         that fits them.
     """
-    from peft import get_peft_model_state_dict
-
     config: Any = copy.deepcopy(peft_model.peft_config[adapter_name])
-    state = dict(
-        get_peft_model_state_dict(peft_model, adapter_name=adapter_name, save_embedding_layers=False)
-    )
+    state = adapter_state(peft_model, adapter_name)
     brought = replaced_base_tensors(peft_model)
     if brought:
         now = peft_model.state_dict()
