@@ -201,12 +201,11 @@ CASES = (
         refused="pooler",
     ),
     Case(
-        name="sequence classes, middle layer held by nobody",
+        name="sequence classes, head of two layers",
         base="distilbert",
         kind="classes",
         config={**CLS, "target_modules": ["q_lin"]},
         options=THREE,
-        refused="pre_classifier",
     ),
     Case(
         name="sequence classes, regression",

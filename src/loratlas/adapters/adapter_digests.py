@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import ModelError
+from loratlas.files import sha256
 
 NOTES = "loratlas.json"
 SCHEMA = "loratlas.adapter"
@@ -23,12 +24,6 @@ VERSION = 2
 
 _ZEROS = "0" * 64
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def base_digest(model: Any) -> str | None:
@@ -51,7 +46,7 @@ def write_notes(folder: Path, notes: Mapping[str, Any], files: Iterable[str]) ->
         "schema": SCHEMA,
         "version": VERSION,
         **notes,
-        "sha256": {name: sha256_of(folder / name) for name in files},
+        "sha256": {name: sha256(folder / name) for name in files},
         "seal": _ZEROS,
     }
     text = json.dumps(whole, indent=1, default=str) + "\n"
@@ -92,7 +87,7 @@ def read_notes(folder: Path) -> dict[str, Any]:
         raise _changed(path, "another content than was written: its SHA-256 differs")
     for name, digest in notes["sha256"].items():
         file = folder / Path(name).name
-        if not file.is_file() or sha256_of(file) != digest:
+        if not file.is_file() or sha256(file) != digest:
             raise _changed(
                 file, "another content than was written: its SHA-256 differs from the one in loratlas.json"
             )

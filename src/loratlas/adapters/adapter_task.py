@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.read_adapter import AdapterFolder
 from loratlas.errors import ModelError
+from loratlas.models.config import load_config
 from loratlas.models.heads import head_parameters
-from loratlas.models.load import class_kind, classes, meta_model
+from loratlas.models.meta import class_kind, classes, meta_model
 from loratlas.models.task import CAUSAL, CLASSIFICATION, SEQ2SEQ, Task, for_task, own_labels
 
 if TYPE_CHECKING:
@@ -136,8 +137,6 @@ def open_base_config(contents: AdapterFolder, source: Any) -> tuple[AdapterTask,
     Returns:
         The task, and a config; None for a causal language model, which is read as its directory says.
     """
-    from loratlas.models.load import load_config
-
     config = load_config(source)
     found = task_of(contents, config)
     if found.task.name == CAUSAL:

@@ -166,7 +166,7 @@ def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from loratlas.models.load import load_config, quiet
+    from loratlas.models.config import load_config, quiet
 
     _untie(model)
     try:

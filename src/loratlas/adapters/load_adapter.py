@@ -7,6 +7,7 @@ file's header names, and the numbers follow only where names, shapes, ranks and 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,9 +67,18 @@ def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False
     model = None
     with torch.random.fork_rng(devices=cuda), expected_warnings():
         try:
-            model = _without_numbers(base_model, config)
-            _fill(model, contents, tensors)
+            model = _wrapped(base_model, config, numbers=False)
+            own = _base_tensors(model, contents, tensors)
+            rest = {name: tensor for name, tensor in tensors.items() if name not in own}
+            _fill(
+                model,
+                contents,
+                {name: torch.empty_like(tensor, device="meta") for name, tensor in rest.items()},
+            )
             _check_plan(model, contents)
+            model = _wrapped(detach_adapters(model), config, numbers=True)
+            _fill(model, contents, rest)
+            replace_base_tensors(model, own)
             share(model, NAME)
         except BaseException:
             detach_adapters(model if model is not None else base_model)
@@ -93,87 +103,73 @@ def _check_base(base_model: Any, contents: AdapterFolder) -> None:
         )
 
 
-def _without_numbers(base_model: Any, config: LoraConfig) -> PeftModel:
-    """The base with PEFT's layers in it, their factors on the meta device: nothing is allocated for them."""
+def _wrapped(base_model: Any, config: LoraConfig, *, numbers: bool) -> PeftModel:
+    """The base with PEFT's layers in it; without numbers their factors are on the meta device, and take no memory."""
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
     from peft.peft_model import PeftModel
 
     kind: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     try:
-        return kind(base_model, config, NAME, low_cpu_mem_usage=True)
+        return kind(base_model, copy.deepcopy(config), NAME, low_cpu_mem_usage=not numbers)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise _unfit(base_model, f"PEFT cannot put it on this base: {_first_line(error)}") from error
 
 
 def _fill(model: PeftModel, contents: AdapterFolder, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Give the adapter its numbers, after a trial with shapes alone.
+    """Give the adapter its numbers; or, for tensors without any, see whether it would take them.
 
     Raises:
         ModelError: names or shapes that do not fit this base.
     """
-    import torch
     from peft import set_peft_model_state_dict
 
+    trial = any(tensor.device.type == "meta" for tensor in tensors.values())
+    try:
+        result = set_peft_model_state_dict(model, dict(tensors), NAME, low_cpu_mem_usage=trial)
+    except KeyError as error:
+        raise _unfit(
+            contents.folder, f"no tensor {str(error.args[0]).removeprefix(PREFIX)[:200]}: missing"
+        ) from error
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise _unfit(contents.folder, _first_line(error)) from error
+    if result.unexpected_keys:
+        raise _unfit(
+            contents.folder,
+            f"tensors that its config has no use for on this base: {_named(result.unexpected_keys)}",
+        )
+    missing = [name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    if missing:
+        raise _unfit(contents.folder, f"no tensors for {_named(missing)}, which its config names: missing")
+
+
+def _base_tensors(
+    model: PeftModel, contents: AdapterFolder, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Tensors of the base itself, which an adapter may bring along: biases that it trained, and embeddings.
+
+    Raises:
+        ModelError: another matrix of the base, or one of another shape.
+    """
+    inner: Any = model.get_base_model()
     kept = model.state_dict()
     own = {name: tensor for name, tensor in tensors.items() if name in kept}
-    rest = {name: tensor for name, tensor in tensors.items() if name not in kept}
-    wanted = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    _check_base_tensors(model, contents, own, kept)
-    del kept
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in rest.items()}
-    for numbers in (shapes, rest):
-        try:
-            result = set_peft_model_state_dict(model, dict(numbers), NAME, low_cpu_mem_usage=True)
-        except KeyError as error:
-            raise _unfit(
-                contents.folder, f"no tensor {str(error.args[0]).removeprefix(PREFIX)[:200]}"
-            ) from error
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise _unfit(contents.folder, _first_line(error)) from error
-        left = [name for name in result.unexpected_keys if ".original_module." not in name]
-        missing = [name for name in result.missing_keys if "lora_" in name or ".modules_to_save." in name]
-        if left:
-            raise _unfit(
-                contents.folder,
-                f"tensors that its config has no use for on this base: {_named(left)}",
-            )
-        if missing:
-            raise _unfit(
-                contents.folder, f"no tensors for {_named(missing)}, which its config names: missing"
-            )
-    empty = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
-    if empty:
-        raise _unfit(contents.folder, f"no tensors for {_named(empty)}: missing")
-    for name, parameter in model.named_parameters():
-        # Factors are float32 on any base; a saved module has the numbers of the base's own.
-        if name in wanted and parameter.dtype != wanted[name]:
-            parameter.data = parameter.data.to(wanted[name])
-    replace_base_tensors(model, own)
-
-
-def _check_base_tensors(
-    model: PeftModel,
-    contents: AdapterFolder,
-    own: Mapping[str, torch.Tensor],
-    kept: Mapping[str, torch.Tensor],
-) -> None:
-    """Tensors of the base itself, which an adapter may bring along: biases that it trained, and embeddings."""
-    inner: Any = model.get_base_model()
     tables = {
-        id(module) for module in (inner.get_input_embeddings(), inner.get_output_embeddings()) if module
+        id(module.get_base_layer() if hasattr(module, "get_base_layer") else module)
+        for module in (inner.get_input_embeddings(), inner.get_output_embeddings())
+        if module is not None
     }
     for name, tensor in own.items():
-        module = inner.get_submodule(name.removeprefix(PREFIX).rpartition(".")[0])
-        parent = inner.get_submodule(name.removeprefix(PREFIX).rpartition(".")[0].removesuffix(".base_layer"))
-        bias = name.endswith(".bias") and contents.config.get("bias", "none") != "none"
-        if not bias and not {id(module), id(parent)} & tables:
-            raise _unfit(contents.folder, f"a matrix of the base itself, {name.removeprefix(PREFIX)[:200]}")
+        bare = name.removeprefix(PREFIX)
+        bias = bare.endswith(".bias") and contents.config.get("bias", "none") != "none"
+        if not bias and id(inner.get_submodule(bare.rpartition(".")[0])) not in tables:
+            raise _unfit(contents.folder, f"a matrix of the base itself, {bare[:200]}")
         if tensor.shape != kept[name].shape:
             raise _unfit(
                 contents.folder,
-                f"{name.removeprefix(PREFIX)[:200]} of shape {tuple(tensor.shape)}, which is {tuple(kept[name].shape)} "
-                "in the base" + ("" if bias else ": tokens were added to the one that it was trained on"),
+                f"{bare[:200]} of shape {tuple(tensor.shape)}, which is {tuple(kept[name].shape)} in the base"
+                + ("" if bias else ": tokens were added to the one that it was trained on"),
             )
+    return own
 
 
 def _check_plan(model: PeftModel, contents: AdapterFolder) -> None:

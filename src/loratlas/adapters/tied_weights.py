@@ -15,13 +15,17 @@ from loratlas.errors import AttachError
 
 def copies(model: Any) -> list[list[tuple[str, Any]]]:
     """PEFT's layers on one and the same weight: name and layer of each, the first one first."""
+    import torch
+
     from loratlas.adapters.peft_targets import adapted
 
-    groups: dict[int, list[tuple[str, Any]]] = {}
+    groups: dict[tuple[int, bool], list[tuple[str, Any]]] = {}
     for name, layer in adapted(model).items():
-        weight = getattr(layer.get_base_layer(), "weight", None)
+        base = layer.get_base_layer()
+        weight = getattr(base, "weight", None)
+        # A head that shares the embedding's table is another map: rows are looked up there, and multiplied here.
         if weight is not None and not hasattr(layer, "parameter_name"):
-            groups.setdefault(id(weight), []).append((name, layer))
+            groups.setdefault((id(weight), isinstance(base, torch.nn.Embedding)), []).append((name, layer))
     return [group for group in groups.values() if len(group) > 1]
 
 
