@@ -33,6 +33,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from loratlas.models.config import quiet
+
 KINDS = {
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
@@ -274,14 +276,16 @@ def save_bases(folder: Path) -> dict[str, Path]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
-        model.save_pretrained(folder / name)
+        with quiet():
+            model.save_pretrained(folder / name)
     return {name: folder / name for name in made}
 
 
 def save_case(case: Case, base: Path, folder: Path) -> Path:
     """The adapter of a case as PEFT saves it, its numbers random."""
     torch.manual_seed(3)
-    model = KINDS[case.kind].from_pretrained(base, dtype=torch.float32, **case.options)
+    with quiet():
+        model = KINDS[case.kind].from_pretrained(base, dtype=torch.float32, **case.options)
     if case.make is not None:
         case.make(model)
     with warnings.catch_warnings():
