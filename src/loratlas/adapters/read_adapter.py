@@ -100,6 +100,7 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
             found=f"no {MARKER} with {WEIGHTS}",
             instead="the adapter folder that `loratlas train` names",
         )
+    notes = read_notes(folder)  # first: a file that was changed is not worth reading
     config = read_config(folder)
     check_kind(config, folder)
     if not (folder / WEIGHTS).is_file():
@@ -111,7 +112,6 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
             else f"no {WEIGHTS} beside {MARKER}",
             instead=f"the adapter saved by PEFT as {WEIGHTS} (save_pretrained does so by default)",
         )
-    notes = read_notes(folder)
     contents = AdapterFolder(folder=folder, config=config, tensors=read_header(folder / WEIGHTS), notes=notes)
     for problem in _problems(contents):
         raise ModelError(
