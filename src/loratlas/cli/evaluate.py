@@ -166,12 +166,7 @@ def evaluate(
     rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
     output.remark(rows)
     name = None if task is None else task.value
-    trained_for = adapter_task(folder, source)
-    if trained_for is not None and trained_for.remark:
-        output.note(trained_for.remark)
-    chosen_task, config = open_task(
-        source, rows, tokenizer, asked=name, known=trained_for.task if trained_for else None
-    )
+    chosen_task, config = open_task(source, rows, tokenizer, asked=name, known=adapter_task(folder, source))
     check_samples(chosen_task, samples=samples, rouge=rouge)
     if config is not None:
         _only_causal(chosen_task.name, also=also, smoothing=smoothing, window=window)

@@ -86,10 +86,7 @@ def go(job: Job, *, as_json: bool) -> None:
     source = model_source(job.model)
     tokenizer = load_tokenizer(source)
     rows = open_rows(job.data, split=job.split, mapping=job.columns, limit=job.limit)
-    trained_for = adapter_task(job.adapter, source)
-    if trained_for is not None and trained_for.remark:
-        output.note(trained_for.remark)
-    known = trained_for.task if trained_for else None
+    known = adapter_task(job.adapter, source)
     task, config = open_task(source, rows, tokenizer, asked=job.task, known=known)
 
     def prepare(rows: Rows) -> Encoded:
