@@ -340,9 +340,9 @@ def test_eval_prints_a_few_lines_and_its_tables_on_request(cli):
 
 def test_eval_says_where_it_computes_otherwise_than_training_did(cli, trained: dict):
     """By default as the adapter was trained; another dtype is obeyed, and said."""
-    from loratlas.adapters.adapter_files import read_about
+    from loratlas.adapters.read_adapter import read_adapter
 
-    dtype = read_about(trained["json"]["adapter"])["extra"]["settings"]["dtype"]
+    dtype = read_adapter(trained["json"]["adapter"]).dtype
     other = {"bfloat16": "float32", "float32": "bfloat16"}[dtype]
     words = ("eval", MODEL, DATA, "--limit", "8", "--max-length", "64", "--adapter", trained["folder"])
     assert f"computed in {dtype}, as the adapter was trained" in cli(*words).out
