@@ -13,8 +13,9 @@ from loratlas.adapters.read_adapter import AdapterFolder
 from loratlas.errors import ModelError
 from loratlas.models.config import load_config
 from loratlas.models.heads import head_parameters
+from loratlas.models.labels import own_labels
 from loratlas.models.meta import class_kind, classes, meta_model
-from loratlas.models.task import CAUSAL, CLASSIFICATION, SEQ2SEQ, Task, for_task, own_labels
+from loratlas.models.task import CAUSAL, CLASSIFICATION, SEQ2SEQ, Task, for_task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
