@@ -74,7 +74,11 @@ class StoredRows(Sequence[Row]):
         return self._row(self._spans[span][index - self._ends[span]], index)
 
     def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
+        index = 0
+        for span in self._spans:
+            for stored in span:
+                yield self._row(stored, index)
+                index += 1
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (StoredRows, tuple, list)):

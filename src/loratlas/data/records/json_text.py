@@ -7,12 +7,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from loratlas.data.records.line_files import LineFile
+from loratlas.data.records.line_files import BLOCK, LineFile
 from loratlas.data.records.literals import DECODER, plain
 from loratlas.errors import DataError
-
-CHUNK = 1 << 20
-"""Characters of a list that are looked at together; a longer object gets more."""
 
 ONE_OBJECT = 64 << 20
 """Bytes up to which a file may be one object over many lines."""
@@ -49,7 +46,7 @@ def _is_json(line: bytes) -> bool:
 
 def _one_object(file: LineFile) -> LineFile:
     """The file as one line if it is one object; else as it is, and its first line will be found broken."""
-    blocks = [block.data for block, _ in zip(file.blocks(), range(ONE_OBJECT // CHUNK), strict=False)]
+    blocks = [block.data for block, _ in zip(file.blocks(), range(ONE_OBJECT // BLOCK), strict=False)]
     try:
         text = b"".join(blocks).decode("utf-8")
         DECODER.decode(text)

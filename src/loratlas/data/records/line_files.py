@@ -13,8 +13,8 @@ from typing import IO
 
 from loratlas.errors import DataError
 
-BLOCK = 1 << 20
-"""Bytes read at a time, rounded up to whole lines."""
+BLOCK = 1 << 17
+"""Bytes read at a time, rounded up to whole lines: few enough to stay in the cache of a core."""
 
 IN_MEMORY = 32 << 20
 """Bytes of records made here (from CSV, Parquet, a list) that are kept in memory; more goes to a temporary file."""
@@ -31,12 +31,14 @@ class Block:
         start: offset of the first byte.
         data: the bytes.
         line: number of the first line, from 1.
+        lines: how many.
     """
 
     file: LineFile
     start: int
     data: bytes
     line: int
+    lines: int
 
 
 class LineFile:
@@ -79,8 +81,8 @@ class LineFile:
         stat = os.fstat(self._file.fileno())
         return stat.st_size, stat.st_mtime_ns
 
-    def read(self, start: int, size: int) -> bytes:
-        """Bytes from an offset on.
+    def read(self, start: int, size: int, *, whole_line: bool = False) -> bytes:
+        """Bytes from an offset on; with `whole_line`, as many more as end the last line.
 
         Raises:
             DataError: the file was changed since it was opened, or can no longer be read.
@@ -89,6 +91,8 @@ class LineFile:
             with self._lock:
                 self._file.seek(start)
                 data = self._file.read(size)
+                if whole_line and data and not data.endswith(b"\n"):
+                    data += self._file.readline()
                 now = self._now()
         except OSError as error:
             raise DataError(
@@ -105,17 +109,7 @@ class LineFile:
     def blocks(self) -> Iterator[Block]:
         """All of it, in blocks of whole lines."""
         start, line = (len(BOM) if self.read(0, len(BOM)) == BOM else 0), 1
-        pieces: list[bytes] = []  # of a line that is not yet whole, and what follows it
-        read = start
-        while data := self.read(read, BLOCK):
-            read += len(data)
-            end = data.rfind(b"\n") + 1
-            if not end:
-                pieces.append(data)
-                continue
-            whole = b"".join([*pieces, data[:end]])
-            yield Block(file=self, start=start, data=whole, line=line)
-            start, line = start + len(whole), line + whole.count(b"\n")
-            pieces = [data[end:]]
-        if rest := b"".join(pieces):
-            yield Block(file=self, start=start, data=rest, line=line)
+        while data := self.read(start, BLOCK, whole_line=True):
+            lines = data.count(b"\n") + (not data.endswith(b"\n"))
+            yield Block(file=self, start=start, data=data, line=line, lines=lines)
+            start, line = start + len(data), line + lines
