@@ -28,7 +28,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SIDES = ("loratlas", "datasets")
-WORDS = 'alpha beta gamma delta epsilon größe straße "quoted" back\\slash line\nbreak kappa lambda 12 3.50 omega'
+WORDS = (
+    'alpha beta gamma delta epsilon größe straße "quoted" back\\slash line\nbreak kappa lambda 12 3.50 omega'
+)
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -95,7 +97,9 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -114,7 +118,9 @@ def main() -> None:
     timed = ("read_s", "read_cpu_s", "through_s", "through_cpu_s")
     result = {
         "what": "datasets' seconds divided by loratlas', median over pairs; above 1, loratlas is faster",
-        "ratios": {name: median(b[name] / a[name] for a, b in zip(ours, theirs, strict=True)) for name in timed},
+        "ratios": {
+            name: median(b[name] / a[name] for a, b in zip(ours, theirs, strict=True)) for name in timed
+        },
         "added_mib": {side: median(run["added_mib"] for run in runs[side]) for side in SIDES},
         "rows": asked.rows,
         "file_bytes": size,
