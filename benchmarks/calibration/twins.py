@@ -29,7 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 from loratlas.study.estimator import estimate
-from loratlas.study.prepare import machine, revision, versions
+from loratlas.study.machine_record import machine, revision, versions
 
 # The upper half of the layers only: half of the backward pass, and twins differ all the same.
 ARMS = {"one": "attention@top/2:4", "other": "feedforward@top/2:2"}
@@ -53,7 +53,7 @@ def train_pairs(pairs: range) -> dict[str, np.ndarray]:
     from loratlas.models.load import load_model
     from loratlas.placement.plan import place
     from loratlas.sources import open_rows
-    from loratlas.study.prepare import subset
+    from loratlas.study.row_splits import subset
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 

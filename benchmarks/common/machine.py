@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loratlas.study import prepare
+from loratlas.study import machine_record
 
 FLAGS = ("amx", "avx", "f16c", "fma", "sve", "bf16", "asimd")
 """How the names of instructions begin that matrix products and bfloat16 depend on."""
@@ -18,7 +18,7 @@ BUSY = 0.3
 
 def machine() -> dict[str, Any]:
     """Processor, its instructions, cores, device; no names of anybody."""
-    return {**prepare.machine(), "flags": _flags()}
+    return {**machine_record.machine(), "flags": _flags()}
 
 
 def _flags() -> list[str]:
@@ -32,12 +32,12 @@ def _flags() -> list[str]:
 
 def versions() -> dict[str, str]:
     """Of everything that takes part."""
-    return {**prepare.versions(), **{name: version(name) for name in ("trl", "accelerate")}}
+    return {**machine_record.versions(), **{name: version(name) for name in ("trl", "accelerate")}}
 
 
 def revision() -> str | None:
     """The code's git revision."""
-    return prepare.revision()
+    return machine_record.revision()
 
 
 def load() -> float:

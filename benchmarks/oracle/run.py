@@ -16,7 +16,8 @@ from benchmarks.oracle.rules import Given, run_adalora, signals_of
 from benchmarks.oracle.tasks import TASKS, Size
 from loratlas.scan.run_scan import scan
 from loratlas.scan.scores import Scan, load_scan
-from loratlas.study.study_spec import StudySpec, parse_spec
+from loratlas.study.spec_file import parse_spec
+from loratlas.study.study_spec import StudySpec
 
 SEED = 20
 
@@ -123,7 +124,7 @@ def train(
     say: Callable[[str], None] = print,
 ) -> Any:
     """Do what is missing of a case's study."""
-    from loratlas.study.coordinator import run_study
+    from loratlas.study.run_study import run_study
 
     spec = spec_of(case, size, made)
     runs = len(spec.arms) * (len(spec.learning_rates) * size.screening + size.judging)

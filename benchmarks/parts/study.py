@@ -23,7 +23,7 @@ from loratlas.data.examples import Encoded
 from loratlas.data.packing import prove_packing
 from loratlas.evaluation.score import score
 from loratlas.placement.plan import place
-from loratlas.study.fleet_sizing import company
+from loratlas.study.fleet_sizing import runs_per_pass
 from loratlas.training.fleet.train_fleet import Fleet, Member, detach_adapters
 from loratlas.training.loop import fit
 
@@ -51,7 +51,7 @@ def measure(*, recipe: trainer.Recipe, rounds: int, steps: int, batch: int) -> d
     runs = list(product(PLACEMENTS, RATES, SEEDS))
     tokens = batch * sum(len(e) for e in data.examples) / len(data)
     longest = max(len(e) for e in data.examples)
-    most = company(tokens, "cpu")
+    most = runs_per_pass(tokens, "cpu")
 
     def judged(model: Any) -> float:
         return score(model, held_out, packed=True).token_mean_nll

@@ -22,9 +22,9 @@ from loratlas.scan.trial_runs import COST, Watch
 from loratlas.scan.trial_training import probe
 from loratlas.signals.registry import untrained
 from loratlas.study import prepare as preparing
-from loratlas.study.coordinator import run_study
 from loratlas.study.ledger import Ledger
-from loratlas.study.study_spec import parse_spec
+from loratlas.study.run_study import run_study
+from loratlas.study.spec_file import parse_spec
 
 
 @pytest.fixture(scope="module")
@@ -210,5 +210,5 @@ def test_a_study_places_an_arm_by_a_scan_and_never_scans_again(tmp_path, monkeyp
     monkeypatch.setattr(preparing, "_scan", refuse)
     again = run_study(spec, tmp_path / "s", workers=1).to_json()
     assert again["arms"][1]["plan"] == arm["plan"]
-    facts = Ledger.open(tmp_path / "s").facts
+    facts = Ledger.open(tmp_path / "s").about
     assert Plan.from_json(facts["plans"]["auto"]).why is not None

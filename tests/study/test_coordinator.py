@@ -23,12 +23,12 @@ from loratlas.errors import (
     SettingsError,
     StorageError,
 )
-from loratlas.study.coordinator import run_study
 from loratlas.study.estimator import estimate
 from loratlas.study.ledger import Ledger
 from loratlas.study.run_records import read_examples
+from loratlas.study.run_study import run_study
+from loratlas.study.spec_file import parse_spec
 from loratlas.study.study_result import load_study
-from loratlas.study.study_spec import parse_spec
 
 SPEC = {
     "name": "tiny",
@@ -50,8 +50,8 @@ RUNS = 1 + 3 * 3 + 3 * 5
 
 RUN = """
 import json, sys
-from loratlas.study.coordinator import run_study
-from loratlas.study.study_spec import parse_spec
+from loratlas.study.run_study import run_study
+from loratlas.study.spec_file import parse_spec
 def on_event(event):
     print(event.kind, event.done, flush=True)
 run_study(parse_spec(json.loads(sys.argv[1])), sys.argv[2], workers=2, on_event=on_event)

@@ -20,7 +20,7 @@ def test_finished_runs_are_found_again(tmp_path):
     ledger.finish(ledger.begin(RUN, {"plan": "x"}), value=1.5, record={"nll": 1.5})
     again = Ledger.open(tmp_path, create=False)
     assert again.finished() == {RUN: {"nll": 1.5}}
-    assert again.facts["spec_digest"] == "ab"
+    assert again.about["spec_digest"] == "ab"
 
 
 def test_runs_left_open_are_done_again(tmp_path):

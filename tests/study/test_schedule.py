@@ -7,8 +7,9 @@ import math
 import pytest
 
 from loratlas.study.ledger import Key
+from loratlas.study.rates_and_seeds import seeds
 from loratlas.study.schedule import BASE, schedule
-from loratlas.study.study_spec import parse_spec, seeds
+from loratlas.study.spec_file import parse_spec
 
 SPEC = parse_spec(
     {

@@ -6,7 +6,8 @@ import pytest
 
 from loratlas.errors import DataError, SpecError
 from loratlas.sources import expand, locate, open_rows
-from loratlas.study.study_spec import grid, load_spec, parse_spec, seeds
+from loratlas.study.rates_and_seeds import grid, seeds
+from loratlas.study.spec_file import load_spec, parse_spec
 
 MINIMAL = {
     "model": "demo:llama-mini",

@@ -10,9 +10,10 @@ from loratlas.data.encode import encode, load_tokenizer
 from loratlas.errors import RunError, SpecError, StorageError
 from loratlas.sources import model_source, open_model, open_rows
 from loratlas.study.match_budgets import plans
-from loratlas.study.prepare import subset, training
+from loratlas.study.prepare import training
+from loratlas.study.row_splits import subset
 from loratlas.study.run_records import load_encoded, read_curve, read_examples, read_record, save_encoded
-from loratlas.study.study_spec import parse_spec
+from loratlas.study.spec_file import parse_spec
 from loratlas.study.worker import Worker, checksum, describe
 from loratlas.study.worker_pool import rebuilt
 
@@ -91,8 +92,8 @@ def test_runs_side_by_side_equal_the_runs_alone(setup, tmp_path):
     messages = []
     worker = Worker(setup, messages.append)
     worker.run_all(jobs(tmp_path / "together"))
-    assert [m["place"] for m in messages if m["event"] == "finished"] == [0, 1, 2]
-    assert {m["place"] for m in messages if m["event"] == "step"} == {0, 1, 2}
+    assert [m["index"] for m in messages if m["event"] == "finished"] == [0, 1, 2]
+    assert {m["index"] for m in messages if m["event"] == "step"} == {0, 1, 2}
     for one in jobs(tmp_path / "alone"):
         worker.run(one)
     trained = []

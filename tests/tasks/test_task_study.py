@@ -12,11 +12,11 @@ from loratlas.errors import DataError, SettingsError, SpecError
 from loratlas.evaluation.class_metrics import f1_rows
 from loratlas.evaluation.tables import read_columns
 from loratlas.report import build
-from loratlas.study.coordinator import run_study
 from loratlas.study.estimator import estimate
-from loratlas.study.side_metrics import told_metrics
+from loratlas.study.run_study import run_study
+from loratlas.study.side_metrics import reported_metrics
+from loratlas.study.spec_file import parse_spec
 from loratlas.study.study_result import load_study
-from loratlas.study.study_spec import parse_spec
 
 SHORT = {
     "name": "tasks",
@@ -151,7 +151,7 @@ def test_what_a_classification_does_not_have_is_refused(classified, tmp_path, ch
 def test_the_metric_that_is_asked_for_stands_first(classified):
     def names(metric, task):
         spec = parse_spec({**classified[2], **({"metric": metric} if metric else {})})
-        return [measure.name for measure in told_metrics(spec, {"name": task})]
+        return [measure.name for measure in reported_metrics(spec, {"name": task})]
 
     assert names(None, "classification") == ["accuracy", "macro_f1"]
     assert names("macro_f1", "classification") == ["macro_f1", "accuracy"]

@@ -13,7 +13,7 @@ from loratlas.cli import options, output
 from loratlas.errors import SpecError
 
 if TYPE_CHECKING:
-    from loratlas.study.coordinator import StudyEvent
+    from loratlas.study.study_events import StudyEvent
     from loratlas.study.study_spec import StudySpec
 
 Workers = Annotated[
@@ -53,7 +53,7 @@ def study(
     Run it again on the same file and only what is missing is done. The exit code is 1 where every judged run of
     every arm diverged, so that nothing was found; any other finding, undetermined ones included, is 0.
     """
-    from loratlas.study.study_spec import load_spec
+    from loratlas.study.spec_file import load_spec
 
     _run(load_spec(spec), out, workers, as_json)
 
@@ -64,7 +64,7 @@ def demo(out: Folder = None, workers: Workers = None, as_json: options.Json = Fa
     A demonstration of a few minutes, and it says so. Run again, it continues or shows what was found.
     """
     from loratlas.demo import study as demonstration
-    from loratlas.study.study_spec import parse_spec
+    from loratlas.study.spec_file import parse_spec
 
     _run(parse_spec(demonstration(), where="the demonstration"), out, workers, as_json)
 
@@ -105,7 +105,7 @@ def report(
 
 def _run(spec: StudySpec, out: Path | None, workers: int | None, as_json: bool) -> None:
     from loratlas.report import build
-    from loratlas.study.coordinator import run_study
+    from loratlas.study.run_study import run_study
 
     folder = out or Path(f"loratlas-{spec.name}")
     if spec.demonstration:

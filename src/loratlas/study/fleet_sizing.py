@@ -17,12 +17,12 @@ BYTES = {"bfloat16": 2, "float32": 4}
 """Of a number of the base."""
 
 
-def company(tokens: float, device: str) -> int:
+def runs_per_pass(tokens: float, device: str) -> int:
     """How many runs, of micro-batches of so many tokens, share a pass through the base; `MOST` at most.
 
     A pass that one run's micro-batch fills gains nothing from company; then every run is trained alone.
 
-    >>> company(400, "cpu"), company(1700, "cpu")
+    >>> runs_per_pass(400, "cpu"), runs_per_pass(1700, "cpu")
     (5, 1)
     """
     from loratlas.training.fleet.train_fleet import OTHER_TOKENS, PASS_TOKENS
@@ -43,7 +43,7 @@ def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -
     """
     if spec.base_dropout:  # its masks would be those of the whole pass
         return 1
-    together = company(_tokens(spec, prepared), device)
+    together = runs_per_pass(_tokens(spec, prepared), device)
     if together == 1:
         return 1
     base = prepared.anatomy.parameters * BYTES[spec.dtype]

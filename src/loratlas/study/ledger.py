@@ -145,14 +145,14 @@ class Ledger:
         return cls(study)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
         """What holds for the whole study: spec, base, data, plans, machine, versions."""
         return dict(self._study.user_attrs)
 
-    def note(self, **facts: Any) -> None:
-        """Write facts about the whole study."""
+    def note(self, **about: Any) -> None:
+        """Write attributes of the whole study."""
         with _stored():
-            for name, value in facts.items():
+            for name, value in about.items():
                 self._study.set_user_attr(name, value)
 
     def begin(self, key: Key, identity: Mapping[str, Any]) -> int:

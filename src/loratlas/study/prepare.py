@@ -5,14 +5,8 @@ All that can be wrong with a request is found here, before a folder is made.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +15,9 @@ from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import is_auto
 from loratlas.sources import DEMO, model_source, open_rows, open_task
-from loratlas.study import side_metrics as beside
+from loratlas.study import side_metrics
 from loratlas.study.match_budgets import Match, naming, plans
+from loratlas.study.row_splits import draw_rows, hold_out
 from loratlas.study.study_spec import StudySpec
 
 if TYPE_CHECKING:
@@ -73,7 +68,7 @@ class Prepared:
     memory: PeakMemory
     scan: dict[str, Any] | None = None
 
-    def facts(self, spec: StudySpec) -> dict[str, Any]:
+    def about(self, spec: StudySpec) -> dict[str, Any]:
         """What the ledger keeps about the whole study, as plain data."""
         return {
             "spec": spec.to_json(),
@@ -142,7 +137,7 @@ def prepare(
 
     Args:
         spec: the study.
-        begun: facts of the ledger, where the study has begun: its scan is not made again.
+        begun: attributes of the ledger, where the study has begun: its scan is not made again.
         on_scan: called with what a scan of it does.
 
     Raises:
@@ -186,8 +181,8 @@ def prepare(
     _check_arms(spec, resolved, config)
     judged = encode_for(task, judged_rows, tokenizer, **options)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
-    train, tuning = _split(whole, spec.tuning.rows, held_out, spec)
-    evaluation = _drawn(judged, spec.evaluation.rows, chosen)
+    train, tuning = hold_out(whole, spec.tuning.rows, held_out, spec)
+    evaluation = draw_rows(judged, spec.evaluation.rows, chosen)
     scanned = None
     if autos:
         kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
@@ -211,9 +206,9 @@ def prepare(
         notes.append(
             f"{known:,} of the {len(evaluation):,} evaluation rows stand in the training rows as well."
         )
-    forgetting = beside.forgetting_rows(spec, task, tokenizer, config)
+    forgetting = side_metrics.forgetting_rows(spec, task, tokenizer, config)
     if forgetting is not None and spec.forgetting is not None:
-        forgetting = _drawn(forgetting, spec.forgetting.rows, np.random.SeedSequence([spec.seed, 4]))
+        forgetting = draw_rows(forgetting, spec.forgetting.rows, np.random.SeedSequence([spec.seed, 4]))
         known = sum(example.input_ids.tobytes() in seen for example in forgetting.examples)
         if known:
             notes.append(
@@ -238,7 +233,7 @@ def prepare(
         train=train,
         tuning=tuning,
         evaluation=evaluation,
-        asked=beside.asked_rows(spec, judged_rows, evaluation),
+        asked=side_metrics.asked_rows(spec, judged_rows, evaluation),
         forgetting=forgetting,
         notes=tuple(notes),
         memory=memory,
@@ -300,7 +295,7 @@ def _check_task(spec: StudySpec, task: Task) -> None:
     """Refuse what the task does not have: a metric of another, or rows laid end to end."""
     from loratlas.errors import SpecError
 
-    beside.check_metric(spec, task)
+    side_metrics.check_metric(spec, task)
     for name, arm in spec.arms.items():
         if is_auto(arm.placement) and task.name != "causal":
             raise SpecError(
@@ -324,48 +319,6 @@ def _check_arms(spec: StudySpec, plans: dict[str, Plan], config: PretrainedConfi
             plan.to_peft(config, **special, prove=False)
 
 
-def _split(
-    whole: Encoded, rows: int, stream: np.random.SeedSequence, spec: StudySpec
-) -> tuple[Encoded, Encoded]:
-    """Training rows and held-out tuning rows; the same for every arm and seed."""
-    if len(whole) < 2 * rows:
-        raise DataError(
-            given=f"{spec.data.train} with tuning.rows: {rows}",
-            found=f"{len(whole)} rows in all, so that more would be held out than trained on",
-            instead=f"at least {2 * rows} training rows"
-            + (f", or tuning.rows of at most {len(whole) // 2}" if spec.demonstration else ""),
-        )
-    order = _draw(len(whole), stream)
-    return subset(whole, np.sort(order[rows:])), subset(whole, np.sort(order[:rows]))
-
-
-def _drawn(whole: Encoded, rows: int, stream: np.random.SeedSequence) -> Encoded:
-    """So many rows, drawn where there are more, in their order."""
-    return whole if len(whole) <= rows else subset(whole, np.sort(_draw(len(whole), stream)[:rows]))
-
-
-def _draw(count: int, stream: np.random.SeedSequence) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(stream)).permutation(count)
-
-
-def subset(encoded: Encoded, indices: Sequence[int] | np.ndarray) -> Encoded:
-    """The encoded rows at these places, with their own counts and digest."""
-    examples = tuple(encoded.examples[int(index)] for index in indices)
-    hashed = hashlib.sha256(encoded.digest.encode())
-    hashed.update(np.asarray(indices, dtype="<i8").tobytes())
-    return replace(
-        encoded,
-        examples=examples,
-        report=replace(
-            encoded.report,
-            kept=len(examples),
-            tokens=sum(len(example) for example in examples),
-            answer_tokens=sum(example.counted for example in examples),
-        ),
-        digest=hashed.hexdigest()[:16],
-    )
-
-
 def _data(encoded: Encoded, source: str) -> dict[str, Any]:
     report = encoded.report
     return {
@@ -377,51 +330,3 @@ def _data(encoded: Encoded, source: str) -> dict[str, Any]:
         "cut": report.cut,
         "dropped": report.dropped,
     }
-
-
-def machine() -> dict[str, Any]:
-    """What the study runs on, without names."""
-    import torch
-
-    found: dict[str, Any] = {
-        "system": platform.system(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-    }
-    return found
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    from loratlas import __version__
-
-    names = ("torch", "transformers", "peft", "datasets", "numpy", "scipy", "optuna")
-    return {"loratlas": __version__, "python": platform.python_version(), **{n: version(n) for n in names}}
-
-
-def revision() -> str | None:
-    """The code's git revision, marked ``-changed`` where files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head, changed = (
-            subprocess.run(
-                ["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True
-            ).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "src"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{head}-changed" if changed else head

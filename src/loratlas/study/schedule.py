@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratlas.study.ledger import Key
-from loratlas.study.study_spec import StudySpec, grid, seeds
+from loratlas.study.rates_and_seeds import grid, seeds
+from loratlas.study.study_spec import StudySpec
 
 BASE = Key(phase="base")
 
@@ -83,14 +84,14 @@ def schedule(spec: StudySpec, finished: Mapping[Key, Mapping[str, Any]]) -> Sche
             planned = len(wanted) + len(spec.arms) * len(evaluation)
             return Schedule(pending=left, planned=planned, rates=rates, chosen={}, at_edge=frozenset())
         best = {arm: _best(mean_by_rate(finished, arm, rates, tuning)) for arm in spec.arms}
-        low = {arm for arm, place in best.items() if place == 0}
-        high = {arm for arm, place in best.items() if place == len(rates) - 1}
+        low = {arm for arm, index in best.items() if index == 0}
+        high = {arm for arm, index in best.items() if index == len(rates) - 1}
         more_below = bool(low) and below < spec.tuning.extensions
         more_above = bool(high) and above < spec.tuning.extensions
         if not (more_below or more_above):
             break
         below, above = below + more_below, above + more_above
-    chosen = {arm: rates[place] for arm, place in best.items()}
+    chosen = {arm: rates[index] for arm, index in best.items()}
     wanted += [
         Key(phase="evaluation", arm=arm, lr=chosen[arm], seed=seed)
         for seed in evaluation
@@ -107,4 +108,4 @@ def schedule(spec: StudySpec, finished: Mapping[Key, Mapping[str, Any]]) -> Sche
 
 def _best(means: list[float]) -> int:
     """Place of the smallest mean; the lowest rate wins a tie, also one of infinities."""
-    return min(range(len(means)), key=lambda place: (means[place], place))
+    return min(range(len(means)), key=lambda index: (means[index], index))

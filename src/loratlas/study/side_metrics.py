@@ -43,7 +43,7 @@ METRICS = {
 }
 """Task metric → how it ranks arms: name, unit, direction."""
 
-_TOLD = {
+_REPORTED = {
     "exact_match": ("exact_match",),
     "rouge_l": ("rouge_l", "exact_match"),
     "accuracy": ("accuracy", "macro_f1"),
@@ -52,7 +52,7 @@ _TOLD = {
 """Metric that is asked for → those that are told, itself first: the others cost nothing more."""
 
 
-def told_metrics(spec: StudySpec, task: Mapping[str, Any]) -> list[Measure]:
+def reported_metrics(spec: StudySpec, task: Mapping[str, Any]) -> list[Measure]:
     """The task metrics of a study, the one that was asked for first.
 
     Args:
@@ -60,7 +60,7 @@ def told_metrics(spec: StudySpec, task: Mapping[str, Any]) -> list[Measure]:
         task: as the ledger keeps it.
     """
     asked = spec.metric.name if spec.metric else "accuracy" if task["name"] == CLASSIFICATION else None
-    return [METRICS[name] for name in _TOLD[asked]] if asked else []
+    return [METRICS[name] for name in _REPORTED[asked]] if asked else []
 
 
 def check_metric(spec: StudySpec, task: Task) -> None:
@@ -159,7 +159,7 @@ def load_rows(path: Path) -> Rows:
     return Rows(rows=rows, **kept)
 
 
-class Beside:
+class SideMetrics:
     """The worker's end: measures what was asked for, of a model that was just judged.
 
     Args:
@@ -195,7 +195,7 @@ class Beside:
             tables[FORGETTING] = {"example": found.example, "n": found.n, "nll": found.nll}
         if self._metric:
             asked = self._metric
-            names = _TOLD[asked["name"]]
+            names = _REPORTED[asked["name"]]
             found = samples(
                 model,
                 self._tokenizer,

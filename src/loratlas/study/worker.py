@@ -25,7 +25,7 @@ from typing import IO, Any
 from loratlas.errors import LoratlasError, RunError
 from loratlas.study.ledger import unstorable
 from loratlas.study.run_records import load_encoded, write_run
-from loratlas.study.side_metrics import Beside
+from loratlas.study.side_metrics import SideMetrics
 
 SECONDS_BETWEEN_STEPS = 0.5
 """Steps are reported at most this often."""
@@ -42,7 +42,7 @@ class Worker:
         setup: what the coordinator wrote: ``model`` (path or Hub id), ``dtype``, ``base_dropout``,
             ``packing``, ``task`` and ``pad_id`` (see `loratlas.models.task.for_task`), ``data`` (name → .npz),
             ``training`` (settings that all runs share), ``device``,
-            ``max_length``, ``metric`` (see `loratlas.study.side_metrics.Beside`).
+            ``max_length``, ``metric`` (see `loratlas.study.side_metrics.SideMetrics`).
         send: hands a message to the coordinator.
     """
 
@@ -54,7 +54,7 @@ class Worker:
         if setup["device"] == "cpu":
             torch.set_num_threads(1)
         self._data = {name: load_encoded(Path(path)) for name, path in setup["data"].items()}
-        self._beside = Beside(setup, self._data.get("forgetting"))
+        self._side_metrics = SideMetrics(setup, self._data.get("forgetting"))
         self._load()
         self._packed, self._packing = self._decide_packing()
 
@@ -92,22 +92,22 @@ class Worker:
         fleet, places, alone = self._fleet(jobs)
         if fleet is not None:
             last = self._reporter(jobs)
-            results = fleet.fit(resume=True, on_step=lambda place, event: last(places[place], event))
-            for number, place in enumerate(places):
-                trained[place] = (fleet, (number, results[number]))
-        for place, job in enumerate(jobs):
-            self.run(job, trained.get(place), place, alone=alone.get(place))
-            self._send({"event": "finished", "place": place})
+            results = fleet.fit(resume=True, on_step=lambda index, event: last(places[index], event))
+            for number, index in enumerate(places):
+                trained[index] = (fleet, (number, results[number]))
+        for index, job in enumerate(jobs):
+            self.run(job, trained.get(index), index, alone=alone.get(index))
+            self._send({"event": "finished", "index": index})
 
     def _fleet(self, jobs: Sequence[Mapping[str, Any]]) -> tuple[Any, list[int], dict[int, str]]:
-        """The runs that can train side by side, their places among the jobs, and what keeps others out, by place.
+        """The runs that can train side by side, their places among the jobs, and what keeps others out, by index.
 
         No fleet for fewer than two.
         """
         from loratlas.training.fleet.train_fleet import CannotShareError, Fleet, Member, why_not_in_fleet
 
         members, places, alone = [], [], dict[int, str]()
-        for place, job in enumerate(jobs):
+        for index, job in enumerate(jobs):
             if job["plan"] is None:
                 continue
             plan, settings = self._asked(job)
@@ -116,9 +116,9 @@ class Worker:
             reason = why_not_in_fleet(self._model, member)
             if reason is None:
                 members.append(member)
-                places.append(place)
+                places.append(index)
             else:
-                alone[place] = reason
+                alone[index] = reason
         if len(members) < 2:
             return None, [], alone
         try:
@@ -146,7 +146,7 @@ class Worker:
         self,
         job: Mapping[str, Any],
         trained: tuple[Any, Any] | None = None,
-        place: int = 0,
+        index: int = 0,
         *,
         alone: str | None = None,
     ) -> None:
@@ -154,8 +154,8 @@ class Worker:
 
         Args:
             job: what the coordinator asked for.
-            trained: the fleet that has trained it already, its place there and its result.
-            place: of the job among those that came with it.
+            trained: the fleet that has trained it already, its index there and its result.
+            index: of the job among those that came with it.
             alone: what kept the run out of a fleet, if something did.
         """
         begun = time.perf_counter()
@@ -167,10 +167,10 @@ class Worker:
         rows = self._data["tuning" if key["phase"] == "tuning" else "evaluation"]
         if key["phase"] == "base":
             scores, more, tables = self._judge(self._model, rows)
-            found, others = self._beside.measure(self._model, self._score)
+            found, others = self._side_metrics.measure(self._model, self._score)
             found, tables = more | found, tables | others
         else:
-            scores, found, curve, tables = self._train(job, rows, trained, place)
+            scores, found, curve, tables = self._train(job, rows, trained, index)
             why = f": {alone}" if alone else ""
             fleet = f"in a fleet of {len(trained[0].runs)}" if trained is not None else f"alone{why}"
             record |= {"trained": fleet}
@@ -202,7 +202,7 @@ class Worker:
         return score(model, rows, packed=self._packed)
 
     def _train(
-        self, job: Mapping[str, Any], rows: Any, trained: tuple[Any, Any] | None, place: int
+        self, job: Mapping[str, Any], rows: Any, trained: tuple[Any, Any] | None, index: int
     ) -> tuple[Any, dict[str, Any], list[dict[str, float]], dict[str, Any]]:
         from loratlas.training.loop import fit
 
@@ -223,7 +223,7 @@ class Worker:
                     settings,
                     evaluate=None,
                     out=None,
-                    on_step=lambda event: report(place, event),
+                    on_step=lambda event: report(index, event),
                     packed=self._packed,
                 )
             curve = [
@@ -234,7 +234,7 @@ class Worker:
             scores, more, tables = (None, {}, {}) if result.diverged else self._judge(model, rows)
             diverged = bool(result.diverged or not bool(_finite(scores)))
             if key["phase"] == "evaluation" and not diverged:
-                asked, others = self._beside.measure(model, self._score)
+                asked, others = self._side_metrics.measure(model, self._score)
                 more, tables = more | asked, tables | others
         finally:
             self._restore(model)
@@ -260,14 +260,14 @@ class Worker:
         """A function that passes on steps of these jobs, some of them."""
         last: dict[int, float] = {}
 
-        def report(place: int, event: Any) -> None:
+        def report(index: int, event: Any) -> None:
             if os.getppid() != self._parent:
                 raise Orphaned
             now = time.monotonic()
-            if now - last.get(place, 0.0) >= SECONDS_BETWEEN_STEPS:
-                last[place] = now
+            if now - last.get(index, 0.0) >= SECONDS_BETWEEN_STEPS:
+                last[index] = now
                 steps = self._setup["training"]["steps"]
-                self._send({"event": "step", "place": place, "step": int(event.step), "steps": steps})
+                self._send({"event": "step", "index": index, "step": int(event.step), "steps": steps})
 
         return report
 
