@@ -1,4 +1,4 @@
-"""Run a study, or what is missing of it: its folder is checked and claimed, what holds for all of it is entered once."""
+"""Run a study, or what is missing of it: its folder is checked and claimed, what holds for it is entered once."""
 
 from __future__ import annotations
 
