@@ -16,12 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 from loratlas.data.chat.carried_text import carried_span, carries
 from loratlas.data.chat.chat_writer import CALLS, THOUGHTS, ChatWriter
-from loratlas.data.chat.template_probes import SIGN, Messages, Unclear, put_sign, sign_ends
+from loratlas.data.chat.template_probes import (
+    SIGN,
+    Messages,
+    Unclear,
+    attempt,
+    put_sign,
+    sign_ends,
+    with_text,
+)
 from loratlas.data.chat.turn_stops import turn_end
 from loratlas.data.rows import Turn
 
@@ -64,13 +72,16 @@ def answer_spans(
         TemplateFailure: the template refuses the conversation up to some turn.
     """
     counted = [n for n, turn in enumerate(turns) if turn.role == "assistant" and turn.counted]
-    signs = _signs(text, counted)
     spoken = [n for n in counted if turns[n].content.strip()]
-    signed = [put_sign(m, signs[n]) if n in spoken else m for n, m in enumerate(messages)]
-    written = writer.write(signed, **variables) if spoken else text
-    ends = sign_ends(text, written, [signs[n] for n in spoken])
-    found = dict(zip(spoken, ends, strict=True)) if ends is not None else {}
     simple = not variables and not any(turn.extras for turn in turns)
+    found = _ends_by_pattern(turns, messages, text, writer) if simple else None
+    signs = {}
+    if found is None:
+        signs = _signs(text, counted)
+        signed = [put_sign(m, signs[n]) if n in spoken else m for n, m in enumerate(messages)]
+        written = writer.write(signed, **variables) if spoken else text
+        ends = sign_ends(text, written, [signs[n] for n in spoken])
+        found = dict(zip(spoken, ends, strict=True)) if ends is not None else {}
     spans = []
     for n in counted:
         if n not in found and n in spoken:
@@ -94,10 +105,44 @@ def answer_spans(
     return spans
 
 
+def _ends_by_pattern(
+    turns: Sequence[Turn], messages: Messages, text: str, writer: ChatWriter
+) -> dict[int, int] | None:
+    """Ends of the contents of a text that is what the template writes of the same roles with these contents put in.
+
+    What it writes of some roles is learned once, from signs as contents. A text that differs in anything (a thought
+    that is taken apart, a word that the template looks for) is not read this way: then None.
+    """
+    key = tuple((turn.role, isinstance(m["content"], list)) for turn, m in zip(turns, messages, strict=True))
+    if key not in writer.patterns:
+        signs = [SIGN.format(f"{n}p") for n in range(len(turns))]
+        pieces, rest = (
+            [],
+            attempt(writer, [with_text(m, s) for m, s in zip(messages, signs, strict=True)], {}) or "",
+        )
+        for sign in signs:
+            before, found, rest = rest.partition(sign)
+            pieces.append(before if found and rest.count(sign) == 0 else None)
+        writer.patterns[key] = None if None in pieces else [*pieces, rest]
+    pieces = writer.patterns[key]
+    if pieces is None:
+        return None
+    for contents in ([turn.content for turn in turns], [turn.content.strip() for turn in turns]):
+        if text != "".join(part for pair in zip(pieces, [*contents, ""], strict=True) for part in pair):
+            continue
+        ends, at = {}, 0
+        for n, (piece, content) in enumerate(zip(pieces, contents, strict=False)):
+            at += len(piece) + len(content)
+            if content.strip():
+                ends[n] = at - len(content) + len(content.rstrip())
+        return ends
+    return None
+
+
 def _signs(text: str, turns: Sequence[int]) -> dict[int, str]:
     """A sign for each turn that stands nowhere in the text."""
-    letter = next(c for c in ("", "k", "kk", "kkk", "kkkk") if SIGN.format(c) not in text)
-    return {n: SIGN.format(f"{letter}{n}q") for n in turns}
+    letters = next("k" * size for size in count() if f"Vq{'k' * size}" not in text)
+    return {n: SIGN.format(f"{letters}{n}q") for n in turns}
 
 
 def _end_alone(

@@ -44,7 +44,9 @@ class ChatWriter:
         self.atoms = re.compile("|".join([*map(re.escape, tokens), _BRACKETS]))
         self.stops = frozenset(stop_tokens(tokenizer))
         self.turn_ends: dict[Any, Any] = {}
-        """Filled by `loratlas.data.chat.answer_spans`: what it learned from conversations of some roles."""
+        """Filled by `loratlas.data.chat.turn_stops`: what ends a turn in conversations of some roles."""
+        self.patterns: dict[Any, Any] = {}
+        """Filled by `loratlas.data.chat.answer_spans`: what is written around the contents of some roles."""
         self._takes: dict[str, bool] = {}
 
     def write(self, messages: Sequence[Mapping[str, Any]], *, ask: bool = False, **variables: Any) -> str:
