@@ -33,12 +33,12 @@ from loratlas.cost.dry_run import as_step, dry_run
 from loratlas.cost.recorder import saved
 from loratlas.placement.plan import Plan, place
 from loratlas.training.fleet.train_fleet import detach_adapters
+from loratlas.training.gradients import step_loss
 from loratlas.training.loop import fit
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.microbatches import microbatches
 from loratlas.training.run_context import training_mode
 from loratlas.training.settings import Settings
-from loratlas.training.step import step_loss
 
 PLACEMENTS = (
     "all:8",

@@ -13,7 +13,7 @@ import torch
 from loratlas.data.batching import Batch
 from loratlas.data.packing import bare
 from loratlas.placement.plan import Plan
-from loratlas.training.step import step_loss
+from loratlas.training.gradients import step_loss
 
 
 class Floor:

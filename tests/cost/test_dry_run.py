@@ -18,12 +18,12 @@ from loratlas.cost.recorder import recording, saved
 from loratlas.data.batching import training_order
 from loratlas.errors import ModelError
 from loratlas.placement.plan import place
+from loratlas.training.gradients import step_loss
 from loratlas.training.loop import fit
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.microbatches import microbatches
 from loratlas.training.run_context import training_mode
 from loratlas.training.settings import Settings
-from loratlas.training.step import step_loss
 
 ROWS = encoded(6, longest=40)
 

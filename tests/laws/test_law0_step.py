@@ -7,11 +7,11 @@ import torch
 from tests.training.small import adapted, encoded, weights
 
 from loratlas.data.batching import collate
+from loratlas.training.gradients import step_loss
 from loratlas.training.loop import fit
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.microbatches import microbatches
 from loratlas.training.settings import Settings
-from loratlas.training.step import step_loss
 
 ROWS = list(range(16))
 

@@ -114,13 +114,13 @@ def test_a_gradient_that_is_nan_ends_the_run_before_the_update():
 
     # The hook is on the factor's module, which only PEFT's own forward pass calls.
     settings = replace(FAST, steps=5)
-    import loratlas.training.loop as loop
+    from loratlas.training import gradients
 
-    lean, loop.lean = loop.lean, _nothing
+    lean, gradients.lean = gradients.lean, _nothing
     try:
         result = fit(model, data, settings, on_step=keep, packed=True)
     finally:
-        loop.lean = lean
+        gradients.lean = lean
     assert (result.diverged_at, result.steps) == (3, 2)
     assert all(torch.equal(a, b) for a, b in zip(kept[-1], weights(model).values(), strict=True))
 

@@ -13,22 +13,25 @@ from loratlas.placement.plan import place
 from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.loop import fit
 from loratlas.training.loss_change import LossChangeAllocation
+from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
 
 SETTINGS = Settings(steps=6, lr=1e-2, batch_size=4, dtype="float32")
 
 
-class Watch:
+class Watch(RunHook):
     """Everything that a run shows, kept."""
+
+    name = "watch"
 
     def __init__(self):
         self.weights, self.gradients = [], []
 
-    def __call__(self, masters):
-        (group,) = masters.groups
+    def on_gradient(self, run):
+        (group,) = run.masters.groups
         self.names = group.names
         self.weights.append([view.clone() for view in group.views])
-        self.gradients.append([gradient.clone() for gradient in group.inputs])
+        self.gradients.append([gradient.clone() for gradient in group.gradients])
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -37,11 +40,7 @@ def test_a_descent_is_each_step_against_the_slope_behind_it(after, clip):
     watch, descent = Watch(), LossChangeAllocation(after=after)
     settings = Settings(**SETTINGS.to_json() | {"clip": clip})
 
-    def both(masters):
-        watch(masters)
-        descent(masters)
-
-    fit(adapted(), encoded(12), settings, on_gradient=both)
+    fit(adapted(), encoded(12), settings, hooks=[watch, descent])
     expected = dict.fromkeys(watch.names, 0.0)
     for step in range(max(after, 1), 6):
         for place_, name in enumerate(watch.names):
@@ -61,7 +60,7 @@ def test_descents_of_small_steps_are_the_fall_of_the_loss():
         adapted(),
         encoded(4),
         settings,
-        on_gradient=descent,
+        hooks=[descent],
         on_step=lambda event: curve.append(event.nll),
     )
     fell = curve[0] - curve[-1]
@@ -72,14 +71,16 @@ def test_descents_of_small_steps_are_the_fall_of_the_loss():
 def test_a_fleet_shows_each_run_its_own_masters():
     base = tiny_model("llama")
     rows = place(read(base.config), "all:2").rows
-    members = [Member(rows=rows, settings=Settings(**SETTINGS.to_json() | {"seed": seed})) for seed in (0, 1)]
     descents = [LossChangeAllocation(after=2), LossChangeAllocation(after=2)]
-    fleet = Fleet(base, encoded(12), members, packed=True)
-    fleet.fit(on_gradient=lambda number, masters: descents[number](masters))
+    members = [
+        Member(rows=rows, settings=Settings(**SETTINGS.to_json() | {"seed": seed}), hooks=[descent])
+        for seed, descent in enumerate(descents)
+    ]
+    Fleet(base, encoded(12), members, packed=True).fit()
     for number, member in enumerate(members):
         own = LossChangeAllocation(after=2)
         model = attach(member.rows, base, seed=member.settings.seed)
-        fit(model, encoded(12), member.settings, packed=True, on_gradient=own)
+        fit(model, encoded(12), member.settings, packed=True, hooks=[own])
         detach_adapters(model)
         assert descents[number].values() == pytest.approx(own.values(), rel=1e-2, abs=1e-6)
     assert descents[0].values() != descents[1].values()

@@ -52,24 +52,24 @@ def test_where_only_some_texts_have_types_the_others_have_the_first():
 def test_rows_are_told_by_the_layout_of_the_batch():
     _, *apart = parts("label")
     row_slices = RowSlices.of([(AdapterSlot({}), batch) for batch in apart])
-    first, second = row_slices.shares
+    first, second = row_slices.slices
     for x in (torch.ones(5, 7, 3), torch.ones(35, 3)):
         assert (row_slices.rows(first, x), row_slices.rows(second, x)) == (slice(0, 14), slice(14, 35))
     for x in (torch.ones(1, 10, 3), torch.ones(7, 5, 3), torch.ones(12, 3)):
         with pytest.raises(ModelError, match="not laid out as they are"):
             row_slices.rows(first, x)
     alone = RowSlices.of([(AdapterSlot({}), apart[0])])
-    assert alone.rows(alone.shares[0], torch.ones(1, 10, 3)) == slice(0, 10)
+    assert alone.rows(alone.slices[0], torch.ones(1, 10, 3)) == slice(0, 10)
 
 
 def test_counted_places_are_told_by_their_number():
     _, *apart = parts("text", packed=True)
     row_slices = RowSlices.of([(AdapterSlot({}), batch) for batch in apart])
     counted = sum(batch.labelled for batch in apart)
-    found = row_slices.rows(row_slices.shares[1], torch.ones(1, counted, 3), counted=True)
+    found = row_slices.rows(row_slices.slices[1], torch.ones(1, counted, 3), counted=True)
     assert found == slice(apart[0].labelled, counted)
     tokens = sum(batch.tokens for batch in apart)
-    assert row_slices.rows(row_slices.shares[1], torch.ones(1, tokens, 3)) == slice(apart[0].tokens, tokens)
+    assert row_slices.rows(row_slices.slices[1], torch.ones(1, tokens, 3)) == slice(apart[0].tokens, tokens)
 
 
 def test_a_batch_goes_along_where_filling_up_costs_less_than_a_pass():

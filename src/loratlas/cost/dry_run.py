@@ -252,11 +252,11 @@ def _record(
 
     from loratlas.cost.recorder import recording, saved
     from loratlas.training.frozen_prefix import unproven_prefix
+    from loratlas.training.gradients import step_loss
     from loratlas.training.master_weights import MasterWeights
     from loratlas.training.microbatches import microbatches
     from loratlas.training.optimizer import MOMENTS, Optimizer
     from loratlas.training.run_context import training_mode
-    from loratlas.training.step import step_loss
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = as_step(examples)

@@ -4,12 +4,9 @@
     state/scan.json                which scan this is
     state/measured.json            scores of the signals that do not train
     state/scores.json              all scores; the trials are gone by then
-    state/trial-0/checkpoint/      of `loratlas.training.checkpoint`
-    state/trial-0/descent-000040.safetensors
-                                   sums of `loratlas.training.loss_change.LossChangeAllocation` at that step
+    state/trial-0/checkpoint/      of `loratlas.training.checkpoint`, with the sums of its loss-change allocation
 
-Sums are written before the checkpoint of the same step, so that a checkpoint always finds its sums, whenever the
-process is killed. Where trials stand at different steps, both begin anew: the result is the same, to the bit.
+Where trials stand at different steps, both begin anew: the result is the same, to the bit.
 """
 
 from __future__ import annotations
@@ -18,15 +15,11 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loratlas.errors import OutputError
-from loratlas.files import write_bytes, write_json
+from loratlas.files import write_json
 from loratlas.training.checkpoint import FOLDER
-from loratlas.training.loss_change import LossChangeAllocation
-
-if TYPE_CHECKING:
-    from loratlas.training.master_weights import MasterWeights
 
 STATE = "state"
 IDENTITY, MEASURED, SCORES = "scan.json", "measured.json", "scores.json"
@@ -94,83 +87,15 @@ class ScanFolder:
         return [self.state / f"trial-{number}" for number in range(count)]
 
 
-class KeptDescent:
-    """A `LossChangeAllocation` whose sums lie beside the checkpoints of its run.
-
-    Args:
-        after: as for `LossChangeAllocation`.
-        folder: of the run; None keeps nothing.
-        steps: of the whole run.
-    """
-
-    def __init__(self, *, after: int, folder: Path | None, steps: int) -> None:
-        self._after, self._folder, self._steps = after, folder, steps
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget everything."""
-        self._descent = LossChangeAllocation(after=self._after)
-        self._ended: dict[str, float] = {}
-
-    def __call__(self, masters: MasterWeights) -> None:
-        """As of `LossChangeAllocation`."""
-        self._descent(masters)
-        if self._folder is not None and (
-            self._descent.steps % SAVE_EVERY == 0 or self._descent.steps == self._steps
-        ):
-            self.save()
-
-    @property
-    def keeps(self) -> bool:
-        """Whether there is a folder."""
-        return self._folder is not None
-
-    def values(self) -> dict[str, float]:
-        """As of `LossChangeAllocation`, also of a run that an earlier process ended."""
-        return self._ended or self._descent.values()
-
-    def save(self) -> None:
-        """Write the sums of this step; those of the save before it stay."""
-        from safetensors.torch import save
-
-        if self._folder is None or not self._descent.steps:
-            return
-        path = self._folder / f"descent-{self._descent.steps:06d}.safetensors"
-        if path.exists():
-            return
-        tensors = {name: kept.cpu().contiguous() for name, kept in self._descent.state().items()}
-        write_bytes(path, save(tensors, metadata={"values": json.dumps(self._descent.values())}))
-        for old in sorted(self._folder.glob("descent-*.safetensors"))[:-2]:
-            old.unlink(missing_ok=True)
-
-    def load(self, step: int) -> bool:
-        """Go on after this step; whether its sums could be read."""
-        from safetensors import SafetensorError, safe_open
-
-        assert self._folder is not None
-        path = self._folder / f"descent-{step:06d}.safetensors"
-        try:
-            with safe_open(path, framework="pt") as kept:
-                state = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
-                values = json.loads(kept.metadata()["values"])
-        except (OSError, ValueError, KeyError, SafetensorError):
-            return False
-        self._descent.load_state(state, steps=step)
-        self._ended = values if step >= self._steps else {}
-        return True
-
-
-def go_on(folders: Sequence[Path], descents: Sequence[KeptDescent]) -> int:
-    """Load the sums of trials that were stopped; at which step they go on, 0 where they begin anew.
+def go_on(folders: Sequence[Path]) -> int:
+    """At which step trials that were stopped go on, 0 where they begin anew.
 
     They go on only if all stand at the same step: then passes are shared as they would have been.
     """
     steps = {_last(folder) for folder in folders}
-    step = steps.pop() if len(steps) == 1 else 0
-    if step and all(descent.load(step) for descent in descents):
-        return step
-    for folder, descent in zip(folders, descents, strict=True):
-        descent.restart()
+    if len(steps) == 1:
+        return steps.pop()
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     return 0
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import Interrupted, SettingsError
-from loratlas.scan.scan_folder import SAVE_EVERY, KeptDescent, go_on
+from loratlas.scan.scan_folder import SAVE_EVERY, go_on
 from loratlas.scan.scores import STEP
 
 if TYPE_CHECKING:
     from loratlas.data.examples import Encoded
     from loratlas.training.fleet.members import Member
+    from loratlas.training.loss_change import LossChangeAllocation
     from loratlas.training.run_events import FitResult, StepEvent
 
 SEEDS = 2
@@ -81,12 +82,13 @@ class Trials:
     def run(self, model: Any, watch: Watch) -> Iterator[tuple[Any, FitResult, Mapping[str, float]]]:
         """(trained model, its result, parameter → descent), one after the other; the one before must be detached."""
         from loratlas.training.fleet.train_fleet import Fleet
+        from loratlas.training.loss_change import LossChangeAllocation
         from loratlas.training.master_weights import compute_dtype
 
         dtype = str(compute_dtype(model)).removeprefix("torch.")
-        members = self._members(dtype)
         after = math.ceil(EARLY * self.steps)
-        descents = [KeptDescent(after=after, folder=member.out, steps=self.steps) for member in members]
+        descents = [LossChangeAllocation(after=after) for _ in range(SEEDS)]
+        members = self._members(dtype, descents)
         try:
             fleet = Fleet(model, self.rows, members, packed=self.packed)
         except SettingsError:  # these trials cannot share a pass
@@ -97,18 +99,17 @@ class Trials:
             watch.step()
 
         if self.folders is not None:
-            watch.resumed(SEEDS * go_on(self.folders, descents))
-        with _interruptible(descents):
+            watch.resumed(SEEDS * go_on(self.folders))
+        with _interruptible(kept=self.folders is not None):
             results = fleet.fit(
                 resume=self.folders is not None,
                 on_step=lambda index, event: stepped(event),
-                on_gradient=lambda index, masters: descents[index](masters),
                 measure_memory=False,
             )
         for index, result in enumerate(results):
             yield fleet.peft_model(index), result, descents[index].values()
 
-    def _members(self, dtype: str) -> list[Member]:
+    def _members(self, dtype: str, descents: Sequence[LossChangeAllocation]) -> list[Member]:
         from loratlas.training.fleet.members import Member
         from loratlas.training.settings import Settings
 
@@ -125,12 +126,13 @@ class Trials:
                     save_every=SAVE_EVERY,
                 ),
                 out=self.folders[trial] if self.folders is not None else None,
+                hooks=[descent],
             )
-            for trial in range(SEEDS)
+            for trial, descent in enumerate(descents)
         ]
 
     def _one_by_one(
-        self, model: Any, members: Sequence[Member], descents: Sequence[KeptDescent], watch: Watch
+        self, model: Any, members: Sequence[Member], descents: Sequence[LossChangeAllocation], watch: Watch
     ) -> Iterator[tuple[Any, FitResult, Mapping[str, float]]]:
         from loratlas.adapters.attach import attach
         from loratlas.adapters.trained_heads import detach_adapters
@@ -141,10 +143,10 @@ class Trials:
 
         for member, descent in zip(members, descents, strict=True):
             if member.out is not None:
-                watch.resumed(go_on([member.out], [descent]))
+                watch.resumed(go_on([member.out]))
             tuned = attach(self.plan, model, seed=member.settings.seed)
             try:
-                with _interruptible([descent]):
+                with _interruptible(kept=member.out is not None):
                     result = fit(
                         tuned,
                         self.rows,
@@ -153,7 +155,7 @@ class Trials:
                         resume=member.out is not None,
                         packed=self.packed,
                         on_step=stepped,
-                        on_gradient=descent,
+                        hooks=member.hooks,
                     )
             except BaseException:
                 detach_adapters(tuned)
@@ -162,16 +164,13 @@ class Trials:
 
 
 @contextmanager
-def _interruptible(descents: Sequence[KeptDescent]) -> Iterator[None]:
+def _interruptible(*, kept: bool) -> Iterator[None]:
     """What Ctrl-C means here: with a folder, trials go on where they were."""
     try:
         yield
     except Interrupted as stopped:
-        kept = all(descent.keeps for descent in descents)
-        for descent in descents:
-            descent.save()
         raise Interrupted(
-            given="Ctrl-C",
+            given=stopped.given,
             found="the scan stopped in its trials; "
             + ("their state is kept" if kept else "nothing of them is kept without --out"),
             instead="the same command with --resume" if kept else "the same command, which scans anew",

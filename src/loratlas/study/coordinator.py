@@ -75,12 +75,15 @@ class Coordinator:
         free = free_bytes(device) // count
         self._fleet = fleet_size(self.spec, self.prepared, device, free=free)
         # A Ctrl-C is asked for, not thrown: thrown into a destructor, say, Python would swallow it.
-        with interruptible() as stop, Pool(setup, self.out / "cache", workers=count, threads=threads) as pool:
+        with (
+            interruptible("finishing these steps…") as stop,
+            Pool(setup, self.out / "cache", workers=count, threads=threads) as pool,
+        ):
             self._loop(pool, stop)
 
     def _loop(self, pool: Pool, stop: Stop) -> None:
         queue = deque[Key]()
-        while not stop.asked:
+        while not stop.requested:
             if not queue and not pool.busy:
                 state = schedule(self.spec, self.finished)
                 self.planned = state.planned

@@ -25,7 +25,7 @@ def runs_per_pass(tokens: float, device: str) -> int:
     >>> runs_per_pass(400, "cpu"), runs_per_pass(1700, "cpu")
     (5, 1)
     """
-    from loratlas.training.fleet.train_fleet import OTHER_TOKENS, PASS_TOKENS
+    from loratlas.training.fleet.shared_passes import OTHER_TOKENS, PASS_TOKENS
 
     return max(1, min(MOST, int(PASS_TOKENS.get(device, OTHER_TOKENS) // max(1.0, tokens))))
 

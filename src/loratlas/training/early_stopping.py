@@ -53,8 +53,12 @@ class EarlyStopping:
         if self.best:
             masters.restore(self.best)
 
+    def forget_best(self) -> None:
+        """What was best cannot be put back any more: the next evaluation is the lowest so far."""
+        self.lowest, self.waited, self.best = None, 0, []
+
     def to_json(self) -> dict[str, Any]:
-        """What a resumed run needs beside `best`."""
+        """What a resumed run needs, `best` excepted."""
         return {"last": self.last, "lowest": self.lowest, "waited": self.waited}
 
     def load_state(self, kept: dict[str, Any], best: list[torch.Tensor]) -> None:

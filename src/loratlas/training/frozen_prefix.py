@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loratlas.data.packing import FLOOR, TOLERANCE, forward
+from loratlas.formats import data_size
 from loratlas.modeling import has_dropout, patched_forwards, unwrap
 from loratlas.training.memory import free_bytes
 from loratlas.training.microbatches import FILLER, microbatches
@@ -84,11 +85,21 @@ def layers_of(model: Any) -> Layers | None:
     return Layers(path=outer[0][0], modules=tuple(outer[0][1])) if len(outer) == 1 else None
 
 
+def lowest_trained_layer(model: Any) -> int | None:
+    """The lowest layer with a parameter that requires a gradient, as `Layers.lowest` counts; the number of layers where
+    all stand behind them; None where the layers are not one list."""
+    layers = layers_of(model)
+    if layers is None:
+        return None
+    lowest = layers.lowest([name for name, p in unwrap(model).named_parameters() if p.requires_grad])
+    return len(layers.modules) if lowest is None else lowest
+
+
 class _Reached(Exception):
     """No error: it ends a pass where nothing above is wanted."""
 
 
-class Prefix:
+class FrozenPrefix:
     """States of rows at the input of a layer.
 
     Args:
@@ -189,7 +200,7 @@ class Prefix:
 
 def prefix_for(
     model: Any, data: Encoded, order: np.ndarray, *, depth: int | None = None, whatever_memory: bool = False
-) -> Prefix | None:
+) -> tuple[FrozenPrefix | None, str]:
     """A prefix for a run's rows, if there is one to keep; proven on the very model before it is used.
 
     Args:
@@ -200,25 +211,36 @@ def prefix_for(
         whatever_memory: do not ask whether memory allows.
 
     Returns:
-        None where no whole layer is frozen, no row comes twice, the base has dropout, memory is short, or the model is
-        not one whose layers pass one tensor from each to the next.
+        The prefix, and why it is kept; or None, and why not: no whole layer is frozen, no row comes twice, the base has
+        dropout, memory is short, or the model is not one whose layers pass one tensor from each to the next.
     """
     pool = np.unique(order).tolist()
-    if order.size <= len(pool) or has_dropout(unwrap(model).config):
-        return None
+    if order.size <= len(pool):
+        return None, "no row comes twice"
+    if has_dropout(unwrap(model).config):
+        return None, "the base has dropout"
     try:
         prefix = unproven_prefix(model, data, pool, depth=depth)
         if prefix is None:
-            return None
-        fits = whatever_memory or prefix.bytes() <= _allowed(prefix.lasting()[0].device)
-        return prefix if fits and _proven(model, data, prefix, order) else None
-    except Exception:  # whatever a strange model raises, its layers can still be computed every time
-        return None
+            return None, "no whole layer below the lowest adapter is frozen, or the layers are not one list"
+        size, allowed = prefix.bytes(), _allowed(prefix.lasting()[0].device)
+        if not whatever_memory and size > allowed:
+            return (
+                None,
+                f"its states take {data_size(size)}, and {data_size(allowed)} are free for them",
+            )
+        difference, most = _difference(model, data, prefix, order)
+    except Exception as error:  # whatever a strange model raises, its layers can still be computed every time
+        words = " ".join(str(error).split())[:160]
+        return None, f"this model's layers cannot be run from kept states ({type(error).__name__}: {words})"
+    if not difference <= most:
+        return None, f"losses from kept states differ by {difference:.1e}, rounding explains {most:.1e}"
+    return prefix, f"{prefix.depth} frozen layers; proven on this model (largest difference {difference:.1e})"
 
 
 def unproven_prefix(
     model: Any, data: Encoded, pool: Sequence[int], *, depth: int | None = None
-) -> Prefix | None:
+) -> FrozenPrefix | None:
     """A prefix that nothing has been proven of; None where no whole layer is frozen, or none can be told.
 
     Args:
@@ -231,9 +253,8 @@ def unproven_prefix(
     if layers is None:
         return None
     if depth is None:
-        depth = layers.lowest([name for name, p in unwrap(model).named_parameters() if p.requires_grad])
-        depth = len(layers.modules) if depth is None else depth
-    return Prefix(model, data, pool, layers=layers, depth=depth) if depth >= 1 else None
+        depth = lowest_trained_layer(model) or 0
+    return FrozenPrefix(model, data, pool, layers=layers, depth=depth) if depth >= 1 else None
 
 
 def _allowed(device: torch.device) -> float:
@@ -244,8 +265,9 @@ def _allowed(device: torch.device) -> float:
     return SHARE * cores * free_bytes(device)
 
 
-def _proven(model: Any, data: Encoded, prefix: Prefix, order: np.ndarray) -> bool:
-    """Whether some rows' losses are the same with the kept states and without, dropout of the adapters included."""
+def _difference(model: Any, data: Encoded, prefix: FrozenPrefix, order: np.ndarray) -> tuple[float, float]:
+    """How far some rows' losses are off with the kept states, dropout of the adapters included, relative to those
+    without; and how far rounding explains."""
     import torch
 
     from loratlas.evaluation.token_losses import token_losses
@@ -265,7 +287,7 @@ def _proven(model: Any, data: Encoded, prefix: Prefix, order: np.ndarray) -> boo
     with prefix.within(batch):
         kept = losses()
     allowed = TOLERANCE.get(str(prefix.lasting()[0].dtype).removeprefix("torch."), FLOOR)
-    return bool((kept - without).norm() <= allowed * without.norm())
+    return float((kept - without).norm() / without.norm()), allowed
 
 
 def _chunks(data: Encoded, pool: Sequence[int]) -> tuple[dict[int, int], list[list[int]]]:

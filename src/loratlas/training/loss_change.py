@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from loratlas.training.run_hooks import RunHook, Tensors
 
 if TYPE_CHECKING:
     import torch
 
-    from loratlas.training.master_weights import MasterWeights
+    from loratlas.training.run import Run
 
 
-class LossChangeAllocation:
+class LossChangeAllocation(RunHook):
     """What each parameter's steps did to the loss, by the slope at the end of every step:
 
         descent = −Σ_t ⟨g_t, θ_t − θ_{t−1}⟩,    g_t = ∂L_t/∂θ at θ_t
@@ -26,12 +27,14 @@ class LossChangeAllocation:
         after: counted steps begin behind so many: the first falls of a loss are those that any adapter could make.
 
     Example:
-        ``descent = LossChangeAllocation(after=20); fit(model, rows, settings, on_gradient=descent); descent.values()``
+        ``descent = LossChangeAllocation(after=20); fit(model, rows, settings, hooks=[descent]); descent.values()``
 
     Source: loss change allocation (Lan et al. 2019, arXiv:1909.01440). Departures: one slope, at the end of a step,
     instead of an average along it, so that it costs no pass of its own; that of the run's own next rows instead of the
     whole training set.
     """
+
+    name = "loss_change"
 
     def __init__(self, *, after: int = 0) -> None:
         self.after = after
@@ -40,27 +43,14 @@ class LossChangeAllocation:
         self._before: list[torch.Tensor] = []
         self._sums: list[torch.Tensor] = []
         self._shaped: list[list[torch.Tensor]] = []
-        self._pending: dict[str, torch.Tensor] = {}
 
-    def _prepare(self, masters: MasterWeights) -> None:
-        """Lay out the sums as the masters are."""
-        import torch
+    def identity(self) -> dict[str, Any]:
+        return {"after": self.after}
 
-        self._names = [group.names for group in masters.groups]
-        self._sums = [torch.zeros_like(group.master) for group in masters.groups]
-        self._shaped = [group.shaped(total) for group, total in zip(masters.groups, self._sums, strict=True)]
-        self._before = masters.copy()
-        for name, kept in self.state().items():
-            if name in self._pending:
-                kept.copy_(self._pending[name])
-        self._pending = {}
-
-    def __call__(self, masters: MasterWeights) -> None:
-        """Take in a step whose gradient is in the masters, before it is used."""
-        if not self._sums:
-            self._prepare(masters)
+    def on_gradient(self, run: Run) -> None:
+        masters = run.masters
         if not self.steps:
-            pass  # no step has been made yet
+            self._begin(run)
         elif self.steps < self.after:
             for group, before in zip(masters.groups, self._before, strict=True):
                 before.copy_(group.master)
@@ -71,21 +61,34 @@ class LossChangeAllocation:
                 before.copy_(group.master)
         self.steps += 1
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """What `load_state` goes on from; with `steps`, after any step."""
-        pairs = (("sum", self._sums), ("before", self._before))
-        return {f"{name}.{index}": kept for name, all_of in pairs for index, kept in enumerate(all_of)}
+    def _begin(self, run: Run) -> None:
+        import torch
 
-    def load_state(self, state: Mapping[str, torch.Tensor], *, steps: int) -> None:
-        """Go on from what `state` gave after so many steps, at the next step that is shown."""
-        self.steps, self._pending = steps, dict(state)
+        groups = run.masters.groups
+        self._names = [group.names for group in groups]
+        self._sums = [torch.zeros_like(group.master) for group in groups]
+        self._shaped = [group.shaped(total) for group, total in zip(groups, self._sums, strict=True)]
+        self._before = run.masters.copy()
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        flat = {f"sum.{index}": total for index, total in enumerate(self._sums)}
+        flat |= {f"before.{index}": before for index, before in enumerate(self._before)}
+        return flat, {"steps": self.steps}
+
+    def load_state(self, run: Run, tensors: Tensors, values: dict[str, Any]) -> None:
+        self.steps = int(values["steps"])
+        if self.steps:
+            self._begin(run)
+            for index, (total, before) in enumerate(zip(self._sums, self._before, strict=True)):
+                total.copy_(tensors[f"sum.{index}"])
+                before.copy_(tensors[f"before.{index}"])
 
     def values(self) -> dict[str, float]:
         """Parameter's name → its descent, nats per token; empty before the first step."""
         import torch
 
         return {
-            name: float(part.sum(dtype=torch.float64))
-            for names, parts in zip(self._names, self._shaped, strict=True)
-            for name, part in zip(names, parts, strict=True)
+            name: float(own.sum(dtype=torch.float64))
+            for names, sums in zip(self._names, self._shaped, strict=True)
+            for name, own in zip(names, sums, strict=True)
         }

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.trained_heads import is_head
+from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ ALIGN = 64
 
 
 @dataclass(slots=True, kw_only=True)
-class Group:
+class ParameterGroup:
     """Parameters that share a learning rate, end to end.
 
     Args:
@@ -35,7 +36,7 @@ class Group:
         master: float32 [n]; what the optimiser steps on.
         views: of ``master``, shaped like the parameters.
         work: [n] in the computing type; ``master`` itself where that is float32.
-        inputs: gradients of ``master``, shaped like the parameters.
+        gradients: of ``master``, shaped like the parameters.
     """
 
     ratio: float
@@ -44,24 +45,24 @@ class Group:
     master: torch.Tensor
     views: list[torch.Tensor]
     work: torch.Tensor
-    inputs: list[torch.Tensor]
+    gradients: list[torch.Tensor]
 
     def shaped(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Views of a vector laid out as ``master`` is, shaped like the parameters."""
         return _shaped(flat, self.parameters)
 
 
-def _room(parameter: torch.Tensor) -> int:
+def _padded(parameter: torch.Tensor) -> int:
     """Numbers that a parameter takes up of the flat vector, the gap behind it counted."""
     return -(-parameter.numel() // ALIGN) * ALIGN
 
 
 def _shaped(flat: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    found, start = [], 0
+    views, start = [], 0
     for parameter in parameters:
-        found.append(flat[start : start + parameter.numel()].view(parameter.shape))
-        start += _room(parameter)
-    return found
+        views.append(flat[start : start + parameter.numel()].view(parameter.shape))
+        start += _padded(parameter)
+    return views
 
 
 def is_factor(name: str) -> bool:
@@ -94,23 +95,36 @@ class MasterWeights:
     def __init__(self, model: Any, *, loraplus: float | None = None) -> None:
         import torch
 
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._model, self._loraplus, self._torch = model, loraplus, torch
         self.dtype = compute_dtype(model)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Take the model's trainable parameters as they are now. Not while `open`.
+
+        Raises:
+            SettingsError: nothing requires a gradient.
+        """
+        named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
+        if not named:
+            raise SettingsError(
+                given="a model to train",
+                found="no parameter that requires a gradient",
+                instead="a model that a plan was attached to",
+            )
         ratios = {1.0: named}
-        if loraplus is not None and loraplus != 1.0:
+        if self._loraplus is not None and self._loraplus != 1.0:
             ratios = {
                 1.0: [(name, p) for name, p in named if ".lora_B." not in name],
-                float(loraplus): [(name, p) for name, p in named if ".lora_B." in name],
+                float(self._loraplus): [(name, p) for name, p in named if ".lora_B." in name],
             }
         self.groups = [self._group(ratio, chosen) for ratio, chosen in ratios.items() if chosen]
-        self._open = False
-        self._torch = torch
 
-    def _group(self, ratio: float, named: list[tuple[str, torch.nn.Parameter]]) -> Group:
+    def _group(self, ratio: float, named: list[tuple[str, torch.nn.Parameter]]) -> ParameterGroup:
         import torch
 
         parameters = [parameter for _, parameter in named]
-        total = sum(_room(parameter) for parameter in parameters)
+        total = sum(_padded(parameter) for parameter in parameters)
         master = torch.zeros(total, dtype=torch.float32, device=parameters[0].device)
         gradient = torch.zeros_like(master)
         views = _shaped(master, parameters)
@@ -118,14 +132,14 @@ class MasterWeights:
             view.copy_(parameter.detach())
         work = master if self.dtype == torch.float32 else master.to(self.dtype)
         master.grad = gradient
-        return Group(
+        return ParameterGroup(
             ratio=ratio,
             names=[name for name, _ in named],
             parameters=parameters,
             master=master,
             views=views,
             work=work,
-            inputs=_shaped(gradient, parameters),
+            gradients=_shaped(gradient, parameters),
         )
 
     def open(self) -> None:
@@ -138,8 +152,7 @@ class MasterWeights:
                 rounded = group.work[start : start + size].view(parameter.shape)
                 parameter.grad = None
                 parameter.data = rounded if is_factor(name) or is_head(name) else view
-                start += _room(parameter)
-        self._open = True
+                start += _padded(parameter)
         self.round()
 
     def close(self) -> None:
@@ -148,7 +161,6 @@ class MasterWeights:
             for name, parameter, view in zip(group.names, group.parameters, group.views, strict=True):
                 parameter.grad = None
                 parameter.data = view.to(self.dtype, copy=True) if is_head(name) else view.clone()
-        self._open = False
 
     def round(self) -> None:
         """Renew the rounded copies."""
@@ -165,20 +177,24 @@ class MasterWeights:
     def collect(self) -> None:
         """Add the model's gradients to the masters' and free them."""
         for group in self.groups:
-            into, found = [], []
-            for parameter, gradient in zip(group.parameters, group.inputs, strict=True):
+            into, gradients = [], []
+            for parameter, gradient in zip(group.parameters, group.gradients, strict=True):
                 if parameter.grad is not None:
                     into.append(gradient)
-                    found.append(parameter.grad)
+                    gradients.append(parameter.grad)
                     parameter.grad = None
             if into:
-                lifted = [g if g.dtype == self._torch.float32 else g.float() for g in found]
+                lifted = [g if g.dtype == self._torch.float32 else g.float() for g in gradients]
                 self._torch._foreach_add_(into, lifted)  # pyright: ignore[reportPrivateImportUsage]
 
     def norm(self) -> torch.Tensor:
         """Euclidean norm of the whole gradient."""
         norms = [group.master.grad.norm() for group in self.groups if group.master.grad is not None]
         return norms[0] if len(norms) == 1 else self._torch.stack(norms).norm()
+
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(self._torch.isfinite(group.master).all()) for group in self.groups)
 
     def scale(self, factor: float) -> None:
         """Multiply the whole gradient."""
@@ -203,5 +219,5 @@ class MasterWeights:
 
     def lasting(self) -> list[torch.Tensor]:
         """Tensors that live as long as this does."""
-        found = [t for group in self.groups for t in (group.master, group.master.grad, group.work)]
-        return [tensor for tensor in found if tensor is not None]
+        held = [t for group in self.groups for t in (group.master, group.master.grad, group.work)]
+        return [tensor for tensor in held if tensor is not None]

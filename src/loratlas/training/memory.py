@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Peak:
+class PeakMeter:
     """Watches the steps of one run.
 
     Args:

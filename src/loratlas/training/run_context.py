@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from loratlas.modeling import modes_kept, unwrap
 
 DROPOUT_STREAM = 3
-"""Word beside the seed. Order and subset use 1 (`loratlas.data.batching`), initialisation is `attach`'s own."""
+"""Word that follows the seed. Order and subset use 1 (`loratlas.data.batching`), initialisation is `attach`'s own."""
 
 
 @contextmanager
@@ -61,32 +62,56 @@ def dropout_stream(seed: int) -> Iterator[Callable[[int], None]]:
         yield begin
 
 
-class Stop:
-    """Whether somebody asked for an end."""
+FINISHING = "finishing this step…"
 
-    asked = False
+
+class Stop:
+    """Whether somebody asked for an end.
+
+    Attributes:
+        requested: whether.
+        by: what asked: ``"Ctrl-C"`` or ``"SIGTERM"``.
+    """
+
+    requested = False
+    by = "Ctrl-C"
+
+    def check(self) -> None:
+        """Raises:
+        KeyboardInterrupt: an end was asked for.
+        """
+        if self.requested:
+            raise KeyboardInterrupt
 
 
 @contextmanager
-def interruptible() -> Iterator[Stop]:
-    """Within this context the first Ctrl-C only asks for an end, so that no update is left half done.
+def interruptible(say: str = FINISHING) -> Iterator[Stop]:
+    """Within this context the first Ctrl-C, or SIGTERM as schedulers send it, only asks for an end, so that no
+    update is left half done; standard error says so at once.
 
     The second one interrupts at once. Where another handler has been installed, or in a thread that cannot install
-    one, Ctrl-C keeps its meaning.
+    one, a signal keeps its meaning.
+
+    Args:
+        say: what standard error says.
     """
     stop = Stop()
+    names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+    defaults = (signal.default_int_handler, signal.SIG_DFL)
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield stop
-        return
+    mine = [number for number in names if main and signal.getsignal(number) in defaults]
 
     def handle(number: int, frame: Any) -> None:
-        if stop.asked:
+        if stop.requested:
             signal.default_int_handler(number, frame)
-        stop.asked = True
+        stop.requested, stop.by = True, names[signal.Signals(number)]
+        with suppress(OSError):
+            # Not through a buffer, which the interrupted code may be writing to.
+            os.write(2, f"\n{say}\n".encode())
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in mine}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -64,12 +64,6 @@ class RunCounters:
         )
 
     @property
-    def last_step(self) -> tuple[float, int]:
-        """Seconds and tokens of the step before."""
-        seconds, tokens, _ = self._here[-1]
-        return seconds, tokens
-
-    @property
     def train_nll(self) -> float:
         """Mean loss over the counted tokens of the last tenth of the steps; of the last point where it ended before."""
         if self.last:
@@ -115,5 +109,5 @@ class RunCounters:
         self._since = [(float(s), int(n)) for s, n in kept["since"]]
 
 
-def _mean(parts: list[tuple[float, int]]) -> float:
-    return sum(s for s, _ in parts) / sum(n for _, n in parts)
+def _mean(losses: list[tuple[float, int]]) -> float:
+    return sum(s for s, _ in losses) / sum(n for _, n in losses)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes, and what it leaves."""
+"""What a run reports while it goes, and what it leaves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEvent:
-    """Told after every step.
+    """One step that was taken.
 
     Args:
         step: steps done, from 1.
@@ -18,7 +18,7 @@ class StepEvent:
         tokens: trained on since the run began, padding excluded.
         labelled_tokens: of these, counted by the loss.
         tokens_per_second: since this process began training, warm-up steps excluded.
-        seconds: spent in steps since the run began.
+        seconds: of steps since the run began.
         seconds_left: at this pace.
         evaluation: mean loss on the evaluation rows, if they were just measured.
     """
@@ -45,7 +45,7 @@ class CurvePoint:
         nll: mean loss over the counted tokens of the steps since the last point, nats.
         lr: learning rate of the last of them.
         tokens: trained on since the run began.
-        seconds: spent in steps since the run began.
+        seconds: of steps since the run began.
         evaluation: mean loss on the evaluation rows, if they were measured after this step.
     """
 
@@ -77,6 +77,7 @@ class FitResult:
         compiled: whether the last steps ran compiled layers.
         compile_reason: why, or why not.
         kept_layers: lowest layers whose result was computed once for every row (`loratlas.training.frozen_prefix`).
+        kept_reason: why these, or why none.
         diverged: the loss or its gradient became NaN or infinite, and the run was stopped.
         diverged_at: the step (from 1) whose loss or gradient it was.
         stopped_early: ``early_stop`` ended the run.
@@ -98,6 +99,7 @@ class FitResult:
     compiled: bool = False
     compile_reason: str = ""
     kept_layers: int = 0
+    kept_reason: str = ""
     diverged: bool = False
     diverged_at: int | None = None
     stopped_early: bool = False

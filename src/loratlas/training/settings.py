@@ -1,4 +1,4 @@
-"""What a run may be told, checked before anything is loaded."""
+"""Settings of a run, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Settings:
             and none where it is not.
         log_every: steps per point of the training curve.
         save_every: steps between checkpoints where there is a folder to write to.
+        save_seconds: a checkpoint is due after so many seconds as well.
         report_to: any of ``"tensorboard"``, ``"wandb"``.
 
     Raises:
@@ -84,6 +85,7 @@ class Settings:
     evaluate_every: int | None = None
     log_every: int = 1
     save_every: int = 100
+    save_seconds: float = 60.0
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -103,10 +105,11 @@ class Settings:
         self._number("loraplus", above=0, optional=True)
         self._number("eps", above=0)
         self._number("weight_decay", least=0)
+        self._number("save_seconds", above=0)
         self._number("warmup", least=0, below=1)
         self._number("dropout", least=0, below=1)
-        for place in (0, 1):
-            if not 0 <= self.betas[place] < 1:
+        for beta in self.betas:
+            if not 0 <= beta < 1:
                 raise SettingsError(
                     given=f"betas = {self.betas}",
                     found="a decay outside of [0, 1)",

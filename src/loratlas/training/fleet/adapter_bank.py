@@ -126,7 +126,7 @@ class Bank:
                 module.__class__ = next(own for own, kind in _SERVED.items() if kind is type(module))
 
     @contextmanager
-    def seat(self, row_slices: RowSlices) -> Iterator[None]:
+    def use(self, row_slices: RowSlices) -> Iterator[None]:
         """Within this context a pass belongs to these slots."""
         self.row_slices = row_slices
         try:
@@ -138,9 +138,7 @@ class Bank:
 
     def serves(self, path: str) -> bool:
         """Whether some run of the pass has factors at a matrix; a pass that is nobody's is the base's own."""
-        return self.row_slices is not None and any(
-            path in share.slot.factors for share in self.row_slices.shares
-        )
+        return self.row_slices is not None and any(path in own.slot.factors for own in self.row_slices.slices)
 
     def product(self, x: torch.Tensor, sites: Sequence[tuple[str, Any]]) -> tuple[torch.Tensor, ...]:
         """Outputs [T, d_out] of matrices that read x, with what every run adds to its rows."""
@@ -148,13 +146,13 @@ class Bank:
         assert row_slices is not None  # `serves` said so
         counted = any(module is self._output for _, module in sites)
         flat = x.reshape(-1, x.shape[-1])
-        for share in row_slices.shares:
-            factors = [(place, share.slot.factors[name]) for place, (name, _) in enumerate(sites)
-                       if name in share.slot.factors]  # fmt: skip
-            here = row_slices.rows(share, x, counted=counted)
+        for own in row_slices.slices:
+            factors = [(place, own.slot.factors[name]) for place, (name, _) in enumerate(sites)
+                       if name in own.slot.factors]  # fmt: skip
+            here = row_slices.rows(own, x, counted=counted)
             if factors and here.stop > here.start:
-                drop = share.slot.draw(flat[here])
-                parts.append(Segment(here, factors, drop, 1 / (1 - share.slot.dropout)))
+                drop = own.slot.draw(flat[here])
+                parts.append(Segment(here, factors, drop, 1 / (1 - own.slot.dropout)))
         return SegmentedLora.apply(flat, self.anchor, [weights(module) for _, module in sites], parts)  # type: ignore[no-any-return]
 
     def _stack(
@@ -176,19 +174,19 @@ class Bank:
         row_slices = self.row_slices
         if row_slices is None:
             return type(self.heads[path]).forward(self.heads[path], *given, **named)
-        if len(row_slices.shares) == 1:
-            return row_slices.shares[0].slot.heads[path](*given, **named)
-        whole = row_slices.shares[-1].units.stop
+        if len(row_slices.slices) == 1:
+            return row_slices.slices[0].slot.heads[path](*given, **named)
+        whole = row_slices.slices[-1].units.stop
 
         def cut(value: Any, units: slice) -> Any:
             mine = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == whole
             return value[units] if mine else value
 
         outputs = [
-            share.slot.heads[path](
-                *(cut(value, share.units) for value in given),
-                **{name: cut(value, share.units) for name, value in named.items()},
+            own.slot.heads[path](
+                *(cut(value, own.units) for value in given),
+                **{name: cut(value, own.units) for name, value in named.items()},
             )
-            for share in row_slices.shares
+            for own in row_slices.slices
         ]
         return torch.cat(outputs)

@@ -51,7 +51,7 @@ def why_not_shared(model: Any, bank: Bank, data: Encoded, *, packed: bool) -> st
 
     def losses(parts: Sequence[tuple[AdapterSlot, Batch]]) -> torch.Tensor:
         batch = join_batches([batch for _, batch in parts], pad_id=data.pad_id)
-        with bank.seat(RowSlices.of(parts)):
+        with bank.use(RowSlices.of(parts)):
             return token_losses(model, batch).double()
 
     try:

@@ -77,7 +77,7 @@ def experts(
     hidden = x[order // k]
     for leaf in (_up(module), "down_proj"):
         name = f"{path}.{leaf}"
-        held = [share.slot.factors.get(name) for share in row_slices.shares]
+        held = [own.slot.factors.get(name) for own in row_slices.slices]
         # Where nobody adapts, the graph begins no earlier than it would.
         start = anchor if any(f is not None for f in held) else anchor.detach()
         hidden = _Stack.apply(hidden, start, _matrices(module, leaf), _biases(module, leaf), held, route)
@@ -105,8 +105,8 @@ def _route(
     number: int, row_slices: RowSlices, x: torch.Tensor, index: torch.Tensor
 ) -> tuple[torch.Tensor, _Route]:
     """(pairs sorted by expert and then by token, where each range of them goes)."""
-    k, many = index.shape[-1], len(row_slices.shares)
-    ends = [row_slices.rows(share, x).stop for share in row_slices.shares]
+    k, many = index.shape[-1], len(row_slices.slices)
+    ends = [row_slices.rows(own, x).stop for own in row_slices.slices]
     counts = torch.tensor([end - start for start, end in zip([0, *ends], ends, strict=False)])
     owner = torch.arange(many).repeat_interleave(counts).to(x.device).repeat_interleave(k)
     chosen = index.reshape(-1)

@@ -12,6 +12,7 @@ from loratlas.adapters.peft_targets import renamed_leaves
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet import expert_lora
 from loratlas.training.fleet.segmented_lora import MATRICES
+from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ class Member:
         settings: of the run; ``seed`` draws its initial weights as well.
         rslora: scale by α/√r.
         out: folder for its checkpoints; None keeps none.
+        hooks: take part in its steps, as those of `loratlas.training.loop.fit`.
     """
 
     rows: Sequence[PlanRow]
     settings: Settings
     rslora: bool = False
     out: Path | None = None
+    hooks: Sequence[RunHook] = ()
 
 
 def why_not_in_fleet(model: Any, member: Member) -> str | None:

@@ -1,4 +1,4 @@
-"""Who owns which rows of a pass that several runs share.
+"""Who owns which rows of a pass that several runs own.
 
 Packed batches are laid end to end; padded ones one above the other, filled to the longest row of all. Either way run k
 owns one range [s_k, e_k) of the u units of the pass, tokens or examples. A tensor whose n rows lie as the batch does
@@ -35,31 +35,31 @@ class RowSlice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSlices:
-    """The shares of a pass, in the order of its rows.
+    """The row slices of a pass, in the order of its rows.
 
     Args:
-        shares: which together own everything.
+        slices: which together own everything.
         packed: whether units are tokens.
     """
 
-    shares: tuple[RowSlice, ...]
+    slices: tuple[RowSlice, ...]
     packed: bool
 
     @staticmethod
     def of(parts: Sequence[tuple[AdapterSlot, Batch]]) -> RowSlices:
         """Where these slots sit once their batches are joined (`join_batches`)."""
-        shares, unit, count = [], 0, 0
+        slices, unit, count = [], 0, 0
         for slot, batch in parts:
             ends = unit + units(batch), count + batch.labelled
-            shares.append(RowSlice(slot=slot, units=slice(unit, ends[0]), counted=slice(count, ends[1])))
+            slices.append(RowSlice(slot=slot, units=slice(unit, ends[0]), counted=slice(count, ends[1])))
             unit, count = ends
-        return RowSlices(shares=tuple(shares), packed=parts[0][1].packed)
+        return RowSlices(slices=tuple(slices), packed=parts[0][1].packed)
 
-    def rows(self, share: RowSlice, x: torch.Tensor, *, counted: bool = False) -> slice:
-        """A share's rows among those of x [.., d].
+    def rows(self, own: RowSlice, x: torch.Tensor, *, counted: bool = False) -> slice:
+        """A run's rows among those of x [.., d].
 
         Args:
-            share: one of the pass.
+            own: a run's, one of the pass.
             x: what a module reads.
             counted: whether the module reads the counted places only.
 
@@ -67,11 +67,11 @@ class RowSlices:
             ModelError: the rows of x are not laid out as the batch is.
         """
         n = x.numel() // x.shape[-1]
-        if len(self.shares) == 1:
+        if len(self.slices) == 1:
             return slice(0, n)
-        last = self.shares[-1]
+        last = self.slices[-1]
         if counted and n == last.counted.stop:
-            return share.counted
+            return own.counted
         whole = last.units.stop
         # Of more than two dimensions, only the first tells whether examples come first.
         laid = n == whole if self.packed else (x.shape[0] == whole or (x.ndim == 2 and n % whole == 0))
@@ -81,7 +81,7 @@ class RowSlices:
                 found=f"a module that reads [{', '.join(map(str, x.shape))}], which is not laid out as they are",
                 instead="these runs one by one",
             )
-        return slice(share.units.start * n // whole, share.units.stop * n // whole)
+        return slice(own.units.start * n // whole, own.units.stop * n // whole)
 
 
 def units(batch: Batch) -> int:

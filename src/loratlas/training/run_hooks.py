@@ -1,0 +1,59 @@
+"""What takes part in a run between its steps: looks at gradients, moments and weights, changes what is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from loratlas.training.run import Run
+    from loratlas.training.run_events import StepEvent
+
+Tensors = dict[str, "torch.Tensor"]
+
+
+class RunHook:
+    """Called by a `loratlas.training.run.Run` at fixed points of every step; every method may be left as it is.
+
+    A step: the gradient is taken → `on_gradient` → clipping, update, rounding → `after_step` → checkpoint, if one is
+    due. A hook reads and changes what the run shows it: ``run.masters`` (float32 weights and gradients, by name),
+    ``run.optimizer`` (moments by name), ``run.model``; ranks and sites only through `Run.change_parameters`.
+    What a hook keeps from step to step belongs into its `state`, or a resumed run differs from one that was not
+    interrupted (law 5).
+
+    Attributes:
+        name: of its state in the checkpoint; no two hooks of a run share one.
+
+    Example:
+        >>> class Norms(RunHook):
+        ...     name = "norms"
+        ...     def __init__(self):
+        ...         self.seen = []
+        ...     def on_gradient(self, run):
+        ...         self.seen.append(float(run.masters.norm()))
+        ...     def state(self):
+        ...         return {}, {"seen": self.seen}
+        ...     def load_state(self, run, tensors, values):
+        ...         self.seen = values["seen"]
+    """
+
+    name = ""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data that decide what the hook does; only a run whose hooks say the same goes on from a checkpoint."""
+        return {}
+
+    def on_gradient(self, run: Run) -> None:
+        """The step's gradient is whole in ``run.masters``, not clipped and not used yet."""
+
+    def after_step(self, run: Run, event: StepEvent) -> None:
+        """The step is done and counted; the last moment at which the run's parameters may change before the next."""
+
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Tensors, and plain data, that a resumed run needs."""
+        return {}, {}
+
+    def load_state(self, run: Run, tensors: Tensors, values: dict[str, Any]) -> None:
+        """Continue from what `state` gave. The run's weights and moments are loaded afterwards: a hook that had changed
+        which parameters there are changes them again here."""
