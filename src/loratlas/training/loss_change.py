@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loratlas.training.run_hooks import RunHook, Tensors
+from loratlas.training.run_hooks import HookedRun, RunHook, Tensors
 
 if TYPE_CHECKING:
     import torch
-
-    from loratlas.training.run import Run
 
 
 class LossChangeAllocation(RunHook):
@@ -47,7 +45,7 @@ class LossChangeAllocation(RunHook):
     def identity(self) -> dict[str, Any]:
         return {"after": self.after}
 
-    def on_gradient(self, run: Run) -> None:
+    def on_gradient(self, run: HookedRun) -> None:
         masters = run.masters
         if not self.steps:
             self._begin(run)
@@ -61,7 +59,7 @@ class LossChangeAllocation(RunHook):
                 before.copy_(group.master)
         self.steps += 1
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: HookedRun) -> None:
         import torch
 
         groups = run.masters.groups
@@ -75,7 +73,7 @@ class LossChangeAllocation(RunHook):
         flat |= {f"before.{index}": before for index, before in enumerate(self._before)}
         return flat, {"steps": self.steps}
 
-    def load_state(self, run: Run, tensors: Tensors, values: dict[str, Any]) -> None:
+    def load_state(self, run: HookedRun, tensors: Tensors, values: dict[str, Any]) -> None:
         self.steps = int(values["steps"])
         if self.steps:
             self._begin(run)

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-    from loratlas.training.run import Run
+    from loratlas.training.master_weights import MasterWeights
+    from loratlas.training.optimizer import Moments, Optimizer
+    from loratlas.training.run_counters import RunCounters
     from loratlas.training.run_events import StepEvent
+    from loratlas.training.settings import Settings
 
 Tensors = dict[str, "torch.Tensor"]
+
+
+class HookedRun(Protocol):
+    """What a `loratlas.training.run.Run` shows to its hooks.
+
+    Attributes:
+        model: a `PeftModel`; in a fleet the bare base.
+        settings: of the run.
+        steps: of the whole run.
+        masters: float32 weights and gradients, by name.
+        optimizer: steps on them; moments by name.
+        counters: steps done, losses, tokens.
+    """
+
+    model: Any
+    settings: Settings
+    steps: int
+    masters: MasterWeights
+    optimizer: Optimizer
+    counters: RunCounters
+
+    def change_parameters(self, change: Callable[[], Mapping[str, Moments] | None]) -> None:
+        """See `loratlas.training.run.Run.change_parameters`."""
 
 
 class RunHook:
     """Called by a `loratlas.training.run.Run` at fixed points of every step; every method may be left as it is.
 
     A step: the gradient is taken → `on_gradient` → clipping, update, rounding → `after_step` → checkpoint, if one is
-    due. A hook reads and changes what the run shows it: ``run.masters`` (float32 weights and gradients, by name),
-    ``run.optimizer`` (moments by name), ``run.model``; ranks and sites only through `Run.change_parameters`.
+    due. A hook reads and changes what the run shows it: `HookedRun`; ranks and sites only through
+    its `change_parameters`.
     What a hook keeps from step to step belongs into its `state`, or a resumed run differs from one that was not
     interrupted (law 5).
 
@@ -44,16 +71,16 @@ class RunHook:
         """Plain data that decide what the hook does; only a run whose hooks say the same goes on from a checkpoint."""
         return {}
 
-    def on_gradient(self, run: Run) -> None:
+    def on_gradient(self, run: HookedRun) -> None:
         """The step's gradient is whole in ``run.masters``, not clipped and not used yet."""
 
-    def after_step(self, run: Run, event: StepEvent) -> None:
+    def after_step(self, run: HookedRun, event: StepEvent) -> None:
         """The step is done and counted; the last moment at which the run's parameters may change before the next."""
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """Tensors, and plain data, that a resumed run needs."""
         return {}, {}
 
-    def load_state(self, run: Run, tensors: Tensors, values: dict[str, Any]) -> None:
+    def load_state(self, run: HookedRun, tensors: Tensors, values: dict[str, Any]) -> None:
         """Continue from what `state` gave. The run's weights and moments are loaded afterwards: a hook that had changed
         which parameters there are changes them again here."""
