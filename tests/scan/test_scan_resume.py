@@ -129,10 +129,11 @@ def test_signals_that_were_measured_are_not_measured_again(tmp_path):
     assert numbers(two) == one
 
 
-def test_broken_sums_are_not_gone_on_with(whole, tmp_path):
+def test_broken_state_is_not_gone_on_with(tmp_path):
     with pytest.raises(Killed):
         measured(tmp_path / "s", stop_at=15)
-    (path,) = (tmp_path / "s" / STATE / "trial-0").glob("descent-000005*")
+    (path,) = (tmp_path / "s" / STATE / "trial-0" / "checkpoint").glob("step-000000*/state.safetensors")
     path.write_bytes(path.read_bytes()[:100])
-    assert numbers(measured(tmp_path / "s", resume=True)) == whole
+    with pytest.raises(OutputError, match=r"state\.safetensors is not what was written"):
+        measured(tmp_path / "s", resume=True)
     assert scan_folder.SAVE_EVERY < STEPS
