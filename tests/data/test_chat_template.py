@@ -197,7 +197,7 @@ def test_what_a_template_does_not_write_is_refused(chat_tokenizer, tokenizer):
     chat_tokenizer.chat_template = CALLING.replace("m.tool_calls or []", "[]")
     with pytest.raises(DataError, match=r"message 2 of row 1, with tool_calls.*does not write it"):
         render(calling(), chat_tokenizer)
-    with pytest.raises(DataError, match=r"with tool_calls.*plain template"):
+    with pytest.raises(DataError, match=r"row 1, with tools.*plain template"):
         render(calling(), tokenizer)
     named = Row(turns=(Turn(role="user", content="a", extras={"name": "Ann"}), *TWO.turns[2:3]), source_row=0)
     with pytest.raises(DataError, match=r"message 1 of row 1, with name"):

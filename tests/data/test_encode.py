@@ -11,7 +11,7 @@ from transformers import BloomConfig, GPT2Config
 
 from loratlas.data.encode import _shortened, encode, load_tokenizer, opening_ids, pad_id
 from loratlas.data.load_rows import load_rows
-from loratlas.data.model_limits import check_fits
+from loratlas.data.model_limits import fitted
 from loratlas.data.rows import Row, Rows, Turn
 from loratlas.errors import DataError, ModelError
 
@@ -206,9 +206,92 @@ def test_a_missing_tokenizer_is_a_sentence(tmp_path):
 
 def test_examples_beyond_the_models_positions_are_refused(tokenizer):
     encoded = encode(rows_of(("ab", "xyz" * 40)), tokenizer, max_length=256)
-    check_fits(encoded, GPT2Config(n_positions=256))
-    check_fits(encoded, BloomConfig())  # its attention knows distances, not positions
+    fitted(encoded, GPT2Config(n_positions=256))
+    fitted(encoded, BloomConfig())  # its attention knows distances, not positions
     with pytest.raises(DataError) as caught:
-        check_fits(encoded, GPT2Config(n_positions=64))
+        fitted(encoded, GPT2Config(n_positions=64))
     assert "64 positions" in caught.value.found
     assert "at most 64" in caught.value.instead
+
+
+def test_a_token_beyond_the_embedding_is_a_sentence_with_both_sizes(chat_tokenizer):
+    encoded = encode(rows_of(("ab", "xyz")), chat_tokenizer, max_length=64)
+    with pytest.raises(DataError) as caught:
+        fitted(encoded, GPT2Config(vocab_size=256))
+    assert f"row 1: token 258 of a tokenizer of {len(chat_tokenizer)} tokens" in caught.value.given
+    assert caught.value.found == "an embedding of 256 tokens"
+    assert "resize_token_embeddings" in caught.value.instead
+
+
+def test_a_pad_token_beyond_the_embedding_is_not_looked_up(tokenizer):
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    encoded = encode(rows_of(("ab", "xyz")), tokenizer, max_length=64)
+    assert encoded.pad_id == 257
+    assert fitted(encoded, GPT2Config(vocab_size=257)).pad_id == 0
+    assert fitted(encoded, GPT2Config(vocab_size=258)).pad_id == 257
+
+
+def test_half_a_surrogate_pair_is_a_sentence_with_its_row(tokenizer):
+    with pytest.raises(DataError, match=r"row 1\. Found: half of a surrogate pair \('\\ud83d'\)"):
+        encode(rows_of(("bad \ud83d half", "x")), tokenizer, max_length=64)
+
+
+def test_a_begin_token_of_the_template_stays_when_rows_are_cut(chat_tokenizer):
+    from chat_templates import BRACKETS, CHATML
+
+    chat_tokenizer.chat_template = BRACKETS
+    (example,) = encode(rows_of(("word " * 50, "The end.")), chat_tokenizer, max_length=30).examples
+    assert chat_tokenizer.decode(example.input_ids).startswith("<s>")
+    assert len(example) == 30
+    chat_tokenizer.chat_template = CHATML  # its first token begins every turn, and is no begin token
+    (example,) = encode(rows_of(("word " * 50, "The end.")), chat_tokenizer, max_length=40).examples
+    assert example.input_ids[0] != chat_tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_answers_that_nothing_stops_and_those_with_other_white_space_are_reported(chat_tokenizer):
+    from chat_templates import CHATML, NEXT_ROLE
+
+    chat_tokenizer.chat_template = NEXT_ROLE
+    assert encode(rows_of(("a", "b")), chat_tokenizer, max_length=64).report.unstopped == 1
+    chat_tokenizer.chat_template = CHATML.replace("m.content", "m.content.replace('  ', ' ')")
+    report = encode(rows_of(("a", "b  c")), chat_tokenizer, max_length=64).report
+    assert (report.unstopped, report.respaced) == (0, 1)
+    assert "whose white space the template changes" in report.sentence()
+
+
+def test_a_token_that_joins_letters_of_the_template_and_of_the_answer_is_refused():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {symbol: n for n, symbol in enumerate([*map(chr, range(33, 127)), "Ċ", "Ġ"])}
+    backend = Tokenizer(models.BPE(vocab=letters | {":)": 200}, merges=[(":", ")")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    joined = PreTrainedTokenizerFast(tokenizer_object=backend)
+    joined.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}"
+    with pytest.raises(
+        DataError, match=r"row 1\. Found: one token for ':' of the template and letters of the answer"
+    ):
+        encode(rows_of(("a", ")")), joined, max_length=64)
+    (example,) = encode(rows_of(("a", "b")), joined, max_length=64).examples
+    assert joined.decode(example.input_ids[example.labelled]) == "b"
+
+
+def test_ids_are_those_of_the_whole_conversation_with_words_marked_at_their_front():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(c) for c in range(33, 127)]
+    backend = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate([*letters, "▁", "\n"])}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    marked = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    marked.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    (example,) = encode(rows_of(("Name a fruit.", "Apple.")), marked, max_length=99).examples
+    messages = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "Apple."}]
+    assert example.input_ids.tolist() == marked.apply_chat_template(messages, return_dict=False)
+    asked = marked.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+    assert example.input_ids[: int(example.labelled.argmax())].tolist() == asked
+    assert marked.convert_ids_to_tokens(example.input_ids[example.labelled].tolist()) == [*"Apple.", "</s>"]

@@ -176,3 +176,20 @@ def test_a_decoder_without_anything_to_fill_rows_with_is_no_classifier():
     config = for_task(GPT2Config(), CLASSES, pad_id=7)
     assert (config.pad_token_id, config.num_labels) == (7, 2)
     assert GPT2Config().pad_token_id is None
+
+
+def test_calls_are_no_target_and_a_target_of_no_weight_is_none(tmp_path):
+    from transformers import T5Config
+
+    from loratlas.data.rows import Row, Rows, Turn
+
+    def encoded(answer):
+        rows = (Row(turns=(Turn(role="user", content="w5"), answer), source_row=0),)
+        made = Rows(rows=rows, form="messages", source="here")
+        return encode_for(Task(name="seq2seq"), made, tokenizer("t5"), config=T5Config(), max_length=9)
+
+    assert encoded(Turn(role="assistant", content="w6")).report.kept == 1
+    with pytest.raises(DataError, match=r"message 2 of row 1, with tool_calls"):
+        encoded(Turn(role="assistant", content="w6", extras={"tool_calls": [{"name": "look"}]}))
+    with pytest.raises(DataError, match="1 rows without a text or a target"):
+        encoded(Turn(role="assistant", content="w6", counted=False))

@@ -144,7 +144,7 @@ def scan(
     from loratlas.cli.mapping import read_named
     from loratlas.cost.dry_run import PeakMemory, typical
     from loratlas.data.encode import encode, load_tokenizer
-    from loratlas.data.model_limits import check_fits
+    from loratlas.data.model_limits import fitted
     from loratlas.models.task import CAUSAL, recognise
     from loratlas.placement.allocate import Limits
     from loratlas.placement.budget import parse_budget
@@ -169,7 +169,7 @@ def scan(
     recognise(source, read.form, asked=CAUSAL)  # signals are measured on causal language models
     encoded = encode(read, tokenizer, max_length=max_length, loss=loss.value)
     base = open_model(model, dtype=dtype.chosen, quantize=quantize.value if quantize else None)
-    check_fits(encoded, base.config)
+    encoded = fitted(encoded, base.config)
     output.remark(read)
     output.note(f"{read.source}: {encoded.report.sentence()}")
     with output.Progress("scanning", total=1, unit="steps") as bar:

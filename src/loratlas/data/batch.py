@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
-"""Target of a place that the loss does not count."""
+"""Target of a position that the loss does not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +19,9 @@ class Batch:
     """Some examples as tensors. Packed: shape [1, T], T the sum of lengths. Padded: [B, L], L the longest,
     filled right.
 
-    A classification has one counted place a row: ``targets``, ``example`` and ``position_ids`` are [B, 1]. A source and
-    its target are two matrices: ``input_ids`` and its mask hold the sources, the other three the targets, unshifted.
+    A classification has one counted position a row: ``targets``, ``example`` and ``position_ids`` are [B, 1]. A source
+    and its target are two matrices: ``input_ids`` and its mask hold the sources, the other three the targets,
+    unshifted.
 
     Args:
         input_ids: int64.
@@ -28,12 +29,12 @@ class Batch:
         targets: int64; ``targets[t]`` is the token after t where that token is counted, else -100. Already
             shifted.
         example: int64; index within the batch of the example that a token belongs to, -1 on padding.
-        where: int64 [labelled]; flat indices of the counted places, row by row.
+        where: int64 [labelled]; flat indices of the counted positions, row by row.
         lengths: tokens of each example.
         rows: what the caller calls each example (usually its index in `Encoded`).
         packed: end to end, or side by side.
         attention_mask: int64, 1 on tokens and 0 on padding; None when packed.
-        labelled: counted places.
+        labelled: counted positions.
         tokens: tokens without padding.
         task: name of the task, one of `loratlas.models.task.TASKS`.
         token_type_ids: int64 [B, L]; which text of a pair a token belongs to; None where nothing says so.
@@ -60,7 +61,7 @@ class Batch:
 
     @property
     def owners(self) -> torch.Tensor:
-        """Index within the batch of the example of each counted place, int64 [labelled]."""
+        """Index within the batch of the example of each counted position, int64 [labelled]."""
         return self.example.reshape(-1)[self.where]
 
     def to(self, device: torch.device | str) -> Batch:

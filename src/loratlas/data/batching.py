@@ -24,7 +24,7 @@ def collate(
         examples: at least one.
         packed: end to end ([1, T]) or side by side ([B, L]).
         pad_id: fills the right of short examples when padded.
-        rows: a name for each example; without it their place in ``examples``.
+        rows: a name for each example; without it their index in ``examples``.
 
     Returns:
         The batch; targets shifted, nothing counted across examples. Examples with a label, or with a source and a
@@ -57,7 +57,7 @@ def collate(
         ids[line, here] = example.input_ids
         positions[line, here] = np.arange(n)
         owner[line, here] = index
-        # Place t predicts token t + 1; the last place of an example predicts nothing.
+        # Position t predicts token t + 1; the last one of an example predicts nothing.
         targets[line, here.start : here.stop - 1] = np.where(
             example.labelled[1:], example.input_ids[1:], IGNORED
         )
@@ -122,7 +122,7 @@ def training_order(
 
 
 def evaluation_batches(encoded: Encoded, *, max_tokens: int, packed: bool) -> Iterator[Batch]:
-    """Every example exactly once, longest first, in batches of at most ``max_tokens`` places (padding
+    """Every example exactly once, longest first, in batches of at most ``max_tokens`` positions (padding
     included).
 
     Longest first keeps padding small and lets memory run out at the first batch, if at all. An example
@@ -130,13 +130,13 @@ def evaluation_batches(encoded: Encoded, *, max_tokens: int, packed: bool) -> It
 
     Args:
         encoded: the examples; ``Batch.rows`` holds their indices in it.
-        max_tokens: places per batch.
+        max_tokens: positions per batch.
         packed: end to end or side by side.
     """
     order = sorted(range(len(encoded)), key=lambda index: (-len(encoded.examples[index]), index))
     lengths = [len(encoded.examples[index]) for index in order]
     for group in length_groups(lengths, max_tokens=max_tokens, packed=packed):
-        chosen = [order[place] for place in group]
+        chosen = [order[index] for index in group]
         yield collate(
             [encoded.examples[index] for index in chosen], packed=packed, pad_id=encoded.pad_id, rows=chosen
         )

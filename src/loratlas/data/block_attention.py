@@ -29,10 +29,10 @@ def is_short(q: torch.Tensor) -> bool:
 @lru_cache(maxsize=64)
 def _bias(length: int, window: int | None) -> torch.Tensor:
     """[L, L] float32: 0 where a token may look, −∞ elsewhere."""
-    place = torch.arange(length)
-    seen = place[None, :] <= place[:, None]
+    position = torch.arange(length)
+    seen = position[None, :] <= position[:, None]
     if window is not None:
-        seen &= place[None, :] > place[:, None] - window
+        seen &= position[None, :] > position[:, None] - window
     return torch.zeros(length, length).masked_fill_(~seen, float("-inf"))
 
 

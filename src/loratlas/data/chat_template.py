@@ -108,13 +108,35 @@ def render(row: Row, tokenizer: Any) -> Rendered:
     return _chat(row, chat_writer(tokenizer, row))
 
 
-def _plain(row: Row, end: str) -> Rendered:
+def check_contents_only(row: Row, writer: str) -> None:
+    """Refuse a row that carries what only a chat template writes.
+
+    Args:
+        row: the turns.
+        writer: what writes it, in words.
+
+    Raises:
+        DataError: calls, tools, thoughts, or parts that are no text.
+    """
+    if row.tools:
+        raise _unwritten(row, "tools", None, writer)
     for number, turn in enumerate(row.turns, start=1):
         for key in (*CALLS, *THOUGHTS):
             if carries(turn, key):
-                raise _unwritten(row, key, number, "the plain template, which writes contents only")
-    if row.tools:
-        raise _unwritten(row, "tools", None, "the plain template, which writes contents only")
+                raise _unwritten(row, key, number, writer)
+        _check_parts(row, turn, number)
+
+
+def _check_parts(row: Row, turn: Turn, number: int) -> None:
+    content = (turn.extras or {}).get("content")
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, Mapping) and part.get("type", "text") != "text":
+            kind = printable(str(part.get("type")))
+            raise _unwritten(row, f"a content part of type {kind!r}", number, "a model of text")
+
+
+def _plain(row: Row, end: str) -> Rendered:
+    check_contents_only(row, "the plain template, which writes contents only")
     text, spans = "", list[Span]()
     for n, turn in enumerate(row.turns):
         start = len(text)
@@ -191,11 +213,7 @@ def _check_written(
     for n, turn in enumerate(row.turns):
         if not turn.extras:
             continue
-        content = turn.extras.get("content")
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, Mapping) and part.get("type", "text") != "text":
-                kind = printable(str(part.get("type")))
-                raise _unwritten(row, f"a content part of type {kind!r}", n + 1, "text only")
+        _check_parts(row, turn, n + 1)
         for key in _needed(turn.role, turn.counted, turn.extras):
             without = {name: value for name, value in messages[n].items() if name not in _aliases(key)}
             if same([*messages[:n], without, *messages[n + 1 :]]):

@@ -40,7 +40,7 @@ def load_tokenizer(source: str | Path) -> Any:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id for padded places: pad, else eos, else sep, else 0. They are masked and never counted."""
+    """The id for padded positions: pad, else eos, else sep, else 0. They are masked and never counted."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return int(token)
@@ -59,7 +59,7 @@ def opening_ids(tokenizer: Any) -> list[int]:
 
 
 def begin_ids(tokenizer: Any) -> list[int]:
-    """The tokens with which the chat template begins every conversation: special ones that it does not write again."""
+    """The tokens with which the chat template begins every conversation: special ones that occur once."""
     written = chat_beginning(tokenizer)
     if written is None:
         return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from loratlas.data.examples import Encoded, Example
 from loratlas.errors import DataError
 
 
-def check_fits(encoded: Encoded, config: Any) -> None:
-    """Refuse examples that a model has no positions or no embeddings for.
+def fitted(encoded: Encoded, config: Any) -> Encoded:
+    """The examples as a model can read them: refused where it has no positions or no embeddings for them.
 
     Args:
         encoded: the rows.
         config: of the model; one that names no number of positions (ALiBi, say) has no limit of them.
 
+    Returns:
+        The same; where the embedding has no row for the id that fills padded positions (they are looked up, never
+        attended to), with 0 for that.
+
     Raises:
         DataError: an example is longer, or has a token that the embedding has no row for.
     """
-    _check_ids(encoded, embedding_rows(config))
+    size = embedding_rows(config)
+    _check_ids(encoded, size)
     limit = _positions(config.get_text_config())
     longest = max((max(_sides(example)) for example in encoded.examples), default=0)
     if isinstance(limit, int) and 0 < limit < longest:
@@ -27,6 +33,7 @@ def check_fits(encoded: Encoded, config: Any) -> None:
             found=f"a model of {limit:,} positions",
             instead=f"a largest length (--max-length, max_length) of at most {limit}",
         )
+    return encoded if size is None or encoded.pad_id < size else replace(encoded, pad_id=0)
 
 
 def embedding_rows(config: Any) -> int | None:
@@ -51,7 +58,7 @@ def _check_ids(encoded: Encoded, size: int | None) -> None:
 
 
 _BEHIND_PADDING = ("roberta", "camembert", "xmod", "data2vec-text", "mpnet", "longformer")
-"""Types, or parts of their names, whose positions begin behind the id of the pad token."""
+"""Types, or what their names contain, whose positions begin behind the id of the pad token."""
 
 
 def _positions(config: Any) -> Any:

@@ -50,10 +50,10 @@ class Layout:
 
     Args:
         blocks: the segments, longest first.
-        gather: int64 [N]; place in the pack of each token of all blocks laid end to end. Padding repeats the
+        gather: int64 [N]; index in the pack of each token of all blocks laid end to end. Padding repeats the
             segment's last token.
         padding: int64; which of those N are padding.
-        scatter: int64 [T]; place of each token of the pack among those N.
+        scatter: int64 [T]; index of each token of the pack among those N.
     """
 
     blocks: tuple[Block, ...]
@@ -94,8 +94,8 @@ class Layout:
             paddings.append(base + np.flatnonzero(padding))
             base += gather.size
             first = last
-        places = (np.concatenate(gathers), np.concatenate(paddings), scatter)
-        gather, padding, scatter = (torch.from_numpy(x).to(device) for x in places)
+        indices = (np.concatenate(gathers), np.concatenate(paddings), scatter)
+        gather, padding, scatter = (torch.from_numpy(x).to(device) for x in indices)
         return Layout(blocks=tuple(blocks), gather=gather, padding=padding, scatter=scatter)
 
 
@@ -195,7 +195,7 @@ def carrying(checkpoint: Any) -> Any:
 
 
 def register() -> None:
-    """Make the function known to transformers (again and again is fine)."""
+    """Make the function known to transformers (a second time changes nothing)."""
     from transformers import AttentionInterface
 
     # Importing the compiler takes a second, and as long as nobody has, nothing is compiled.
@@ -255,8 +255,8 @@ def packed_attention(
     sizes = [block.segments * block.length for block in layout.blocks]
     grouped = ((_ToBlocks.apply(x, layout).split(sizes)) for x in (q, k, v))
     outputs: list[torch.Tensor] = []
-    for block, *parts in zip(layout.blocks, *grouped, strict=True):
-        qb, kb, vb = (x.unflatten(0, (block.segments, block.length)) for x in parts)
+    for block, *tensors in zip(layout.blocks, *grouped, strict=True):
+        qb, kb, vb = (x.unflatten(0, (block.segments, block.length)) for x in tensors)
         if softcap is None and not dropout and is_short(qb):
             out = attend_short(qb, kb, vb, scale, sliding_window)
         else:

@@ -30,7 +30,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 """Largest relative difference that rounding explains; in 16-bit numbers it is measured (`prove_packing`)."""
 
 FLOOR = 2.0**-5
-"""What 16-bit rounding explains at least: a few units in the last of 8 places, layer after layer."""
+"""What 16-bit rounding explains at least: a few units in the last of 8 bits, layer after layer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class PackingProof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Facts:
+class _Traits:
     """What is looked up once per model."""
 
     configs: tuple[Any, ...]
@@ -59,18 +59,18 @@ class _Facts:
     checkpointing: tuple[Any, ...]  # modules that may recompute their forward pass
 
 
-_FACTS: WeakKeyDictionary[Any, _Facts] = WeakKeyDictionary()
+_FACTS: WeakKeyDictionary[Any, _Traits] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
-def _facts(inner: Any) -> _Facts:
+def _traits(inner: Any) -> _Traits:
     from transformers import PreTrainedModel
 
     with _LOCK:
         if inner not in _FACTS:
             configs = {id(m.config): m.config for m in inner.modules() if isinstance(m, PreTrainedModel)}
             configs |= {id(text): text for text in [c.get_text_config() for c in configs.values()]}
-            _FACTS[inner] = _Facts(
+            _FACTS[inner] = _Traits(
                 configs=tuple(configs.values()),
                 takes_positions="position_ids" in inspect.signature(inner.forward).parameters,
                 replaceable=inner._can_set_attn_implementation(),
@@ -84,21 +84,21 @@ def packed(model: Any, batch: Batch) -> Iterator[None]:
     """Within this context the model's attention stays inside the examples of a packed batch.
 
     The attention implementation of the live model is switched and put back. Layers under gradient
-    checkpointing run again during the backward pass, outside of this context: they carry it with them.
+    checkpointing run a second time during the backward pass, outside of this context: they carry it with them.
     """
     from loratlas.data.packed_attention import Layout, carrying, register, use_layout
 
     register()
-    facts = _facts(unwrap(model))
-    for module in facts.checkpointing:
+    traits = _traits(unwrap(model))
+    for module in traits.checkpointing:
         if module.gradient_checkpointing:
             module._gradient_checkpointing_func = carrying(module._gradient_checkpointing_func)
-    with use_layout(Layout.of(batch.lengths, batch.input_ids.device), facts.configs):
+    with use_layout(Layout.of(batch.lengths, batch.input_ids.device), traits.configs):
         yield
 
 
 def forward(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits at the counted places.
+    """Logits at the counted positions.
 
     The output embedding, the largest matrix of most models, is applied to the counted rows only: a hook
     selects them before it. What follows it (softcap, scale) is elementwise, so that the numbers are those of
@@ -121,11 +121,11 @@ PROBES = (1.0, 8.0, 64.0)
 
 
 def states(model: Any, batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """What the output embedding would read at the counted places, which then reads three rows only.
+    """What the output embedding would read at the counted positions, which then reads three rows only.
 
     Args:
         model: as for `forward`.
-        batch: with at least one counted place.
+        batch: with at least one counted position.
 
     Returns:
         States [labelled, d] with their graph; the rows that the output embedding did read, [3, d], which are the
@@ -220,21 +220,21 @@ def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -
     own implementations differ by.
 
     Args:
-        model: bare or as a `PeftModel`; left as it was found (mode, gradients, random state).
+        model: bare or as a `PeftModel`; left as it was (mode, gradients, random state).
         seed: draws the tokens.
         max_length: longest example that will come; a sliding window that no example reaches needs no proof.
 
     Returns:
         The proof; never an exception, for padding always works.
     """
-    facts = _facts(unwrap(model))
+    traits = _traits(unwrap(model))
     impossible = why_padded(model)
     if impossible is not None:
         return _no(impossible)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        return _compare(model, facts, seed, max_length)
+        return _compare(model, traits, seed, max_length)
     except Exception as error:  # whatever a strange model raises, padding still works
         words = " ".join(str(error).split())[:200]
         return _no(f"the packed pass failed ({type(error).__name__}: {words})")
@@ -244,18 +244,18 @@ def prove_packing(model: Any, *, seed: int = 0, max_length: int | None = None) -
 
 
 def why_padded(model: Any) -> str | None:
-    """Why a model cannot take packed batches, as far as that can be told without running it; None: nothing known."""
-    facts = _facts(unwrap(model))
-    if not facts.replaceable:
+    """Why a model cannot take packed batches, as far as that is known without running it; None: nothing known."""
+    traits = _traits(unwrap(model))
+    if not traits.replaceable:
         return "its attention does not go through transformers' attention interface"
-    return None if facts.takes_positions else "it takes no position ids"
+    return None if traits.takes_positions else "it takes no position ids"
 
 
 def _no(why: str, worst: float = float("inf")) -> PackingProof:
     return PackingProof(exact=False, worst=worst, reason=f"padded batches: {why}")
 
 
-def _compare(model: Any, facts: _Facts, seed: int, max_length: int | None) -> PackingProof:
+def _compare(model: Any, traits: _Traits, seed: int, max_length: int | None) -> PackingProof:
     import torch
 
     from loratlas.data.packed_attention import switched, windows_seen
@@ -294,9 +294,9 @@ def _compare(model: Any, facts: _Facts, seed: int, max_length: int | None) -> Pa
             return _no(
                 f"packed and packed one by one differ by {packing:.1e}, padding by {padding:.1e}", packing
             )
-        own = facts.configs[0]._attn_implementation_internal
+        own = traits.configs[0]._attn_implementation_internal
         try:
-            with switched(facts.configs, "sdpa" if own == "eager" else "eager"):
+            with switched(traits.configs, "sdpa" if own == "eager" else "eager"):
                 other = _relative(one_by_one(end_to_end=False), alone)
         except Exception:  # not every model has both (gemma2's softcap has no sdpa)
             other = 0.0
@@ -304,7 +304,7 @@ def _compare(model: Any, facts: _Facts, seed: int, max_length: int | None) -> Pa
     if not worst <= allowed:
         return _no(f"packed and alone differ by {worst:.1e}, rounding explains {allowed:.1e}", worst)
 
-    changed = [draw(len(example)) if place == 3 else example for place, example in enumerate(examples)]
+    changed = [draw(len(example)) if index == 3 else example for index, example in enumerate(examples)]
     others = collate(examples, packed=True).owners != 3
     before, after = whole[0][others], together(changed, end_to_end=True)[0][others]
     leak = _relative((after,), (before,))
@@ -341,7 +341,7 @@ def _proof_lengths(config: Any, window: int | None) -> list[int]:
 
 
 def _with_gradient(model: Any, inner: Any, batch: Batch) -> _Pass:
-    """Logits at the counted places, and the gradient of their loss at the input embeddings of all tokens."""
+    """Logits at the counted positions, and the gradient of their loss at the input embeddings of all tokens."""
     import torch
 
     batch = batch.to(inner.get_input_embeddings().weight.device)
@@ -363,10 +363,10 @@ def _with_gradient(model: Any, inner: Any, batch: Batch) -> _Pass:
     return logits.detach(), gradient.reshape(-1, gradient.shape[-1])[real]
 
 
-def _relative(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    """Largest ‖found − wanted‖ / ‖wanted‖ over the pairs; NaN counts as infinite."""
+def _relative(values: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    """Largest ‖values − wanted‖ / ‖wanted‖ over the pairs; NaN counts as infinite."""
     worst = 0.0
-    for f, w in zip(found, wanted, strict=True):
+    for f, w in zip(values, wanted, strict=True):
         scale = float(w.double().norm()) or 1.0
         difference = float((f.double() - w.double()).norm()) / scale
         worst = max(worst, difference if difference == difference else float("inf"))

@@ -49,11 +49,11 @@ def side_by_side(examples: Sequence[Example], *, pad_id: int, rows: Sequence[int
 
 
 def _filled(
-    parts: Sequence[np.ndarray], fill: int, *, width: int | None = None
+    arrays: Sequence[np.ndarray], fill: int, *, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """int64 [B, L], and bool [B, L] where something stands."""
-    lengths = np.array([len(part) for part in parts])
+    lengths = np.array([len(array) for array in arrays])
     there = np.arange(width or lengths.max()) < lengths[:, None]
     whole = np.full(there.shape, fill, dtype=np.int64)
-    whole[there] = np.concatenate(parts)
+    whole[there] = np.concatenate(arrays)
     return whole, there

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from loratlas.data.chat_template import check_contents_only
 from loratlas.data.encode import CHUNK, encode, pad_id
 from loratlas.data.examples import Encoded, EncodeReport, Example, digest_of
-from loratlas.data.model_limits import check_fits
+from loratlas.data.model_limits import fitted
 from loratlas.data.rows import Row, Rows
 from loratlas.errors import DataError
 from loratlas.models.config import load_config
@@ -76,8 +77,7 @@ def encode_for(
         encoded = _pairs(task, rows, tokenizer, max_length)
     else:
         encoded = encode(rows, tokenizer, max_length=max_length, loss=loss)
-    check_fits(encoded, config)
-    return encoded
+    return fitted(encoded, config)
 
 
 def _check_ends(encoded: Encoded, config: Any) -> None:
@@ -85,7 +85,7 @@ def _check_ends(encoded: Encoded, config: Any) -> None:
     if not config.is_encoder_decoder:
         return
     ends = [int((example.input_ids == config.eos_token_id).sum()) for example in encoded.examples]
-    odd = next((place for place, n in enumerate(ends) if not n or n != ends[0]), None)
+    odd = next((index for index, n in enumerate(ends) if not n or n != ends[0]), None)
     if odd is not None:
         raise DataError(
             given=f"{encoded.source}, row {encoded.examples[odd].row + 1}",
@@ -111,14 +111,14 @@ def _classes(task: Task, rows: Rows, tokenizer: Any, max_length: int, fill: int 
     examples, cut, empty = list[Example](), 0, 0
     for start in range(0, len(rows), CHUNK):
         part = rows.rows[start : start + CHUNK]
-        for place, (ids, types, shortened) in enumerate(_texts(part, tokenizer, max_length), start=start):
+        for index, (ids, types, shortened) in enumerate(_texts(part, tokenizer, max_length), start=start):
             if not len(ids):
                 empty += 1
                 continue
             cut += shortened
-            label = known[part[place - start].label]
+            label = known[part[index - start].label]
             none = np.zeros(len(ids), dtype=bool)
-            examples.append(Example(input_ids=ids, labelled=none, row=place, label=label, types=types))
+            examples.append(Example(input_ids=ids, labelled=none, row=index, label=label, types=types))
     words = "none: the text" if len(rows.rows[0].texts) < 2 else "none: the pair of texts"
     return _encoded(task, rows, tokenizer, examples, fill, words, cut=cut, empty=empty)
 
@@ -126,7 +126,7 @@ def _classes(task: Task, rows: Rows, tokenizer: Any, max_length: int, fill: int 
 def _texts(
     rows: Sequence[Row], tokenizer: Any, max_length: int
 ) -> list[tuple[np.ndarray, np.ndarray | None, bool]]:
-    """Ids, places in a pair, and whether it was cut, of each row."""
+    """Ids, which text of a pair each belongs to, and whether it was cut, of each row."""
 
     def write(some: Sequence[Row], **options: Any) -> Any:
         first, *second = (list(texts) for texts in zip(*(row.texts for row in some), strict=True))
@@ -134,21 +134,21 @@ def _texts(
 
     found = write(rows)
     ids, types = list(found["input_ids"]), list(found.get("token_type_ids") or [None] * len(rows))
-    long = [place for place, each in enumerate(ids) if len(each) > max_length]
+    long = [index for index, each in enumerate(ids) if len(each) > max_length]
     if long:
-        shorter = write([rows[place] for place in long], truncation=True, max_length=max_length)
-        for number, place in enumerate(long):
-            ids[place] = shorter["input_ids"][number]
-            types[place] = shorter["token_type_ids"][number] if types[place] is not None else None
-        write(rows[:1])  # a fast tokenizer keeps cutting until it is told otherwise
+        shorter = write([rows[index] for index in long], truncation=True, max_length=max_length)
+        for number, index in enumerate(long):
+            ids[index] = shorter["input_ids"][number]
+            types[index] = shorter["token_type_ids"][number] if types[index] is not None else None
+        write(rows[:1])  # a fast tokenizer keeps cutting until that is switched off
     cut = set(long)
     return [
         (
             np.asarray(each, dtype=np.int32),
             np.asarray(kind, dtype=np.int8) if kind is not None and any(kind) else None,
-            place in cut,
+            index in cut,
         )
-        for place, (each, kind) in enumerate(zip(ids, types, strict=True))
+        for index, (each, kind) in enumerate(zip(ids, types, strict=True))
     ]
 
 
@@ -159,8 +159,8 @@ def source_text(row: Row) -> str:
 
 def target_text(row: Row) -> str:
     """What it is to write: the last answer."""
-    place = _answer(row)
-    return "" if place is None else row.turns[place].content
+    index = _answer(row)
+    return "" if index is None or not row.turns[index].counted else row.turns[index].content
 
 
 def _answer(row: Row) -> int | None:
@@ -171,11 +171,13 @@ def _pairs(task: Task, rows: Rows, tokenizer: Any, max_length: int) -> Encoded:
     examples, cut, dropped, empty = list[Example](), 0, 0, 0
     for start in range(0, len(rows), CHUNK):
         part = rows.rows[start : start + CHUNK]
+        for row in part:
+            check_contents_only(row, "a source and a target, which hold contents only")
         options = {"return_attention_mask": False, "verbose": False}
         sources = tokenizer([source_text(row) for row in part], **options)["input_ids"]
         targets = tokenizer(text_target=[target_text(row) for row in part], **options)["input_ids"]
-        for place, (source, target) in enumerate(zip(sources, targets, strict=True), start=start):
-            row = rows.rows[place]
+        for index, (source, target) in enumerate(zip(sources, targets, strict=True), start=start):
+            row = part[index - start]
             if not (source_text(row).strip() and target_text(row).strip()):
                 empty += 1
                 continue
@@ -194,7 +196,7 @@ def _pairs(task: Task, rows: Rows, tokenizer: Any, max_length: int) -> Encoded:
                 cut += 1
             ids = np.asarray([*source, *target], dtype=np.int32)
             labelled = np.arange(len(ids)) >= len(source)
-            examples.append(Example(input_ids=ids, labelled=labelled, row=place, source=len(source)))
+            examples.append(Example(input_ids=ids, labelled=labelled, row=index, source=len(source)))
     words = "none: source and target, each by itself"
     return _encoded(task, rows, tokenizer, examples, None, words, cut=cut, dropped=dropped, empty=empty)
 

@@ -2,11 +2,12 @@
 
 Ids are those of the whole conversation, so nothing is cut; what is looked for are the characters that the loss counts.
 
-* **The answer** (here). A word that no row holds is put behind its last word, and the conversation is written again:
-  where that word comes out, the answer ends, whatever letters it shares with the template. Without it the two texts
-  must be one, and before it the answer must stand as the row has it (white space may differ, as templates trim).
-* **A thought or a call** beside the content (`carried_text`): the text is compared with that of the same conversation
-  with a plain answer; what differs is the model's to write, from where the template asks for it.
+* **The answer** (here). A word that no row holds is put behind its last word, and the conversation is written a
+  second time: where that word comes out, the answer ends, whatever letters it shares with the template. Without it the
+  two texts must be one, and before it the answer must stand as the row has it (white space may differ, as templates
+  trim). For most rows a cheaper way says the same: the text is compared with what the template writes of these roles.
+* **A thought or a call** that comes with the content (`carried_text`): the text is compared with that of the same
+  conversation with a plain answer; what differs is the model's to write, from where the template asks for it.
 * **The stop** (`turn_stops`): what the template writes behind an answer before the turn is over, up to the token at
   which a model stops, or up to the first of its tokens and those that follow at once. Where a turn has none, the
   token that begins the next.
@@ -111,7 +112,7 @@ def _ends_by_pattern(
     """Ends of the contents of a text that is what the template writes of the same roles with these contents put in.
 
     What it writes of some roles is learned once, from signs as contents. A text that differs in anything (a thought
-    that is taken apart, a word that the template looks for) is not read this way: then None.
+    that is rewritten, a word that the template looks for) is not read this way: then None.
     """
     key = tuple((turn.role, isinstance(m["content"], list)) for turn, m in zip(turns, messages, strict=True))
     if key not in writer.patterns:

@@ -1,4 +1,4 @@
-"""What a message says beside its content, a thought or a call: found by what a plain answer in its place changes."""
+"""What a message says besides its content, a thought or a call: what a plain answer in its stead changes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _last(
 def turn_range(
     n: int, messages: Messages, text: str, writer: ChatWriter, variables: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """Characters that turn ``n`` says and no plain answer in its place does.
+    """Characters that turn ``n`` says and no plain answer in its stead does.
 
     Raises:
         Unclear: other characters of the conversation depend on the turn.

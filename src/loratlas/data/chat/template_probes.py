@@ -1,4 +1,4 @@
-"""Asking a template: other conversations beside the one that is read, and what their texts share with it."""
+"""Asking a template: other conversations than the one that is read, and what their texts share with it."""
 
 from __future__ import annotations
 
