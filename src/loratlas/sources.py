@@ -1,6 +1,7 @@
-"""MODEL and DATA as people write them: ``demo:…`` names the embedded ones, ``${NAME}`` an environment
-variable.
+"""MODEL and DATA as people write or pass them, understood in this one place.
 
+``demo:…`` names what is embedded, ``real:…`` a base that ``make real-bases`` fetched, ``${NAME}`` an environment
+variable; all else is a path or a Hub id. Models, data sets and lists that are already in memory are taken as they are.
 Relative paths are looked up in the folder of the file that holds them first, then in the current folder.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,12 @@ from loratlas.errors import DataError, RequestError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from loratlas.anatomy.sites import Anatomy
     from loratlas.data.rows import Rows
     from loratlas.models.task import Task
 
 DEMO = "demo:"
+REAL = "real:"
 _VARIABLE = re.compile(r"\$\{(\w*)\}")
 
 
@@ -64,40 +68,111 @@ def locate(text: str, *, folder: Path | None = None) -> str:
 
 
 def model_source(text: str, *, folder: Path | None = None) -> str:
-    """What ``load_config``, ``load_model`` and ``load_tokenizer`` take: a path or a Hub id."""
+    """What ``load_config``, ``load_model`` and ``load_tokenizer`` take: a path or a Hub id.
+
+    Args:
+        text: ``demo:…`` (embedded), ``real:…`` (fetched by ``make real-bases``), a path or a Hub id.
+        folder: where relative paths are looked up first.
+
+    Raises:
+        ModelError: no embedded or real base has this name, or it was not fetched.
+    """
     if text.startswith(DEMO):
         from loratlas.demo import base_path
 
         return str(base_path(text))
+    if text.startswith(REAL):
+        from loratlas.models.real_bases import real_path
+
+        return str(real_path(text))
     return locate(text, folder=folder)
 
 
-def open_model(text: str, *, folder: Path | None = None, **options: Any) -> PreTrainedModel:
-    """Load a base by its name; options are those of :func:`loratlas.models.load.load_model`."""
+def read(model: str | Path | PretrainedConfig | PreTrainedModel) -> Anatomy:
+    """Map every matrix of a causal language model; no weights are read.
+
+    Args:
+        model: a name as the command line takes it (``demo:…``, ``real:…``, a path, a Hub id), a config, or a model,
+            also one with an adapter.
+
+    Returns:
+        Every parameter of two or more dimensions once: as a site, or as unresolved.
+
+    Raises:
+        ModelError: the model cannot be found or built, or a live model is not the one that its config describes.
+
+    >>> anatomy = read("demo:llama-mini")
+    >>> anatomy.model, anatomy.model_type
+    ('demo:llama-mini', 'llama')
+    """
+    from loratlas.anatomy.read import read as read_sites
+
+    if isinstance(model, str):
+        return replace(read_sites(model_source(model)), model=model)
+    return read_sites(model)
+
+
+def open_model(
+    model: str | Path | PreTrainedModel, *, folder: Path | None = None, **options: Any
+) -> PreTrainedModel:
+    """Load a base by its name; a model that is already loaded comes back as it is.
+
+    Args:
+        model: a name as `model_source` takes it, or a model.
+        folder: where relative paths are looked up first.
+        options: those of :func:`loratlas.models.load.load_model`; a loaded model takes none of them.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    if not isinstance(model, (str, Path)):
+        return model
     from loratlas.models.load import load_model
 
-    return load_model(model_source(text, folder=folder), **options)
+    return load_model(model_source(str(model), folder=folder), **options)
 
 
 def open_rows(
-    text: str,
+    data: Any,
     *,
     split: str | None = None,
     mapping: Mapping[str, str] | None = None,
     limit: int | None = None,
     folder: Path | None = None,
 ) -> Rows:
-    """Read rows by the name of their source; arguments are those of :func:`loratlas.data.load_rows.load_rows`.
+    """Read rows by the name of their source, or from what is already in memory.
 
-    An embedded task (``demo:facts-300``) has the splits ``train``, the default, and ``eval``.
+    Args:
+        data: an embedded task (``demo:facts-300``, with the splits ``train``, the default, and ``eval``), or whatever
+            :func:`loratlas.data.load_rows.load_rows` takes: a path, a Hub id, a `datasets.Dataset`, dicts, rows.
+        split, mapping, limit: as of `load_rows`; embedded rows have no columns to map.
+        folder: where relative paths are looked up first.
+
+    Raises:
+        DataError: see `load_rows`.
+
+    >>> len(open_rows("demo:facts-300", split="eval")), open_rows([{"text": "All of it."}]).form
+    (300, 'text')
     """
-    if text.startswith(DEMO):
-        from loratlas.demo import generate
+    if isinstance(data, (str, Path)):
+        data = expand(str(data))
+        if data.startswith(DEMO):
+            from loratlas.demo import generate
 
-        return generate(text, split=split or "train", rows=limit)
+            return generate(data, split=split or "train", rows=limit)
+        data = locate(data, folder=folder)
     from loratlas.data.load_rows import load_rows
 
-    return load_rows(locate(text, folder=folder), split=split, mapping=mapping, limit=limit)
+    return load_rows(data, split=split, mapping=mapping, limit=limit)
+
+
+def judged_split(data: Any, split: str | None = None) -> str | None:
+    """The split to judge on: of an embedded task its ``eval``, unless another is named.
+
+    >>> judged_split("demo:rules"), judged_split("demo:rules", "train"), judged_split("rows.jsonl")
+    ('eval', 'train', None)
+    """
+    return "eval" if split is None and isinstance(data, str) and data.startswith(DEMO) else split
 
 
 def open_task(

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
 def rows_to_judge(data: str, *, split: str | None, columns: Mapping[str, str], limit: int | None) -> Rows:
     """Rows to measure a loss on: of an embedded task those for evaluation, unless a split is named."""
-    from loratlas.sources import DEMO, open_rows
+    from loratlas.sources import judged_split, open_rows
 
-    chosen = "eval" if split is None and data.startswith(DEMO) else split
-    return open_rows(data, split=chosen, mapping=columns, limit=limit)
+    return open_rows(data, split=judged_split(data, split), mapping=columns, limit=limit)
 
 
 def to_device(model: Any) -> Any:

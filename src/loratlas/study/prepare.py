@@ -14,7 +14,7 @@ import numpy as np
 from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import is_auto
-from loratlas.sources import DEMO, model_source, open_rows, open_task
+from loratlas.sources import judged_split, model_source, open_rows, open_task
 from loratlas.study import side_metrics
 from loratlas.study.match_budgets import Match, naming, plans
 from loratlas.study.row_splits import draw_rows, hold_out
@@ -164,12 +164,12 @@ def prepare(
     anatomy = replace(read(its_config or source), model=spec.model)
     judged_rows = open_rows(
         data.eval or data.train,
-        split=data.eval_split or ("eval" if (data.eval or data.train).startswith(DEMO) else None),
+        split=judged_split(data.eval or data.train, data.eval_split),
         mapping=data.map or None,
         folder=spec.folder,
     )
-    read = (train_rows, judged_rows)
-    notes += dict.fromkeys(f"{rows.source}: {remark}." for rows in read for remark in rows.remarks)
+    both = (train_rows, judged_rows)
+    notes += dict.fromkeys(f"{rows.source}: {remark}." for rows in both for remark in rows.remarks)
     options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
     whole = encode_for(task, train_rows, tokenizer, **options)
     # Of tuning rows, which are held out from them, there are few: what a run sees again is close to all of them.
@@ -287,7 +287,7 @@ def _settings(spec: StudySpec) -> Settings:
 def evaluation_source(spec: StudySpec) -> str:
     """The evaluation rows' source, as written in the spec."""
     source = spec.data.eval or spec.data.train
-    split = spec.data.eval_split or ("eval" if source.startswith(DEMO) else None)
+    split = judged_split(source, spec.data.eval_split)
     return f"{source} [{split}]" if split else source
 
 

@@ -21,7 +21,7 @@ from loratlas.errors import DataError, OutputError, SpecError
 from loratlas.evaluation.class_metrics import PREDICTIONS, correct, f1_rows
 from loratlas.evaluation.forgetting import loss_record
 from loratlas.models.task import CAUSAL, CLASSIFICATION
-from loratlas.sources import DEMO, open_rows
+from loratlas.sources import judged_split, open_rows
 from loratlas.study.metric_disagreement import Measure
 from loratlas.study.run_records import table
 from loratlas.study.study_spec import WRITTEN
@@ -116,7 +116,7 @@ def forgetting_rows(spec: StudySpec, task: Task, tokenizer: Any, config: Any) ->
     asked = spec.forgetting
     rows = open_rows(
         asked.data,
-        split=asked.split or ("eval" if asked.data.startswith(DEMO) else None),
+        split=judged_split(asked.data, asked.split),
         mapping=asked.map or None,
         folder=spec.folder,
     )
