@@ -16,6 +16,8 @@ from loratlas.adapters.read_adapter import AdapterFolder, read_adapter
 from loratlas.adapters.trained_heads import refuse_untrained
 from loratlas.errors import ModelError, OutputError
 from loratlas.files import whole_folder
+from loratlas.models.config import load_config, quiet
+from loratlas.models.labels import own_labels
 from loratlas.models.task import CLASSIFICATION
 
 if TYPE_CHECKING:
@@ -102,7 +104,12 @@ def write_export(
         raise ModelError(given=str(adapter_dir), found="it does not name its base", instead="--base MODEL")
     found, config = open_base_config(contents, source)
     model = _adapted(contents, source, config)
-    options = base_options(found.task, getattr(config, "pad_token_id", None), new_head=True)
+    own = own_labels(load_config(source))
+    options = base_options(
+        found.task,
+        getattr(config, "pad_token_id", None),
+        new_head=bool(own) and len(own) != len(found.task.labels),
+    )
     trained = contents.dtype or "float32"
     remarks = [found.remark] if found.remark else []
     if target == "peft":
@@ -165,8 +172,6 @@ def _special_tokens(contents: AdapterFolder) -> tuple[int, ...]:
 def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
     import torch
     from transformers import AutoTokenizer
-
-    from loratlas.models.config import load_config, quiet
 
     _untie(model)
     try:
