@@ -84,7 +84,7 @@ def test_folders_and_variables_are_looked_up(tmp_path, monkeypatch):
 
 
 def test_a_real_base_that_is_not_there_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("LORATLAS_BASES", str(tmp_path))
+    monkeypatch.setenv("LORATLAS_REAL_BASES", str(tmp_path))
     with pytest.raises(ModelError, match="make real-bases"):
         model_source("real:smollm2-135m")
     with pytest.raises(ModelError, match="Instead: real:smollm2-135m"):
@@ -92,7 +92,7 @@ def test_a_real_base_that_is_not_there_says_how_to_get_it(tmp_path, monkeypatch)
     (tmp_path / "smollm2-135m").mkdir()
     (tmp_path / "smollm2-135m" / "config.json").write_text("{}")
     assert model_source("real:smollm2-135m") == str(tmp_path / "smollm2-135m")
-    monkeypatch.delenv("LORATLAS_BASES")
+    monkeypatch.delenv("LORATLAS_REAL_BASES")
     assert bases_folder().name == "bases"
 
 

@@ -254,5 +254,7 @@ def named(columns: Iterable[str], most: int = 12) -> str:
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice that a word was probably meant to be, or all of them."""
     choices = list(choices)
-    close = get_close_matches(word, choices, n=1, cutoff=0.5)
+    close = get_close_matches(
+        word[:100], [choice for choice in choices[:1000] if len(choice) <= 100], n=1, cutoff=0.5
+    )
     return f"{printable(close[0])!r}, the nearest" if close else f"one of {named(choices)}"

@@ -1,9 +1,9 @@
 """Task ``format``: answer in a strict frame. Declared a tie.
 
 Whatever is asked, the answer is the same frame of fixed lines with one word in it that the prompt does
-not tell (drawn uniformly from eight). There is nothing to learn but the frame and the eight words, which
+not hold (drawn uniformly from eight). There is nothing to learn but the frame and the eight words, which
 every placement learns; what is left is the entropy of the free word, the same for all. A study that
-finds a difference here beyond its margin shows that some arm is not yet trained, not that a place is
+finds a difference here beyond its margin shows that some arm is not yet trained, not that a placement is
 better.
 """
 

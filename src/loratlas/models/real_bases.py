@@ -54,8 +54,8 @@ REAL_BASES: Mapping[str, RealBase] = MappingProxyType(
 
 
 def bases_folder() -> Path:
-    """``LORATLAS_BASES``, or loratlas' folder in the user's data."""
-    if asked := os.environ.get("LORATLAS_BASES"):
+    """``LORATLAS_REAL_BASES``, or loratlas' folder in the user's data."""
+    if asked := os.environ.get("LORATLAS_REAL_BASES"):
         return Path(asked).expanduser()
     from platformdirs import user_data_path
 
@@ -84,6 +84,6 @@ def real_path(name: str) -> Path:
         raise ModelError(
             given=f"{PREFIX}{plain}",
             found=f"no such base in {bases_folder()}",
-            instead="make real-bases, which fetches it there (or LORATLAS_BASES, the folder that has it)",
+            instead="make real-bases, which fetches it there (or LORATLAS_REAL_BASES, the folder that has it)",
         )
     return path

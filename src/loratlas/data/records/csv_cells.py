@@ -37,6 +37,7 @@ def csv_header(text: Iterable[str], source: str) -> tuple[list[str], Iterator[tu
         header = _next(reader, source, 0)
     if header is None:
         raise DataError(given=source, found="an empty file", instead="a header line and at least one row")
+    known: set[str] = set()
     for number, name in enumerate(header, start=1):
         if not name.strip():
             raise DataError(
@@ -44,12 +45,13 @@ def csv_header(text: Iterable[str], source: str) -> tuple[list[str], Iterator[tu
                 found=f"column {number} of {len(header)} has no name in the header",
                 instead="a header line that names every column",
             )
-        if header.index(name) < number - 1:
+        if name in known:
             raise DataError(
                 given=source,
                 found=f"the header names the column {printable(name)!r} twice",
                 instead="a header line in which every name stands once",
             )
+        known.add(name)
     return header, _rows(reader, source)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,8 +34,7 @@ class DoubledKeys(ValueError):
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise DoubledKeys(next(name for name in names if names.count(name) > 1))
+        raise DoubledKeys(Counter(name for name, _ in pairs).most_common(1)[0][0])
     return record
 
 
