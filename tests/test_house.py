@@ -40,7 +40,8 @@ FLOORS: dict[str, int] = {
     "scan": 8,
     "study": 9,
     "report": 10,
-    "cli": 11,
+    "api": 11,
+    "cli": 12,
 }
 """Room → floor. A room may import from floors below its own, and from itself."""
 

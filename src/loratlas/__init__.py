@@ -13,23 +13,58 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loratlas.adapters.lean_lora import faster, slower
     from loratlas.anatomy.sites import Anatomy, Site
+    from loratlas.api.evaluate_model import evaluate
+    from loratlas.api.export_run import export
+    from loratlas.api.place_model import place
+    from loratlas.api.results import Evaluation, Run, ScanResult, Study
+    from loratlas.api.compare import study
+    from loratlas.api.scan_model import scan
+    from loratlas.api.train_run import train
     from loratlas.errors import LoratlasError
-    from loratlas.placement.plan import Plan, place
+    from loratlas.placement.plan import Plan
     from loratlas.sources import read
 
 __version__ = "0.1.0"
-__all__ = ["Anatomy", "LoratlasError", "Plan", "Site", "__version__", "faster", "place", "read", "slower"]
+__all__ = [
+    "Anatomy",
+    "Evaluation",
+    "LoratlasError",
+    "Plan",
+    "Run",
+    "ScanResult",
+    "Site",
+    "Study",
+    "__version__",
+    "evaluate",
+    "export",
+    "faster",
+    "place",
+    "read",
+    "scan",
+    "slower",
+    "study",
+    "train",
+]
 
 # Public name → module that holds it. Loaded on first use, so that `import loratlas` costs no torch.
 _HOMES = {
     "Anatomy": "loratlas.anatomy.sites",
+    "Evaluation": "loratlas.api.results",
     "LoratlasError": "loratlas.errors",
     "Plan": "loratlas.placement.plan",
+    "Run": "loratlas.api.results",
+    "ScanResult": "loratlas.api.results",
     "Site": "loratlas.anatomy.sites",
+    "Study": "loratlas.api.results",
+    "evaluate": "loratlas.api.evaluate_model",
+    "export": "loratlas.api.export_run",
     "faster": "loratlas.adapters.lean_lora",
-    "place": "loratlas.placement.plan",
+    "place": "loratlas.api.place_model",
     "read": "loratlas.sources",
+    "scan": "loratlas.api.scan_model",
     "slower": "loratlas.adapters.lean_lora",
+    "study": "loratlas.api.compare",
+    "train": "loratlas.api.train_run",
 }
 
 

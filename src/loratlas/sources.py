@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import DataError, RequestError
+from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -132,6 +133,48 @@ def open_model(
     return load_model(model_source(str(model), folder=folder), **options)
 
 
+def is_live(model: Any) -> bool:
+    """Whether a model is one that is loaded already, and no name."""
+    return hasattr(model, "named_parameters")
+
+
+def model_name(model: Any) -> str:
+    """What a model is called in results: the name that was written, or where a live one came from."""
+    if is_live(model):
+        inner = unwrap(model)
+        return str(getattr(inner.config, "name_or_path", "") or type(inner).__name__)
+    return (
+        getattr(model, "name_or_path", "") or model.model_type if hasattr(model, "model_type") else str(model)
+    )
+
+
+def base_config(model: Any) -> Any:
+    """What ``load_config`` takes of a base: the path or Hub id of a name, or a live model's own config."""
+    if is_live(model):
+        return unwrap(model).config
+    return model if hasattr(model, "model_type") else model_source(str(model))
+
+
+def open_base(model: Any, **options: Any) -> Any:
+    """A base with its weights: loaded by its name, or the live one, frozen.
+
+    Args:
+        model: a name, or a live model without adapters, which stays in the dtype that it has.
+        options: of :func:`loratlas.models.load.load_model`.
+    """
+    if not is_live(model):
+        return open_model(str(model), **options)
+    model.config.use_cache = False
+    return model.requires_grad_(False).eval()
+
+
+def data_name(data: Any) -> str:
+    """What rows are called in results."""
+    return (
+        data if isinstance(data, str) else str(data) if isinstance(data, Path) else f"a {type(data).__name__}"
+    )
+
+
 def open_rows(
     data: Any,
     *,
@@ -176,12 +219,12 @@ def judged_split(data: Any, split: str | None = None) -> str | None:
 
 
 def open_task(
-    source: str, rows: Rows, tokenizer: Any, *, asked: str | None = None, known: Task | None = None
+    source: Any, rows: Rows, tokenizer: Any, *, asked: str | None = None, known: Task | None = None
 ) -> tuple[Task, PretrainedConfig | None]:
     """What a base is trained to do with rows, and the config that it is then read and loaded with.
 
     Args:
-        source: what `model_source` returned.
+        source: what `base_config` returned.
         rows: their labels are the classes, unless the base is a classifier that knows them all.
         tokenizer: of the base; its pad or end token fills rows of a classifier whose config names none.
         asked: the task, instead of what is recognised.

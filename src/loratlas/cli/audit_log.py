@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loratlas.api.checks import adapter_task, check_head, rows_to_judge, to_device
+from loratlas.api.evaluate_model import watching
+from loratlas.api.folders import adapter_folder, check_tokenizer
 from loratlas.cli import options, output
-from loratlas.cli.evaluation_inputs import rows_to_judge, to_device, watch
-from loratlas.cli.folders import adapter_folder, check_tokenizer
 from loratlas.cli.heartbeat import heartbeat
-from loratlas.cli.judging import adapter_task, check_head
 from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -187,7 +187,9 @@ def _run(
         if remark:
             output.note(remark)
     first = adapters[0] if adapters else None
-    task, config = open_task(source, rows, tokenizer, asked=asked, known=adapter_task(first, source))
+    task, config = open_task(
+        source, rows, tokenizer, asked=asked, known=adapter_task(first, source, output.Terminal())
+    )
     encoded = encode_for(task, rows, tokenizer, config=config or source, max_length=audit.max_length)
     output.note(f"{rows.source}: {encoded.report.sentence()}")
 
@@ -198,9 +200,14 @@ def _run(
         base = to_device(check_head(base, folder))
         if config is not None:
             return Subject(
-                model=base, rows=rows, encoded=encoded, tokenizer=tokenizer, packed=False, watch=watch
+                model=base,
+                rows=rows,
+                encoded=encoded,
+                tokenizer=tokenizer,
+                packed=False,
+                watch=watching(output.Terminal()),
             )
-        made, reason = subject(base, rows, encoded, tokenizer, watch=watch)
+        made, reason = subject(base, rows, encoded, tokenizer, watch=watching(output.Terminal()))
         if reason:
             output.note(f"Padded instead of packed: {reason}")
         return made

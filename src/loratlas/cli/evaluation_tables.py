@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loratlas import formats
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from loratlas.loss_audit.definitions import Definition
 
 
-def show_loss(numbers: dict[str, Any], computed: str, *, tables: bool) -> None:
+def show_loss(numbers: Mapping[str, Any], computed: str, *, tables: bool) -> None:
     """The loss, what a trainer would print for it, and how it was computed.
 
     Args:
@@ -39,7 +39,7 @@ def show_loss(numbers: dict[str, Any], computed: str, *, tables: bool) -> None:
     output.say(f"{len(values)} definitions of the loss, and why they differ: --definitions")
 
 
-def show_definitions(numbers: dict[str, Any], chosen: Sequence[Definition]) -> None:
+def show_definitions(numbers: Mapping[str, Any], chosen: Sequence[Definition]) -> None:
     """Every definition with its value, and what takes the token mean to each."""
     drawn = output.table("definition", ("value", "right"), "used by")
     for definition in chosen:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options, output
-from loratlas.cli.folders import adapter_folder, check_out
 
 TOLERANCE = 1e-3
 """Largest difference of logits after reloading that still counts as the same (float32)."""
@@ -49,12 +48,9 @@ def export(
 
     check is the largest difference of logits on fixed tokens between what was trained and what was written.
     """
-    from loratlas.adapters.export_adapter import export as write
-    from loratlas.sources import model_source
+    from loratlas.api.export_run import export as write
 
-    folder = adapter_folder(adapter)
-    check_out(out, what="export")
-    result = write(folder, out, target=target.value, base=model_source(base) if base else None)
+    result = write(adapter, out, target=target.value, base=base)
     same = result.check <= TOLERANCE  # false for NaN as well
     if as_json:
         output.emit(

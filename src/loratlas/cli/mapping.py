@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loratlas import formats
+from loratlas.api.place_model import check_scores, placed, read_named
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
 from loratlas.files import jsonable
-from loratlas.scan.advice import track_record
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.placement.plan import Plan
 
@@ -158,6 +154,7 @@ def plan_model(
         memory=step.memory(),
         allow_unresolved=allow_unresolved,
         round_ranks=round_ranks,
+        listener=output.Terminal(),
     )
     config = plan.to_peft(source)
     if peft and not as_json:
@@ -171,66 +168,6 @@ def plan_model(
     show(spent)
     output.say(f"As text: {plan.text if len(plan.text) < 300 else plan.placement}")
     output.say("PEFT adapts exactly these sites, proven on a copy without weights; its LoraConfig: --peft.")
-
-
-def check_scores(placement: str | None, scores: Path | None) -> None:
-    """Refuse scores for a placement that does not ask for them."""
-    from loratlas.scan.plan_from_scores import is_auto
-
-    if scores is not None and not is_auto(placement):
-        raise SettingsError(
-            given=f"--scores with --placement {placement}",
-            found="a placement that names its sites itself",
-            instead="--placement auto, or no --scores",
-        )
-
-
-def placed(
-    anatomy: Anatomy,
-    placement: str,
-    *,
-    scores: Path | None,
-    by: str | None,
-    allow_unresolved: bool,
-    round_ranks: bool = False,
-    **options: Any,
-) -> Plan:
-    """The plan of a placement; of ``auto``, by the scores in a file.
-
-    Args:
-        anatomy: of the model.
-        placement: as written.
-        scores: the folder of `loratlas scan --out`, or what --json printed.
-        by: the column of it that decides; None for the one that decided the scan.
-        allow_unresolved: of a placement in words; scores are of identified sites.
-        round_ranks: round them down to few distinct ones.
-        options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
-    """
-    from loratlas.placement.plan import place
-    from loratlas.placement.round_ranks import round_ranks as rounded
-    from loratlas.scan.plan_from_scores import plan_from
-    from loratlas.scan.scores import load_scan
-
-    if scores is None:
-        plan = place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
-    else:
-        scan = load_scan(scores)
-        plan, _ = plan_from(scan, anatomy, by=by, **options)
-        output.note(track_record(by or scan.by))
-    return rounded(plan, anatomy) if round_ranks else plan
-
-
-def read_named(model: str, config: PretrainedConfig | None = None) -> Anatomy:
-    """The anatomy of a model under the name that the user wrote.
-
-    Args:
-        model: as written.
-        config: of the task that it is for; None for what its directory says.
-    """
-    from loratlas.anatomy.read import read
-    from loratlas.sources import model_source
-
-    return replace(read(model_source(model) if config is None else config), model=model)
 
 
 def show_plan(anatomy: Anatomy, plan: Plan) -> None:

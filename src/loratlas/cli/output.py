@@ -122,6 +122,22 @@ def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
     return drawn
 
 
+class Terminal:
+    """Hears of progress and remarks for a person at a terminal: all of it on standard error."""
+
+    def note(self, text: str) -> None:
+        """See :func:`note`."""
+        note(text)
+
+    def remark(self, rows: Rows) -> None:
+        """See :func:`remark`."""
+        remark(rows)
+
+    def progress(self, title: str, *, total: int, unit: str) -> Progress:
+        """See :class:`Progress`."""
+        return Progress(title, total=total, unit=unit)
+
+
 class Progress:
     """A bar on a terminal, a line every few seconds elsewhere; always on standard error.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pprint import pformat
 from typing import TYPE_CHECKING, Any
 
 from loratlas import formats
+from loratlas.api.results import Placed
 from loratlas.cli import output
 from loratlas.files import jsonable
 from loratlas.scan.advice import track_record
@@ -29,20 +29,6 @@ WIDTH = 90
 
 TEXT_FITS = 300
 """Characters of a placement that are printed as part of a command."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """A plan that scores have made.
-
-    Args:
-        plan: the plan. allocation: how the budget was distributed.
-        peft: its LoraConfig, as plain data.
-    """
-
-    plan: Plan
-    allocation: Allocation
-    peft: dict[str, Any]
 
 
 def show(scanned: Scan, anatomy: Anatomy, sites: Sequence[Site], placed: Placed | None) -> None:

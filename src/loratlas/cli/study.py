@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,6 @@ from loratlas.cli import options, output
 from loratlas.errors import SpecError
 
 if TYPE_CHECKING:
-    from loratlas.study.study_events import StudyEvent
     from loratlas.study.study_spec import StudySpec
 
 Workers = Annotated[
@@ -104,54 +103,17 @@ def report(
 
 
 def _run(spec: StudySpec, out: Path | None, workers: int | None, as_json: bool) -> None:
-    from loratlas.report import build
-    from loratlas.study.run_study import run_study
+    from loratlas.api.compare import study as run
 
-    folder = out or Path(f"loratlas-{spec.name}")
-    if spec.demonstration:
-        output.note("This is a demonstration: short runs, few candidates. It settles nothing.")
-    with output.Progress("preparing", total=1, unit="runs") as bar:
-        result = run_study(spec, folder, workers=workers, on_event=_watch(bar))
-    page = build(result.to_json(), folder / "report.html")
-    data = {**result.to_json(), "page": str(page)}
+    data = run(spec, out=out, workers=workers, listener=output.Terminal()).numbers
     if as_json:
-        output.emit(data)
+        output.emit(dict(data))
     else:
         _show(data)
-        output.say(f"Page: {page}")
+        output.say(f"Page: {data['page']}")
     if all(arm.get("nll") is None for arm in data["arms"]):
         output.note("Every judged run diverged: nothing was found. Try lower learning rates.")
         raise typer.Exit(1)
-
-
-def _watch(bar: output.Progress) -> Callable[[StudyEvent], None]:
-    running: dict[tuple[Any, ...], float] = {}
-
-    def on_event(event: StudyEvent) -> None:
-        key = (event.phase, event.arm, event.lr, event.seed)
-        if event.kind in ("started", "step"):
-            running[key] = event.step / event.steps if event.steps else 0.0
-        elif event.kind == "finished":
-            running.pop(key, None)
-        if event.kind == "complete":
-            return
-        if event.kind == "scan":
-            bar.total = event.planned
-            bar.to(event.done, event.message, title="scanning", left=event.seconds_left, unit="units")
-            return
-        bar.total = max(event.planned, 1)
-        if event.kind == "prepared":
-            bar.unit = "runs"
-            bar.start_at(event.done)
-            return
-        bar.to(
-            event.done + min(sum(running.values()), 0.99 * len(running)),
-            f"{event.arm}, lr {event.lr:g}, seed {event.seed}" if event.arm else event.message,
-            title=event.phase or bar.title,
-            left=event.seconds_left,
-        )
-
-    return on_event
 
 
 def _read(folder: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""`train`: its options. What it does is in `training.py` beside this file."""
+"""`train`: its options; what it does is `loratlas.train`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loratlas.cli import options
+from loratlas.cli import options, output
 
 
 def train(
@@ -175,7 +175,8 @@ def train(
 
     The base stays frozen. Ctrl-C saves the state; the same command with --resume then ends with the same numbers.
     """
-    from loratlas.cli.training import Job, go
+    from loratlas.api.train_run import train as run
+    from loratlas.cli.train_tables import show_run
     from loratlas.training.settings import Settings
 
     settings = Settings(
@@ -198,33 +199,35 @@ def train(
         init=True if init is None else init,
         report_to=tuple(report_to or ()),
     )
-    go(
-        Job(
-            model=model,
-            data=data,
-            out=out,
-            placement=placement,
-            budget=budget,
-            scores=scores,
-            by=by,
-            alpha=alpha,
-            rslora=rslora,
-            allow_unresolved=allow_unresolved,
-            adapter=adapter,
-            split=split,
-            columns=options.columns_of(columns),
-            limit=limit,
-            task=None if task is None else task.value,
-            loss=loss.value,
-            max_length=max_length,
-            evaluate=evaluate,
-            eval_split=eval_split,
-            samples=samples,
-            rouge=rouge,
-            settings=settings,
-            quantize=quantize.value if quantize else None,
-            base_dropout=base_dropout,
-            resume=resume,
-        ),
-        as_json=as_json,
+    trained = run(
+        model,
+        data,
+        placement=placement,
+        budget=budget,
+        settings=settings,
+        out=out,
+        evaluate=evaluate,
+        eval_split=eval_split,
+        scores=scores,
+        by=by,
+        alpha=alpha,
+        rslora=rslora,
+        allow_unresolved=allow_unresolved,
+        adapter=adapter,
+        split=split,
+        columns=options.columns_of(columns),
+        limit=limit,
+        task=None if task is None else task.value,
+        loss=loss.value,
+        max_length=max_length,
+        samples=samples,
+        rouge=rouge,
+        quantize=quantize.value if quantize else None,
+        base_dropout=base_dropout,
+        resume=resume,
+        listener=output.Terminal(),
     )
+    if as_json:
+        output.emit(dict(trained.numbers))
+    else:
+        show_run(trained.numbers)

@@ -1,0 +1,123 @@
+"""What hears of progress and remarks while a function works: a terminal, a notebook, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+from loratlas import formats
+
+if TYPE_CHECKING:
+    from loratlas.data.rows import Rows
+    from loratlas.scan.pace import ScanEvent
+
+
+class Bar(Protocol):
+    """A measure of how much is done."""
+
+    total: int
+    """Units in all; may change while they are done."""
+    title: str
+    """What is going on, in a word or two."""
+    unit: str
+    """What is counted, in the plural."""
+
+    def start_at(self, done: int) -> None:
+        """Units that were done before this process began; they do not count for the time left."""
+        ...
+
+    def to(
+        self,
+        done: float,
+        remark: str,
+        *,
+        title: str | None = None,
+        left: float | None = None,
+        unit: str | None = None,
+    ) -> None:
+        """Set how many units are done, what to say about it, and the seconds that are left where they are known."""
+        ...
+
+
+class Listener(Protocol):
+    """Hears what a function has to say while it works."""
+
+    def note(self, text: str) -> None:
+        """A sentence that a person should read once."""
+        ...
+
+    def remark(self, rows: Rows) -> None:
+        """What a person should know about rows that were read."""
+        ...
+
+    def progress(self, title: str, *, total: int, unit: str) -> AbstractContextManager[Bar]:
+        """A stretch of work that can be counted."""
+        ...
+
+
+class Silent:
+    """A listener that shows nothing and keeps the sentences.
+
+    >>> silent = Silent()
+    >>> silent.note("padded instead of packed")
+    >>> silent.notes
+    ['padded instead of packed']
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a sentence."""
+        self.notes.append(text)
+
+    def remark(self, rows: Rows) -> None:
+        """Keep what is to be said about rows."""
+        self.notes += [f"{rows.source}: {sentence}" for sentence in rows.remarks]
+
+    def progress(self, title: str, *, total: int, unit: str) -> AbstractContextManager[Bar]:
+        """Count without showing."""
+        return nullcontext(_Uncounted(title, total, unit))
+
+
+class _Uncounted:
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+
+    def start_at(self, done: int) -> None:
+        pass
+
+    def to(
+        self,
+        done: float,
+        remark: str,
+        *,
+        title: str | None = None,
+        left: float | None = None,
+        unit: str | None = None,
+    ) -> None:
+        pass
+
+
+PHASES = {
+    "weights": "weights",
+    "passes": "scanning",
+    "trials": "trial training",
+    "removals": "removing adapters",
+}
+"""Phase of a scan → the words before its bar."""
+
+
+def scan_progress(bar: Bar, listener: Listener) -> Callable[[ScanEvent], None]:
+    """What a scan reports, on a bar; the first estimate as a sentence of its own."""
+
+    def on_event(event: ScanEvent) -> None:
+        bar.total = event.total
+        bar.to(event.done, "", title=PHASES[event.phase], left=event.seconds_left, unit=event.unit)
+        if event.estimate and event.seconds_left is not None and event.done < event.total:
+            listener.note(
+                f"{PHASES[event.phase]}: about {formats.duration(event.seconds_left)}, by its first steps"
+            )
+
+    return on_event

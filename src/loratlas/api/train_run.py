@@ -1,0 +1,227 @@
+"""`loratlas.train`: from rows to an adapter that PEFT loads, in the order in which things can go wrong.
+
+Everything that can be refused is refused before the output folder is made: settings, folder, rows, placement.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratlas.api.checks import (
+    adapter_task,
+    check_samples,
+    to_device,
+    tokenizer_source,
+)
+from loratlas.api.listener import Listener, Silent
+from loratlas.api.place_model import read_named
+from loratlas.api.results import Run
+from loratlas.api.train_job import (
+    Job,
+    adapted_base,
+    check_job,
+    finish,
+    fit_job,
+    memory_of,
+    plan_of,
+    rows_to_evaluate,
+    scanned_plan,
+    scans,
+)
+from loratlas.errors import SettingsError
+from loratlas.training.settings import Settings
+
+if TYPE_CHECKING:
+    from loratlas.data.examples import Encoded
+    from loratlas.data.rows import Rows
+    from loratlas.placement.plan import Plan
+
+PLAN = "plan.json"
+"""Where a run whose placement was found by a scan keeps it."""
+
+MINE = ("adapter", "checkpoint", "eval", "run.json", "curve.json", "samples.json", "logs", PLAN)
+"""What a run leaves in its folder."""
+
+
+def train(
+    model: Any,
+    data: Any,
+    *,
+    placement: str | None = None,
+    budget: str | None = None,
+    lr: float | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    out: str | Path | None = None,
+    evaluate: Any = None,
+    eval_split: str | None = None,
+    scores: str | Path | None = None,
+    by: str | None = None,
+    alpha: float | None = None,
+    rslora: bool = False,
+    allow_unresolved: bool = False,
+    adapter: str | Path | None = None,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    task: str | None = None,
+    loss: str = "answer",
+    max_length: int = 512,
+    samples: int = 0,
+    rouge: bool = False,
+    tokenizer: Any = None,
+    quantize: str | None = None,
+    base_dropout: bool = False,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> Run:
+    """Train adapters at the sites of a placement.
+
+    Rows of text and label train a classifier with its head, an encoder-decoder writes targets from sources, every other
+    model goes on with a text. The base stays frozen; the loss of a step is the mean over all counted tokens.
+
+    Args:
+        model: as in :func:`loratlas.read`. A live model gets the adapters in place, and needs ``tokenizer`` unless its
+            config names the folder that it came from.
+        data: rows: a file, a Hub id, ``demo:…``, a `datasets.Dataset`, or a list of dicts.
+        placement: where adapters go, ``"q,v:8 + ffn.down:4"``, or ``"auto"``.
+        budget: what the ranks may cost, ``"params=1M"``; see :func:`loratlas.place`.
+        lr, steps, epochs, batch_size, seed: of ``settings``, by name; steps or epochs has to be given.
+        settings: everything else about the optimisation, :class:`loratlas.training.settings.Settings`.
+        out: folder of the run; None keeps the run in a temporary folder until `Run.save`.
+        evaluate, eval_split: rows, or a split of ``data``, on which the loss is measured at the end.
+        scores, by: a scan's file, and the score that decides, for ``placement="auto"``.
+        alpha, rslora, allow_unresolved: see :func:`loratlas.place`.
+        adapter: goes on with this adapter instead of a new one.
+        split, columns, limit: which rows, and which column is which field.
+        task, loss: ``"causal"``, ``"seq2seq"`` or ``"classification"``; over the ``"answer"`` or ``"all"`` tokens.
+        max_length: tokens of a row.
+        samples, rouge: answers that are generated at the end, and scored by ROUGE-L.
+        tokenizer: of the base, for a live model.
+        quantize, base_dropout: ``"4bit"``; keep the base's own dropout.
+        resume: go on where a run in ``out`` was stopped.
+        listener: hears of progress and remarks; None for silence.
+
+    Returns:
+        What was measured, with the trained model and the folder of its adapter.
+
+    Raises:
+        RequestError: something cannot be done as asked; nothing was written.
+        DivergedError: the loss became NaN or infinite; the last good adapter was written.
+        Interrupted: Ctrl-C; the state was saved.
+
+    >>> import loratlas
+    >>> rows = [{"prompt": "2+2=", "completion": "4"}] * 8
+    >>> run = loratlas.train("demo:llama-mini", rows, placement="q,v:2", steps=2, lr=0.01, max_length=32)
+    >>> run.steps, run.trainable, (run.adapter / "adapter_config.json").is_file()
+    (2, 14336, True)
+    """
+    named = {"lr": lr, "steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    given = {name: value for name, value in named.items() if value is not None}
+    made = replace(settings, **given) if settings is not None else Settings(**given)
+    temporary = None
+    if out is None:
+        if resume:
+            raise SettingsError(
+                given="resume without out", found="no folder to go on in", instead='out="run"'
+            )
+        temporary = tempfile.TemporaryDirectory(prefix="loratlas-run-")
+        out = Path(temporary.name) / "run"
+    job = Job(
+        model=model,
+        data=data,
+        out=Path(out),
+        placement=placement,
+        budget=budget,
+        scores=None if scores is None else Path(scores),
+        by=by,
+        alpha=alpha,
+        rslora=rslora,
+        allow_unresolved=allow_unresolved,
+        adapter=None if adapter is None else Path(adapter),
+        split=split,
+        columns=columns or {},
+        limit=limit,
+        task=task,
+        loss=loss,
+        max_length=max_length,
+        evaluate=evaluate,
+        eval_split=eval_split,
+        samples=samples,
+        rouge=rouge,
+        settings=made,
+        tokenizer=tokenizer,
+        quantize=quantize,
+        base_dropout=base_dropout,
+        resume=resume,
+    )
+    return _run(job, listener or Silent(), temporary)
+
+
+def _run(job: Job, listener: Listener, temporary: Any) -> Run:
+    """Do the run and write its folder."""
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.data.task_examples import encode_for
+    from loratlas.models.config import load_config
+    from loratlas.sources import base_config, is_live, open_base, open_rows, open_task
+
+    check_job(job)
+    source = base_config(job.model)
+    tokenizer = job.tokenizer or load_tokenizer(tokenizer_source(job.model))
+    rows = open_rows(job.data, split=job.split, mapping=job.columns, limit=job.limit)
+    known = adapter_task(job.adapter, source, listener)
+    task, config = open_task(source, rows, tokenizer, asked=job.task, known=known)
+    if config is not None and is_live(job.model):
+        raise SettingsError(
+            given=f"a live model for {task.name}",
+            found="a task that changes the class of the base",
+            instead="the folder or the name that the model was loaded from",
+        )
+
+    def prepare(rows: Rows) -> Encoded:
+        encoded = encode_for(
+            task, rows, tokenizer, config=config or source, max_length=job.max_length, loss=job.loss
+        )
+        listener.remark(rows)
+        listener.note(f"{rows.source}: {encoded.report.sentence()}")
+        return encoded
+
+    if scans(job) and task.name != "causal":
+        raise SettingsError(
+            given=f"--placement auto for {task.name}",
+            found="signals are measured on causal language models",
+            instead="a placement in words, such as all:8",
+        )
+    train = prepare(rows)
+    judged = rows_to_evaluate(job)
+    check_samples(task, samples=job.samples, rouge=job.rouge)
+    test = None if judged is None else prepare(judged)
+    plan: Plan | None = None
+    anatomy, memory = None, None
+    if job.adapter is None:
+        anatomy = read_named(job.model, config)
+        memory = memory_of(job, config or load_config(source), anatomy, train)
+        plan = None if scans(job) else plan_of(job, anatomy, memory, listener)
+    base = open_base(
+        job.model,
+        dtype=job.settings.dtype,
+        quantize=job.quantize,
+        base_dropout=job.base_dropout,
+        config=config,
+    )
+    if anatomy is not None and memory is not None and plan is None:
+        plan = scanned_plan(job, anatomy, base, train, memory, listener)
+    # Attached first: the seed then gives the same initialisation on every device.
+    model = to_device(adapted_base(job, base, plan))
+    packed = False if job.base_dropout else None
+    with listener.progress("training", total=job.settings.steps or 1, unit="steps") as bar:
+        result = fit_job(job, model, train, test, packed, bar)
+    facts = finish(job, task, model, tokenizer, plan, result, test, judged)
+    return Run(numbers=facts, plan=plan, model=model, curve=tuple(result.curve), temporary=temporary)
