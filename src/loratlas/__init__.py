@@ -7,22 +7,25 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loratlas.adapters.lean_lora import faster, slower
     from loratlas.anatomy.sites import Anatomy, Site
+    from loratlas.api.compare import study
     from loratlas.api.evaluate_model import evaluate
     from loratlas.api.export_run import export
     from loratlas.api.place_model import place
     from loratlas.api.results import Evaluation, Run, ScanResult, Study
-    from loratlas.api.compare import study
     from loratlas.api.scan_model import scan
     from loratlas.api.train_run import train
     from loratlas.errors import LoratlasError
     from loratlas.placement.plan import Plan
     from loratlas.sources import read
+    from loratlas.training.settings import Settings
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Plan",
     "Run",
     "ScanResult",
+    "Settings",
     "Site",
     "Study",
     "__version__",
@@ -54,6 +58,7 @@ _HOMES = {
     "Plan": "loratlas.placement.plan",
     "Run": "loratlas.api.results",
     "ScanResult": "loratlas.api.results",
+    "Settings": "loratlas.training.settings",
     "Site": "loratlas.anatomy.sites",
     "Study": "loratlas.api.results",
     "evaluate": "loratlas.api.evaluate_model",
@@ -66,6 +71,21 @@ _HOMES = {
     "study": "loratlas.api.compare",
     "train": "loratlas.api.train_run",
 }
+
+
+class _Front(ModuleType):
+    """The package, in which a public function is not hidden by the room of the same name.
+
+    Importing ``loratlas.scan.scores`` would bind the name ``scan`` here to the room; ``loratlas.scan`` is the function.
+    Rooms are imported as ever: ``from loratlas.scan.scores import load_scan``.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Front
 
 
 def __getattr__(name: str) -> Any:

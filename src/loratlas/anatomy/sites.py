@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any, Self
 
+from loratlas.display import Block, Displayed, Grid
 from loratlas.errors import ModelError
 
 SCHEMA = "loratlas.map"
@@ -129,7 +130,7 @@ class Unresolved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Anatomy:
+class Anatomy(Displayed):
     """All matrices of a model, in the model's own order.
 
     Args:
@@ -166,6 +167,22 @@ class Anatomy:
     heads: int
     context: int | None = None
     active_experts: int = 1
+
+    def blocks(self) -> list[Block]:
+        """Sites by role, and what is unidentified."""
+        groups: dict[tuple[str, tuple[int, ...]], list[Site]] = {}
+        for site in self.sites:
+            groups.setdefault((site.role, site.shape), []).append(site)
+        rows = tuple(
+            (role, str(len(sites)), " × ".join(map(str, shape)), sites[0].kind)
+            for (role, shape), sites in groups.items()
+        )
+        unidentified = f"Unresolved: {len(self.unresolved) or 'none'}."
+        return [
+            f"{self.model} ({self.model_type}): {self.parameters:,} parameters, {self.layers} layers",
+            Grid(columns=("role", "sites", "shape", "kind"), rows=rows),
+            unidentified,
+        ]
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)

@@ -1,4 +1,10 @@
-"""What the public functions return: numbers that print well, in a terminal and in a notebook, and plot themselves."""
+"""What the public functions return: numbers that print well, in a terminal and in a notebook, and plot themselves.
+
+>>> import loratlas
+>>> found = loratlas.evaluate("demo:llama-mini", [{"prompt": "2+2=", "completion": "4"}])
+>>> print(str(found).splitlines()[0])
+ evaluation
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ Everything that can be refused is refused before the output folder is made: sett
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -132,8 +134,8 @@ def train(
             raise SettingsError(
                 given="resume without out", found="no folder to go on in", instead='out="run"'
             )
-        temporary = tempfile.TemporaryDirectory(prefix="loratlas-run-")
-        out = Path(temporary.name) / "run"
+        temporary = _Temporary()
+        out = temporary.folder / "run"
     job = Job(
         model=model,
         data=data,
@@ -163,6 +165,14 @@ def train(
         resume=resume,
     )
     return _run(job, listener or Silent(), temporary)
+
+
+class _Temporary:
+    """A folder that goes with this object."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="loratlas-run-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
 def _run(job: Job, listener: Listener, temporary: Any) -> Run:

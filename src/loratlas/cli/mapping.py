@@ -13,6 +13,7 @@ from loratlas.api.place_model import check_scores, placed, read_named
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
 from loratlas.files import jsonable
+from loratlas.placement.plan import ranks_in_words
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy, Site
@@ -195,8 +196,8 @@ def show_plan(anatomy: Anatomy, plan: Plan) -> None:
             role,
             _strip([site.layer for site in sites], anatomy.layers),
             str(len(sites)),
-            _range([row.rank for row in rows]),
-            _range([row.alpha for row in rows]),
+            ranks_in_words([row.rank for row in rows]),
+            ranks_in_words([row.alpha for row in rows]),
             formats.count(sum(row.site.lora_parameters(row.rank) for row in rows)),
         )
     output.show(drawn)
@@ -226,8 +227,3 @@ def _strip(layers: Sequence[int | None], total: int) -> str:
         inside = sum(layer in present for layer in stretch)
         marks.append("■" if inside == len(stretch) else "▪" if inside else "·")
     return "".join(marks)
-
-
-def _range(numbers: Sequence[float]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

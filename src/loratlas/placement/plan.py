@@ -15,14 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from loratlas import formats
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.anatomy.role_table import TEXT_SCOPES, in_set
 from loratlas.anatomy.sites import Anatomy, Site
+from loratlas.display import Block, Displayed, Grid
 from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
 from loratlas.placement.canonical import table_text
@@ -39,7 +41,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Displayed):
     """Which sites carry an adapter, of which rank and alpha. Nothing else decides what trains.
 
     Args:
@@ -68,6 +70,26 @@ class Plan:
     parameters: int
     full_unit: int
     why: tuple[str, ...] | None = None
+
+    def blocks(self) -> list[Block]:
+        """What it costs, and ranks by role."""
+        rows: dict[str, list[PlanRow]] = {}
+        for row in self.rows:
+            rows.setdefault(row.site.role, []).append(row)
+        listed = tuple(
+            (
+                role,
+                str(len(group)),
+                ranks_in_words([row.rank for row in group]),
+                formats.count(sum(row.trainable for row in group)),
+            )
+            for role, group in rows.items()
+        )
+        return [
+            f"{self.placement} on {self.model} ({self.model_type}): {formats.count(self.trainable)} parameters at "
+            f"{len(self.rows)} sites, {self.of_model:.2%} of the model",
+            Grid(columns=("role", "sites", "rank", "trainable"), rows=listed),
+        ]
 
     @property
     def trainable(self) -> int:
@@ -334,3 +356,13 @@ def full_unit(anatomy: Anatomy) -> int:
         for site in anatomy.sites
         if site.scope in TEXT_SCOPES and in_set("all", site.role) and site.adaptable and not site.tied_to
     )
+
+
+def ranks_in_words(ranks: Sequence[float]) -> str:
+    """One number where all are equal, else the lowest and the highest.
+
+    >>> ranks_in_words([4, 4]), ranks_in_words([2, 8])
+    ('4', '2 to 8')
+    """
+    low, high = min(ranks), max(ranks)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
