@@ -349,3 +349,72 @@ def test_a_run_that_lost_its_file_is_told(whole, tmp_path):
     shutil.rmtree(out / "runs" / whole[0].arms[0]["runs"][0]["digest"])
     with pytest.raises(OutputError, match="missing or broken"):
         load_study(out)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A study of few runs on a copy of the base, finished: its spec, folder, numbers and base."""
+    from loratlas.demo import base_path
+
+    home = tmp_path_factory.mktemp("short")
+    base = shutil.copytree(base_path("demo:llama-mini"), home / "base")
+    spec = parse_spec(
+        {
+            **SPEC,
+            "model": str(base),
+            "arms": {"full": "all@top/4:1", "attention": "attention@top/4:1"},
+            "learning_rates": [3e-3],
+            "evaluation": {"seeds": 2, "rows": 8},
+        }
+    )
+    result = run_study(spec, home / "out", workers=1)
+    return spec, home / "out", numbers(result), base
+
+
+def broken_by(path: Path) -> None:
+    """Flip one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_broken_run_folders_are_done_again_and_nothing_else(short, tmp_path):
+    spec, whole, wanted, _ = short
+    out = shutil.copytree(whole, tmp_path / "out")
+    runs = sorted(path for path in (out / "runs").iterdir() if not path.name.startswith("."))
+    broken_by(runs[0] / "record.json")
+    broken_by(runs[1] / "curve.parquet")
+    shutil.rmtree(runs[2])
+    (runs[3] / "record.json").write_text("{")
+    kept = {path: path.stat().st_mtime_ns for run in runs[4:] for path in run.iterdir()}
+    events = []
+    result = run_study(spec, out, workers=1, on_event=events.append)
+    (redo,) = [event for event in events if event.kind == "redo"]
+    assert "missing or broken" in redo.message
+    assert sum(event.kind == "started" for event in events) == 4
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    close(numbers(result), wanted)
+    again = []
+    run_study(spec, out, workers=1, on_event=again.append)
+    assert [event.kind for event in again] == ["prepared", "complete"]
+
+
+def test_another_base_of_the_same_sizes_is_refused(short, tmp_path):
+    """A study's runs and the study itself know the base's weights."""
+    spec, whole, wanted, base = short
+    out = shutil.copytree(whole, tmp_path / "out")
+    assert Ledger.open(out).about["weights"]
+    assert all(
+        json.loads(path.read_text())["identity"]["weights"] == Ledger.open(out).about["weights"]
+        for path in out.glob("runs/*/record.json")
+    )
+    shutil.rmtree(next(path for path in (out / "runs").iterdir() if not path.name.startswith(".")))
+    weights = base / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        broken_by(weights)
+        with pytest.raises(OutputError, match="another base"):
+            run_study(spec, out, workers=1)
+    finally:
+        weights.write_bytes(before)
+    close(numbers(run_study(spec, out, workers=1)), wanted)

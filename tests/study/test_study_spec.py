@@ -178,3 +178,43 @@ def test_relative_paths_start_at_the_files_folder(tmp_path, monkeypatch):
 def test_embedded_tasks_open_by_name():
     assert len(open_rows("demo:retrieval", split="eval", limit=3)) == 3
     assert open_rows("demo:facts-300").digest != open_rows("demo:facts-300", split="eval").digest
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "aliases that stand for"),
+        ("a: &a [*a]", "stands for itself"),
+        ("[" * 50_000, "without an end"),
+        ("x: " + "y" * 300_000, "more than 200,000 characters"),
+        ("arms: {" + ", ".join(f"a{i}: q" for i in range(12_000)) + "}", "values"),
+        ("a: 1\nb: \x1b[31m", "broken YAML"),
+    ],
+)
+def test_no_file_makes_it_hang(text, said, tmp_path):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(SpecError, match=said) as error:
+        load_spec(tmp_path / "s.yaml")
+    assert len(str(error.value)) < 600
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J\x1b[31mred", "a\u202eb", "", "a/b", "x" * 101])
+def test_names_that_a_terminal_would_obey_are_refused(name):
+    named = {"name": name} if name else {"arms": {name: "q", "f": "all"}}  # an empty name is none
+    for change in ({"arms": {**MINIMAL["arms"], name: "q"}}, named):
+        with pytest.raises(SpecError) as error:
+            parse_spec({**MINIMAL, **change})
+        assert str(error.value).isprintable()
+        assert "name" in error.value.found
+
+
+def test_unknown_keys_reach_the_terminal_printable():
+    with pytest.raises(SpecError) as error:
+        parse_spec({**MINIMAL, "\x1b[31m": 1})
+    assert str(error.value).isprintable()

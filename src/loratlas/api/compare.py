@@ -73,6 +73,9 @@ def _watch(bar: Bar) -> Callable[[StudyEvent], None]:
             running.pop(key, None)
         if event.kind == "complete":
             return
+        if event.kind == "redo":
+            output.note(event.message)
+            return
         if event.kind == "scan":
             bar.total = event.planned
             bar.to(event.done, event.message, title="scanning", left=event.seconds_left, unit="units")

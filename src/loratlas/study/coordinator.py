@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -12,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loratlas.errors import RunError
-from loratlas.files import digest
+from loratlas.errors import OutputError, RunError
+from loratlas.files import digest, write_json
 from loratlas.models.task import CAUSAL
 from loratlas.study import side_metrics
 from loratlas.study.fleet_sizing import fleet_size
 from loratlas.study.ledger import Key, Ledger
 from loratlas.study.machine_record import revision, versions
 from loratlas.study.prepare import Prepared, training, training_device
-from loratlas.study.run_records import read_record, save_encoded
+from loratlas.study.run_records import is_whole, read_record, save_encoded
 from loratlas.study.schedule import nll, schedule
 from loratlas.study.study_events import OnEvent, StudyEvent, describe_run
 from loratlas.study.study_spec import StudySpec
@@ -52,6 +51,7 @@ class Coordinator:
         self._training = training(self.spec)
         self._clock = 0.0
         self._fleet = 1
+        self._weights: str | None = self.ledger.about.get("weights")
 
     @property
     def done(self) -> int:
@@ -60,7 +60,7 @@ class Coordinator:
 
     def run(self, workers: int | None) -> None:
         """Until nothing is missing."""
-        self.finished = self.ledger.finished()
+        self.finished = self._unbroken(self.ledger.finished())
         self._adopt()
         state = schedule(self.spec, self.finished)
         self.planned = state.planned
@@ -80,6 +80,19 @@ class Coordinator:
             Pool(setup, self.out / "cache", workers=count, threads=threads) as pool,
         ):
             self._loop(pool, stop)
+
+    def _unbroken(self, finished: Mapping[Key, dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+        """Finished runs whose folders are as they were written; the others are done again."""
+        whole = {
+            key: record
+            for key, record in finished.items()
+            if is_whole(self.out / "runs" / record["digest"], record)
+        }
+        broken = [key for key in finished if key not in whole]
+        if broken:
+            names = ", ".join(describe_run(key) for key in broken[:3]) + ", …" * (len(broken) > 3)
+            self.tell("redo", message=f"done again, for their files are missing or broken: {names}")
+        return whole
 
     def _loop(self, pool: Pool, stop: Stop) -> None:
         queue = deque[Key]()
@@ -124,6 +137,7 @@ class Coordinator:
         keys: list[Key] = process.job or []
         match message["event"]:
             case "ready":
+                self._check_weights(message["weights"])
                 self.tell("ready")
             case "step" if keys:
                 key = keys[message["index"]]
@@ -149,6 +163,18 @@ class Coordinator:
                 raise rebuilt(message["error"])
             case "died":
                 self._died(pool, process, keys, message["code"], queue)
+
+    def _check_weights(self, weights: str) -> None:
+        """Refuse to go on with another base than the study began with; the first worker says which that is."""
+        if self._weights is None:
+            self.ledger.note(weights=weights)
+            self._weights = weights
+        elif weights != self._weights:
+            raise OutputError(
+                given=str(self.out),
+                found=f"a study of another base: the weights of {self.spec.model} are not those that it began with",
+                instead="the weights as they were, or another --out",
+            )
 
     def _abandon(self, keys: list[Key]) -> list[Key]:
         """Close the runs of these that are still open; they are returned."""
@@ -194,8 +220,9 @@ class Coordinator:
             found = 0
             for key in schedule(self.spec, self.finished).pending:
                 identity = self._identity(key)
-                record = read_record(self.out / "runs" / digest(identity))
-                if record is not None and record.get("identity") == identity:
+                folder = self.out / "runs" / digest(identity)
+                record = read_record(folder)
+                if record is not None and record.get("identity") == identity and is_whole(folder):
                     self._trials[key] = self.ledger.begin(key, identity)
                     self.ledger.finish(self._trials.pop(key), value=nll(record), record=record)
                     self.finished[key] = record
@@ -214,6 +241,8 @@ class Coordinator:
             "rows": rows.digest,
             "shared": {"dtype": spec.dtype, "packing": spec.packing, "base_dropout": spec.base_dropout},
         }
+        if self._weights is not None:
+            identity["weights"] = self._weights
         if key.phase != "tuning":
             identity |= side_metrics.identity(spec, prepared.forgetting)
         if prepared.task.name != CAUSAL:
@@ -261,7 +290,7 @@ class Coordinator:
             "revision": revision(),
         }
         path = cache / "setup.json"
-        path.write_text(json.dumps(setup, indent=1), encoding="utf-8")
+        write_json(path, setup)
         return path
 
     def _whole(self) -> int:

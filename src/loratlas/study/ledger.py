@@ -9,6 +9,7 @@ optuna's own claim of trials hands some out twice when several processes ask SQL
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import platform
@@ -19,10 +20,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from loratlas.errors import OutputError, StorageError
-from loratlas.files import jsonable
+from loratlas.files import draft, jsonable, write_text
 
 NAME = "ledger.db"
-CLAIM = "claim.lock"
+CLAIM, HOLDER = "claim.lock", "claim.txt"
+"""What is locked, and who holds it."""
+
+_LOCKLESS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 STUDY = "loratlas"
 
 
@@ -53,34 +57,38 @@ def claim(out: Path) -> Iterator[None]:
     Raises:
         OutputError: another live process holds it; the error says which.
     """
-    import fcntl
+    from filelock import FileLock, Timeout
 
     path = out / CLAIM
+    lock = FileLock(path)
     try:
-        handle = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            raise OutputError(
-                given=str(out),
-                found=f"this study is being run by {holder}",
-                instead="waiting for it, or another --out",
-            ) from None
-        except OSError as error:  # a file system without locks
-            raise OutputError(
-                given=str(out),
-                found=f"a file system that cannot lock files ({error})",
-                instead="--out on a local disk",
-            ) from error
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {platform.node()}")
-        handle.flush()
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            given=str(out),
+            found=f"this study is being run by {_holder(out)}",
+            instead="waiting for it, or another --out",
+        ) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _LOCKLESS:
+            raise unwritable(path, error) from error
+        raise OutputError(
+            given=str(out),
+            found=f"a file system that cannot lock files ({error})",
+            instead="--out on a local disk",
+        ) from error
+    try:
+        write_text(out / HOLDER, f"process {os.getpid()} on {platform.node()}")
         yield
+    finally:
+        lock.release()
+
+
+def _holder(out: Path) -> str:
+    try:
+        return (out / HOLDER).read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
@@ -133,11 +141,20 @@ class Ledger:
                 instead="the folder that `loratlas study --out` wrote",
             )
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-            study = optuna.create_study(
+
+        def study_in(file: Path) -> Any:
+            storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
+            return optuna.create_study(
                 study_name=STUDY, storage=storage, direction="minimize", load_if_exists=True
             )
+
+        try:
+            if not path.exists():  # a process that is killed here leaves no half of a ledger
+                with draft(path) as unfinished:
+                    made = study_in(unfinished)._storage
+                    made.remove_session()
+                    made._backend.engine.dispose()
+            study = study_in(path)
         except DatabaseError as error:
             raise OutputError(
                 given=str(path), found=f"no ledger that can be opened ({error.orig})", instead="another --out"
@@ -203,12 +220,12 @@ class Ledger:
             self._storage.set_trial_state_values(trial, optuna.trial.TrialState.FAIL)
 
     def finished(self) -> dict[Key, dict[str, Any]]:
-        """Key → record of every finished run, in the order of keys; of two for one key the first counts."""
+        """Key → record of every finished run, in the order of keys; of two for one key, the one that was done again."""
         import optuna
 
         found: dict[Key, dict[str, Any]] = {}
         for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
-            found.setdefault(Key(**trial.user_attrs["key"]), trial.user_attrs["record"])
+            found[Key(**trial.user_attrs["key"])] = trial.user_attrs["record"]
         return dict(sorted(found.items()))
 
 

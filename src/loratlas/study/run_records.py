@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from loratlas.errors import OutputError
-from loratlas.files import draft, whole_folder, write_json
+from loratlas.files import draft, sha256, whole_folder, write_json
 
 RECORD, EXAMPLES, CURVE = "record.json", "examples.parquet", "curve.parquet"
+FILES = "files"
+"""Key of a record: file name → SHA-256 of the tables beside it."""
+
 NONE = -1
 """What stands for nothing in an array of numbers that are never negative."""
 
@@ -50,15 +53,39 @@ def write_run(
             parquet.write_table(pa.table(dict(columns)), unfinished / name)
         points = {name: [point[name] for point in curve] for name in CURVE_COLUMNS}
         parquet.write_table(pa.table(points), unfinished / CURVE)
-        write_json(unfinished / RECORD, record)
+        files = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}
+        write_json(unfinished / RECORD, {**record, FILES: files})
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished run, or None where there is none."""
+    """The record of a finished run, or None where there is none that can be read."""
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
+    return record if isinstance(record, dict) else None
+
+
+def is_whole(folder: Path, record: Mapping[str, Any] | None = None) -> bool:
+    """Whether a finished run's folder holds what was written, to the bit; otherwise the run has to be done again.
+
+    Args:
+        folder: of the run.
+        record: what the ledger keeps of it; None where it was not entered.
+    """
+    own = read_record(folder)
+    if own is None or (record is not None and own != record):
+        return False
+    if FILES not in own:  # written before digests were
+        try:
+            tables = [CURVE] if own.get("diverged") else [CURVE, EXAMPLES]
+            return all(table(folder / name) is not None for name in tables)
+        except OutputError:
+            return False
+    try:
+        return all(sha256(folder / name) == known for name, known in own[FILES].items())
+    except OSError:
+        return False
 
 
 def read_examples(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

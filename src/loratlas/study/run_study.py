@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import DataError, Interrupted, OutputError
-from loratlas.files import write_json
+from loratlas.files import is_leftover, write_json
 from loratlas.scan.pace import OnEvent as OnScan
 from loratlas.study.coordinator import Coordinator
-from loratlas.study.ledger import NAME, Ledger, claim, unstorable, unwritable
+from loratlas.study.ledger import CLAIM, HOLDER, NAME, Ledger, claim, unstorable, unwritable
 from loratlas.study.machine_record import machine, revision, versions
 from loratlas.study.prepare import Prepared, prepare
 from loratlas.study.study_events import OnEvent, StudyEvent
 from loratlas.study.study_result import StudyResult, load_study
 from loratlas.study.study_spec import StudySpec
 
-OURS = frozenset({NAME, "claim.lock", "runs", "cache", "findings.json", "report.html"})
+OURS = frozenset({NAME, CLAIM, HOLDER, "runs", "cache", "findings.json", "report.html"})
 """What a study's folder holds."""
 
 
@@ -102,7 +102,11 @@ def _check_folder(out: Path, spec: StudySpec) -> None:
     if not out.is_dir():
         raise OutputError(given=str(out), found="a file", instead="a folder, new or of this study")
     if not (out / NAME).exists():
-        strange = sorted(entry.name for entry in out.iterdir() if entry.name not in OURS)
+        strange = sorted(
+            entry.name
+            for entry in out.iterdir()
+            if entry.name not in OURS and not is_leftover(entry) and not entry.name.startswith(f".{NAME}.")
+        )
         if strange:
             raise OutputError(
                 given=str(out),
@@ -125,7 +129,7 @@ def _check_parent(out: Path) -> None:
 
 
 def _same_study(about: Mapping[str, Any], spec: StudySpec, out: Path) -> None:
-    if about and about.get("spec_digest") != spec.digest:
+    if about.get("begun") and about.get("spec_digest") != spec.digest:
         before, now = about.get("spec") or {}, spec.to_json()
         different = [key for key in {**now, **before} if before.get(key) != now.get(key)]
         raise OutputError(

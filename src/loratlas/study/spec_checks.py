@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import pairwise
 
-from loratlas.errors import SpecError
+from loratlas.errors import SpecError, printable
 from loratlas.study.rates_and_seeds import WIDEST_FACTOR
 from loratlas.study.study_spec import FEWEST_TUNING_ROWS, FEWEST_TUNING_SEEDS, WRITTEN, StudySpec
+
+LONGEST_NAME = 100
+"""Characters of a name."""
 
 
 def check(spec: StudySpec, where: str) -> None:
@@ -36,9 +39,9 @@ def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
             f"no arm has this name; the arms are {names}",
             f"reference: {near[0] if near else next(iter(spec.arms))}",
         )
-    for name in spec.arms:
-        if not name.strip() or any(character in name for character in "/\\\n\t"):
-            yield f"arms.{name}", "a name that is empty or holds a slash", "a short plain name"
+    for what, name in [("name: ", spec.name), *(("arms.", name) for name in spec.arms)]:
+        if why := _why_not_a_name(name):
+            yield f"{what}{printable(name, 60)}", f"a name {why}", "a short plain name"
     rates = spec.learning_rates
     if list(rates) != sorted(set(rates)):
         yield f"learning_rates: {list(rates)}", "rates that repeat or do not rise", str(sorted(set(rates)))
@@ -76,3 +79,14 @@ def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
             "no rows to evaluate on: neither data.eval nor data.eval_split",
             "data.eval: another file, or data.eval_split: another split of the same source",
         )
+
+
+def _why_not_a_name(name: str) -> str:
+    """What keeps a text from being the name of an arm or a study; "" where nothing does."""
+    if not name.strip():
+        return "that is empty"
+    if len(name) > LONGEST_NAME:
+        return f"of {len(name):,} characters, more than {LONGEST_NAME}"
+    if not name.isprintable():
+        return "with characters that a terminal would obey"
+    return "that holds a slash" if any(slash in name for slash in "/\\") else ""

@@ -24,9 +24,15 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from loratlas.errors import SpecError
+from loratlas.errors import SpecError, printable
 from loratlas.study.spec_checks import check
 from loratlas.study.study_spec import ArmSpec, StudySpec
+
+LARGEST = 200_000
+"""Characters of a study's file."""
+
+MOST_VALUES = 20_000
+"""Values of it, those of an alias counted wherever it stands."""
 
 
 class _UniqueLoader(yaml.SafeLoader):
@@ -41,7 +47,7 @@ def _mapping(loader: _UniqueLoader, node: yaml.MappingNode, deep: bool = False) 
             continue
         if key in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice", key_node.start_mark
+                None, None, f"the key {printable(str(key), 60)!r} stands twice", key_node.start_mark
             )
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
@@ -58,7 +64,8 @@ def load_spec(path: str | Path) -> StudySpec:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})"
         raise SpecError(
@@ -104,25 +111,64 @@ def parse_spec(
 
 
 def _yaml(text: str, where: str) -> Any:
+    if len(text) > LARGEST:
+        raise SpecError(
+            given=where, found=f"more than {LARGEST:,} characters", instead="a study's file of a page or two"
+        )
     try:
+        node = yaml.compose(text, Loader=_UniqueLoader)
+        _check_size(node, where)
         return yaml.load(text, Loader=_UniqueLoader)  # a SafeLoader: only plain data
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise SpecError(
+            given=where, found="keys within keys without an end", instead="one `key: value` a line"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" on line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise SpecError(
-            given=where, found=f"broken YAML{line}: {problem}", instead="one `key: value` a line"
+            given=where, found=f"broken YAML{line}: {printable(problem)}", instead="one `key: value` a line"
         ) from None
+
+
+def _check_size(node: yaml.Node | None, where: str) -> None:
+    """Refuse aliases that stand for more values than any study has, or for themselves."""
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(one: yaml.Node) -> int:
+        if id(one) in open_:
+            raise SpecError(
+                given=where, found="an alias that stands for itself", instead="the values written out"
+            )
+        if id(one) not in sizes:
+            open_.add(id(one))
+            inner: list[yaml.Node] = []
+            if isinstance(one, yaml.MappingNode):
+                inner = [each for pair in one.value for each in pair]
+            elif isinstance(one, yaml.SequenceNode):
+                inner = list(one.value)
+            sizes[id(one)] = 1 + sum(size(each) for each in inner)
+            open_.discard(id(one))
+        return sizes[id(one)]
+
+    if node is not None and (total := size(node)) > MOST_VALUES:
+        raise SpecError(
+            given=where,
+            found=f"aliases that stand for {total:.3g} values" if total > LARGEST else f"{total:,} values",
+            instead=f"at most {MOST_VALUES:,}",
+        )
 
 
 def _sentence(error: ValidationError, where: str) -> SpecError:
     """The first trouble as a sentence; unknown keys come first, for a misspelt key is also a missing one."""
     problems = error.errors()
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join(printable(str(part), 60) for part in first["loc"])
     more = f" ({len(problems) - 1} more after it)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        *parents, key = (str(part) for part in first["loc"])
+        *parents, key = (printable(str(part), 60) for part in first["loc"])
         valid = _keys(parents)
         near = get_close_matches(key, valid, n=1, cutoff=0.4)
         nearest = ".".join([*parents, near[0]]) if near else f"one of {', '.join(valid)}"
@@ -130,7 +176,7 @@ def _sentence(error: ValidationError, where: str) -> SpecError:
     if first["type"] == "missing":
         return SpecError(given=where, found=f"no {path}{more}", instead=f"{path}: {_EXAMPLES.get(path, '…')}")
     given = f"{path}: {_short(first['input'])} in {where}" if path else where
-    return SpecError(given=given, found=f"{first['msg']}{more}", instead=_instead(first))
+    return SpecError(given=given, found=f"{printable(first['msg'])}{more}", instead=_instead(first))
 
 
 _EXAMPLES = {
@@ -183,5 +229,6 @@ def _keys(parents: list[str]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    if isinstance(value, (dict, list, tuple)) and len(value) > 20:
+        return f"{len(value):,} values"
+    return printable(repr(value), 60)

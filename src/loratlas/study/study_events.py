@@ -13,8 +13,8 @@ class StudyEvent:
     """What happens, for a progress display.
 
     Args:
-        kind: "scan" (a step of it; ``planned`` and ``done`` count its units), "prepared", "ready" (a worker loaded the
-            base), "started", "step", "finished", "complete".
+        kind: "scan" (a step of it; ``planned`` and ``done`` count its units), "redo" (runs whose files are broken),
+            "prepared", "ready" (a worker loaded the base), "started", "step", "finished", "complete".
         planned: runs known to be needed by now (tuning may extend the grid); done: finished ones.
         phase, arm, lr, seed: of the run that the event is about.
         step, steps: of that run.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from loratlas.errors import LoratlasError, RunError
+from loratlas.errors import LoratlasError, OutputError, RunError
 from loratlas.study.ledger import unstorable
 from loratlas.study.run_records import load_encoded, write_run
 from loratlas.study.side_metrics import SideMetrics
@@ -70,6 +71,11 @@ class Worker:
         self._model = model.to(self._setup["device"])
         self._checksum = checksum(self._model)
 
+    @property
+    def weights(self) -> str:
+        """Names the base's weights and buffers, as loaded."""
+        return f"{self._checksum:08x}"
+
     def _decide_packing(self) -> tuple[bool, str]:
         wanted = self._setup["packing"]
         if wanted == "off":
@@ -89,11 +95,22 @@ class Worker:
     def run_all(self, jobs: Sequence[Mapping[str, Any]]) -> None:
         """Train and judge runs, as a fleet where that is possible, and say after each that it is finished."""
         trained: dict[int, tuple[Any, Any]] = {}
-        fleet, places, alone = self._fleet(jobs)
+        fleet, members, alone = self._fleet(jobs)
         if fleet is not None:
             last = self._reporter(jobs)
-            results = fleet.fit(resume=True, on_step=lambda index, event: last(places[index], event))
-            for number, index in enumerate(places):
+
+            def report(number: int, event: Any) -> None:
+                last(members[number], event)
+
+            try:
+                results = fleet.fit(resume=True, on_step=report)
+            except OutputError:  # a checkpoint that cannot be read: these runs begin at the beginning
+                for job in jobs:
+                    shutil.rmtree(job["checkpoint"], ignore_errors=True)
+                fleet, members, alone = self._fleet(jobs)
+                assert fleet is not None
+                results = fleet.fit(resume=True, on_step=report)
+            for number, index in enumerate(members):
                 trained[index] = (fleet, (number, results[number]))
         for index, job in enumerate(jobs):
             self.run(job, trained.get(index), index, alone=alone.get(index))
@@ -332,7 +349,7 @@ def main(setup_file: str) -> int:
 
     try:
         worker = Worker(json.loads(Path(setup_file).read_text(encoding="utf-8")), send)
-        send({"event": "ready"})
+        send({"event": "ready", "weights": worker.weights})
         for line in sys.stdin:
             worker.run_all(json.loads(line)["jobs"])
             send({"event": "idle"})
