@@ -168,11 +168,16 @@ def _show(data: Mapping[str, Any]) -> None:
             _number(finding["detectable"]),
         )
     output.show(found)
+    scopes = {finding.get("scope") for finding in data["findings"]}
+    shared = scopes.pop() if len(scopes) == 1 and len(data["findings"]) > 1 else None
     for finding in data["findings"]:
-        output.say(finding["sentence"])
+        caveat = f" {finding['caveat']}" if finding.get("caveat") else ""
+        output.say(f"{finding['statement']}.{caveat}" if shared else finding["sentence"])
         for sentence in finding.get("flip_sentences", ()):
             output.say(f"  flips: {sentence}")
-    _show_beside(data)
+    if shared:
+        output.say(f"All of them: {shared}.")
+    _show_side_metrics(data)
     rows = (data.get("task") or {}).get("name") == "classification"
     output.say(
         f"nats: loss per {'row' if rows else 'answer token'}, less than the reference's is better; p: after Holm's "
@@ -183,8 +188,8 @@ def _show(data: Mapping[str, Any]) -> None:
         output.note(remark)
 
 
-def _show_beside(data: Mapping[str, Any]) -> None:
-    """What was measured beside the loss: the task, and rows that no arm was trained for."""
+def _show_side_metrics(data: Mapping[str, Any]) -> None:
+    """What was measured besides the loss: the task, and rows that no arm was trained for."""
     metrics = next((arm["metrics"] for arm in data["arms"] if arm.get("metrics")), ())
     forgetting = any(arm.get("forgetting") for arm in data["arms"])
     if not (metrics or forgetting):
@@ -199,13 +204,13 @@ def _show_beside(data: Mapping[str, Any]) -> None:
     drawn = output.table(*columns)
     for arm in data["arms"]:
         cells = [arm["name"]]
-        for place in range(len(metrics)):
-            told = arm["metrics"][place] if arm.get("metrics") else {}
-            cells += [_number(told.get("value")), _interval(told.get("ci"))]
+        for index in range(len(metrics)):
+            shown = arm["metrics"][index] if arm.get("metrics") else {}
+            cells += [_number(shown.get("value")), _interval(shown.get("ci"))]
         if forgetting:
-            told = arm.get("forgetting") or {}
-            cells += [_number(told.get(name)) for name in ("before", "after")]
-            cells += [_number(told.get("change"), sign=True), _interval(told.get("ci"), sign=True)]
+            shown = arm.get("forgetting") or {}
+            cells += [_number(shown.get(name)) for name in ("before", "after")]
+            cells += [_number(shown.get("change"), sign=True), _interval(shown.get("ci"), sign=True)]
         drawn.add_row(*cells)
     output.show(drawn)
     if forgetting:

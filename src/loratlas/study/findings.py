@@ -46,7 +46,8 @@ class Finding:
         detectable: the true difference that this comparison would have found with 80 % power at that level.
         df: degrees of freedom. seeds, examples: how many of each stand behind the difference.
         reason: why the verdict is what it is, in a few words.
-        sentence: the finding in words, with its reach.
+        statement: the finding in words, alone. scope: what it is about: seeds, examples, base, task, budget; findings
+            of one study share it where all their runs finished. caveat: how the budgets compare.
     """
 
     arm: str
@@ -62,10 +63,18 @@ class Finding:
     seeds: int
     examples: int
     reason: str
-    sentence: str
+    statement: str
+    scope: str
+    caveat: str
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words, with what it is about."""
+        scope = f", {self.scope}" if self.scope else ""
+        return f"{self.statement}{scope}.{f' {self.caveat}' if self.caveat else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"ci": list(self.ci)}
+        return asdict(self) | {"ci": list(self.ci), "sentence": self.sentence}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +158,9 @@ def _finding(
             seeds=0,
             examples=0,
             reason=reason,
-            sentence=f"{HEADLINES['undetermined'].format(arm=comparison.arm, versus=versus)}: {reason}.",
+            statement=f"{HEADLINES['undetermined'].format(arm=comparison.arm, versus=versus)}: {reason}",
+            scope="",
+            caveat="",
         )
     interval = found.interval(level)
     problems = list(comparison.problems)
@@ -174,7 +185,7 @@ def _finding(
         seeds=found.seeds,
         examples=found.examples,
         reason=reason,
-        sentence=_sentence(
+        statement=_statement(
             comparison,
             found,
             level=level,
@@ -182,9 +193,10 @@ def _finding(
             verdict=verdict,
             reason=reason,
             delta=delta,
-            reach=reach,
             per=per,
         ),
+        scope=f"on {found.seeds} fresh seeds × {found.examples:,} examples, {reach}",
+        caveat=comparison.caveat,
     )
 
 
@@ -196,7 +208,7 @@ _REASONS = {
 }
 
 
-def _sentence(
+def _statement(
     comparison: Comparison,
     found: Estimate,
     *,
@@ -205,7 +217,6 @@ def _sentence(
     verdict: str,
     reason: str,
     delta: float,
-    reach: str,
     per: str,
 ) -> str:
     low, high = found.interval(level)
@@ -227,9 +238,7 @@ def _sentence(
             smallest = loss(found.detectable(alpha=1 - level))
             said += f", {between}; a difference of {smallest} would have been found with 80 % power"
         said += ")"
-    counted = f"on {found.seeds} fresh seeds × {found.examples:,} examples"
-    caveat = f" {comparison.caveat}" if comparison.caveat else ""
-    return f"{said}, {counted}, {reach}.{caveat}"
+    return said
 
 
 def _known(value: float) -> float | None:
