@@ -50,7 +50,7 @@ def study(
     if read.demonstration:
         hear.note("This is a demonstration: short runs, few candidates. It settles nothing.")
     with hear.progress("preparing", total=1, unit="runs") as bar:
-        result = run_study(read, folder, workers=workers, on_event=_watch(bar))
+        result = run_study(read, folder, workers=workers, on_event=_watch(bar, hear))
     page = build(result.to_json(), folder / "report.html")
     return Study(numbers={**result.to_json(), "page": str(page)})
 
@@ -61,7 +61,7 @@ def _read(spec: str | Path | Mapping[str, Any]) -> StudySpec:
     return parse_spec(dict(spec), where="the study") if isinstance(spec, Mapping) else load_spec(Path(spec))
 
 
-def _watch(bar: Bar) -> Callable[[StudyEvent], None]:
+def _watch(bar: Bar, listener: Listener) -> Callable[[StudyEvent], None]:
     """What a study reports, on a bar."""
     running: dict[tuple[Any, ...], float] = {}
 
@@ -74,7 +74,7 @@ def _watch(bar: Bar) -> Callable[[StudyEvent], None]:
         if event.kind == "complete":
             return
         if event.kind == "redo":
-            output.note(event.message)
+            listener.note(event.message)
             return
         if event.kind == "scan":
             bar.total = event.planned
