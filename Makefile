@@ -58,6 +58,7 @@ format: $(READY) ## let ruff rewrite what it can
 docs: $(READY) ## renew the pages that are counted, not written: docs/results/model_types and docs/zoo
 	$(BIN)/python tools/model_types.py
 	$(BIN)/python tools/zoo.py
+	$(BIN)/python tools/api_reference.py
 
 clean: ## remove what the other verbs made, .venv excepted
 	rm -rf build dist loratlas-demo .pytest_cache .ruff_cache .hypothesis src/*.egg-info
