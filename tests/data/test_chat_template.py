@@ -249,3 +249,20 @@ def test_the_models_own_stop_ends_an_answer(chat_tokenizer, tmp_path):
     first = chat_tokenizer.convert_tokens_to_ids("</a>")
     (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [{first}]}}', encoding="utf-8")
     assert answers(render(TWO, load_tokenizer(tmp_path)))[0] == "Blue.</a>"
+
+
+def test_a_call_behind_words_ends_where_the_call_ends(chat_tokenizer):
+    chat_tokenizer.chat_template = CALLING
+    said = Turn(role="assistant", content="Let me see.", extras={"tool_calls": [CALL]})
+    one = Row(turns=(Turn(role="user", content="Weather?"), said), source_row=0)
+    rendered = render(one, chat_tokenizer)
+    assert answers(rendered) == ['Let me see.<call>look {"at": "sky"}</call><|im_end|>']
+    assert rendered.counted() == 'Let me see.<call>look {"at": "sky"}</call>'
+
+
+def test_white_space_may_differ_and_words_may_not(chat_tokenizer):
+    chat_tokenizer.chat_template = CHATML.replace("m.content", "m.content.replace('  ', ' ')")
+    assert answers(render(row(("user", "a"), ("assistant", "b  c")), chat_tokenizer)) == ["b c<|im_end|>"]
+    chat_tokenizer.chat_template = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+    with pytest.raises(DataError, match="message 2 is written as another text than the row has"):
+        render(row(("user", "a"), ("assistant", "<think>b</think>c")), chat_tokenizer)

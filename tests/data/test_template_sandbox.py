@@ -73,3 +73,21 @@ def test_large_numbers_of_rows_are_data():
         "{% for c in m.calls %}{% for k, v in c.items() %}{{ k }}={{ put(v) }};{% endfor %}{% endfor %}{% endfor %}"
     )
     assert template.render([call]) == "at=1700000000;to=1000000000000000;"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("loops", "1,000,000 rounds of its loops"),
+        ("slow loops", "more than 0.7 s"),
+        ("output", "writes more than 64,000,000 characters"),
+        ("ljust", "a width or count of 1000000000"),
+        ("center", "a width or count of 1000000000"),
+        ("a constant", "something of 10,000,000,000"),
+        ("a list of itself", "characters or items"),
+        ("a format method", "a width of more than 99,999"),
+    ],
+)
+def test_the_bound_that_was_met_is_named(name, words):
+    with pytest.raises(TemplateFailure, match=words):
+        Template(HOSTILE[name]).render([])
