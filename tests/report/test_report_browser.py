@@ -230,3 +230,51 @@ def test_a_page_without_javascript_still_tells_the_facts(opened) -> None:
     assert page.inner_text(".answer").startswith("feedforward is better than full by 0.022")
     assert "The figures need JavaScript" in page.inner_text("#trade-offs")
     assert page.locator("svg.forest .ci").count() == 3
+
+
+INSIDE = """() => [...document.querySelectorAll(".plot")].flatMap(plot => {
+    const box = plot.closest(".card").getBoundingClientRect();
+    const marks = plot.querySelectorAll(".main-svg, .point, .js-line, .hm image, .xtick text, .ytick text");
+    return [...marks].filter(one => {
+        const mark = one.getBoundingClientRect();
+        return mark.right > box.right + 1 || mark.left < box.left - 1 || mark.bottom > box.bottom + 1;
+    }).map(one => plot.dataset.figure + ": " + one.getAttribute("class"));
+})"""
+
+
+@pytest.mark.parametrize("variant", ["example", "measured"])
+def test_nothing_is_cut_off_on_paper(opened, variant: str) -> None:
+    """A window of 1280 pixels, then paper of A4 with the page's own margins: 184 mm are 695 pixels."""
+    page = opened(variant).page
+    assert page.evaluate(INSIDE) == []
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 695, "height": 900})
+    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(one => one.clientWidth <= 640)")
+    assert page.evaluate(INSIDE) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 695
+    tables = "[...document.querySelectorAll('main > section .card > table')]"
+    assert page.evaluate(f"{tables}.every(one => one.scrollWidth <= one.parentElement.clientWidth)"), (
+        "a table is wider than the paper"
+    )
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_function("document.querySelector('#pareto .main-svg').clientWidth > 800")
+
+
+def test_tables_are_cards_on_a_phone_and_what_scrolls_can_be_reached(opened) -> None:
+    page = opened("measured", viewport={"width": 390, "height": 844}).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    narrow = """[...document.querySelectorAll('.orders td, .arms td, .data td')].filter(
+        one => one.clientWidth < 250 || one.scrollWidth > one.clientWidth).map(one => one.textContent)"""
+    assert page.evaluate(narrow) == []
+    unreachable = """[...document.querySelectorAll('*')].filter(one =>
+        /auto|scroll/.test(getComputedStyle(one).overflowX + getComputedStyle(one).overflowY)
+        && (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight)
+        && one !== document.documentElement && one.tabIndex < 0).map(one => one.className)"""
+    for details in page.query_selector_all("summary"):
+        details.click()
+    assert page.evaluate(unreachable) == []
+    page.set_viewport_size({"width": 800, "height": 844})
+    assert page.evaluate(unreachable) == []

@@ -5,15 +5,18 @@ const figures = read("figures");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const coarse = matchMedia("(pointer: coarse)").matches;
 const plots = [...document.querySelectorAll("[data-figure]")];
-const draw = (plot, scheme) => {
+// Paper is narrower than most windows, and is laid out after this: figures get a width that fits A4 and letter.
+const PAPER = {figure: 640, map: 300};
+const draw = (plot, scheme, print) => {
   const figure = structuredClone(figures[plot.dataset.figure][scheme || (dark.matches ? "dark" : "light")]);
+  if (print) figure.layout.width = plot.closest(".maps") ? PAPER.map : PAPER.figure;
   figure.layout.dragmode = coarse ? false : "zoom";
-  return Plotly.react(plot, figure.data, figure.layout, {displayModeBar: false, responsive: true});
+  return Plotly.react(plot, figure.data, figure.layout, {displayModeBar: false, responsive: !print});
 };
-const drawAll = scheme => plots.forEach(plot => draw(plot, scheme));
+const drawAll = (scheme, print) => plots.forEach(plot => draw(plot, scheme, print));
 drawAll();
 dark.addEventListener("change", () => drawAll());
-addEventListener("beforeprint", () => drawAll("light"));
+addEventListener("beforeprint", () => drawAll("light", true));
 addEventListener("afterprint", () => drawAll());
 document.querySelectorAll("input[name=cost]").forEach(input => input.addEventListener("change", () => {
   const plot = document.getElementById("pareto");
