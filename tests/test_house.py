@@ -54,9 +54,9 @@ def name_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str | None:
-    """The room of a dotted name; None for the front door, ``loratlas`` itself."""
+    """The room of a dotted name; None for the front doors, ``loratlas`` and ``python -m loratlas``."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 else None
+    return parts[1] if len(parts) > 1 and parts[1] != "__main__" else None
 
 
 @cache

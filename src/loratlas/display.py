@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratlas.errors import printable
+from loratlas.errors import printable, printable_lines
 
 NUMERIC = frozenset("0123456789+-−–.,%×<>≤≥ ")
 """A column whose cells hold nothing else is set flush right."""
@@ -78,7 +78,7 @@ def as_text(blocks: Sequence[Block], *, width: int = 80) -> str:
     for index, block in enumerate(blocks):
         if index and (isinstance(block, Grid) or isinstance(blocks[index - 1], Grid)):
             console.print()
-        console.print(printable(block) if isinstance(block, str) else drawn(block))
+        console.print(printable_lines(block) if isinstance(block, str) else drawn(block))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
@@ -94,7 +94,7 @@ def drawn(grid: Grid) -> Any:
             printable(heading), justify="right" if right else "left", no_wrap=right, overflow="fold"
         )
     for row in grid.rows:
-        table.add_row(*(printable(cell) for cell in row))
+        table.add_row(*(printable_lines(cell) for cell in row))
     return table
 
 
@@ -103,7 +103,7 @@ def as_html(blocks: Sequence[Block]) -> str:
     made = []
     for block in blocks:
         if isinstance(block, str):
-            made.append(f"<p>{html.escape(printable(block))}</p>")
+            made.append(f"<p>{html.escape(printable_lines(block))}</p>")
             continue
         sides = ["right" if block.is_numeric(i) else "left" for i in range(len(block.columns))]
         caption = f"<caption>{html.escape(printable(block.title))}</caption>" if block.title else ""
@@ -115,7 +115,7 @@ def as_html(blocks: Sequence[Block]) -> str:
 
 def _row(tag: str, cells: Sequence[str], sides: Sequence[str]) -> str:
     inner = (
-        f'<{tag} style="text-align:{side}">{html.escape(printable(cell))}</{tag}>'
+        f'<{tag} style="text-align:{side}">{html.escape(printable_lines(cell))}</{tag}>'
         for cell, side in zip(cells, sides, strict=True)
     )
     return f"<tr>{''.join(inner)}</tr>"

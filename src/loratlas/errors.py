@@ -27,7 +27,7 @@ Given: --budget params=3. Found: one rank at one site costs 512 parameters. Inst
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -48,6 +48,15 @@ def printable(text: str, limit: int = 200) -> str:
     kept = text[:limit]
     safe = kept if kept.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in kept)
     return safe if len(text) <= limit else safe + "…"
+
+
+def printable_lines(text: str) -> str:
+    r"""As :func:`printable`, whole and with its line breaks: what goes to a terminal last of all.
+
+    >>> printable_lines("one\ntwo \x1b]0;title\x07")
+    'one\ntwo \\x1b]0;title\\x07'
+    """
+    return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 
 def _escaped(character: str) -> str:
@@ -74,16 +83,18 @@ class LoratlasError(Exception):
 
     def __str__(self) -> str:
         parts = (("Given", self.given), ("Found", self.found), ("Instead", self.instead))
-        return " ".join(f"{label}: {text.rstrip('. ')}." for label, text in parts)
+        return printable_lines(" ".join(f"{label}: {text.rstrip('. ')}." for label, text in parts))
 
     def __reduce__(self):
         # Keyword-only arguments do not survive the default protocol; worker processes hand errors over.
         return _rebuild, (type(self), self.given, self.found, self.instead, self.__dict__)
 
-    def to_json(self) -> dict[str, dict[str, str]]:
-        """The object printed under ``--json``: ``{"error": {"code", "given", "found", "instead"}}``."""
+    def to_json(self) -> dict[str, Any]:
+        """The object printed under ``--json``, of schema ``loratlas.error``."""
         return {
-            "error": {"code": self.code, "given": self.given, "found": self.found, "instead": self.instead}
+            "schema": "loratlas.error",
+            "version": 1,
+            "error": {"code": self.code, "given": self.given, "found": self.found, "instead": self.instead},
         }
 
 

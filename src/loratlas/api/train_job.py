@@ -6,7 +6,7 @@ Everything that can be refused is refused before the output folder is made: sett
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ class Job:
     samples: int
     rouge: bool
     settings: Settings
+    chooses_rate: bool
     tokenizer: Any
     quantize: str | None
     base_dropout: bool
@@ -122,6 +123,28 @@ def scans(job: Job) -> bool:
     from loratlas.scan.plan_from_scores import is_auto
 
     return is_auto(job.placement) and job.scores is None and not job.resume
+
+
+def with_rate(job: Job, anatomy: Anatomy, listener: Listener) -> Job:
+    """The job with a learning rate for its base and batch, where none was given."""
+    if not job.chooses_rate:
+        return job
+    from loratlas.training.learning_rate import default_rate
+
+    chosen = default_rate(width=anatomy.hidden, batch_size=job.settings.batch_size)
+    listener.note(chosen.reason)
+    return replace(job, settings=replace(job.settings, lr=chosen.rate))
+
+
+def loss_before(model: Any, test: Encoded) -> float | None:
+    """The loss before the first step; None of a classifier whose head is still random."""
+    from loratlas.adapters.trained_heads import untrained
+    from loratlas.loss_audit.judge import judge
+
+    if test.task.labels and untrained(model):
+        return None
+    facts, _ = judge(model, test)
+    return facts["mean_nll" if test.task.labels else "token_mean_nll"]
 
 
 def memory_of(job: Job, config: PretrainedConfig, anatomy: Anatomy, train: Encoded) -> PeakMemory:
@@ -254,6 +277,7 @@ def finish(
     result: FitResult,
     test: Encoded | None,
     judged: Rows | None,
+    before: float | None,
 ) -> dict[str, Any]:
     """Write the run's folder, and collect what was measured."""
     from loratlas.adapters.adapter_files import save_adapter
@@ -289,6 +313,7 @@ def finish(
         "stopped_early": result.stopped_early,
         "diverged": result.diverged,
         "eval": None,
+        "loss_before": before,
         "samples": None,
     }
     adapter = job.out / "adapter"

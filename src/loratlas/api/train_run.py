@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loratlas.api.checks import (
     adapter_task,
@@ -28,11 +28,13 @@ from loratlas.api.train_job import (
     check_job,
     finish,
     fit_job,
+    loss_before,
     memory_of,
     plan_of,
     rows_to_evaluate,
     scanned_plan,
     scans,
+    with_rate,
 )
 from loratlas.errors import SettingsError
 from loratlas.training.settings import Settings
@@ -55,7 +57,7 @@ def train(
     *,
     placement: str | None = None,
     budget: str | None = None,
-    lr: float | None = None,
+    lr: float | Literal["auto"] | None = None,
     steps: int | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
@@ -95,7 +97,8 @@ def train(
         data: rows: a file, a Hub id, ``demo:…``, a `datasets.Dataset`, or a list of dicts.
         placement: where adapters go, ``"q,v:8 + ffn.down:4"``, or ``"auto"``.
         budget: what the ranks may cost, ``"params=1M"``; see :func:`loratlas.place`.
-        lr, steps, epochs, batch_size, seed: of ``settings``, by name; steps or epochs has to be given.
+        lr, steps, epochs, batch_size, seed: of ``settings``, by name; steps or epochs has to be given. ``lr="auto"``
+            chooses a rate by the base's width and the batch, and so does no rate without ``settings``.
         settings: everything else about the optimisation, :class:`loratlas.training.settings.Settings`.
         out: folder of the run; None keeps the run in a temporary folder until `Run.save`.
         evaluate, eval_split: rows, or a split of ``data``, on which the loss is measured at the end.
@@ -125,7 +128,14 @@ def train(
     >>> run.steps, run.trainable, (run.adapter / "adapter_config.json").is_file()
     (2, 14336, True)
     """
-    named = {"lr": lr, "steps": steps, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    chooses = lr == "auto" or (lr is None and settings is None)
+    named = {
+        "lr": None if lr == "auto" else lr,
+        "steps": steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
     given = {name: value for name, value in named.items() if value is not None}
     made = replace(settings, **given) if settings is not None else Settings(**given)
     temporary = None
@@ -159,6 +169,7 @@ def train(
         samples=samples,
         rouge=rouge,
         settings=made,
+        chooses_rate=chooses,
         tokenizer=tokenizer,
         quantize=quantize,
         base_dropout=base_dropout,
@@ -213,10 +224,13 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     judged = rows_to_evaluate(job)
     check_samples(task, samples=job.samples, rouge=job.rouge)
     test = None if judged is None else prepare(judged)
+    anatomy = read_named(job.model, config) if job.adapter is None or job.chooses_rate else None
+    if anatomy is not None:
+        job = with_rate(job, anatomy, listener)
     plan: Plan | None = None
-    anatomy, memory = None, None
+    memory = None
     if job.adapter is None:
-        anatomy = read_named(job.model, config)
+        assert anatomy is not None
         memory = memory_of(job, config or load_config(source), anatomy, train)
         plan = None if scans(job) else plan_of(job, anatomy, memory, listener)
     base = open_base(
@@ -226,12 +240,13 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
         base_dropout=job.base_dropout,
         config=config,
     )
-    if anatomy is not None and memory is not None and plan is None:
+    if anatomy is not None and memory is not None and job.adapter is None and plan is None:
         plan = scanned_plan(job, anatomy, base, train, memory, listener)
     # Attached first: the seed then gives the same initialisation on every device.
     model = to_device(adapted_base(job, base, plan))
     packed = False if job.base_dropout else None
+    before = None if test is None else loss_before(model, test)
     with listener.progress("training", total=job.settings.steps or 1, unit="steps") as bar:
         result = fit_job(job, model, train, test, packed, bar)
-    facts = finish(job, task, model, tokenizer, plan, result, test, judged)
+    facts = finish(job, task, model, tokenizer, plan, result, test, judged, before)
     return Run(numbers=facts, plan=plan, model=model, curve=tuple(result.curve), temporary=temporary)

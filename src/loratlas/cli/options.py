@@ -285,8 +285,14 @@ Epochs = Annotated[
     typer.Option("--epochs", metavar="N", help="Passes over DATA; or give --steps.", rich_help_panel=TRAIN),
 ]
 LearningRate = Annotated[
-    float,
-    typer.Option("--lr", metavar="RATE", help="Highest learning rate.", rich_help_panel=TRAIN),
+    float | None,
+    typer.Option(
+        "--lr",
+        metavar="RATE",
+        help="Highest learning rate; chosen by the base's width and --batch-size unless given.",
+        show_default=False,
+        rich_help_panel=TRAIN,
+    ),
 ]
 Seed = Annotated[
     int,
@@ -341,6 +347,10 @@ Out = Annotated[
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on where an interrupted run in --out stopped.", rich_help_panel=OUTPUT),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Also say how steps were computed and why.", rich_help_panel=OUTPUT),
 ]
 Json = Annotated[
     bool,

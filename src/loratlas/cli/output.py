@@ -15,12 +15,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from loratlas import formats
-from loratlas.errors import LoratlasError
+from loratlas.errors import LoratlasError, printable, printable_lines
 from loratlas.files import jsonable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from loratlas.data.rows import Rows
 
@@ -38,16 +39,42 @@ def console(*, error: bool = False) -> Console:
     return Console(stderr=error, highlight=False, soft_wrap=False, emoji=False)
 
 
-def say(text: str = "", *, markup: bool = False) -> None:
+def say(text: str = "") -> None:
     """Print a line for people on standard output."""
     with _Pipe(sys.stdout):
-        console().print(text, markup=markup, soft_wrap=not sys.stdout.isatty())
+        _write(_safe(text))
 
 
 def note(text: str) -> None:
-    """Print a line beside the result, on standard error."""
+    """Print a remark on standard error, where the result is not."""
     with _Pipe(sys.stderr):
-        console(error=True).print(text, markup=False, soft_wrap=not sys.stderr.isatty())
+        _write(_safe(text), error=True)
+
+
+def _safe(text: str) -> Text:
+    """Text as it is: no escape sequence is obeyed and no bracket is read as style, whoever wrote it."""
+    from rich.text import Text
+
+    return Text(printable_lines(text), overflow="fold")
+
+
+def _write(thing: Any, *, error: bool = False) -> None:
+    """Print what rich can draw; where no terminal shows it, without spaces at the ends of lines."""
+    stream, screen = sys.stderr if error else sys.stdout, console(error=error)
+    if stream.isatty():
+        screen.print(thing)
+        return
+    with screen.capture() as drawn:
+        # A sentence in a file is one line; a table keeps its width.
+        screen.print(thing, soft_wrap=not _is_drawn(thing))
+    stream.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
+    stream.flush()
+
+
+def _is_drawn(thing: Any) -> bool:
+    from rich.text import Text
+
+    return not isinstance(thing, Text)
 
 
 def remark(rows: Rows) -> None:
@@ -56,10 +83,10 @@ def remark(rows: Rows) -> None:
         note(f"{rows.source}: {sentence}")
 
 
-def show(thing: Table | Any) -> None:
-    """Print a table (or anything rich can draw) on standard output."""
+def show(thing: Table) -> None:
+    """Print a table on standard output."""
     with _Pipe(sys.stdout):
-        console().print(thing)
+        _write(thing)
 
 
 def emit(value: dict[str, Any]) -> None:
@@ -83,16 +110,14 @@ def _print_error(error: LoratlasError) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    err = console(error=True)
     stopped = error.exit_code == 130
-    err.print(
-        Text(f"{'Stopped' if stopped else 'Error'} ({error.code})", "bold yellow" if stopped else "bold red")
-    )
+    style = "bold yellow" if stopped else "bold red"
+    _write(Text(f"{'Stopped' if stopped else 'Error'} ({error.code})", style), error=True)
     grid = Table.grid(padding=(0, 1))
     for label, text in (("given", error.given), ("found", error.found), ("instead", error.instead)):
         # The caret below a text must stay below its character: such texts begin on a line of their own.
-        grid.add_row(f"  {label}:", Text(text, overflow="fold"), style=None)
-    err.print(grid)
+        grid.add_row(f"  {label}:", _safe(text), style=None)
+    _write(grid, error=True)
 
 
 def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
@@ -108,13 +133,19 @@ def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
         def add_row(self, *cells: Any, **more: Any) -> None:
             if len(cells) != len(self.columns):
                 raise ValueError(f"{len(cells)} cells in a table of {len(self.columns)} columns: {cells}")
-            super().add_row(*cells, **more)
+            super().add_row(*(_safe(cell) if isinstance(cell, str) else cell for cell in cells), **more)
 
-    drawn = Ruled(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    drawn = Ruled(
+        box=box.SIMPLE_HEAD,
+        title=_safe(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
     for column in columns:
         heading, side = (column, "left") if isinstance(column, str) else column
         drawn.add_column(
-            heading,
+            _safe(heading),
             justify="right" if side == "right" else "left",
             no_wrap=side == "right",
             overflow="fold",
@@ -166,11 +197,11 @@ class Progress:
             from rich.progress import Progress as Rich
 
             self._bar = Rich(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-                TextColumn("{task.fields[remark]}"),
+                TextColumn("{task.fields[left]}", markup=False),
+                TextColumn("{task.fields[remark]}", markup=False),
                 console=console(error=True),
                 expand=True,
             )
@@ -212,6 +243,7 @@ class Progress:
             unit: a new name of the units.
         """
         self.title, self.unit = title or self.title, unit or self.unit
+        remark = printable(remark)
         now = time.monotonic()
         if left is None and done > self._first:
             left = (now - self._began) / (done - self._first) * max(self.total - done, 0)

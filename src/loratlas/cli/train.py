@@ -76,7 +76,7 @@ def train(
     rouge: options.Rouge = False,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
-    lr: options.LearningRate = 1e-3,
+    lr: options.LearningRate = None,
     schedule: Annotated[
         options.Schedule,
         typer.Option("--schedule", help="What follows the warm-up.", rich_help_panel=options.TRAIN),
@@ -166,6 +166,7 @@ def train(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    verbose: options.Verbose = False,
     as_json: options.Json = False,
 ) -> None:
     """Train adapters at the sites of a placement, and write them as an ordinary PEFT adapter.
@@ -182,7 +183,6 @@ def train(
     settings = Settings(
         steps=steps,
         epochs=epochs,
-        lr=lr,
         schedule=schedule.value,
         warmup=warmup,
         batch_size=batch_size,
@@ -205,6 +205,7 @@ def train(
         placement=placement,
         budget=budget,
         settings=settings,
+        lr="auto" if lr is None else lr,
         out=out,
         evaluate=evaluate,
         eval_split=eval_split,
@@ -230,4 +231,4 @@ def train(
     if as_json:
         output.emit(dict(trained.numbers))
     else:
-        show_run(trained.numbers)
+        show_run(trained.numbers, verbose=verbose)

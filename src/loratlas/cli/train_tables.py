@@ -7,30 +7,45 @@ from typing import Any
 
 from loratlas import formats
 from loratlas.cli import output
-from loratlas.cli.judging import headline, sample_scores
+from loratlas.cli.judging import headline, sample_scores, show_samples
 
 
-def show_run(numbers: Mapping[str, Any]) -> None:
-    """Print a run."""
-    if numbers["packing"] != "packed" and numbers["task"]["name"] == "causal":
+def show_run(numbers: Mapping[str, Any], *, verbose: bool = False) -> None:
+    """Print a run: what it changed first, then what it cost.
+
+    Args:
+        numbers: as ``--json`` has them.
+        verbose: also say how steps were computed.
+    """
+    if verbose and numbers["packing"] != "packed" and numbers["task"]["name"] == "causal":
         output.note(f"Padded instead of packed: {numbers['packing_reason']}")
-    reason = numbers["compile_reason"]
-    output.note(f"torch.compile: {reason}")
+    if verbose or numbers["compiled"]:
+        output.note(f"torch.compile: {numbers['compile_reason']}")
     drawn = output.table("run", ("", "right"))
-    drawn.add_row("steps", formats.count(numbers["steps"]))
-    drawn.add_row("loss on the last steps", f"{numbers['train_nll']:.4f}")
+    before = numbers["loss_before"]
     for name, value in headline(numbers["eval"]) if numbers["eval"] else ():
-        drawn.add_row(f"evaluation {name}", value)
+        if name == "loss" and before is not None:
+            start = "of the adapter it started from" if numbers["from"] else "of the base"
+            drawn.add_row(f"evaluation loss {start}", f"{before:.4f}")
+            drawn.add_row("evaluation loss now", value)
+            drawn.add_row("difference", formats.signed(float(value) - before))
+        else:
+            drawn.add_row(f"evaluation {name}", value)
+    drawn.add_row("steps", formats.count(numbers["steps"]))
+    drawn.add_row("learning rate", f"{numbers['settings']['lr']:g}")
+    drawn.add_row("training loss, last steps", f"{numbers['train_nll']:.4f}")
     if numbers["samples"]:
         for name, value in sample_scores(numbers["samples"]):
             drawn.add_row(name, value)
     if numbers["trainable"]:
         drawn.add_row("trainable parameters", formats.count(numbers["trainable"]))
     if numbers["head"]:
-        drawn.add_row("and the head, trained whole", formats.count(numbers["head"]))
+        drawn.add_row("and the head", formats.count(numbers["head"]))
     drawn.add_row("tokens per second", formats.count(numbers["tokens_per_second"]))
     drawn.add_row("counted tokens per second", formats.count(numbers["labelled_tokens_per_second"]))
     output.show(drawn)
+    if numbers["samples"]:
+        show_samples(numbers["samples"])
     output.say(f"Adapter: {numbers['adapter']}. Load it with:")
     for line in _loading(numbers):
         output.say(f"  {line}")
@@ -48,7 +63,7 @@ def _loading(numbers: Mapping[str, Any]) -> list[str]:
     model, adapter, task = numbers["model"], numbers["adapter"], numbers["task"]
     auto, more = _AUTO[task["name"]], ""
     if "id2label" in task:
-        labels = {int(place): label for place, label in task["id2label"].items()}
+        labels = {int(index): label for index, label in task["id2label"].items()}
         more = f", id2label={labels}, pad_token_id={numbers['pad_id']}"
     base, embedded = f'"{model}"', model.startswith("demo:")
     if embedded:

@@ -1,0 +1,69 @@
+"""What `train` says first: the loss before and after, the rate that it chose, and answers side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loratlas.training.learning_rate import HIGHEST, LOWEST, default_rate
+
+MODEL, DATA = "demo:llama-mini", "demo:facts-300"
+
+
+def test_losses_before_and_after_and_answers_side_by_side(cli, tmp_path: Path):
+    rows = tmp_path / "rows.jsonl"
+    made = [{"prompt": f"Say {i}:", "completion": f" {i}"} for i in range(12)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    words = (
+        "--placement",
+        "q_proj:2",
+        "--steps",
+        "3",
+        "--max-length",
+        "32",
+        "--dtype",
+        "float32",
+        "--eval",
+        rows,
+    )
+    told = cli("train", MODEL, rows, *words, "--samples", "2", "--out", tmp_path / "run")
+    assert told.code == 0, told.err
+    base = cli("eval", MODEL, rows, "--max-length", "32", "--dtype", "float32", "--json").json[
+        "token_mean_nll"
+    ]
+    run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert run["loss_before"] == pytest.approx(base, abs=1e-5)
+    assert run["eval"]["token_mean_nll"] < base
+    lines = {" ".join(line.split()[:-1]): line.split()[-1] for line in told.out.splitlines() if line.split()}
+    assert lines["evaluation loss of the base"] == f"{base:.4f}"
+    assert lines["difference"].startswith("−")
+    heading = next(line.split() for line in told.out.splitlines() if "wanted" in line)
+    assert heading == ["prompt", "base", "with", "the", "adapter", "wanted"]
+    assert all({"base", "answer", "wanted"} <= set(sample) for sample in run["samples"]["samples"])
+    # Without --lr the base and the batch decide, and the run says so.
+    assert run["settings"]["lr"] == default_rate(width=256, batch_size=16).rate == 0.01
+    assert "learning rate 0.01, chosen for a base of width 256 with 16 examples per step" in told.words
+    # What did not happen is not reported.
+    assert not run["compiled"]
+    assert "torch.compile" not in told.err
+
+
+def test_how_steps_were_computed_is_said_on_request(cli, tmp_path: Path):
+    words = ("--placement", "q:2", "--steps", "1", "--limit", "8", "--max-length", "32", "--lr", "1e-4")
+    told = cli("train", MODEL, DATA, *words, "-v", "--out", tmp_path / "run")
+    assert told.code == 0, told.err
+    assert "torch.compile:" in told.err
+    assert "chosen for a base" not in told.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["settings"]["lr"] == 1e-4
+
+
+def test_rates_fall_with_width_and_with_small_batches():
+    rates = [default_rate(width=width, batch_size=16).rate for width in (128, 576, 2048, 4096, 8192)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] <= HIGHEST
+    assert default_rate(width=576, batch_size=16).rate == 0.005
+    assert default_rate(width=576, batch_size=2).rate < 1e-3
+    assert default_rate(width=576, batch_size=64).rate == 0.01
+    assert default_rate(width=10**6, batch_size=1).rate == LOWEST
