@@ -31,17 +31,18 @@ def shown() -> list[tuple[str, str]]:
     return found
 
 
-def test_there_is_one_python_example():
-    assert len(PYTHON) == 1
+@pytest.mark.parametrize("example", PYTHON, ids=range(len(PYTHON)))
+def test_python_examples_are_short(example: str):
     lines = [
-        line for line in PYTHON[0].splitlines() if line.strip() and not line.startswith(("import", "from"))
+        line for line in example.splitlines() if line.strip() and not line.startswith(("import", "from"))
     ]
     assert len(lines) <= 10
 
 
-def test_python_example_runs_as_written(tmp_path: Path):
+@pytest.mark.parametrize("example", PYTHON, ids=range(len(PYTHON)))
+def test_python_examples_run_as_written(example: str, tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", PYTHON[0]],
+        [sys.executable, "-W", "error::UserWarning", "-c", example],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -49,7 +50,7 @@ def test_python_example_runs_as_written(tmp_path: Path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = re.search(r"^# prints: (.*)$", PYTHON[0], re.MULTILINE)
+    said = re.search(r"^# prints: (.*)$", example, re.MULTILINE)
     assert said is not None
     assert done.stdout.strip() == said.group(1)
 

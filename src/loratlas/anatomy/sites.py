@@ -1,4 +1,4 @@
-"""The words of the anatomy: sites, what could not be told, and the whole of a model.
+"""The words of the anatomy: sites, unidentified matrices, and the whole of a model.
 
 Nothing here knows torch or transformers, so that plans and reports can be read without either.
 """
@@ -101,7 +101,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unresolved:
-    """A parameter of two or more dimensions whose role could not be told.
+    """A parameter of two or more dimensions whose role is not known.
 
     Args:
         path: name of the parameter.

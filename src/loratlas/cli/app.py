@@ -12,7 +12,7 @@ from loratlas.cli import audit_log, evaluate, export, mapping, scan, study, trai
 ABOUT = "\n\n".join(
     (
         "Where in this transformer should LoRA go, for this data, under this budget?",
-        "map shows what can be adapted, plan counts what a placement costs, scan measures where adaptation pays, "
+        "map shows what can be adapted, plan counts what a placement costs, scan measures where adapters help most, "
         "train and eval do one run, study compares placements and says how sure the answer is, export hands the "
         "adapter on.",
         "Every command takes --json and then prints one JSON object. Exit codes: 0 done, 1 a check failed, "

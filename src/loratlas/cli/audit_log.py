@@ -228,7 +228,7 @@ def _run(
         if adapters or not (log.path.parent / "adapter_config.json").is_file():
             return []
         words = f"--adapter {log.path.parent} takes it."
-        return [f"An adapter lies beside it and was not part of this audit: {words}"]
+        return [f"There is an adapter in the same folder, which was not part of this audit: {words}"]
 
     return {
         "task": task.to_json(),

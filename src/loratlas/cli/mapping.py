@@ -36,7 +36,7 @@ def map_model(
 ) -> None:
     """Show every matrix of a model: its role, its shape, and in which layers it stands.
 
-    No weights are read. What could not be told is listed as unresolved, never guessed.
+    No weights are read. Unidentified matrices are listed as unresolved, never guessed.
     """
     if prove:
         from loratlas.cli.proving import map_with_proof

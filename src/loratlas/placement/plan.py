@@ -244,7 +244,7 @@ def place(
             without a rank are solved from it; without, they get rank 16.
         alpha: α of every site; None for 2r, a scale of 2 at any rank.
         rslora: scale by α/√r.
-        allow_unresolved: leave alone what could not be told, where the placement's names may mean it.
+        allow_unresolved: leave unidentified matrices alone, where the placement's names may mean them.
         memory: tells the peak bytes of a table of ranks, for a budget of memory; see
             :class:`loratlas.cost.dry_run.PeakMemory`.
 
