@@ -97,6 +97,20 @@ def test_early_stop_is_resumed_with_its_patience(tmp_path):
     assert same(whole, resumed)
 
 
+def test_a_checkpoint_is_due_by_time_as_well(tmp_path):
+    """However long a step takes: here every one takes longer than the time that is given."""
+    steps = []
+
+    def watch(event):
+        steps.append([int(path.name[5:]) for path in (tmp_path / "checkpoint").glob("step-*")])
+
+    wanted = settings(save_every=1000, save_seconds=1e-9, steps=4)
+    fit(model(), encoded(20), wanted, out=tmp_path, on_step=watch)
+    assert steps == [[1], [2], [3], [3]]
+    # It is no part of what run this is.
+    fit(model(), encoded(20), settings(save_every=7, steps=4), out=tmp_path, resume=True)
+
+
 SCRIPT = """
 import json, sys, time
 from pathlib import Path
@@ -126,7 +140,11 @@ def started(out):
         "OMP_NUM_THREADS": "1",
     }
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(out)], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT, str(out)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     for _ in range(1200):
         seen = out / "step"
@@ -138,16 +156,19 @@ def started(out):
     raise AssertionError("no five steps within a minute")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_and_resumed(tmp_path, how):
     process = started(tmp_path)
     process.send_signal(how)
-    output, _ = process.communicate(timeout=60)
+    output, said = process.communicate(timeout=60)
     if how == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == Interrupted.exit_code
-        assert "--resume" in json.loads(output)["error"]["instead"]
+        error = json.loads(output)["error"]
+        assert "--resume" in error["instead"]
+        assert error["given"] == ("Ctrl-C" if how == signal.SIGINT else "SIGTERM")
+        assert "finishing this step…" in said
     kept = sorted(path.name for path in (tmp_path / "checkpoint").glob("step-*"))
     assert kept
     resumed, whole = model(), model()

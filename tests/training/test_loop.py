@@ -244,3 +244,16 @@ def test_what_cannot_be_trained_is_refused():
         fit(adapted(), data, replace(FAST, early_stop=2))
     with pytest.raises(SettingsError, match="subset"):
         fit(adapted(), data, replace(FAST, subset=500))
+
+
+def test_weights_that_are_no_numbers_after_the_last_update_are_refused(tmp_path):
+    """No later loss would show it: the update itself overflows."""
+    model, data = adapted(), encoded()
+    settings = replace(FAST, steps=1, lr=1e40, warmup=0.0)
+    before = weights(model)
+    result = fit(model, data, settings, packed=True, out=tmp_path)
+    assert (result.diverged, result.diverged_at) == (True, 1)
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    again = adapted()
+    assert fit(again, data, settings, packed=True, out=tmp_path, resume=True).diverged
+    assert all(torch.isfinite(value).all() for value in weights(again).values())

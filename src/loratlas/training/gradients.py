@@ -81,7 +81,13 @@ class GradientSource(ABC):
 
     Args:
         masters: of the run.
+
+    Attributes:
+        fixed: why the parameters cannot change while the run lasts; None where they can.
+        prefix: states kept of frozen layers, and why these or why none.
     """
+
+    fixed: str | None = None
 
     def __init__(self, masters: MasterWeights) -> None:
         self.masters = masters
@@ -104,11 +110,7 @@ class GradientSource(ABC):
 
     @abstractmethod
     def parameters_changed(self) -> None:
-        """Take note that the model has other trainable parameters than before, which the master weights now hold.
-
-        Raises:
-            SettingsError: they cannot change here.
-        """
+        """Take note that the model has other trainable parameters than before, which the master weights now hold."""
 
     @property
     def compilation(self) -> tuple[bool, str]:

@@ -207,6 +207,12 @@ class Run:
         Raises:
             SettingsError: gradients that come from elsewhere (a fleet) cannot follow.
         """
+        if self.gradients.fixed is not None:
+            raise SettingsError(
+                given="a change of what a run trains",
+                found=self.gradients.fixed,
+                instead="this run by itself",
+            )
         moments = self.optimizer.moments()
         shapes = {name: view.shape for name, view in self.masters.named()}
         self.masters.close()

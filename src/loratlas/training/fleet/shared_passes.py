@@ -18,7 +18,6 @@ import torch
 
 from loratlas.adapters.peft_targets import adapted
 from loratlas.data.batching import Batch
-from loratlas.errors import SettingsError
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet.adapter_slots import AdapterSlot, Factors
@@ -57,6 +56,8 @@ class MemberGradients(GradientSource):
         lowest: the lowest layer with an adapter; -1 where one stands outside the layers.
     """
 
+    fixed = "its adapters are slots of a fleet's bank, laid out when the fleet was made"
+
     def __init__(self, member: Member, model: Any, masters: MasterWeights) -> None:
         super().__init__(masters)
         self.settings = member.settings
@@ -90,11 +91,7 @@ class MemberGradients(GradientSource):
         return StepGradient(nll=self._nll, labelled=self.labelled, tokens=self._tokens, seconds=self._seconds)
 
     def parameters_changed(self) -> None:
-        raise SettingsError(
-            given="a run in a fleet",
-            found="its adapters are slots of the fleet's bank, laid out when the fleet was made",
-            instead="this run by itself",
-        )
+        """Never, see `fixed`."""
 
 
 def _slot(model: Any, member: Member, masters: MasterWeights) -> AdapterSlot:
