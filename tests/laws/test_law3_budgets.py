@@ -50,11 +50,11 @@ def test_time_is_monotone_too(model_type):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_memory_is_spent_and_monotone(model_type):
-    from loratlas.cost.dry_run import PeakMemory, even_rows
+    from loratlas.cost.peak_memory import PeakMemory
     from loratlas.training.settings import Settings
 
     anatomy, config = tiny_anatomy(model_type), tiny_config(model_type)
-    peak = PeakMemory(config, anatomy, even_rows(2, 24), Settings(dtype="float32"))
+    peak = PeakMemory.of_step(config, anatomy, Settings(dtype="float32", batch_size=2), length=24)
     spent = []
     for reference in (1, 3):
         plan = place(anatomy, "all", budget=f"memory=all:{reference}", memory=peak)

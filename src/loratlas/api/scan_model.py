@@ -80,7 +80,7 @@ def scan(
     >>> found.plan is not None and found.plan.trainable <= 4096
     True
     """
-    from loratlas.cost.dry_run import PeakMemory, typical
+    from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.encode import encode, load_tokenizer
     from loratlas.data.model_limits import fitted
     from loratlas.models.load import native_dtype
@@ -138,7 +138,7 @@ def scan(
             limits=limits,
             alpha=alpha,
             rslora=rslora,
-            memory=PeakMemory(base.config, anatomy, typical(encoded.examples, settings.batch_size), settings),
+            memory=PeakMemory.of_run(base.config, anatomy, encoded, settings),
         )
         placed = Placed(plan=plan, allocation=allocation, peft=jsonable(plan.to_peft(base.config).to_dict()))
     kept = _json(scanned, placed)

@@ -19,10 +19,8 @@ from loratlas.files import write_json
 from loratlas.sources import data_name, model_name
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from loratlas.anatomy.sites import Anatomy
-    from loratlas.cost.dry_run import PeakMemory
+    from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.examples import Encoded
     from loratlas.data.rows import Rows
     from loratlas.models.task import Task
@@ -145,15 +143,6 @@ def loss_before(model: Any, test: Encoded) -> float | None:
         return None
     facts, _ = judge(model, test)
     return facts["mean_nll" if test.task.labels else "token_mean_nll"]
-
-
-def memory_of(job: Job, config: PretrainedConfig, anatomy: Anatomy, train: Encoded) -> PeakMemory:
-    """The measure of a memory budget: a typical step of this run."""
-    from loratlas.cost.dry_run import PeakMemory, typical
-
-    settings = job.settings
-    together = min(settings.micro_batch or settings.batch_size, settings.batch_size)
-    return PeakMemory(config, anatomy, typical(train.examples, together), settings)
 
 
 def plan_of(job: Job, anatomy: Anatomy, memory: PeakMemory, listener: Listener) -> Plan:

@@ -29,7 +29,6 @@ from loratlas.api.train_job import (
     finish,
     fit_job,
     loss_before,
-    memory_of,
     plan_of,
     rows_to_evaluate,
     scanned_plan,
@@ -188,6 +187,7 @@ class _Temporary:
 
 def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     """Do the run and write its folder."""
+    from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
     from loratlas.models.config import load_config
@@ -231,7 +231,7 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     memory = None
     if job.adapter is None:
         assert anatomy is not None
-        memory = memory_of(job, config or load_config(source), anatomy, train)
+        memory = PeakMemory.of_run(config or load_config(source), anatomy, train, job.settings)
         plan = None if scans(job) else plan_of(job, anatomy, memory, listener)
     base = open_base(
         job.model,

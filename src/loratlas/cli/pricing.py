@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.anatomy.sites import Anatomy
-    from loratlas.cost.dry_run import PeakMemory
+    from loratlas.cost.peak_memory import PeakMemory
     from loratlas.placement.plan import Plan
     from loratlas.training.settings import Settings
 
@@ -43,9 +43,9 @@ class Step:
 
     def memory(self) -> PeakMemory:
         """The measure of a memory budget."""
-        from loratlas.cost.dry_run import PeakMemory, even_rows
+        from loratlas.cost.peak_memory import PeakMemory
 
-        return PeakMemory(self.config, self.anatomy, even_rows(self.rows, self.length), self.settings())
+        return PeakMemory.of_step(self.config, self.anatomy, self.settings(), length=self.length)
 
 
 def price(plan: Plan, step: Step, *, timed: bool) -> dict[str, Any]:

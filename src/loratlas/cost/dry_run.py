@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.adapters.plan_row import PlanRow
-    from loratlas.anatomy.sites import Anatomy
     from loratlas.cost.operations import Call
 
 
@@ -160,54 +159,6 @@ def dry_run(
             found=f"a path that depends on numbers ({type(error).__name__}: {words})",
             instead="a short run: `loratlas train` measures its step time and its peak",
         ) from error
-
-
-class PeakMemory:
-    """Tells what a table of ranks holds at its peak: the measure of a memory budget (`loratlas.placement.budget`).
-
-    Args:
-        config: of the base.
-        anatomy: of the base.
-        examples: of a step.
-        settings: of the run.
-        repeated_tokens: as for `dry_run`.
-
-    Example:
-        ``place(anatomy, "attention", budget="memory=6GB", memory=PeakMemory(config, anatomy, even_rows(16, 128), …))``
-    """
-
-    def __init__(
-        self,
-        config: PretrainedConfig,
-        anatomy: Anatomy,
-        examples: Sequence[Example],
-        settings: Settings,
-        *,
-        repeated_tokens: int | None = None,
-    ) -> None:
-        self._config, self._examples, self._settings, self._repeated_tokens = (
-            config,
-            examples,
-            settings,
-            repeated_tokens,
-        )
-        self._sites = {site.path: site for site in anatomy.sites}
-        self._known: dict[tuple[tuple[str, int], ...], int] = {}
-
-    def __call__(self, ranks: Mapping[str, int]) -> int:
-        """Peak bytes; asked again, the same."""
-        from loratlas.adapters.plan_row import PlanRow
-
-        table = tuple(sorted(ranks.items()))
-        if table not in self._known:
-            rows = [
-                PlanRow(site=self._sites[path], rank=rank, alpha=2.0 * rank) for path, rank in ranks.items()
-            ]
-            found = dry_run(
-                self._config, rows, self._examples, self._settings, repeated_tokens=self._repeated_tokens
-            )
-            self._known[table] = found.peak_bytes
-        return self._known[table]
 
 
 def _blank(

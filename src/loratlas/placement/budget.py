@@ -30,7 +30,7 @@ from loratlas.placement.terms import Placement
 Quantity = Literal["params", "time", "memory"]
 Memory: TypeAlias = Callable[[Mapping[str, int]], int]
 """What tells the peak bytes of a step with a table of ranks, rising in every rank; see
-`loratlas.cost.dry_run.PeakMemory`. Placement stands below training and cannot ask it by itself."""
+`loratlas.cost.peak_memory.PeakMemory`. Placement stands below training and cannot ask it by itself."""
 
 QUANTITIES: tuple[Quantity, ...] = ("params", "time", "memory")
 
@@ -131,7 +131,7 @@ def spending(
         raise BudgetError(
             given="a budget of memory",
             found="no batch, and a step's memory depends on it",
-            instead="place(…, memory=loratlas.cost.dry_run.PeakMemory(config, examples, settings)), "
+            instead="place(…, memory=loratlas.cost.peak_memory.PeakMemory.of_run(config, anatomy, rows, settings)), "
             "or a budget of params",
         )
     return memory(ranks)

@@ -246,7 +246,7 @@ def place(
         rslora: scale by α/√r.
         allow_unresolved: leave unidentified matrices alone, where the placement's names may mean them.
         memory: tells the peak bytes of a table of ranks, for a budget of memory; see
-            :class:`loratlas.cost.dry_run.PeakMemory`.
+            :class:`loratlas.cost.peak_memory.PeakMemory`.
 
     Raises:
         PlacementError: see :func:`~loratlas.placement.resolve.resolve`; or ``auto`` without a budget.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.anatomy.sites import Anatomy
-    from loratlas.cost.dry_run import PeakMemory
+    from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.examples import Encoded
     from loratlas.data.rows import Rows
     from loratlas.models.task import Task
@@ -145,7 +145,7 @@ def prepare(
     """
     from loratlas.adapters.trained_heads import head_size
     from loratlas.anatomy.read import read
-    from loratlas.cost.dry_run import PeakMemory, typical
+    from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
     from loratlas.models.config import load_config
@@ -172,11 +172,8 @@ def prepare(
     notes += dict.fromkeys(f"{rows.source}: {remark}." for rows in both for remark in rows.remarks)
     options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
     whole = encode_for(task, train_rows, tokenizer, **options)
-    # Of tuning rows, which are held out from them, there are few: what a run sees again is close to all of them.
-    seen = min(len(whole), spec.subset or len(whole))
-    again = whole.report.tokens * seen // len(whole) if spec.steps * spec.batch_size > seen else None
-    step = typical(whole.examples, spec.batch_size)
-    memory = PeakMemory(config, anatomy, step, _settings(spec), repeated_tokens=again)
+    # Of tuning rows, which are held out from them, there are few: what a run sees is close to all of them.
+    memory = PeakMemory.of_run(config, anatomy, whole, _settings(spec))
     resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
     _check_arms(spec, resolved, config)
     judged = encode_for(task, judged_rows, tokenizer, **options)

@@ -6,26 +6,22 @@ import hashlib
 import json
 import os
 import platform
-import sys
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from loratlas.errors import StorageError
+from loratlas.files import write_json
 
 VERSION = 1
 
 
 def cache_folder() -> Path:
     """``LORATLAS_CACHE``, or loratlas' folder in the user's cache."""
-    asked = os.environ.get("LORATLAS_CACHE")
-    if asked:
-        return Path(asked)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "loratlas"
+    import platformdirs
+
+    chosen = os.environ.get("LORATLAS_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("loratlas", appauthor=False))
 
 
 class MeasurementCache:
@@ -65,19 +61,17 @@ class MeasurementCache:
 
     def save(self) -> None:
         """Write the table, whole or not at all; what other processes wrote meanwhile stays."""
-        merged = self._read() | self.values
-        try:
+        from filelock import FileLock
+
+        with suppress(OSError, StorageError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.file.parent, delete=False, encoding="utf-8"
-            ) as new:
-                json.dump({"version": VERSION, "machine": self._machine, "values": merged}, new)
-            Path(new.name).replace(self.file)
-        except OSError:
-            return
+            with FileLock(self.file.with_suffix(".lock"), timeout=10):
+                merged = self._read() | self.values
+                write_json(self.file, {"version": VERSION, "machine": self._machine, "values": merged})
 
 
 def _machine(device: Any) -> dict[str, Any]:
+    import psutil
     import torch
 
     if device.type == "cuda":
@@ -87,7 +81,7 @@ def _machine(device: Any) -> dict[str, Any]:
     return {
         "device": features,
         "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

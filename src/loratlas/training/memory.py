@@ -70,30 +70,53 @@ def resident_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def free_bytes(device: torch.device | str) -> int:
-    """Memory that can still be taken on a device; on a CPU within the limit that a container sets."""
+    """Memory that can still be taken on a device; on a CPU within the limits that containers set."""
+    import psutil
     import torch
 
     device = torch.device(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    found = [_machine_free()]
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii")))
-    except OSError:
-        pass  # no such limits here
-    return max(0, min(found))
+    limits = [
+        psutil.virtual_memory().available,
+        *(free for group in _groups() if (free := _left(group)) is not None),
+    ]
+    return max(0, min(limits))
 
 
-def _machine_free() -> int:
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def _groups() -> list[Path]:
+    """This process's control group and those around it, of version 2; the mount itself where a container hides them."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # no Linux: half of what there is
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    (line,) = (line for line in lines if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) * 1024
+        lines = MEMBERSHIP.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return []
+    own = next((line[3:] for line in lines if line.startswith("0::/")), None)
+    if own is None:
+        return []
+    path = CGROUPS / own.lstrip("/")
+    return [group for group in (path, *path.parents) if group == CGROUPS or CGROUPS in group.parents]
+
+
+def _left(group: Path) -> int | None:
+    """What a control group may still take; None where it sets no limit.
+
+    Its count of used memory holds the cache of files that were read, which the kernel gives back when it is asked:
+    that is what is inactive of it.
+    """
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return None
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        rows = (line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        return int(limit) - used + next((int(row[1]) for row in rows if row[0] == "inactive_file"), 0)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 TRIM = -1  # glibc's names of what `mallopt` sets (malloc.h)
@@ -114,7 +137,7 @@ def kept_pages() -> Iterator[bool]:
     zeroed page by page, some 10,000 times a step: a tenth of a small model's step. Afterwards what is free goes back.
 
     Yields:
-        Whether the allocator can be told (glibc); elsewhere nothing is changed.
+        Whether the allocator takes such settings (glibc); elsewhere nothing is changed.
     """
     import ctypes
     import platform
@@ -123,9 +146,9 @@ def kept_pages() -> Iterator[bool]:
     if libc is None:
         yield False
         return
-    told = bool(libc.mallopt(MAP, MAPPED)) and bool(libc.mallopt(TRIM, KEPT))
+    taken = bool(libc.mallopt(MAP, MAPPED)) and bool(libc.mallopt(TRIM, KEPT))
     try:
-        yield told
+        yield taken
     finally:
         libc.mallopt(TRIM, 2 * MAPPED)
         libc.malloc_trim(0)
