@@ -98,6 +98,7 @@ def dry_run(
     rslora: bool = False,
     packed: bool | None = None,
     repeated_tokens: int | None = None,
+    device: torch.device | str | None = None,
 ) -> DryRun:
     """Rehearse one step on the CPU or, where there is one, on the GPU.
 
@@ -112,6 +113,7 @@ def dry_run(
         repeated_tokens: tokens of all rows of a run that sees its rows more than once: what the frozen layers below the
             lowest adapter make of them is then kept, and a step begins above (`loratlas.training.frozen_prefix`).
             None: every row comes once.
+        device: where the run would train; None: on the GPU, where there is one.
 
     Returns:
         What was recorded.
@@ -143,7 +145,7 @@ def dry_run(
     if packed is None:
         packed = task == CAUSAL and why_padded(model) is None
     try:
-        return _record(model, examples, settings, packed, repeated_tokens)
+        return _record(model, examples, settings, packed, repeated_tokens, device)
     except (
         DataDependentOutputException,
         DynamicOutputShapeException,
@@ -197,7 +199,12 @@ def _blank(
 
 
 def _record(
-    model: Any, examples: Sequence[Example], settings: Settings, packed: bool, repeated_tokens: int | None
+    model: Any,
+    examples: Sequence[Example],
+    settings: Settings,
+    packed: bool,
+    repeated_tokens: int | None,
+    device: torch.device | str | None,
 ) -> DryRun:
     import torch
 
@@ -209,7 +216,7 @@ def _record(
     from loratlas.training.optimizer import MOMENTS, Optimizer
     from loratlas.training.run_context import training_mode
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = as_step(examples)
     with ExitStack() as stack:
         stack.enter_context(training_mode(model, checkpointing=settings.checkpointing))

@@ -154,5 +154,5 @@ class Optimizer:
         import torch
 
         # Where the fused kernel looks for it: on the device of the weights.
-        count = torch.tensor(float(step), dtype=torch.float32, device=master.device)
+        count = torch.full((), float(step), dtype=torch.float32, device=master.device)
         self._adam.state[master] = {"step": count, **moments}

@@ -1,0 +1,40 @@
+"""Nothing of a run is made on the wrong device: its entries walked on a device that is registered for the walk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ENTRIES = (
+    "train_packed",
+    "train_padded_in_pieces",
+    "train_with_dropout",
+    "train_from_kept_states",
+    "moments_are_taken_up",
+    "predict",
+)
+
+
+@pytest.fixture(scope="module")
+def wrong() -> dict[str, str | None]:
+    """Entry → what went wrong. A process of its own, for a device cannot be taken back."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    command = [sys.executable, "-m", "tests.training.other_device"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_everything_is_made_where_the_model_is(wrong, entry):
+    assert wrong[entry] is None
+
+
+def test_the_walk_sees_what_it_is_for(wrong):
+    assert "DeviceMismatch" in (wrong["a_cpu_tensor_in_the_wrong_place"] or "")
