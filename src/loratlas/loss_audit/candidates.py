@@ -64,7 +64,7 @@ class Candidate:
     definition: Definition
     counted: str
     averaged: str
-    departs: int
+    departs: float
     value: float
     slack: float = EXACT
 
@@ -145,10 +145,16 @@ class CandidateMaker:
                         definition=definition,
                         counted=counted,
                         averaged=averaged,
-                        departs=departs + (counted != "answers") + 2 * (table != REFERENCE),
+                        departs=departs + (counted != "answers") + self._condition_departs(table),
                         value=value,
                     )
         yield from self._rare(kind)
+
+    def _condition_departs(self, table: str) -> float:
+        """Many tools evaluate in 16 bits; the other conditions are mishaps."""
+        if table == REFERENCE:
+            return 0
+        return 0.5 if table in self.rough else 2
 
     def _rare(self, kind: Kind) -> Iterator[Candidate]:
         """Examples that a distributed sampler repeats, and losses capped before their exponential is taken."""

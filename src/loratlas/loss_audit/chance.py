@@ -8,7 +8,7 @@ it would still lie within a tolerance of some of them. What may be accepted is t
 definitions are tried and how their values spread over W. Definitions are sorted into levels by how far they depart
 from what the tool is known to do. Level i may add at most
 
-    α_i · |W|,   α_0 = ⅞ α,   α_i = (α − what earlier levels use) / 2,   α = 0.4 %
+    α_i · |W|,   α_0 = 0.35 %,   α_i = (0.2 % − what levels 1 … i − 1 use) / 2,   α = Σ α_i ≤ 0.55 %
 
 to the length of all accepted intervals together: its tolerances t_k are scaled down by the largest s ≤ 1 with
 
@@ -27,11 +27,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ALPHA = 0.004
-"""Probability with which a random number near the true one is accepted; at most 3 of 300 then, nearly always."""
+FIRST, LATER = 0.0035, 0.002
+"""Probability with which a random number is accepted for one of the likeliest definitions, and for any other.
 
-FIRST, LATER = 7 / 8, 1 / 2
-"""Share of the probability left that the likeliest definitions may use, and that each later level may."""
+The likeliest few use theirs only where a number has few digits: one with all of them is accepted with about 0.2 %.
+"""
+
+ALPHA = FIRST + LATER
+"""Probability with which a random number near the true one is accepted at most; the target is 1 %."""
 
 NEIGHBOURHOOD = 0.1
 """Half the width of W as a share of the number."""
@@ -41,7 +44,7 @@ HALVINGS = 40
 
 
 def accepted_tolerances(
-    number: float, values: Sequence[float], precision: Sequence[float], levels: Sequence[int]
+    number: float, values: Sequence[float], precision: Sequence[float], levels: Sequence[float]
 ) -> np.ndarray:
     """The tolerance of each definition.
 
@@ -65,10 +68,10 @@ def accepted_tolerances(
     half = NEIGHBOURHOOD * abs(number)
     low, high = number - half, number + half
     tolerance = np.zeros(len(v))
-    used = 0.0
+    used = first = 0.0
     for rank, each in enumerate(np.unique(level)):
         chosen = level == each
-        room = used + (ALPHA * 2 * half - used) * (LATER if rank else FIRST)
+        room = used + 2 * half * FIRST if not rank else used + (first + 2 * half * LATER - used) / 2
         before = (v - tolerance)[level < each], (v + tolerance)[level < each]
 
         def length(scale: float, mine: np.ndarray = chosen, before: tuple = before) -> float:
@@ -86,6 +89,7 @@ def accepted_tolerances(
             scale = bottom
         tolerance[chosen] = scale * t[chosen]
         used = length(scale)
+        first = first if rank else used
     return tolerance
 
 
