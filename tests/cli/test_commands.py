@@ -51,7 +51,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict:
         "--lr",
         "0.01",
     ]
-    words += ["--eval", DATA, "--max-length", "64", "--samples", "3", "--out", str(folder), "--json"]
+    words += ["--eval", DATA, "--max-length", "64", "--samples", "3", "--forgetting", "demo:rules"]
+    words += ["--out", str(folder), "--json"]
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = run(words)
@@ -280,6 +281,36 @@ def test_samples_are_written(trained: dict):
     assert samples == trained["json"]["samples"]
 
 
+def test_the_printed_recipe_gives_the_loss_that_was_reported(trained: dict):
+    """The base is loaded in the dtype of the training."""
+    from loratlas.cli.training import _loading
+
+    from loratlas.data.encode import encode, load_tokenizer
+    from loratlas.demo import base_path, generate
+    from loratlas.evaluation.score import score
+
+    made: dict = {}
+    exec("\n".join(_loading(trained["json"])), made)
+    model = made["model"].eval()
+    assert str(model.get_base_model().dtype) == f"torch.{trained['json']['settings']['dtype']}"
+    data = encode(generate(DATA, split="eval"), load_tokenizer(base_path()), max_length=64)
+    loss = score(model, data, packed=False).token_mean_nll
+    assert loss == pytest.approx(trained["json"]["eval"]["token_mean_nll"], abs=2e-3)
+
+
+def test_train_measures_forgetting_as_eval_does(cli, trained: dict):
+    lost = trained["json"]["forgetting"]
+    told = cli("eval", MODEL, DATA, "--limit", "4", "--max-length", "64", "--adapter", trained["folder"],
+               "--forgetting", "demo:rules", "--json").json["forgetting"]  # fmt: skip
+    assert lost["difference"] == pytest.approx(lost["nll"] - lost["base_nll"])
+    assert lost["source"] == told["source"] == "demo:rules"
+    assert abs(lost["difference"]) > 1e-3
+    assert lost["base_nll"] == pytest.approx(
+        cli("eval", MODEL, "demo:rules", "--max-length", "64", "--json", "--dtype",
+            trained["json"]["settings"]["dtype"]).json["token_mean_nll"], rel=1e-4
+    )  # fmt: skip
+
+
 def test_eval_of_the_adapter_is_the_runs_own(cli, trained: dict):
     told = cli("eval", MODEL, DATA, "--adapter", trained["folder"], "--max-length", "64", "--json").json
     assert (told["schema"], told["version"]) == ("loratlas.eval", 1)
@@ -340,16 +371,15 @@ def test_eval_prints_a_few_lines_and_its_tables_on_request(cli):
 
 def test_eval_says_where_it_computes_otherwise_than_training_did(cli, trained: dict, tmp_path: Path):
     """By default as the adapter was trained, whatever this machine prefers; another dtype is obeyed, and said."""
-    import shutil
-
-    from loratlas.models.load import native_dtype
+    from loratlas.adapters.adapter_files import save_adapter
+    from loratlas.adapters.load_adapter import load_adapter
+    from loratlas.demo import base_path
+    from loratlas.models.load import load_model, native_dtype
 
     own = native_dtype()
     dtype = {"bfloat16": "float32", "float32": "bfloat16"}[own]
-    adapter = shutil.copytree(trained["json"]["adapter"], tmp_path / "adapter")
-    about = json.loads((adapter / "loratlas.json").read_text())
-    about["extra"]["settings"]["dtype"] = dtype
-    (adapter / "loratlas.json").write_text(json.dumps(about))
+    model = load_adapter(load_model(base_path(), dtype=dtype), trained["json"]["adapter"])
+    adapter = save_adapter(model, tmp_path / "adapter", extra={"settings": {"dtype": dtype}})
     words = ("eval", MODEL, DATA, "--limit", "8", "--max-length", "64", "--adapter", adapter)
     assert f"computed in {dtype}, as the adapter was trained" in cli(*words).out
     told = cli(*words, "--dtype", own)

@@ -60,6 +60,7 @@ class Job:
     eval_split: str | None
     samples: int
     rouge: bool
+    forgetting: str | None
     settings: Settings
     chooses_rate: bool
     tokenizer: Any
@@ -267,6 +268,7 @@ def finish(
     test: Encoded | None,
     judged: Rows | None,
     before: float | None,
+    other: Encoded | None,
 ) -> dict[str, Any]:
     """Write the run's folder, and collect what was measured."""
     from loratlas.adapters.adapter_files import save_adapter
@@ -304,6 +306,7 @@ def finish(
         "eval": None,
         "loss_before": before,
         "samples": None,
+        "forgetting": None,
     }
     adapter = job.out / "adapter"
     save_adapter(
@@ -336,5 +339,10 @@ def finish(
                 model, tokenizer, judged, limit=job.samples, rouge=job.rouge, compare=True
             )
             write_json(job.out / "samples.json", facts["samples"])
+    if other is not None:
+        from loratlas.evaluation.forgetting import measure_forgetting
+
+        packed = result.packing == "packed"
+        facts["forgetting"] = {"source": job.forgetting, **measure_forgetting(model, other, packed=packed)}
     write_json(job.out / "run.json", facts)
     return facts

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loratlas.api.checks import (
     adapter_task,
     check_samples,
+    rows_to_judge,
     to_device,
     tokenizer_source,
 )
@@ -79,6 +80,7 @@ def train(
     max_length: int = 512,
     samples: int = 0,
     rouge: bool = False,
+    forgetting: str | None = None,
     tokenizer: Any = None,
     quantize: str | None = None,
     base_dropout: bool = False,
@@ -107,6 +109,7 @@ def train(
         split, columns, limit: which rows, and which column is which field.
         task, loss: ``"causal"``, ``"seq2seq"`` or ``"classification"``; over the ``"answer"`` or ``"all"`` tokens.
         max_length: tokens of a row.
+        forgetting: rows that are not trained on; their loss is compared with the base's.
         samples, rouge: answers that are generated at the end, and scored by ROUGE-L.
         tokenizer: of the base, for a live model.
         quantize, base_dropout: ``"4bit"``; keep the base's own dropout.
@@ -167,6 +170,7 @@ def train(
         eval_split=eval_split,
         samples=samples,
         rouge=rouge,
+        forgetting=forgetting,
         settings=made,
         chooses_rate=chooses,
         tokenizer=tokenizer,
@@ -224,6 +228,8 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     judged = rows_to_evaluate(job)
     check_samples(task, samples=job.samples, rouge=job.rouge)
     test = None if judged is None else prepare(judged)
+    other = rows_to_judge(job.forgetting, split=None, columns={}, limit=None) if job.forgetting else None
+    kept = None if other is None else prepare(other)
     anatomy = read_named(job.model, config) if job.adapter is None or job.chooses_rate else None
     if anatomy is not None:
         job = with_rate(job, anatomy, listener)
@@ -248,5 +254,5 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     before = None if test is None else loss_before(model, test)
     with listener.progress("training", total=job.settings.steps or 1, unit="steps") as bar:
         result = fit_job(job, model, train, test, packed, bar)
-    facts = finish(job, task, model, tokenizer, plan, result, test, judged, before)
+    facts = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept)
     return Run(numbers=facts, plan=plan, model=model, curve=tuple(result.curve), temporary=temporary)

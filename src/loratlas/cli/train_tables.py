@@ -37,6 +37,11 @@ def show_run(numbers: Mapping[str, Any], *, verbose: bool = False) -> None:
     if numbers["samples"]:
         for name, value in sample_scores(numbers["samples"]):
             drawn.add_row(name, value)
+    if lost := numbers["forgetting"]:
+        drawn.add_row(
+            f"forgetting on {lost['source']}",
+            f"{lost['base_nll']:.4f} → {lost['nll']:.4f} ({lost['difference']:+.4f})",
+        )
     if numbers["trainable"]:
         drawn.add_row("trainable parameters", formats.count(numbers["trainable"]))
     if numbers["head"]:
@@ -72,6 +77,7 @@ def _loading(numbers: Mapping[str, Any]) -> list[str]:
         "from peft import PeftModel",
         f"from transformers import {auto}",
         *(["from loratlas.demo import base_path"] if embedded else []),
-        f"base = {auto}.from_pretrained({base}{more})",
+        # In the dtype of the training, so that the loss is the one that was reported.
+        f'base = {auto}.from_pretrained({base}, dtype="{numbers["settings"]["dtype"]}"{more})',
         f'model = PeftModel.from_pretrained(base, "{adapter}")',
     ]
