@@ -25,6 +25,7 @@ FLOORS: dict[str, int] = {
     "formats": 1,
     "modeling": 1,
     "display": 1,
+    "result_cache": 2,
     "models": 2,
     "anatomy": 3,
     "adapters": 4,

@@ -114,7 +114,10 @@ def read_named(model: Any, config: PretrainedConfig | None = None) -> Anatomy:
         model: as written.
         config: of the task that it is for; None for what its directory says.
     """
-    from loratlas.anatomy.read import read
+    from loratlas.anatomy.anatomy_cache import cached_anatomy
+    from loratlas.anatomy.read import read as read_sites
     from loratlas.sources import base_config, model_name
 
-    return replace(read(base_config(model) if config is None else config), model=model_name(model))
+    source = base_config(model) if config is None else config
+    anatomy = cached_anatomy(source) if isinstance(source, str) else read_sites(source)
+    return replace(anatomy, model=model_name(model))

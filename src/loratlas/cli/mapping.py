@@ -12,7 +12,6 @@ from loratlas import formats
 from loratlas.api.place_model import check_scores, placed, read_named
 from loratlas.cli import options, output
 from loratlas.errors import SettingsError
-from loratlas.files import jsonable
 from loratlas.placement.plan import ranks_in_words
 
 if TYPE_CHECKING:
@@ -129,13 +128,11 @@ def plan_model(
     No weights are read. Parts without a rank get 16, or whatever the budget leaves them. --placement auto spends the
     budget by the scores of an earlier scan.
     """
-    from loratlas.cli.pricing import Step, price, show
-    from loratlas.models.config import load_config
-    from loratlas.placement.peft_code import python_code, readable
+    from loratlas.cli.pricing import Step, price, proven_config, show
     from loratlas.scan.plan_from_scores import is_auto
     from loratlas.sources import model_source
 
-    anatomy, source = read_named(model), load_config(model_source(model))
+    anatomy = read_named(model)
     check_scores(placement, scores)
     if is_auto(placement) and scores is None:
         raise SettingsError(
@@ -143,7 +140,9 @@ def plan_model(
             found="no scores to place by; they need weights and rows",
             instead=f"loratlas scan {model} DATA --out scan, then --scores scan",
         )
-    step = Step(config=source, anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.chosen)
+    step = Step(
+        source=model_source(model), anatomy=anatomy, rows=batch_size, length=max_length, dtype=dtype.value
+    )
     plan = placed(
         anatomy,
         placement,
@@ -157,13 +156,17 @@ def plan_model(
         round_ranks=round_ranks,
         listener=output.Terminal(),
     )
-    config = plan.to_peft(source)
     if peft and not as_json:
-        output.say(python_code(readable(plan, anatomy, config, source), model))
+        from loratlas.models.config import load_config
+        from loratlas.placement.peft_code import python_code, readable
+
+        source = load_config(step.source)
+        output.say(python_code(readable(plan, anatomy, plan.to_peft(source), source), model))
         return
+    config = proven_config(plan, step.source)
     spent = price(plan, step, timed=time)
     if as_json:
-        output.emit({**plan.to_json(), "cost": spent, "peft": jsonable(config.to_dict())})
+        output.emit({**plan.to_json(), "cost": spent, "peft": config})
         return
     show_plan(anatomy, plan)
     show(spent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from contextlib import suppress
 from pathlib import Path
@@ -12,16 +11,9 @@ from typing import Any
 
 from loratlas.errors import StorageError
 from loratlas.files import write_json
+from loratlas.result_cache import cache_folder
 
 VERSION = 1
-
-
-def cache_folder() -> Path:
-    """``LORATLAS_CACHE``, or loratlas' folder in the user's cache."""
-    import platformdirs
-
-    chosen = os.environ.get("LORATLAS_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("loratlas", appauthor=False))
 
 
 class MeasurementCache:
