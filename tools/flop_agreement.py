@@ -106,8 +106,8 @@ def page(data: dict[str, Any]) -> str:
         f"Written by `python tools/flop_agreement.py` with transformers {versions['transformers']} and torch "
         f"{versions['torch']}; all figures are in [flop_agreement.json](flop_agreement.json).",
         "",
-        "Each type runs as a small instance with random weights. For every role, one site in the middle and the last "
-        "one carry an adapter alone; then `attention`, `feedforward` and `all` together. Products of a matrix with an "
+        "Each type runs as a small instance with random weights. For every role, the site in the middle carries an "
+        "adapter alone; then `attention`, `feedforward` and `all` together. Products of a matrix with an "
         "activation are counted by PyTorch's formulas and ascribed to the matrix. *Backward*: whether the gradient of "
         "the matrix's input was computed, against `anatomy/backward_reach.py`. *Forward*: the operations of one pass "
         "over the tokens, against 2 · d_out · d_in for each token (routed experts: the share that a token passes), "

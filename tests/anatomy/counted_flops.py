@@ -32,13 +32,19 @@ TOKENS = 24
 class PerMatrix(TorchDispatchMode):
     """Counts operations by the parameter that they multiply with."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, forward: PerMatrix | None = None) -> None:
         super().__init__()
         self.flops: Counter[str] = Counter()
-        self.names = {
-            value.untyped_storage()._cdata: name for name, value in model.named_parameters() if value.ndim > 1
-        }
-        self.kept: list[Any] = []
+        self.kept: list[Any] = forward.kept if forward else []
+        self.names = (
+            forward.names
+            if forward
+            else {
+                value.untyped_storage()._cdata: name
+                for name, value in model.named_parameters()
+                if value.ndim > 1
+            }
+        )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -103,7 +109,7 @@ class Counted:
                         for one in output.values()
                         if isinstance(one, torch.Tensor) and one.is_floating_point()
                     ).sum()
-                with PerMatrix(self.model) as backward:
+                with PerMatrix(self.model, forward) as backward:
                     if loss.requires_grad:
                         loss.backward()
         finally:
@@ -149,8 +155,13 @@ def agreement(config: Any, *, sets: bool = True) -> Agreement:
     if counted.reason:
         found.silent = counted.reason
         return found
-    called = set(counted.count([])[0])
-    maps = [one for one in anatomy.sites if one.path in called and ROLES[one.role].use == "map"]
+    try:
+        # A matrix whose result does not reach the loss is not compared: a pooler, an expert that nothing was sent to.
+        _, used = counted.count([name for name, _ in counted.model.named_parameters()])
+    except Exception as error:  # a backward pass that its code refuses in evaluation mode
+        found.silent = f"{type(error).__name__}: {error}".splitlines()[0]
+        return found
+    maps = [one for one in anatomy.sites if used[one.path] and ROLES[one.role].use == "map"]
     for words, adapted in placements(anatomy, sets=sets):
         forward, backward = counted.count(adapted)
         reached = backward_reach(anatomy, {name for path in adapted for name in names(anatomy, path)})
@@ -185,7 +196,7 @@ def names(anatomy: Anatomy, path: str) -> tuple[str, ...]:
 
 
 def placements(anatomy: Anatomy, *, sets: bool) -> list[tuple[str, list[str]]]:
-    """Words and paths: of every role a site in the middle and the last one, then the sets."""
+    """Words and paths: of every role the site in the middle, then the sets."""
     tied = {
         site.tied_to for site in anatomy.sites if site.tied_to and not anatomy.site(site.tied_to).called_as
     }
@@ -193,7 +204,7 @@ def placements(anatomy: Anatomy, *, sets: bool) -> list[tuple[str, list[str]]]:
     for site in anatomy.adaptable:
         if site.scope in TEXT_SCOPES and site.path not in tied:
             roles.setdefault((site.scope, site.role), []).append(site)
-    chosen = {site.path: site for held in roles.values() for site in (held[len(held) // 2], held[-1])}
+    chosen = {held[len(held) // 2].path: held[len(held) // 2] for held in roles.values()}
     found = [(f"{_words(site)}@{site.layer}", [path]) for path, site in chosen.items()]
     if sets:
         for name in SETS:

@@ -74,17 +74,25 @@ class _Tower:
         outside = [site for site in sites if site.layer is None]
         # A bias of all layers' scores acts in each of them.
         self.biases = [site for site in outside if site.part == "relbias"]
-        before = [site for site in outside if self._is_before(site)]
+        self.tables = {site.shape[1] for site in outside if site.role == "embed"}
+        self.first = sites.index(blocks[0]) if blocks else 0
+        before = [site for site in outside if self._is_before(site, sites.index(site))]
         after = [site for site in outside if site not in before and site not in self.biases]
         self._walk(sorted(before, key=lambda site: site.role != "embed"))
         for block in _in_order(blocks):
             self._block(block)
         self._walk(sorted(after, key=_outside_stage))
 
-    def _is_before(self, site: Site) -> bool:
+    def _is_before(self, site: Site, index: int) -> bool:
+        """Whether a site outside the blocks works before them."""
+        if site in self.biases or site.family == "head":
+            return False
         if ROLES[site.role].use != "map" or site.kind == "conv":
             return True
-        return site.role == "proj" and bool(self.width) and site.shape[0] == self.width
+        out, into = site.shape
+        if into == self.width != out and out in self.tables:
+            return False  # back to the width of the embeddings
+        return (out == self.width != into) or index < self.first
 
     def _walk(self, sites: Iterable[Site]) -> None:
         """One after the other along the stream."""
@@ -117,14 +125,24 @@ class _Tower:
         if site.input_group is not None and site.input_group in before:
             return before[site.input_group]  # side by side with an earlier step
         leading = [other for other in step if self._leads(other, site, row)]
-        if not leading:
-            reads_memory = row.family == "xattn" and bool(row.covers) and {*row.covers} <= _MEMORY
-            return self.memory if reads_memory else self.stream
-        biased = row.part in ("o", "o_a") and any(one.path in self.adapted for one in self.biases)
-        return biased or any(
-            ROLES[other.role].differentiable and (other.path in self.adapted or other.path in self.reached)
-            for other in leading
+        if leading:
+            biased = row.part in ("o", "o_a") and any(one.path in self.adapted for one in self.biases)
+            return biased or any(
+                ROLES[other.role].differentiable
+                and (other.path in self.adapted or other.path in self.reached)
+                for other in leading
+            )
+        if row.part == "rel" and not any(
+            other is not site and other.input_group == site.input_group is not None for other in step
+        ):
+            return any(one.path in self.adapted for one in self.biases)  # it maps a table of positions
+        if row.family == "xattn" and row.covers and {*row.covers} <= _MEMORY:
+            return self.memory
+        # Where one of a step reads what an earlier step reads, the whole step stands beside that one.
+        beside = (
+            before[one.input_group] for one in step if one.input_group in before and ROLES[one.role].block
         )
+        return next(beside, self.stream)
 
     def _leads(self, other: Site, site: Site, row: Role) -> bool:
         """Whether one site's output is part of what another one of the same step reads."""
@@ -132,7 +150,8 @@ class _Tower:
         if other is site or (other.input_group is not None and other.input_group == site.input_group):
             return False
         if not row.part and row.after is not None:
-            return other.part in row.after
+            # A short convolution stands in the module whose maps it reads.
+            return other.part in row.after and _module(other) == _module(site)
         if other.family != site.family:
             return False
         if other.role == site.role:
@@ -184,6 +203,8 @@ def _steps(sites: list[Site]) -> list[list[Site]]:
     """The steps of a block: runs of one kind, in the model's order; where each kind has one, in the usual order."""
     runs: list[list[Site]] = []
     for site in sites:
+        if ROLES[site.role].use == "values":
+            continue
         if runs and _kind(runs[-1][0]) == _kind(site):
             runs[-1].append(site)
         else:
@@ -192,6 +213,10 @@ def _steps(sites: list[Site]) -> list[list[Site]]:
     if len(set(kinds)) == len(kinds):
         runs.sort(key=lambda run: _STEPS.index(_kind(run[0])))
     return runs
+
+
+def _module(site: Site) -> str:
+    return site.module.rpartition(".")[0]
 
 
 def _kind(site: Site) -> str:

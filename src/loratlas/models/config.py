@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratlas.errors import ModelError
+from loratlas.models.limits import MOST_BYTES, check_sizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -99,8 +100,10 @@ def _read_config(path: Path, source: Path) -> PretrainedConfig:
     from transformers import AutoConfig, PretrainedConfig
 
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         data, _ = PretrainedConfig.get_config_dict(str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             given=str(path),
             found=f"not readable as JSON ({first_line(error)})",
@@ -112,6 +115,7 @@ def _read_config(path: Path, source: Path) -> PretrainedConfig:
             found="JSON without a model_type",
             instead="the config.json of a transformers model",
         )
+    check_sizes(data, str(path))
     try:
         with quiet():
             return AutoConfig.from_pretrained(str(source), trust_remote_code=False)

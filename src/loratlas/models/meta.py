@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.errors import ModelError
 from loratlas.modeling import unwrap
 from loratlas.models.config import first_line, quiet, transformers_version
+from loratlas.models.limits import check_sizes, counted_parameters
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -137,13 +138,17 @@ def _build_on_meta(model_class: Any, config: PretrainedConfig) -> PreTrainedMode
     # A quantised base has the matrices of the one it was made from.
     if getattr(config, "quantization_config", None) is not None:
         delattr(config, "quantization_config")
+    given = f"a config of type {config.model_type!r}"
+    check_sizes(config.to_dict(), given)
     try:
-        with quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"), counted_parameters(given):
             return model_class._from_config(config).eval()
+    except ModelError:
+        raise
     except Exception as error:
         # Whatever a model class raises on sizes that do not fit together is the config's fault here.
         raise ModelError(
-            given=f"a config of type {config.model_type!r}",
+            given=given,
             found=f"transformers {transformers_version()} cannot build it: {first_line(error)}",
             instead="sizes that fit together",
         ) from error
