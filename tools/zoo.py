@@ -64,13 +64,13 @@ def row(model_type: str) -> dict[str, Any]:
     anatomy = proof.anatomy
     model = meta_model(zoo.small(model_type))
     name = type(model).__name__  # it is renamed below
-    roles = {one.path: one.role for one in proof.statements}
+    roles = {one.path: one.role for one in proof.matrices}
     same = renamed_decisions(model, roles, lambda: instance(zoo.small(model_type)))
     return found | {
         "class": name,
         "layers": scopes(anatomy),
         "roles": dict(Counter(_key(site) for site in anatomy.sites)),
-        "matrices": len(proof.statements),
+        "matrices": len(proof.matrices),
         "unresolved": {item.path: item.reason for item in anatomy.unresolved},
         "agreement": {reader: proof.agreement(reader) for reader in READERS},
         "disputes": [

@@ -13,9 +13,9 @@ from transformers.models.llama import modeling_llama
 
 from loratlas.anatomy.compare.crosscheck import prove
 from loratlas.anatomy.compare.decide_roles import decide
-from loratlas.anatomy.compare.reader_opinions import Statement
+from loratlas.anatomy.compare.reader_opinions import MatrixOpinions
 from loratlas.anatomy.config_sizes import sizes
-from loratlas.anatomy.probe import token_mixing as mixing
+from loratlas.anatomy.probe import token_mixing
 from loratlas.anatomy.probe.probe_reader import instance, probe
 from loratlas.anatomy.role_table import MIXES, POINTWISE
 from loratlas.anatomy.structure import matrices
@@ -70,8 +70,8 @@ def test_a_capacity_that_later_tokens_fill_is_no_mixing():
 
 
 def test_a_matrix_that_took_no_part_is_not_judged(monkeypatch):
-    every = mixing.inputs
-    monkeypatch.setattr(mixing, "inputs", lambda *given, **named: every(*given, **named)[-1:])
+    every = token_mixing.inputs
+    monkeypatch.setattr(token_mixing, "inputs", lambda *given, **named: every(*given, **named)[-1:])
     found = verdicts("whisper")  # a decoder without states to attend to
     assert not any(".encoder_attn." in path for path in found)
     assert {v for path, v in found.items() if ".fc1." in path} == {POINTWISE}
@@ -121,7 +121,7 @@ def test_a_full_size_config_is_tried_small_with_one_block_of_every_kind():
     assert (tiny.num_hidden_layers, tiny.hidden_size, tiny.attn_layer_offset) == (5, 64, 4)
 
 
-def test_a_table_settles_and_is_told():
+def test_a_table_settles_and_is_named():
     proof = zoo.proof("jetmoe")
     assert {one.table for one in proof.disputes} > {""} or all(one.table for one in proof.disputes)
     assert proof.open == ()
@@ -129,13 +129,13 @@ def test_a_table_settles_and_is_told():
 
 
 def test_silence_is_no_agreement():
-    one = Statement(path="w", role="embed", names=None, trace="embed", probe="pointwise")
+    one = MatrixOpinions(path="w", role="embed", names=None, trace="embed", probe="pointwise")
     assert (one.agrees("names"), one.agrees("trace"), one.agrees("probe")) == (None, True, None)
-    two = Statement(path="w", role=None, names="attn.q", trace="ffn.up")
+    two = MatrixOpinions(path="w", role=None, names="attn.q", trace="ffn.up")
     assert two.disputed
 
 
-def test_with_every_name_random_the_trace_still_tells_nine_matrices_of_ten():
+def test_with_every_name_random_the_trace_still_reads_nine_matrices_of_ten():
     same = every = 0
     for model_type in zoo.types():
         if model_type in zoo.NEVER:

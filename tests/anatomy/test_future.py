@@ -1,4 +1,4 @@
-"""A type that transformers may add one day: what cannot be told is listed, the rest is usable, nothing is guessed."""
+"""A type that transformers may add one day: unidentified matrices are listed, the rest is usable, no guess."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def future():
         return FutureForCausalLM(build("llama"))
 
 
-def test_what_cannot_be_told_is_listed_with_a_reason_and_the_rest_is_known(future):
+def test_unidentified_matrices_are_listed_with_a_reason_and_the_rest_is_known(future):
     anatomy = read(future)
     unknown = {item.path.partition("layers.0.")[2] for item in anatomy.unresolved} - {""}
     assert unknown == {"mlp.whirl.weight", "mlp.turn.weight", "mlp.spokes"}

@@ -9,9 +9,9 @@ import pytest
 from anatomy_cases import CASES, nameless
 
 from loratlas.anatomy import structure
-from loratlas.anatomy.names import leaf_words as parts
+from loratlas.anatomy.names import leaf_words
 from loratlas.anatomy.read import read
-from loratlas.anatomy.trace import observe as flow
+from loratlas.anatomy.trace import observe
 from loratlas.models.meta import meta_model
 
 # Case → parameter of the first block, or outside the blocks → role, with the shape (d_out, d_in).
@@ -245,15 +245,15 @@ def test_a_shape_that_contradicts_leaves_its_feedforward_unresolved_and_the_rest
 
     monkeypatch.setattr(structure, "matrices", longer)
     # What a tower does would speak for itself; here nobody runs it.
-    monkeypatch.setattr(flow, "silent_towers", lambda *_: [])
+    monkeypatch.setattr(observe, "silent_towers", lambda *_: [])
     unresolved = read(_tower(small)).unresolved
     assert {item.path.split("layers.0.")[1] for item in unresolved} == {"mlp.fc1.weight", "mlp.fc2.weight"}
     assert all("only its name says" in item.reason for item in unresolved)
 
 
 def test_a_leaf_that_is_called_otherwise_is_not_guessed(small, monkeypatch):
-    original = parts.attention
-    monkeypatch.setattr(parts, "attention", lambda m, said: "k" if "q" in said else original(m, said))
+    original = leaf_words.attention
+    monkeypatch.setattr(leaf_words, "attention", lambda m, said: "k" if "q" in said else original(m, said))
     anatomy = read(small("llama"))
     assert {item.path for item in anatomy.unresolved} == {
         f"model.layers.{i}.self_attn.q_proj.weight" for i in range(3)

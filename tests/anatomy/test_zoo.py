@@ -1,4 +1,4 @@
-"""Every type that transformers maps to a model for text: read whole, or with a list of what could not be told."""
+"""Every type that transformers maps to a model for text: read whole, or with a list of unidentified matrices."""
 
 from __future__ import annotations
 

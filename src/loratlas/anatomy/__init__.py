@@ -1,6 +1,7 @@
-"""What a model is made of, and what a plan on it costs.
+"""What a model is made of, and which operations a plan on it costs. Nothing here loads weights.
 
-``sites`` holds the words, ``load`` finds and builds models, ``read`` maps them, ``cost`` prices plans. Reading goes
-``structure`` (which matrices, owned by whom) → ``flow`` (one observed forward pass without memory) → ``trace`` and
-``names`` (two opinions) → ``roles`` (their agreement, checked against ``sizes``).
+``role_table`` has everything that is known by role; ``sites`` the records; ``read`` maps a model, ``anatomy_cache``
+once per config; ``flops`` prices plans along ``backward_reach``. Reading goes ``structure`` (which matrices, owned by
+whom) → ``trace`` (one observed forward pass without memory) and ``names`` (two opinions) → ``compare`` (their
+agreement, checked against ``config_sizes``); ``probe`` is a third opinion for `map --prove`.
 """

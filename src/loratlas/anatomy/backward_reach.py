@@ -139,10 +139,10 @@ class _Tower:
         if row.family == "xattn" and row.covers and {*row.covers} <= _MEMORY:
             return self.memory
         # Where one of a step reads what an earlier step reads, the whole step stands beside that one.
-        beside = (
+        shared = (
             before[one.input_group] for one in step if one.input_group in before and ROLES[one.role].block
         )
-        return next(beside, self.stream)
+        return next(shared, self.stream)
 
     def _leads(self, other: Site, site: Site, row: Role) -> bool:
         """Whether one site's output is part of what another one of the same step reads."""

@@ -85,14 +85,14 @@ def tower_inputs(tower: nn.Module, *, tokens: int, others: int) -> list[dict[str
     name = next(iter(wanted), "")
     if name == "input_ids":
         return [{name: _ids(tower, 1, tokens), **({"use_cache": False} if "use_cache" in wanted else {})}]
-    beside: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     if "encoder_hidden_states" in wanted:
         width = _size(config, "encoder_hidden_size", "cross_attention_hidden_size", *_WIDTHS)
-        beside["encoder_hidden_states"] = _random(tower, (1, others, width))
+        extra["encoder_hidden_states"] = _random(tower, (1, others, width))
     masks = [other for other in wanted if other == "mask" or other.endswith("_mask")]
     tries: list[dict[str, Any]] = []
     for shape, frames in _shapes(config, name, tokens):
-        given = {name: _random(tower, shape), **beside}
+        given = {name: _random(tower, shape), **extra}
         tries.append(given)
         if frames and masks:
             full = torch.ones(1, frames, dtype=torch.long, device=_device(tower))

@@ -129,10 +129,10 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
     return anatomy, decisions
 
 
-def _names(found: list[Matrix], decisions: dict[str, Decision]) -> dict[tuple[int, str], tuple[str, ...]]:
+def _names(matrices: list[Matrix], decisions: dict[str, Decision]) -> dict[tuple[int, str], tuple[str, ...]]:
     """Parameter and role → every name under which the matrix is called in that role, where there are several."""
     names: dict[tuple[int, str], list[str]] = {}
-    for matrix in found:
+    for matrix in matrices:
         decision = decisions[matrix.path]
         if decision.role is not None and (decision.call is not None or "dead" not in decision.flags):
             names.setdefault((id(matrix.parameter), decision.role), []).append(matrix.path)

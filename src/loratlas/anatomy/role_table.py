@@ -87,6 +87,7 @@ def _feedforward(part: str, **known: object) -> list[Role]:
 
 
 _ROWS: tuple[Role, ...] = (
+    Role(family="embed", use="rows"),
     *_attention("q", covers=("q",)),
     *_attention("k", covers=("k",)),
     *_attention("v", covers=("v",)),
@@ -126,9 +127,8 @@ _ROWS: tuple[Role, ...] = (
     *_mixer("dt", sets=frozenset(), stage=2, after=("in", "x")),
     *_mixer("out", stage=3, covers=("o",)),
     Role(family="conv", block="mixing", stage=1, after=("in", "qkv", "q", "k", "v")),
-    Role(family="residual"),
     Role(family="adapter"),
-    Role(family="embed", use="rows"),
+    Role(family="residual"),
     Role(family="proj"),
     Role(family="head", part="transform"),
     Role(family="head", part="lm", stage=1),

@@ -19,18 +19,18 @@ _TOWERS = (
 )
 
 
-def scopes(model: PreTrainedModel, found: Sequence[Matrix]) -> dict[str, str]:
+def scopes(model: PreTrainedModel, matrices: Sequence[Matrix]) -> dict[str, str]:
     """Path → ``decoder``, ``encoder``, ``vision``, ``audio`` or ``connector``.
 
     What stands beside the blocks of a tower, such as the map into it, belongs to that tower, whatever it is called.
     """
-    towers = {matrix.path: scope(model, matrix) for matrix in found}
+    towers = {matrix.path: scope(model, matrix) for matrix in matrices}
     inside: dict[str, set[str]] = {}
-    for matrix in found:
+    for matrix in matrices:
         if matrix.layer is not None:
             for around in _around(matrix.path):
                 inside.setdefault(around, set()).add(towers[matrix.path])
-    for matrix in found:
+    for matrix in matrices:
         if matrix.layer is None and towers[matrix.path] in TEXT_SCOPES:
             blocks = next((inside[around] for around in _around(matrix.path) if around in inside), set())
             if len(blocks) == 1:

@@ -101,7 +101,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unresolved:
-    """A parameter of two or more dimensions whose role is not known.
+    """A parameter of two or more dimensions whose role is unidentified.
 
     Args:
         path: name of the parameter.

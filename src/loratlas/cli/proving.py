@@ -11,7 +11,7 @@ import typer
 from loratlas.cli import output
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.compare.reader_opinions import Proof, Statement
+    from loratlas.anatomy.compare.reader_opinions import MatrixOpinions, Proof
 
 SHOWN = 8
 """Kinds of disputes that are printed in full; the JSON has all."""
@@ -42,7 +42,7 @@ def _show(proof: Proof) -> None:
     from loratlas.anatomy.compare.reader_opinions import READERS
 
     anatomy = proof.anatomy
-    output.say(f"{anatomy.model} ({anatomy.model_type}): {len(proof.statements)} matrices, three readers")
+    output.say(f"{anatomy.model} ({anatomy.model_type}): {len(proof.matrices)} matrices, three readers")
     drawn = output.table("role", *((word, "right") for word in ("sites", *READERS)), "the probe found")
     for role, group in _groups(proof).items():
         found = sorted({one.probe or "" for one in group if one.agrees("probe") is not None})
@@ -88,11 +88,11 @@ def _show_disputes(proof: Proof) -> None:
         output.say(f"  and {len(kinds) - SHOWN} kinds more, all in --json")
 
 
-def _groups(proof: Proof) -> dict[str, list[Statement]]:
+def _groups(proof: Proof) -> dict[str, list[MatrixOpinions]]:
     """Role, with its tower where that is not the decoder → what was said of the sites that have it."""
     scopes = {site.path: site.scope for site in proof.anatomy.sites}
-    groups: dict[str, list[Statement]] = defaultdict(list)
-    for one in proof.statements:
+    groups: dict[str, list[MatrixOpinions]] = defaultdict(list)
+    for one in proof.matrices:
         scope = scopes.get(one.path)
         if scope is None:
             groups["unresolved"].append(one)
@@ -101,11 +101,11 @@ def _groups(proof: Proof) -> dict[str, list[Statement]]:
     return groups
 
 
-def _cell(group: list[Statement], reader: str) -> str:
+def _cell(group: list[MatrixOpinions], reader: str) -> str:
     """``32``, or ``28 ≠4``; ``–`` where the reader says nothing that could be compared.
 
-    >>> from loratlas.anatomy.compare.reader_opinions import Statement
-    >>> _cell([Statement(path="w", role="ffn.up", names="ffn.up", trace="attn.v")], "trace")
+    >>> from loratlas.anatomy.compare.reader_opinions import MatrixOpinions
+    >>> _cell([MatrixOpinions(path="w", role="ffn.up", names="ffn.up", trace="attn.v")], "trace")
     '≠1'
     """
     said = [one.agrees(reader) for one in group]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.compare.overrides import reason
-from loratlas.anatomy.compare.reader_opinions import Proof, Statement
+from loratlas.anatomy.compare.reader_opinions import MatrixOpinions, Proof
 from loratlas.anatomy.config_sizes import config_digest, sizes
 from loratlas.anatomy.probe.probe_reader import instance, probe
 from loratlas.anatomy.read import examine
@@ -58,7 +58,7 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
     config = load_config(source) if isinstance(source, (str, Path)) else getattr(source, "config", source)
     trial = _try(config, anatomy, decisions)
     sites = {site.path: site for site in anatomy.sites}
-    statements = []
+    opinions_of = []
     for path, decision in decisions.items():
         by: dict[str, str | None] = {}
         for opinion in decision.opinions:
@@ -71,9 +71,9 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
             and site.layer is None
             and (ROLES[site.role].tokens is None or ROLES[site.role].use == "rows")
         ):
-            by = {}  # outside the blocks a matrix's place decides, and no reader is asked
-        statements.append(
-            Statement(
+            by = {}  # outside the blocks where a matrix stands decides, and no reader is asked
+        opinions_of.append(
+            MatrixOpinions(
                 path=path,
                 role=site.role if site else None,
                 names=by.get("names"),
@@ -83,16 +83,16 @@ def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
             )
         )
     return Proof(
-        anatomy=_judged(anatomy, statements),
-        statements=tuple(statements),
+        anatomy=_judged(anatomy, opinions_of),
+        matrices=tuple(opinions_of),
         tried=trial.tried,
         silent=trial.silent,
     )
 
 
-def _judged(anatomy: Anatomy, statements: Iterable[Statement]) -> Anatomy:
+def _judged(anatomy: Anatomy, opinions_of: Iterable[MatrixOpinions]) -> Anatomy:
     """What a reader contradicts, and no table settles, is unresolved."""
-    against = {one.path: one for one in statements if one.disputed and not one.table}
+    against = {one.path: one for one in opinions_of if one.disputed and not one.table}
     moved = tuple(
         Unresolved(
             path=site.path,

@@ -57,25 +57,25 @@ class Decision:
     flags: frozenset[str] = frozenset()
 
 
-def decide(model: PreTrainedModel, found: list[Matrix], sizes: Sizes) -> dict[str, Decision]:
+def decide(model: PreTrainedModel, matrices: list[Matrix], sizes: Sizes) -> dict[str, Decision]:
     """Give every matrix a role, or a reason for having none.
 
     Args:
         model: on the meta device.
-        found: its matrices.
+        matrices: its matrices.
         sizes: of its config.
 
     Returns:
         Decisions by parameter name.
     """
-    flow = observe(model, found)
-    seen = opinions(flow, found, kv_heads=sizes.kv_heads, heads=sizes.heads)
-    named = propose(found)
-    reader = _Reader(model, found, flow, seen, named)
+    flow = observe(model, matrices)
+    seen = opinions(flow, matrices, kv_heads=sizes.kv_heads, heads=sizes.heads)
+    named = propose(matrices)
+    reader = _Reader(model, matrices, flow, seen, named)
     groups: dict[tuple[str | None, tuple[int, ...]], str] = {}
-    called = {id(m.parameter) for m in found if reader.observed(m) in flow.calls}
+    called = {id(m.parameter) for m in matrices if reader.observed(m) in flow.calls}
     decisions = {}
-    for matrix in found:
+    for matrix in matrices:
         decision = reader.decision(matrix)
         call = flow.calls.get(reader.observed(matrix))
         if call is not None:
@@ -95,19 +95,19 @@ class _Reader:
     def __init__(
         self,
         model: PreTrainedModel,
-        found: list[Matrix],
+        matrices: list[Matrix],
         flow: Flow,
         seen: dict[str, Opinion],
         named: dict[str, str],
     ) -> None:
         self.model, self.flow, self.seen, self.named = model, flow, seen, named
         self.by_block: dict[str | None, list[Matrix]] = {}
-        for matrix in found:
+        for matrix in matrices:
             self.by_block.setdefault(matrix.block, []).append(matrix)
         self.first: dict[int, str] = {}
-        for matrix in found:
+        for matrix in matrices:
             self.first.setdefault(id(matrix.parameter), matrix.path)
-        self.outside = outside(model, found, flow)
+        self.outside = outside(model, matrices, flow)
         self.embedding = input_embedding(model)
 
     def observed(self, matrix: Matrix) -> str:
@@ -144,12 +144,12 @@ class _Reader:
         if matrix.block is None and traced is not None and traced.startswith("ffn.") and named != traced:
             traced = None  # outside the blocks a head or a projector may be built like a feed-forward
         if matrix.block is None and not _within(named, traced):
-            told = self.outside.get(matrix.path)
-            if told is None:
+            outer = self.outside.get(matrix.path)
+            if outer is None:
                 return Decision(
                     reason="stands outside the blocks and fits nothing known there", opinions=said
                 )
-            return Decision(role=told, opinions=said)
+            return Decision(role=outer, opinions=said)
         if named is not None and traced is not None:
             return self._both(matrix, named, traced, opinion, said)
         if traced is not None and opinion is not None:
@@ -162,7 +162,7 @@ class _Reader:
         self, matrix: Matrix, named: str, traced: str, opinion: Opinion | None, said: tuple[str, ...]
     ) -> Decision:
         role = agreed(named, traced)
-        if role is None and traced.startswith("ffn.") and self._beside_experts(matrix):
+        if role is None and traced.startswith("ffn.") and self._with_experts(matrix):
             role = agreed(named, "*" + traced.removeprefix("ffn"))
         if role is None:
             reason = f"behaves as {traced} but is named after {named}"
@@ -186,7 +186,7 @@ class _Reader:
                 return Decision(reason=f"only its name says {named}: {self._silence(matrix)}", opinions=said)
         return Decision(role=named, opinions=said)
 
-    def _beside_experts(self, matrix: Matrix) -> bool:
+    def _with_experts(self, matrix: Matrix) -> bool:
         """Whether a stack of experts in the same block reads what this one, or what leads to it, reads."""
         stacked = {
             self.flow.calls[path].labels

@@ -17,19 +17,19 @@ _RESIDUAL = frozenset({"hc", "hyper"})
 _DISTANCE = frozenset({"rel", "relative", "distance"})
 
 
-def outside(model: PreTrainedModel, found: list[Matrix], flow: Flow) -> dict[str, str]:
+def outside(model: PreTrainedModel, matrices: list[Matrix], flow: Flow) -> dict[str, str]:
     """Path → role of every matrix outside the blocks that one of these fits."""
     base = getattr(model, "base_model", model)
     inner = next((name for name, module in model.named_modules() if module is base), "")
     heads = {label.origin.path for label in flow.outputs if isinstance(label.origin, View)}
-    tables = {id(matrix.parameter) for matrix in found if matrix.kind == "embedding"}
-    told = {}
-    for matrix in found:
+    tables = {id(matrix.parameter) for matrix in matrices if matrix.kind == "embedding"}
+    roles = {}
+    for matrix in matrices:
         if matrix.block is None:
             role = _role(model, matrix, inner, heads, tables)
             if role is not None:
-                told[matrix.path] = role
-    return told
+                roles[matrix.path] = role
+    return roles
 
 
 def _role(

@@ -31,7 +31,7 @@ OVERRIDES: tuple[Override, ...] = (
         "xmod",
         r"roberta\.encoder\.layer\.\d+\.output\.adapter_modules\.\w+\.dense[12]\.weight",
         "adapter",
-        "an adapter per language is a small feed-forward on the stream; its width does not tell it apart",
+        "an adapter per language is a small feed-forward on the stream; its width does not distinguish it",
     ),
     Override(
         "axk2",

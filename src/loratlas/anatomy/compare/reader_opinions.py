@@ -13,7 +13,7 @@ READERS = ("names", "trace", "probe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statement:
+class MatrixOpinions:
     """What every reader says about one matrix.
 
     Args:
@@ -35,7 +35,7 @@ class Statement:
     def agrees(self, reader: str) -> bool | None:
         """Whether a reader agrees with the role; None where one of them says nothing.
 
-        >>> one = Statement(path="w", role="ffn.up", names="ffn.up", trace="attn.v", probe="pointwise")
+        >>> one = MatrixOpinions(path="w", role="ffn.up", names="ffn.up", trace="attn.v", probe="pointwise")
         >>> [one.agrees(reader) for reader in READERS], one.disputed
         ([True, False, True], True)
         """
@@ -72,29 +72,29 @@ class Proof:
 
     Args:
         anatomy: with what the probe contradicts moved to the unresolved ones.
-        statements: of every matrix, in the model's order.
+        matrices: of every matrix, in the model's order.
         tried: what the probe ran on, in words.
         silent: why the probe did not run; empty where it did.
     """
 
     anatomy: Anatomy
-    statements: tuple[Statement, ...]
+    matrices: tuple[MatrixOpinions, ...]
     tried: str = ""
     silent: str = ""
 
     @property
-    def disputes(self) -> tuple[Statement, ...]:
+    def disputes(self) -> tuple[MatrixOpinions, ...]:
         """Where readers contradict one another, whether the table settles it or not."""
-        return tuple(one for one in self.statements if one.disputed)
+        return tuple(one for one in self.matrices if one.disputed)
 
     @property
-    def open(self) -> tuple[Statement, ...]:
+    def open(self) -> tuple[MatrixOpinions, ...]:
         """The disputes that the table does not settle."""
         return tuple(one for one in self.disputes if not one.table)
 
     def agreement(self, reader: str) -> tuple[int, int]:
         """In how many matrices a reader agrees with the role, and of how many it says anything."""
-        said = [agrees for one in self.statements if (agrees := one.agrees(reader)) is not None]
+        said = [agrees for one in self.matrices if (agrees := one.agrees(reader)) is not None]
         return sum(said), len(said)
 
     def to_json(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Proof:
             },
             "matrices": [
                 {"path": one.path, "role": one.role, **{reader: getattr(one, reader) for reader in READERS}}
-                for one in self.statements
+                for one in self.matrices
             ],
             "disputes": [
                 {"path": one.path, "opinions": list(one.opinions()), "settled": one.table or None}

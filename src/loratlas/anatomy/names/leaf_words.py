@@ -95,7 +95,7 @@ def _half(part: str, bare: frozenset[str]) -> str:
     return f"{part}_{half}" if half else part
 
 
-def mixer(matrix: Matrix, said: frozenset[str], beside: list[Matrix]) -> str | None:
+def mixer(matrix: Matrix, said: frozenset[str], siblings: list[Matrix]) -> str | None:
     """Part of a matrix that a recurrence, linear attention or short convolution owns."""
     bare = said - {"proj", "linear", "weight", "preact"}
     if {"output", "gate"} <= bare:
@@ -109,17 +109,17 @@ def mixer(matrix: Matrix, said: frozenset[str], beside: list[Matrix]) -> str | N
             return "decay" if half == "f" else "gate"
     if bare == {"x"}:
         # Mamba's x projection reads the convolved stream; a gated recurrence calls its input branch so.
-        return "x" if any("dt" in words(other.leaf) for other in beside) else "in"
+        return "x" if any("dt" in words(other.leaf) for other in siblings) else "in"
     last = bare - {"in"} if len(bare) > 1 else bare
     return next((part for part, votes in _MIXER if last & votes), None)
 
 
-def feedforward(matrix: Matrix, said: frozenset[str], beside: list[Matrix]) -> str | None:
+def feedforward(matrix: Matrix, said: frozenset[str], siblings: list[Matrix]) -> str | None:
     """Part of a matrix that a feed-forward, a shared or a routed expert owns."""
     if matrix.kind == "embedding":
         return None
     if matrix.leaf == "w1":
-        return "gate" if {other.leaf for other in beside} & {"w3", "v1"} else "up"
+        return "gate" if {other.leaf for other in siblings} & {"w3", "v1"} else "up"
     if matrix.leaf in _FEEDFORWARD:
         return _FEEDFORWARD[matrix.leaf]
     if {"gate", "up"} <= said:
@@ -129,7 +129,7 @@ def feedforward(matrix: Matrix, said: frozenset[str], beside: list[Matrix]) -> s
             return part
     near = {word for level in matrix.near for word in level}
     if said & {"wi", "intermediate", "input", "in"} or "intermediate" in near or _numbered(matrix, "1"):
-        return _up_or_both(matrix, beside)
+        return _up_or_both(matrix, siblings)
     if said & {"wo", "output", "out"} or "output" in near or _numbered(matrix, "2"):
         return "down"
     if "key" in said:
@@ -140,9 +140,9 @@ def feedforward(matrix: Matrix, said: frozenset[str], beside: list[Matrix]) -> s
     return None if rows == columns else "up" if rows > columns else "down"
 
 
-def inner(beside: list[Matrix]) -> int:
+def inner(siblings: list[Matrix]) -> int:
     """Width between the matrices of a feed-forward, read off the one called ``down``; 0 without one."""
-    return next((other.linear_shape[1] for other in beside if "down" in words(other.leaf)), 0)
+    return next((other.linear_shape[1] for other in siblings if "down" in words(other.leaf)), 0)
 
 
 def _numbered(matrix: Matrix, number: str) -> bool:
@@ -153,6 +153,6 @@ def _numbered(matrix: Matrix, number: str) -> bool:
     )
 
 
-def _up_or_both(matrix: Matrix, beside: list[Matrix]) -> str:
-    others = [other.linear_shape[1] for other in beside if other.path != matrix.path]
+def _up_or_both(matrix: Matrix, siblings: list[Matrix]) -> str:
+    others = [other.linear_shape[1] for other in siblings if other.path != matrix.path]
     return "gate_up" if len(others) == 1 and matrix.linear_shape[0] == 2 * others[0] else "up"

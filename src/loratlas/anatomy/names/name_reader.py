@@ -9,7 +9,7 @@ where these do not either, nothing is proposed.
 
 from __future__ import annotations
 
-from loratlas.anatomy.names import leaf_words as parts
+from loratlas.anatomy.names import leaf_words
 from loratlas.anatomy.structure import Level, Matrix, words
 
 # Words of classes and attributes → family, in the order in which they outweigh one another at one level.
@@ -90,25 +90,27 @@ def _refined(found: str, around: list[set[str]]) -> str:
     return found
 
 
-def propose(found: list[Matrix]) -> dict[str, str]:
+def propose(matrices: list[Matrix]) -> dict[str, str]:
     """Roles of the matrices in blocks, and of those outside that a family claims.
 
     Args:
-        found: all matrices of the model.
+        matrices: all matrices of the model.
 
     Returns:
         Path → role, for those that have one.
     """
-    beside: dict[str, list[Matrix]] = {}
-    for matrix in found:
-        beside.setdefault(matrix.owner, []).append(matrix)
-    mixed = {matrix.block for matrix in found if matrix.block and family(matrix) == "moe"}
+    siblings: dict[str, list[Matrix]] = {}
+    for matrix in matrices:
+        siblings.setdefault(matrix.owner, []).append(matrix)
+    mixed = {matrix.block for matrix in matrices if matrix.block and family(matrix) == "moe"}
     routers = {
-        matrix.owner for matrix in found if _role(matrix, beside[matrix.owner]) == "router" and matrix.block
+        matrix.owner
+        for matrix in matrices
+        if _role(matrix, siblings[matrix.owner]) == "router" and matrix.block
     }
     proposed: dict[str, str] = {}
-    for matrix in found:
-        role = _role(matrix, beside[matrix.owner])
+    for matrix in matrices:
+        role = _role(matrix, siblings[matrix.owner])
         if role is None:
             continue
         if role.startswith("shared.") and matrix.block not in mixed:
@@ -119,17 +121,17 @@ def propose(found: list[Matrix]) -> dict[str, str]:
     return proposed
 
 
-def _role(matrix: Matrix, beside: list[Matrix]) -> str | None:
-    said = frozenset(parts.leaf_words(matrix))
+def _role(matrix: Matrix, siblings: list[Matrix]) -> str | None:
+    said = frozenset(leaf_words.leaf_words(matrix))
     voted = family(matrix)
     if matrix.kind == "parameter" and _no_map(matrix, said):
         return "vector"
     if said & {"rel", "relative"} and "bias" in said:
         return "attn.relbias"
     if matrix.kind == "conv":
-        role = _inside(matrix, said, voted, beside) if _pointwise(matrix) else None
+        role = _inside(matrix, said, voted, siblings) if _pointwise(matrix) else None
         return role or "conv"
-    return _inside(matrix, said, voted, beside)
+    return _inside(matrix, said, voted, siblings)
 
 
 def _no_map(matrix: Matrix, said: frozenset[str]) -> bool:
@@ -139,31 +141,36 @@ def _no_map(matrix: Matrix, said: frozenset[str]) -> bool:
     return bool(named) and not (said & {"pos"} and said & {"rel"})
 
 
-def _inside(matrix: Matrix, said: frozenset[str], voted: str | None, beside: list[Matrix]) -> str | None:
+def _inside(matrix: Matrix, said: frozenset[str], voted: str | None, siblings: list[Matrix]) -> str | None:
     if voted == "adapter":
         return _adapter(matrix)
     if matrix.block is not None and ("per" in said and "layer" in said):
         return "residual"
     if ("router" in said and voted != "residual") or _gate_of_experts(matrix, voted):
         return "router"
-    if any(other.leaf == "receptance" for other in beside) and voted == "attn":
+    if any(other.leaf == "receptance" for other in siblings) and voted == "attn":
         voted = "mixer"  # RWKV calls its recurrence attention
     if voted is None:
-        return _bare(matrix, said, beside)
+        return _bare(matrix, said, siblings)
     if voted in ("residual", "router", "attn.index"):
         return voted
     if voted == "norm":
         return "residual" if matrix.kind == "linear" and matrix.block is not None else None
     part = None
     if voted in ("attn", "xattn"):
-        part = parts.attention(matrix, said)
+        part = leaf_words.attention(matrix, said)
     elif voted == "mixer":
-        part = parts.mixer(matrix, said, beside)
+        part = leaf_words.mixer(matrix, said, siblings)
     elif voted in ("ffn", "moe", "shared"):
         if {"shared", "gate"} <= said:
             return "shared_gate"
-        part = parts.feedforward(matrix, said, beside)
-        if part == "gate" and voted == "ffn" and _sparse(matrix) and parts.inner(beside) != matrix.shape[0]:
+        part = leaf_words.feedforward(matrix, said, siblings)
+        if (
+            part == "gate"
+            and voted == "ffn"
+            and _sparse(matrix)
+            and leaf_words.inner(siblings) != matrix.shape[0]
+        ):
             return "router"
     return f"{voted}.{part}" if part else None
 
@@ -190,13 +197,13 @@ def _pointwise(matrix: Matrix) -> bool:
     return matrix.kind == "conv" and all(size == 1 for size in matrix.shape[2:])
 
 
-def _bare(matrix: Matrix, said: frozenset[str], beside: list[Matrix]) -> str | None:
+def _bare(matrix: Matrix, said: frozenset[str], siblings: list[Matrix]) -> str | None:
     """No owner names a family: the leaf stands in the block itself, or in ``output`` beside ``intermediate``."""
     if matrix.block is None:
         return None
     near: Level = matrix.near
     if said & {"ffn", "fc", "intermediate"} or {"intermediate", "output"} & {*near[0], *near[1]}:
-        part = parts.feedforward(matrix, said, beside)
+        part = leaf_words.feedforward(matrix, said, siblings)
         return f"ffn.{part}" if part else None
     if said == {"linear"} and words(matrix.leaf) == ("linear",):
         return "residual"

@@ -48,12 +48,12 @@ def instance(config: PretrainedConfig, *, seed: int = 0) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
-def probe(model: PreTrainedModel, found: list[Matrix]) -> dict[str, str]:
+def probe(model: PreTrainedModel, matrices: list[Matrix]) -> dict[str, str]:
     """Try every module that holds a matrix.
 
     Args:
         model: small, with weights, in eval mode.
-        found: its matrices.
+        matrices: its matrices.
 
     Returns:
         Path → `MIXES` or `POINTWISE` of the role table, of every matrix in a block that ran.
@@ -62,9 +62,9 @@ def probe(model: PreTrainedModel, found: list[Matrix]) -> dict[str, str]:
         Exception: what the model raised on tokens alone.
     """
     with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        tried = Mixing(model, found)
+        tried = Mixing(model, matrices)
         said: dict[str, str] = {}
-        for matrix in found:
+        for matrix in matrices:
             verdict = _verdict(tried, matrix)
             if verdict is not None:
                 said[matrix.path] = verdict

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from loratlas.modeling import patched_forwards
+
 if TYPE_CHECKING:
     from torch import nn
 
 EVERYWHERE = 10_000
-"""In place of a token: all of them."""
+"""Instead of a token: all of them."""
 
 _TOLERANCE = 1e-5
 """Of the largest value: a smaller change is rounding."""
@@ -46,7 +48,7 @@ class Reruns:
     """See the module's docstring.
 
     Args:
-        lengths: numbers by which an axis of tokens is told.
+        lengths: sizes that mark an axis as that of tokens.
     """
 
     def __init__(self, lengths: set[int]) -> None:
@@ -64,26 +66,26 @@ class Reruns:
                 widths = {size for parameter in block.parameters() for size in parameter.shape}
                 self.lengths.update([size for size in value.shape[1:] if size > 1 and size not in widths][:1])
 
-    def call(self, name: str, place: int | None) -> Any:
+    def call(self, name: str, position: int | None) -> Any:
         """Run a module on what it was given, one token of which is changed."""
-        args, kwargs = self.given(name, place)
+        args, kwargs = self.given(name, position)
         torch.manual_seed(2)
         return self.modules[name](*args, **kwargs)
 
-    def given(self, name: str, place: int | None) -> tuple[Any, Any]:
+    def given(self, name: str, position: int | None) -> tuple[Any, Any]:
         seen = self.seen[name]
         args, kwargs = copied(seen.args), copied(seen.kwargs)
-        if place is None:
+        if position is None:
             return args, kwargs
         torch.manual_seed(1)
-        return _mapped(lambda value: self._changed(value, place), (args, kwargs))
+        return _mapped(lambda value: self._changed(value, position), (args, kwargs))
 
-    def _changed(self, value: torch.Tensor, place: int) -> torch.Tensor:
+    def _changed(self, value: torch.Tensor, position: int) -> torch.Tensor:
         axis = self.axis(value)
         if axis is None:
             return value
         value = value.clone()
-        token = value if place == EVERYWHERE else value.select(axis, place)
+        token = value if position == EVERYWHERE else value.select(axis, position)
         size = float(value.abs().mean()) or 1.0
         token.add_(torch.randn_like(token), alpha=min(size, 1.0))
         return value
@@ -95,13 +97,13 @@ class Reruns:
         axes = [axis for axis, size in enumerate(value.shape) if size in self.lengths]
         return axes[0] if len(axes) == 1 else None
 
-    def moves(self, old: torch.Tensor, new: torch.Tensor, place: int) -> bool | None:
-        """Whether anything but the changed token moved; None where there are no tokens to tell apart."""
+    def moves(self, old: torch.Tensor, new: torch.Tensor, position: int) -> bool | None:
+        """Whether anything but the changed token moved; None where there is no axis of tokens."""
         axis = self.axis(old)
         if axis is None or old.shape != new.shape:
             return None
         moved = (new - old).abs()
-        moved.select(axis, place).zero_()
+        moved.select(axis, position).zero_()
         return float(moved.max()) > _TOLERANCE * float(old.abs().max())
 
     @contextlib.contextmanager
@@ -126,7 +128,7 @@ class Reruns:
             yield
 
     @contextlib.contextmanager
-    def held(self, kept: dict[str, list[Recorded]], place: int | None) -> Iterator[dict[str, bool]]:
+    def held(self, kept: dict[str, list[Recorded]], position: int | None) -> Iterator[dict[str, bool]]:
         """Let these modules return what they returned before, at every token but the changed one.
 
         Yields:
@@ -139,12 +141,12 @@ class Reruns:
                 def run(*args: Any, **kwargs: Any) -> Any:
                     last = next(calls)
                     output = copied(last.output)
-                    if place is None:
+                    if position is None:
                         return output
                     now = tensors((args, kwargs))
                     both = zip(last.given, now, strict=True) if len(now) == len(last.given) else ()
-                    moved[name] = moved.get(name, False) or any(self.moves(*pair, place) for pair in both)
-                    return tree_map(functools.partial(self._only, place), output, forward(*args, **kwargs))
+                    moved[name] = moved.get(name, False) or any(self.moves(*pair, position) for pair in both)
+                    return tree_map(functools.partial(self._only, position), output, forward(*args, **kwargs))
 
                 return run
 
@@ -153,28 +155,19 @@ class Reruns:
         with replaced((self.modules[name], replaying(name, iter(calls))) for name, calls in kept.items()):
             yield moved
 
-    def _only(self, place: int, old: Any, new: Any) -> Any:
+    def _only(self, position: int, old: Any, new: Any) -> Any:
         """The old value, but at one token the new one."""
         if isinstance(old, torch.Tensor) and (axis := self.axis(old)) is not None and old.shape == new.shape:
-            old.select(axis, place).copy_(new.select(axis, place))
+            old.select(axis, position).copy_(new.select(axis, position))
         return old
 
 
 @contextlib.contextmanager
 def replaced(around: Iterable[tuple[nn.Module, Callable[[Forward], Forward]]]) -> Iterator[None]:
     """Give modules another forward, made from their own: some are called by ``forward``, which no hook sees."""
-    before: list[tuple[nn.Module, Any]] = []
-    try:
-        for module, make in around:
-            own: Any = module.forward
-            before.append((module, vars(module).get("forward")))
-            vars(module)["forward"] = functools.wraps(own)(make(own))
+    changes = [(module, functools.wraps(module.forward)(make(module.forward))) for module, make in around]
+    with patched_forwards(changes):
         yield
-    finally:
-        for module, forward in reversed(before):
-            vars(module).pop("forward")
-            if forward is not None:
-                vars(module)["forward"] = forward
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

@@ -40,16 +40,16 @@ class Mixing(Reruns):
 
     Args:
         model: small, with weights, in eval mode.
-        found: its matrices.
+        matrices: its matrices.
 
     Raises:
         Exception: what the model raised on tokens alone.
     """
 
-    def __init__(self, model: PreTrainedModel, found: list[Matrix]) -> None:
+    def __init__(self, model: PreTrainedModel, matrices: list[Matrix]) -> None:
         super().__init__({TOKENS, OTHERS})
-        self.found = found
-        self.chains = {matrix.path: _chain(matrix) for matrix in found if matrix.block is not None}
+        self.matrices = matrices
+        self.chains = {matrix.path: _chain(matrix) for matrix in matrices if matrix.block is not None}
         self.holding = {name for chain in self.chains.values() for name in chain}
         self._look(model)
         if self._watch(model):
@@ -64,10 +64,10 @@ class Mixing(Reruns):
         first = set(self.twins.values())
         kernels = {
             matrix.module
-            for matrix in self.found
+            for matrix in self.matrices
             if matrix.kind == "conv" and max(matrix.shape[2:], default=1) > 1
         }
-        maps = {matrix.module for matrix in self.found} - self.holding - kernels
+        maps = {matrix.module for matrix in self.matrices} - self.holding - kernels
         self.names = [name for name in self.modules if name not in maps and _block(name, first) is not None]
         # What mixes and holds no matrix: convolutions, and whatever has no weights.
         self.bare = {name for name in self.names if name not in self.holding}
@@ -80,7 +80,7 @@ class Mixing(Reruns):
         first: dict[Any, str] = {}
         return {
             block: first.setdefault((block.rpartition(".")[0], *built(self.modules[block])), block)
-            for block in dict.fromkeys(matrix.block for matrix in self.found)
+            for block in dict.fromkeys(matrix.block for matrix in self.matrices)
             if block is not None
         }
 
@@ -173,11 +173,12 @@ class Mixing(Reruns):
             before = self.call(name, None)
         outermost = {one for one in inner if not any(one.startswith(other + ".") for other in inner)}
         found: bool | None = None
-        for place in (1, -2):
-            with self.held(kept, place) as handed:
-                after = self.call(name, place)
+        for position in (1, -2):
+            with self.held(kept, position) as handed:
+                after = self.call(name, position)
             said = [
-                self.moves(old, new, place) for old, new in zip(tensors(before), tensors(after), strict=True)
+                self.moves(old, new, position)
+                for old, new in zip(tensors(before), tensors(after), strict=True)
             ]
             if any(said) or any(handed.get(one, False) for one in outermost):
                 return True
@@ -225,8 +226,8 @@ class Mixing(Reruns):
         """Whether a module adds its result to the stream: what is changed in its input comes out as it went in."""
         if name not in self.seen:
             return False
-        old, new = (tensors(self.call(name, place)) for place in (None, EVERYWHERE))
-        given = [tensors(self.given(name, place)) for place in (None, EVERYWHERE)]
+        old, new = (tensors(self.call(name, position)) for position in (None, EVERYWHERE))
+        given = [tensors(self.given(name, position)) for position in (None, EVERYWHERE)]
         for before, after in zip(old, new, strict=True):
             for first, second in zip(*given, strict=True):
                 if before.shape == first.shape == after.shape and self.axis(before) is not None:

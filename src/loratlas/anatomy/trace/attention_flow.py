@@ -20,9 +20,9 @@ def attention(seen: Evidence, event: Attention, outputs: list[str]) -> None:
 
     def sources(labels: Labels) -> Paths:
         found = seen.sources(labels)
-        beside = seen.pairs(found)
-        adapters.update(beside)
-        return found - beside.keys()
+        paired = seen.pairs(found)
+        adapters.update(paired)
+        return found - paired.keys()
 
     v = sources(event.v)
     pairs = [(sources(q), sources(k)) for q, k in event.pairs]
@@ -96,8 +96,8 @@ def _fused(
     if q == k and len(q) == 1 and not q & v:
         return {next(iter(q)): ("qk", None), **dict.fromkeys(v, ("v", None))}
     if k == v and not q & k:
-        apart: dict[str, Part] = {**dict.fromkeys(q, ("q", None)), **dict.fromkeys(k, ("kv", None))}
-        return apart
+        separate: dict[str, Part] = {**dict.fromkeys(q, ("q", None)), **dict.fromkeys(k, ("kv", None))}
+        return separate
     if q & k or q & v or k & v:
         return None
     return {path: (name, None) for name, (found, _) in parts.items() for path in found}

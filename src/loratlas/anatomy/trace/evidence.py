@@ -38,15 +38,15 @@ class Evidence:
 
     Args:
         flow: what was observed.
-        found: the matrices; their shapes and blocks are looked at, no name.
+        matrices: the matrices; their shapes and blocks are looked at, no name.
         kv_heads: of the config, to name layouts.
         heads: of the config.
     """
 
-    def __init__(self, flow: Flow, found: list[Matrix], kv_heads: int, heads: int) -> None:
+    def __init__(self, flow: Flow, matrices: list[Matrix], kv_heads: int, heads: int) -> None:
         self.flow, self.kv_heads, self.heads = flow, kv_heads, heads
-        self.blocks = {matrix.path: matrix.block for matrix in found}
-        self.matrices = {matrix.path: matrix for matrix in found}
+        self.blocks = {matrix.path: matrix.block for matrix in matrices}
+        self.matrices = {matrix.path: matrix for matrix in matrices}
         self.given: dict[str, Opinion] = {}
         self.unclear: set[str] = set()
         self.calls = flow.calls
@@ -125,8 +125,8 @@ class Evidence:
     def sources(self, labels: Labels) -> frozenset[str]:
         """The matrices whose outputs these are, without those that only feed another of them."""
         found = {path for path in paths(labels) if path in self.calls and not self.calls[path].kernel}
-        feeding = {one for path in found for one in paths(self.calls[path].labels) if one in found}
-        return frozenset(found - feeding if found - feeding else found)
+        inner = {one for path in found for one in paths(self.calls[path].labels) if one in found}
+        return frozenset(found - inner if found - inner else found)
 
     def streams(self, found: Iterable[str]) -> set[int]:
         """Which of the block's inputs these matrices read, directly or through others."""

@@ -69,9 +69,9 @@ def _scales_its_input(seen: Evidence, down: str, found: set[str]) -> bool:
     )
 
 
-def _halves(seen: Evidence, down: str, found: set[str], beside: Iterable[str]) -> dict[str, Part] | None:
+def _halves(seen: Evidence, down: str, found: set[str], adapters: Iterable[str]) -> dict[str, Part] | None:
     products = [
-        gate for gate in seen.flow.gates if (paths(gate.gate) | paths(gate.up)).difference(beside) == found
+        gate for gate in seen.flow.gates if (paths(gate.gate) | paths(gate.up)).difference(adapters) == found
     ]
     gates = [gate for gate in products if not any(i.activated for i in gate.up)]
     if len(found) == 1:
@@ -79,7 +79,7 @@ def _halves(seen: Evidence, down: str, found: set[str], beside: Iterable[str]) -
         if not products:
             both = seen.calls[only].width == 2 * seen.calls[down].into
             return {only: ("gate_up" if both else "up", None)}
-        # Where both halves pass a nonlinearity, nothing tells which of them gates.
+        # Where both halves pass a nonlinearity, it is unidentified which of them gates.
         layout = seen.layout({"gate": gates[0].gate, "up": gates[0].up}) if gates else None
         return {only: ("gate_up", layout)}
     if len(found) != 2 or not gates or len(paths(gates[0].gate)) != 1 or len(paths(gates[0].up)) != 1:

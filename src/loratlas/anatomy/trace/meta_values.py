@@ -14,7 +14,7 @@ _ATEN = torch.ops.aten
 
 
 def answer(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
-    """Whether this operation asks for values, and what it is told."""
+    """Whether this operation asks for values, and the answer."""
     if packet is _ATEN._local_scalar_dense and args[0].device.type == "meta":
         return True, True if args[0].dtype == torch.bool else 1
     if packet is _ATEN.nonzero and args[0].device.type == "meta":

@@ -40,23 +40,23 @@ if TYPE_CHECKING:
 TOKENS, OTHERS = 8, 12
 """Tokens of the text, and of whatever else it attends to: unlike, so that cross-attention shows."""
 
-_PLACES = frozenset({"layer_idx", "layer_id", "layer_number", "layer_index"})
+_POSITIONS = frozenset({"layer_idx", "layer_id", "layer_number", "layer_index"})
 """Where a block stands, which says nothing about what it does."""
 
 
-def observe(model: nn.Module, found: list[Matrix]) -> Flow:
+def observe(model: nn.Module, matrices: list[Matrix]) -> Flow:
     """Watch one forward pass of a few tokens.
 
     Args:
         model: in eval mode; on the meta device, or small and with weights where it asks tensors for their values.
-        found: its matrices.
+        matrices: its matrices.
 
     Returns:
         What was seen; ``complete`` is false where the model does not run on token ids alone.
     """
     flow = Flow()
     for number, given in enumerate(inputs(model, tokens=TOKENS, others=OTHERS)):
-        tried = _run(model, found, given)
+        tried = _run(model, matrices, given)
         if number == 0 or tried.complete or len(tried.calls) > len(flow.calls):
             flow = tried
         if flow.complete:
@@ -64,16 +64,16 @@ def observe(model: nn.Module, found: list[Matrix]) -> Flow:
     return flow
 
 
-def _run(model: nn.Module, found: list[Matrix], given: dict[str, Any]) -> Flow:
+def _run(model: nn.Module, matrices: list[Matrix], given: dict[str, Any]) -> Flow:
     flow = Flow()
     names: dict[int, tuple[torch.Tensor, list[str]]] = {}
-    for matrix in found:
+    for matrix in matrices:
         names.setdefault(id(matrix.parameter), (matrix.parameter, []))[1].append(matrix.path)
     known = Labelled(flow, list(names.values()))
     holders: dict[str, list[str]] = {}
-    for matrix in found:
+    for matrix in matrices:
         holders.setdefault(matrix.module, []).append(matrix.path)
-    blocks = {matrix.block: matrix.layer for matrix in found if matrix.block is not None}
+    blocks = {matrix.block: matrix.layer for matrix in matrices if matrix.block is not None}
 
     ran = set[str]()
 
@@ -195,14 +195,14 @@ def _same(twin: Any, module: Any) -> Callable[..., Any]:
 
 
 def built(block: nn.Module) -> tuple[Any, ...]:
-    """All that tells one block from another: classes, shapes and plain settings of every module in it."""
+    """All that distinguishes one block from another: classes, shapes and plain settings of every module in it."""
     said = []
     for name, module in block.named_modules():
         shapes = tuple((key, tuple(p.shape)) for key, p in module._parameters.items() if p is not None)
         settings = tuple(
             (key, value)
             for key, value in vars(module).items()
-            if key not in _PLACES and isinstance(value, (bool, int, float, str, type(None)))
+            if key not in _POSITIONS and isinstance(value, (bool, int, float, str, type(None)))
         )
         said.append((name, type(module), shapes, settings))
     return tuple(said)

@@ -39,7 +39,7 @@ class Labelled:
         self.forget()
 
     def forget(self) -> None:
-        """Drop all labels: what comes next is told apart by itself (called at the entry of every block)."""
+        """Drop all labels: what comes next is followed by itself (called at the entry of every block)."""
         self.stage += 1
         self.kept: list[Any] = []  # storages stay alive, so that their addresses stay distinct
         # Outputs of matrices, and sums of several: path and width of each.

@@ -16,7 +16,7 @@ from loratlas.anatomy.trace.provenance import Labelled, Pairs
 class Shortcuts(TorchFunctionMode):
     """See the module's docstring.
 
-    ``scaled_dot_product_attention`` is noted as a whole: on the meta device it would fall apart into a
+    ``scaled_dot_product_attention`` is noted as a whole: on the meta device it would be split into a
     dozen operations. ``x[..., [-1], :]`` is read as ``x[..., -1:, :]``: the two are equal, but the first reaches
     the dispatcher as an index tensor whose value the meta device has lost.
     """

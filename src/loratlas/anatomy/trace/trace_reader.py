@@ -21,38 +21,38 @@ if TYPE_CHECKING:
 __all__ = ["Opinion", "opinions"]
 
 
-def opinions(flow: Flow, found: list[Matrix], *, kv_heads: int, heads: int) -> dict[str, Opinion]:
+def opinions(flow: Flow, matrices: list[Matrix], *, kv_heads: int, heads: int) -> dict[str, Opinion]:
     """Path → opinion; a matrix that plays two different parts, or an unclear one, has none.
 
     Args:
         flow: what was observed.
-        found: the matrices; their shapes and blocks are looked at, no name.
+        matrices: the matrices; their shapes and blocks are looked at, no name.
         kv_heads: of the config, to name layouts.
         heads: of the config.
     """
-    return _spread(_read(Evidence(flow, found, kv_heads, heads)), flow, found)
+    return _spread(_read(Evidence(flow, matrices, kv_heads, heads)), flow, matrices)
 
 
-def _spread(seen: dict[str, Opinion], flow: Flow, found: list[Matrix]) -> dict[str, Opinion]:
+def _spread(seen: dict[str, Opinion], flow: Flow, matrices: list[Matrix]) -> dict[str, Opinion]:
     """The same opinions for blocks that were built like an observed one."""
-    for matrix in found:
+    for matrix in matrices:
         twin = flow.twins.get(matrix.block or "")
         if twin is not None and matrix.block is not None:
             like = seen.get(twin + matrix.path[len(matrix.block) :])
             if like is not None:
                 seen[matrix.path] = like
-    return seen | _experts(seen, found)
+    return seen | _experts(seen, matrices)
 
 
-def _experts(seen: dict[str, Opinion], found: list[Matrix]) -> dict[str, Opinion]:
+def _experts(seen: dict[str, Opinion], matrices: list[Matrix]) -> dict[str, Opinion]:
     """What experts that were not chosen are: the same as their neighbours in a list of nothing but their like."""
     lists: dict[str, dict[str, dict[str, Matrix]]] = {}
-    for matrix in found:
+    for matrix in matrices:
         parts = matrix.path.split(".")
         for at in range((matrix.block or matrix.path).count(".") + 1, len(parts) - 2):
             inside = lists.setdefault(".".join(parts[:at]), {}).setdefault(parts[at], {})
             inside[".".join(parts[at + 1 :])] = matrix
-    told: dict[str, Opinion] = {}
+    by_path: dict[str, Opinion] = {}
     for items in lists.values():
         built = {tuple((rest, one.shape, one.kind) for rest, one in item.items()) for item in items.values()}
         if len(items) < 2 or len(built) != 1 or len(next(iter(built))) < 2:
@@ -61,8 +61,8 @@ def _experts(seen: dict[str, Opinion], found: list[Matrix]) -> dict[str, Opinion
             alike = [item[rest].path for item in items.values()]
             said = {seen[path] for path in alike if path in seen}
             if len(said) == 1 and next(iter(said)).role.startswith("moe."):
-                told |= dict.fromkeys(alike, next(iter(said)))
-    return told
+                by_path |= dict.fromkeys(alike, next(iter(said)))
+    return by_path
 
 
 def _read(seen: Evidence) -> dict[str, Opinion]:
