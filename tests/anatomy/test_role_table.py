@@ -157,15 +157,11 @@ def test_the_words_of_the_guide_hold_what_it_says():
     kinds = {word: parse(f"{word}:4").terms[0].names[0].kind for word in (*words, "nonsense")}
     assert kinds.pop("nonsense") == "suffix"
     # The names that people know from PEFT are shown as well; all others are words of the table.
-<<<<<<< HEAD
     assert {word for word, kind in kinds.items() if kind == "suffix"} == {
         "q_proj,v_proj",
         "c_attn",
         "mlp.c_proj",
     }
-=======
-    assert {word for word, kind in kinds.items() if kind == "suffix"} == {"q_proj,v_proj", "c_attn"}
->>>>>>> 0c3a36f (The guide's words are held against the table where names from PEFT are read as well)
     held = {name for name in ROLES if holds("attention", name)}
     assert {"attn.rel", "attn.index", "xattn.rel", "mixer.in"} & held == set()
     assert {"attn.q", "xattn.kv_b", "attn.o"} <= held
