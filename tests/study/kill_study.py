@@ -107,6 +107,7 @@ def main() -> None:
     records = [json.loads(path.read_text()) for path in sorted(whole.glob("runs/*/record.json"))]
     messages: list[Any] = []
     worker = Worker(setup, messages.append)
+    worker._parent = os.getpid()  # of the forks that train
 
     def jobs(out: Path) -> list[dict[str, Any]]:
         chosen = [r for r in records if r["key"]["phase"] == "evaluation"][:2]
