@@ -11,9 +11,9 @@ from pyarrow import parquet
 from tests.training.small import adapted, encoded
 
 from loratlas.errors import DataError, OutputError
+from loratlas.evaluation.loss_files import read_tokens
 from loratlas.evaluation.result_folder import ResultFolder
 from loratlas.evaluation.score import read_scores, score
-from loratlas.evaluation.tables import read_tokens
 from loratlas.evaluation.token_scorer import measure
 
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from tests.tasks.conftest import pairs, sentences, write
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from loratlas.evaluation.tables import read_columns
+from loratlas.evaluation.loss_files import read_columns
 
 ASKED = ("--samples", 3, "--rouge")
 FEW = ("--steps", 3, "--batch-size", 4, "--dtype", "float32", "--lr", "0.01")

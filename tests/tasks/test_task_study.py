@@ -10,7 +10,7 @@ from tests.tasks.conftest import pairs, sentences, write
 
 from loratlas.errors import DataError, SettingsError, SpecError
 from loratlas.evaluation.class_metrics import f1_rows
-from loratlas.evaluation.tables import read_columns
+from loratlas.evaluation.loss_files import read_columns
 from loratlas.report import build
 from loratlas.study.estimator import estimate
 from loratlas.study.run_study import run_study

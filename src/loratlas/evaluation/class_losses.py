@@ -14,8 +14,8 @@ from loratlas.errors import DataError
 from loratlas.evaluation.class_metrics import PREDICTIONS, correct, f1_rows
 from loratlas.evaluation.cross_entropy import nll
 from loratlas.evaluation.eval_precision import evaluating
+from loratlas.evaluation.loss_files import read_columns
 from loratlas.evaluation.score import Scores, read_scores
-from loratlas.evaluation.tables import read_columns
 from loratlas.evaluation.token_scorer import MAX_TOKENS
 from loratlas.modeling import unwrap
 

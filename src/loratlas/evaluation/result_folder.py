@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from loratlas.errors import OutputError
-from loratlas.evaluation.tables import (
+from loratlas.evaluation.loss_files import (
     DIGESTS,
     EXAMPLES,
     TOKENS,

@@ -10,8 +10,7 @@ import numpy as np
 
 from loratlas.data.examples import Encoded
 from loratlas.errors import DataError
-from loratlas.evaluation.result_folder import ResultFolder
-from loratlas.evaluation.tables import (
+from loratlas.evaluation.loss_files import (
     EXAMPLES,
     TOKENS,
     arrow_table,
@@ -20,6 +19,7 @@ from loratlas.evaluation.tables import (
     write_digests,
     write_table,
 )
+from loratlas.evaluation.result_folder import ResultFolder
 from loratlas.evaluation.token_scorer import (
     CHUNK,
     MAX_TOKENS,

@@ -21,8 +21,8 @@ from loratlas.data.batching import Batch, collate, length_groups
 from loratlas.data.examples import Example
 from loratlas.errors import DataError
 from loratlas.evaluation.forward_condition import Condition, drawing, under
+from loratlas.evaluation.loss_files import EXAMPLES
 from loratlas.evaluation.result_folder import ResultFolder
-from loratlas.evaluation.tables import EXAMPLES
 from loratlas.evaluation.token_layout import InputRow, batch_of, input_rows, pad_rows, segments_of
 from loratlas.evaluation.tokens import Tokens, concatenate
 from loratlas.modeling import unwrap
@@ -284,7 +284,7 @@ def measure(
         on_rows: see `run_pass`.
 
     Returns:
-        ``out``, for `loratlas.evaluation.tables.read_tokens`.
+        ``out``, for `loratlas.evaluation.loss_files.read_tokens`.
 
     Raises:
         DataError: no examples, or none with a token to score.

@@ -10,9 +10,9 @@ from loratlas.data.examples import Encoded
 from loratlas.data.packing import prove_packing
 from loratlas.evaluation.class_losses import Classes, classify, read_classes
 from loratlas.evaluation.class_metrics import PREDICTIONS, by_class
+from loratlas.evaluation.loss_files import EXAMPLES
 from loratlas.evaluation.result_folder import ResultFolder
 from loratlas.evaluation.score import Scores, score
-from loratlas.evaluation.tables import EXAMPLES
 from loratlas.evaluation.token_scorer import weights_digest
 from loratlas.loss_audit.audit import definitions, evidence_of, gaps, residual
 from loratlas.loss_audit.catalogue import catalogue, token_mean

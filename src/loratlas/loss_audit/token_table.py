@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loratlas.errors import DataError
-from loratlas.evaluation.tables import read_tokens
+from loratlas.evaluation.loss_files import read_tokens
 from loratlas.evaluation.tokens import SEGMENTS, Tokens
 
 if TYPE_CHECKING:
