@@ -44,12 +44,6 @@ if TYPE_CHECKING:
     from loratlas.data.rows import Rows
     from loratlas.placement.plan import Plan
 
-PLAN = "plan.json"
-"""Where a run whose placement was found by a scan keeps it."""
-
-MINE = ("adapter", "checkpoint", "eval", "run.json", "curve.json", "samples.json", "logs", PLAN)
-"""What a run leaves in its folder."""
-
 
 def train(
     model: Any,
