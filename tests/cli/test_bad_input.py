@@ -106,7 +106,6 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "adapter that is none": (train("--from", "taken"), ["taken", "adapter_config.json"]),
     "init of an adapter": (train("--from", "adapter", "--init", "pissa"), ["--init", "--from"]),
     "early stop without rows": (at("q", "--early-stop", "2"), ["--eval"]),
-    "resume of nothing": (at("q", "--resume"), ["--resume"]),
     "output is taken": (train("--placement", "q", out="taken"), ["taken", "thesis.txt"]),
     "output is a file": (train("--placement", "q", out="file"), ["file"]),
     "eval with no adapter": (["eval", MODEL, DATA, "--adapter", "nowhere"], ["nowhere"]),

@@ -261,3 +261,17 @@ def test_permission_lost_in_mid_run(tmp_path: Path):
     assert told.code in (2, 3), told.err  # it was to be saved, and could not be
     assert told.json["error"]["code"] in ("output", "storage")
     assert "Traceback" not in told.err
+
+
+def test_resume_of_nothing_begins_at_the_beginning(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A requeued job is one command, whether it was stopped before its first checkpoint or not."""
+    monkeypatch.chdir(tmp_path)
+    words = (*TRAIN, "--steps", "2", "--json")
+    whole = cli(*words, "--out", "whole")
+    (tmp_path / "requeued").mkdir()
+    (tmp_path / "requeued" / ".adapter.999999999.part").mkdir()
+    requeued = cli(*words, "--out", "requeued", "--resume")
+    assert requeued.code == 0, requeued.err
+    assert "no run to resume" in requeued.words
+    assert requeued.json["train_nll"] == whole.json["train_nll"]
+    assert cli(*words, "--out", "new", "--resume").json["train_nll"] == whole.json["train_nll"]

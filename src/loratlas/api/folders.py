@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import ModelError, OutputError
+from loratlas.files import is_leftover
 
 
 def adapter_folder(given: Path) -> Path:
@@ -100,7 +101,9 @@ def check_out(out: Path | None, *, mine: tuple[str, ...] = (), what: str = "resu
         return
     if out.exists() and not out.is_dir():
         raise OutputError(given=f"--out {out}", found="a file of that name", instead="a folder")
-    strange = [] if not out.is_dir() else sorted(p.name for p in out.iterdir() if p.name not in mine)
+    inside = out.iterdir() if out.is_dir() else ()
+    # What a killed process left unfinished is nobody's: the next write of that name removes it.
+    strange = sorted(p.name for p in inside if p.name not in mine and not is_leftover(p))
     if strange:
         raise OutputError(
             given=f"--out {out}",

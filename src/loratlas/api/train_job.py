@@ -100,12 +100,6 @@ def check_job(job: Job) -> None:
         )
     if job.samples and job.evaluate is None and job.eval_split is None:
         raise DataError(given="--samples without --eval", found="no rows to answer", instead="--eval DATA")
-    if job.resume and not job.out.is_dir():
-        raise SettingsError(
-            given=f"--resume with --out {job.out}",
-            found="no such folder",
-            instead="the folder of the stopped run",
-        )
     check_scores(job.placement, job.scores)
     check_out(job.out, mine=MINE if job.resume else (), what="run, or --resume to go on with the one there")
 
@@ -121,7 +115,8 @@ def scans(job: Job) -> bool:
     """Whether the placement is to be found by a scan of this run's own rows."""
     from loratlas.scan.plan_from_scores import is_auto
 
-    return is_auto(job.placement) and job.scores is None and not job.resume
+    kept = job.resume and (job.out / PLAN).exists()
+    return is_auto(job.placement) and job.scores is None and not kept
 
 
 def with_rate(job: Job, anatomy: Anatomy, listener: Listener) -> Job:

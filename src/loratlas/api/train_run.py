@@ -192,6 +192,8 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     from loratlas.sources import base_config, is_live, open_base, open_rows, open_task
 
     check_job(job)
+    if job.resume and not (job.out / "checkpoint").is_dir():
+        listener.note(f"{job.out}: no run to resume; it begins at the beginning.")
     source = base_config(job.model)
     tokenizer = job.tokenizer or load_tokenizer(tokenizer_source(job.model))
     rows = open_rows(job.data, split=job.split, mapping=job.columns, limit=job.limit)
