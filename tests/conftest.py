@@ -13,6 +13,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast examples are made depends on what else the machine does; that is no failure.
+settings.register_profile("loratlas", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loratlas")
 
 # A job in the background ignores Ctrl-C and hands that on to every command it starts; tests that send it would wait.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
