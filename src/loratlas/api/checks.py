@@ -125,8 +125,6 @@ def to_device(model: Any) -> Any:
     """Move a model to the GPU, if there is one; a quantised base is there already."""
     import torch
 
-    from loratlas.modeling import unwrap
-
     if torch.cuda.is_available() and not getattr(unwrap(model), "is_quantized", False):
         return model.to("cuda")
     return model

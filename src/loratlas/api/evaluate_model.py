@@ -284,10 +284,8 @@ def check_result_folder(out: Path | None) -> None:
         OutputError: it is a file, holds other things, or cannot be written to.
     """
     from loratlas.evaluation.result_folder import OWN
-    from loratlas.files import is_leftover
 
-    drafts = [p.name for p in out.iterdir() if is_leftover(p)] if out is not None and out.is_dir() else []
-    check_out(out, mine=(*OWN, *drafts))
+    check_out(out, mine=tuple(OWN))
 
 
 @contextmanager
