@@ -183,7 +183,8 @@ def given():
     }
     scan = Scan(
         model="m", model_type="llama", config_digest=anatomy.config_digest, source="s", digest="d",
-        readings=readings, by="gradient", rows=8, visits=8, tokens=80, labelled=40, loss=3.0, settled=True, cost_in_steps=0.5, seconds=1.0,
+        readings=readings, by="gradient", rows=8, visits=8,
+        tokens=80, labelled=40, loss=3.0, settled=True, cost_in_steps=0.5, seconds=1.0,
     )  # fmt: skip
     ranks = {site.path: number % 3 for number, site in enumerate(sites)}
     return Given(anatomy=anatomy, scan=scan, budget="like=all:1", adalora=lambda: ranks)

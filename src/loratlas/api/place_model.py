@@ -100,6 +100,8 @@ def placed(
 
     if scores is None:
         plan = place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
+        for warning in plan.warnings:
+            listener.note(warning)
     else:
         scan = load_scan(scores)
         plan, _ = plan_from(scan, anatomy, by=by, **options)

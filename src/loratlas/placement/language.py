@@ -6,12 +6,15 @@ r"""The placement language: from a text to its terms, and back to canonical text
     term      := selector ["@" layers] [":" rank]
     selector  := name ("," name)*
     name      := [scope "."] (set ["." part] | family ["." part] | part | suffix) | "all-linear"
-                 | '"' exact or glob path '"'
+                 | '"' exact or glob path '"' | 'legacy:"' suffix ("," suffix)* '"'
     set       := all | attention | feedforward          (also: full = all, mlp = feedforward)
     suffix    := the end of module names, such as q_proj, c_attn or attn.c_proj
     layers    := span ("," span)* | first8 | last8 | top/N | middle/N | bottom/N
     span      := a | a..b                               (b excluded)
     rank      := integer ["!"] | "auto"
+
+``legacy:"c_attn,c_proj"`` holds what PEFT's ``target_modules=["c_attn", "c_proj"]`` adapts, matrices of several roles
+included, so that a published list can be an arm; a plan says what such a list holds (`Plan.warnings`).
 
 A comma before ``@`` separates names, one after it separates layers. Nothing here looks at a model:
 :mod:`loratlas.placement.resolve` does. A name that is no word of the language is taken for the end of module names;
@@ -34,11 +37,12 @@ whether the model has such modules is seen there.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Literal, NoReturn
 
 from loratlas.anatomy.role_table import FAMILIES, PARTS, PARTS_OF, SCOPES, SETS
 from loratlas.placement.layer_ranges import Ends, LayerRange, Part, merged
-from loratlas.placement.terms import Edit, Mistake, Name, NameKind, Placement, Term
+from loratlas.placement.terms import LEGACY, Edit, Mistake, Name, NameKind, Placement, Term
 from loratlas.placement.vocabulary import ALIASES
 
 ALL_LINEAR = "all-linear"
@@ -46,6 +50,7 @@ ALL_LINEAR = "all-linear"
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*")
 _LINEAR = re.compile(r"all-linear(?![A-Za-z0-9_.-])", re.IGNORECASE)
+_LEGACY = re.compile(LEGACY + r"\s*:\s*(?=[\"'])")
 _INTEGER = re.compile(r"[0-9]+")
 _ENDS = re.compile(r"(first|last)([0-9]+)(?![A-Za-z0-9_/])")
 _PART = re.compile(r"(top|middle|bottom)\s*/\s*([0-9]+)")
@@ -216,9 +221,12 @@ class _Parser:
         position = self.at
         if self.names > MOST_NAMES:
             self.fail(f"more than {MOST_NAMES:,} names", "words that hold many sites, such as all")
+        legacy = self.match(_LEGACY) is not None
         for quote in ('"', "'"):
+            at = self.at
             if self.take(quote):
-                return self.path(quote, position)
+                path = self.path(quote, at)
+                return replace(path, kind="legacy", position=position) if legacy else path
         if self.match(_LINEAR):
             return Name(scope=None, word=ALL_LINEAR, kind="linear", position=position, end=self.at)
         match = self.match(_WORD)

@@ -29,6 +29,7 @@ from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
 from loratlas.placement.canonical import table_text
 from loratlas.placement.language import parse
+from loratlas.placement.legacy import held_by_lists
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
 
 if TYPE_CHECKING:
@@ -89,12 +90,18 @@ class Plan(Displayed):
             f"{self.placement} on {self.model} ({self.model_type}): {formats.count(self.trainable)} parameters at "
             f"{len(self.rows)} sites, {self.of_model:.2%} of the model",
             Grid(columns=("role", "sites", "rank", "trainable"), rows=listed),
+            *self.warnings,
         ]
 
     @property
     def trainable(self) -> int:
         """Parameters that train: Σ r·(d_in + d_out)."""
         return sum(row.trainable for row in self.rows)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to know before training by it: which matrices a list in PEFT's form holds."""
+        return held_by_lists(parse(self.placement), [row.site for row in self.rows])
 
     @property
     def of_model(self) -> float:
@@ -177,6 +184,7 @@ class Plan(Displayed):
             "of_model": self.of_model,
             "of_full_lora": self.of_full_lora,
             "digest": self.digest,
+            **({"warnings": self.warnings} if self.warnings else {}),
             "sites": [
                 {**row.site.to_json(), "rank": row.rank, "alpha": row.alpha, **({"why": why} if why else {})}
                 for row, why in zip(self.rows, self.why or [""] * len(self.rows), strict=True)

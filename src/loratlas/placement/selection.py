@@ -7,6 +7,7 @@ from collections.abc import Callable
 from loratlas.anatomy.role_table import TEXT_SCOPES
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.placement.layer_ranges import LayerRange
+from loratlas.placement.legacy import names_of
 from loratlas.placement.module_names import ends, glob
 from loratlas.placement.terms import Name
 from loratlas.placement.vocabulary import holds
@@ -63,6 +64,9 @@ def test_of(name: Name) -> Callable[[Site], bool]:
         return lambda site: (
             (name.scope is None or site.scope == name.scope) and (fits(site.module) or fits(site.path))
         )
+    if name.kind == "legacy":
+        fit = [ends(word) for word in names_of(name.word)]
+        return lambda site: any(fits(site.module) for fits in fit)
     if name.kind == "linear":
         # As PEFT reads it: every linear layer of every tower but the output layer.
         return lambda site: site.kind in ("linear", "conv1d") and site.role not in _NO_LINEAR

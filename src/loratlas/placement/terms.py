@@ -10,7 +10,10 @@ from typing import Literal, TypeAlias
 from loratlas.errors import PlacementError
 from loratlas.placement.layer_ranges import LayerRange
 
-NameKind: TypeAlias = Literal["word", "path", "suffix", "linear"]
+NameKind: TypeAlias = Literal["word", "path", "suffix", "linear", "legacy"]
+
+LEGACY = "legacy"
+"""In front of a quoted list of module names: see `loratlas.placement.legacy`."""
 
 _MOST_SHOWN = 3
 _LONG = 240
@@ -24,7 +27,8 @@ class Name:
         scope: the tower, or None for the text towers. Always None for a path.
         word: set, family or part, with ``.part`` behind it where one was given; or the path, or the end of one.
         kind: ``word`` of the language, a quoted ``path``, the ``suffix`` of module names that people know from
-            PEFT (``q_proj``, ``attn.c_proj``), or ``linear``: PEFT's ``all-linear``.
+            PEFT (``q_proj``, ``attn.c_proj``), ``linear``: PEFT's ``all-linear``, or ``legacy``: a list of such ends
+            that is read as PEFT reads it, whatever the roles behind them.
         position: index of its first character in the text.
         end: index behind its last character.
     """
@@ -45,6 +49,8 @@ class Name:
         """As written in a selector."""
         if self.quoted:
             return f'"{self.word}"'
+        if self.kind == "legacy":
+            return f'{LEGACY}:"{self.word}"'
         return f"{self.scope}.{self.word}" if self.scope else self.word
 
 

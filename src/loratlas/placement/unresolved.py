@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loratlas.anatomy.role_table import TEXT_SCOPES
 from loratlas.anatomy.sites import Unresolved
+from loratlas.placement.legacy import names_of
 from loratlas.placement.module_names import ends, glob, shapes_of
 from loratlas.placement.selection import Selection
 from loratlas.placement.terms import Edit, Mistake, Name, Placement
@@ -61,6 +62,8 @@ def _as_paths(name: Name, selection: Selection) -> list[Edit]:
 def _may_be(item: Unresolved, name: Name) -> bool:
     if name.kind == "suffix":
         return ends(name.word)(item.path) or ends(name.word)(item.module)
+    if name.kind == "legacy":
+        return any(ends(word)(item.module) for word in names_of(name.word))
     if item.scope not in ({name.scope} if name.scope else TEXT_SCOPES) and name.kind != "linear":
         return False
     roles = [opinion.partition(": ")[2] for opinion in item.opinions]

@@ -220,6 +220,7 @@ def prepare(
             found=f"{len(train)} rows to train on",
             instead=f"{len(train)} or less",
         )
+    notes += [f"{name}: {warning}." for name, plan in resolved.items() for warning in plan.warnings]
     return Prepared(
         source=source,
         task=task,
