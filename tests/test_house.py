@@ -34,6 +34,7 @@ FLOORS: dict[str, int] = {
     "demo": 5,
     "evaluation": 5,
     "signals": 5,
+    "serving": 5,
     "sources": 6,
     "training": 6,
     "loss_audit": 6,

@@ -126,7 +126,7 @@ def check_kind(config: Mapping[str, Any], folder: Path) -> None:
             )
     if isinstance(init, str) and init not in (*ORDINARY_INITS, *CONVERTED_INITS):
         raise _refused(folder, f"an unknown initialisation {init[:60]!r}", "an adapter that PEFT wrote")
-    _check_numbers(config, folder)
+    check_numbers(config, folder)
 
 
 def base_changed_by(config: Mapping[str, Any]) -> str | None:
@@ -164,8 +164,12 @@ def lora_config_of(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     return made
 
 
-def _check_numbers(config: Mapping[str, Any], folder: Path) -> None:
-    """Ranks are whole numbers, scales are numbers, expressions end."""
+def check_numbers(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse ranks that are no whole numbers, scales that are no numbers, expressions that may never end.
+
+    Raises:
+        ModelError: one of them is there.
+    """
     ranks = {"r": config.get("r", 8), **_table(config, "rank_pattern", folder)}
     for name, rank in ranks.items():
         if type(rank) is not int or rank < 1:
