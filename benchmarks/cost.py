@@ -26,19 +26,19 @@ import torch
 from benchmarks.common import machine
 from benchmarks.common.bases import MEDIUM, MINI, SMALL, base, made_up
 from loratlas.adapters.attach import attach
-from loratlas.adapters.lean_lora import lean
+from loratlas.adapters.layers.lean_lora import lean
 from loratlas.anatomy.read import read
 from loratlas.cost.calibration import Calibration
 from loratlas.cost.dry_run import as_step, dry_run
 from loratlas.cost.recorder import saved
 from loratlas.placement.plan import Plan, place
 from loratlas.training.fleet.train_fleet import detach_adapters
-from loratlas.training.gradients import step_loss
 from loratlas.training.loop import fit
 from loratlas.training.master_weights import MasterWeights
-from loratlas.training.microbatches import microbatches
 from loratlas.training.run_context import training_mode
 from loratlas.training.settings import Settings
+from loratlas.training.step.gradients import step_loss
+from loratlas.training.step.microbatches import microbatches
 
 PLACEMENTS = (
     "all:8",

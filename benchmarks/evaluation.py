@@ -195,7 +195,7 @@ def main() -> int:
     if options.stream is not None:
         stream(options.rows, options.stream)
         return 0
-    from loratlas.study.machine_record import machine, revision, versions
+    from loratlas.study.execution.machine_record import machine, revision, versions
 
     begun = time.perf_counter()
     results = []

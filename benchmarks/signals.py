@@ -41,7 +41,7 @@ def rows_of(count: int) -> Any:
 
 def peak(run: Callable[[], Any]) -> int:
     """Bytes allocated at the peak, above what was there before."""
-    from loratlas.training.memory import allocations
+    from loratlas.training.step.memory import allocations
 
     with allocations() as changes:
         run()
@@ -51,7 +51,7 @@ def peak(run: Callable[[], Any]) -> int:
 def memory(rows: Any, *, dtype: str) -> dict[str, Any]:
     """Peak of a pass with the gradient signal over the same pass without, weights counted in both."""
     from loratlas.anatomy.read import read
-    from loratlas.data.batching import collate
+    from loratlas.data.batches.batching import collate
     from loratlas.evaluation.token_losses import token_losses
     from loratlas.scan.plan_from_scores import candidates
     from loratlas.signals.base import FOLDS, Signal
@@ -137,7 +137,7 @@ def times(rows: Any, *, dtype: str, rounds: int) -> dict[str, Any]:
 
 
 def _batches(rows: Any) -> list[dict[str, Any]]:
-    from loratlas.data.batching import collate
+    from loratlas.data.batches.batching import collate
 
     found = []
     for start in range(0, len(rows), 8):

@@ -130,6 +130,29 @@ def test_files_stay_small(path: Path):
     assert lines <= 400, f"{path.relative_to(ROOT)} has {lines} lines; split it where its ideas part"
 
 
+def crowded_folders(top: Path, allowed: int = 20) -> dict[str, int]:
+    """The folders under ``top`` that hold more files than one looks through at a glance."""
+    counts: dict[str, int] = {}
+    for path in top.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+            folder = path.parent.relative_to(top.parent).as_posix()
+            counts[folder] = counts.get(folder, 0) + 1
+    return {folder: count for folder, count in counts.items() if count > allowed}
+
+
+@pytest.mark.parametrize("top", ["src/loratlas", "tests", "benchmarks", "tools", "docs"])
+def test_no_folder_holds_over_twenty_files(top: str):
+    assert not crowded_folders(ROOT / top)
+
+
+def test_a_crowded_folder_is_seen(tmp_path: Path):
+    for number in range(21):
+        (tmp_path / f"{number}.py").touch()
+    assert crowded_folders(tmp_path) == {f"{tmp_path.name}": 21}
+    (tmp_path / "0.py").unlink()
+    assert not crowded_folders(tmp_path)
+
+
 def test_no_two_files_have_one_name():
     names = [path.name for path in MODULES if path.name not in {"__init__.py", "__main__.py", "base.py"}]
     assert sorted(names) == sorted(set(names))

@@ -20,7 +20,7 @@ import numpy as np
 from loratlas.loss_audit.definition_ranking import Disagreement, disagreements
 from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
 from loratlas.loss_audit.token_table import LossTable
-from loratlas.study.run_records import read_examples, read_record
+from loratlas.study.execution.run_records import read_examples, read_record
 
 BY = Definition(name="token_mean")
 OTHERS = [

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="folders of finished studies")
     parser.add_argument("--to", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
-    from loratlas.study.study_result import load_study
+    from loratlas.study.results.study_result import load_study
 
     for folder in arguments.folders:
         study = load_study(folder).to_json()

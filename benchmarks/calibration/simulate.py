@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import scipy
 
-from loratlas.study.estimator import crossed, p_value
+from loratlas.study.results.estimator import crossed, p_value
 
 # seeds, examples, then standard deviations in nats per token: seed, arm × example, seed × example.
 SCENARIOS = {

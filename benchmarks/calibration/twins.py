@@ -28,8 +28,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from loratlas.study.estimator import estimate
-from loratlas.study.machine_record import machine, revision, versions
+from loratlas.study.execution.machine_record import machine, revision, versions
+from loratlas.study.results.estimator import estimate
 
 # The upper half of the layers only: half of the backward pass, and twins differ all the same.
 ARMS = {"one": "attention@top/2:4", "other": "feedforward@top/2:2"}
@@ -46,14 +46,14 @@ def train_pairs(pairs: range) -> dict[str, np.ndarray]:
     torch.set_num_threads(1)
 
     from loratlas.anatomy.read import read
-    from loratlas.data.batching import training_order
+    from loratlas.data.batches.batching import training_order
     from loratlas.data.encode import encode, load_tokenizer
     from loratlas.demo import base_path
     from loratlas.evaluation.score import score
     from loratlas.models.load import load_model
     from loratlas.placement.plan import place
     from loratlas.sources import open_rows
-    from loratlas.study.row_splits import subset
+    from loratlas.study.inputs.row_splits import subset
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loratlas.study import machine_record
+from loratlas.study.execution import machine_record
 
 FLAGS = ("amx", "avx", "f16c", "fma", "sve", "bf16", "asimd")
 """How the names of instructions begin that matrix products and bfloat16 depend on."""

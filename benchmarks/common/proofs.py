@@ -6,10 +6,10 @@ import torch
 
 from benchmarks.common.bases import adapted
 from benchmarks.peers.trainer import batch_of, row_of
-from loratlas.adapters.lean_lora import lean
+from loratlas.adapters.layers.lean_lora import lean
 from loratlas.data.examples import Encoded
-from loratlas.training.gradients import step_loss
-from loratlas.training.microbatches import microbatches
+from loratlas.training.step.gradients import step_loss
+from loratlas.training.step.microbatches import microbatches
 
 GRADIENTS = 1e-4
 """Largest ‖ours − PEFT's‖ / ‖PEFT's‖ over all adapter gradients in float32 that rounding explains."""

@@ -161,7 +161,7 @@ def run_adalora(model: Any, anatomy: Anatomy, rows: Any, *, steps: int = 30, see
     import torch
     from peft import AdaLoraConfig, get_peft_model
 
-    from loratlas.data.batching import collate, training_order
+    from loratlas.data.batches.batching import collate, training_order
 
     sites = candidates(anatomy)
     config = AdaLoraConfig(

@@ -16,8 +16,8 @@ from benchmarks.oracle.rules import Given, run_adalora, signals_of
 from benchmarks.oracle.tasks import TASKS, Size
 from loratlas.scan.run_scan import scan
 from loratlas.scan.scores import Scan, load_scan
-from loratlas.study.spec_file import parse_spec
-from loratlas.study.study_spec import StudySpec
+from loratlas.study.spec.spec_file import parse_spec
+from loratlas.study.spec.study_spec import StudySpec
 
 SEED = 20
 

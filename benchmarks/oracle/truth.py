@@ -26,8 +26,8 @@ from loratlas.placement.plan import Plan, place
 from loratlas.scan.plan_from_scores import gains
 from loratlas.scan.scores import Scan
 from loratlas.scan.trial_runs import COST
-from loratlas.study.estimator import estimate
-from loratlas.study.run_records import read_examples
+from loratlas.study.execution.run_records import read_examples
+from loratlas.study.results.estimator import estimate
 
 TIE = 0.2
 

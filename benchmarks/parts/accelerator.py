@@ -18,12 +18,12 @@ from benchmarks.common.timing import Sample, block, interleaved, ratio, ratios, 
 from benchmarks.peers import ours, trainer
 from benchmarks.peers.floor import Floor, PeftStep
 from benchmarks.peers.outcome import Schedule
-from loratlas.data.batching import training_order
+from loratlas.data.batches.batching import training_order
 from loratlas.data.examples import Encoded
 from loratlas.placement.plan import place
 from loratlas.training.fleet.train_fleet import Fleet, Member
 from loratlas.training.loop import fit
-from loratlas.training.microbatches import microbatches
+from loratlas.training.step.microbatches import microbatches
 
 PLACEMENT = "all:8"
 BATCHES = ((4, 256), (16, 512))

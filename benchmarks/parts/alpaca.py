@@ -20,7 +20,7 @@ from benchmarks.common.bases import MINI, adapted, alpaca, tokenizer_of
 from benchmarks.common.timing import interleaved, ratio
 from benchmarks.peers import ours, sft, trainer
 from benchmarks.peers.outcome import Outcome, Schedule
-from loratlas.data.batching import training_order
+from loratlas.data.batches.batching import training_order
 from loratlas.evaluation.score import score
 
 TARGETS = {"Trainer as shipped": 8.0, "Trainer at its best": 2.0, "SFTTrainer with packing": 1.5}

@@ -16,9 +16,9 @@ import numpy as np
 from benchmarks.common.bases import MEDIUM, MINI, SMALL, adapted, alpaca
 from benchmarks.peers import ours, trainer
 from benchmarks.peers.outcome import Schedule
-from loratlas.data.batching import training_order
+from loratlas.data.batches.batching import training_order
 from loratlas.data.examples import Encoded
-from loratlas.training.memory import allocations, resident_bytes
+from loratlas.training.step.memory import allocations, resident_bytes
 
 PLACEMENT = "all:8"
 TARGET = 0.6

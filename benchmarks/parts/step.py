@@ -20,7 +20,7 @@ from benchmarks.peers.floor import Floor, PeftStep
 from benchmarks.peers.outcome import Schedule
 from loratlas.data.examples import Encoded
 from loratlas.placement.plan import place
-from loratlas.training.microbatches import microbatches
+from loratlas.training.step.microbatches import microbatches
 
 PLACEMENT = "all:8"
 SKIP = 2

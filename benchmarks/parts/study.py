@@ -1,9 +1,10 @@
 """A study's 27 runs, three placements × three learning rates × three seeds, by three ways.
 
 `Trainer` at its best trains them one after the other; so does this project's `fit`; and they are trained as
-``loratlas study`` trains them, side by side as far as runs share a pass (`loratlas.study.fleet_sizing`). All runs are
-made by every side, none is multiplied. Batches are small, for that is where company pays on a CPU; at 16 rows a step a
-study trains runs one by one, and the ratio is that of the Alpaca row. Loading the base and judging are not timed.
+``loratlas study`` trains them, side by side as far as runs share a pass (`loratlas.study.inputs.fleet_sizing`). All
+runs are made by every side, none is multiplied. Batches are small, for that is where company pays on a CPU; at 16 rows
+a step a study trains runs one by one, and the ratio is that of the Alpaca row. Loading the base and judging are not
+timed.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from benchmarks.common.bases import MINI, adapted, alpaca, base
 from benchmarks.common.timing import Sample, interleaved, ratios, seconds, timed
 from benchmarks.peers import ours, trainer
 from benchmarks.peers.outcome import Schedule
-from loratlas.data.batching import training_order
+from loratlas.data.batches.batching import training_order
+from loratlas.data.batches.packing_proof import prove_packing
 from loratlas.data.examples import Encoded
-from loratlas.data.packing import prove_packing
 from loratlas.evaluation.score import score
 from loratlas.placement.plan import place
-from loratlas.study.fleet_sizing import runs_per_pass
+from loratlas.study.inputs.fleet_sizing import runs_per_pass
 from loratlas.training.fleet.train_fleet import Fleet, Member, detach_adapters
 from loratlas.training.loop import fit
 

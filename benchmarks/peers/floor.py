@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from loratlas.data.batching import Batch
-from loratlas.data.packing import bare
+from loratlas.data.batches.batching import Batch
+from loratlas.modeling import unwrap
 from loratlas.placement.plan import Plan
-from loratlas.training.gradients import step_loss
+from loratlas.training.step.gradients import step_loss
 
 
 class Floor:
@@ -44,7 +44,7 @@ class Floor:
         lowest(model, plan).register_forward_pre_hook(add, with_kwargs=True)
         model.train()
         if compiled:
-            bare(model).base_model.compile()
+            unwrap(model).base_model.compile()
 
     def step(self) -> torch.Tensor:
         """One pass; the gradient."""
@@ -76,7 +76,7 @@ class PeftStep:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=0.0, fused=True)
         model.train()
         if compiled:
-            bare(model).base_model.compile()
+            unwrap(model).base_model.compile()
 
     def step(self) -> float:
         """One step; its loss."""

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loratlas.adapters.lean_lora import faster, slower
+    from loratlas.adapters.layers.lean_lora import faster, slower
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.api.compare import study
     from loratlas.api.evaluate_model import evaluate
@@ -63,11 +63,11 @@ _HOMES = {
     "Study": "loratlas.api.results",
     "evaluate": "loratlas.api.evaluate_model",
     "export": "loratlas.api.export_run",
-    "faster": "loratlas.adapters.lean_lora",
+    "faster": "loratlas.adapters.layers.lean_lora",
     "place": "loratlas.api.place_model",
     "read": "loratlas.sources",
     "scan": "loratlas.api.scan_model",
-    "slower": "loratlas.adapters.lean_lora",
+    "slower": "loratlas.adapters.layers.lean_lora",
     "study": "loratlas.api.compare",
     "train": "loratlas.api.train_run",
 }

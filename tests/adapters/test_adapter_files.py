@@ -9,10 +9,10 @@ import warnings
 import pytest
 from tests.tiny import tiny_anatomy, tiny_model
 
-from loratlas.adapters.adapter_files import save_adapter
-from loratlas.adapters.export_adapter import export
-from loratlas.adapters.load_adapter import load_adapter
-from loratlas.adapters.read_adapter import read_adapter
+from loratlas.adapters.export.export_adapter import export
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
+from loratlas.adapters.stored.read_adapter import read_adapter
 from loratlas.errors import AttachError, ModelError, OutputError, StorageError
 from loratlas.files import whole_folder
 from loratlas.placement.plan import place

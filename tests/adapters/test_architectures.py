@@ -9,10 +9,10 @@ import pytest
 import torch
 from tests.adapters.architectures import TYPES, config, model
 
-from loratlas.adapters.adapter_files import save_adapter
 from loratlas.adapters.attach import trainable
-from loratlas.adapters.load_adapter import load_adapter
 from loratlas.adapters.peft_targets import adapted
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
 from loratlas.anatomy.read import read
 from loratlas.errors import AttachError
 from loratlas.placement.plan import place

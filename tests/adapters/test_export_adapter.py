@@ -9,12 +9,12 @@ import pytest
 import torch
 from tests.conformance.adapter_cases import CASES, save_bases, save_case
 
-from loratlas.adapters.adapter_task import open_base_config, task_of
-from loratlas.adapters.check_export import Request, difference, fixed_logits, load_with_peft
-from loratlas.adapters.export_adapter import export, write_export
-from loratlas.adapters.load_adapter import load_adapter
-from loratlas.adapters.loading_recipe import adapter_recipe, base_options
-from loratlas.adapters.read_adapter import read_adapter
+from loratlas.adapters.export.check_export import Request, difference, fixed_logits, load_with_peft
+from loratlas.adapters.export.export_adapter import export, write_export
+from loratlas.adapters.export.loading_recipe import adapter_recipe, base_options
+from loratlas.adapters.stored.adapter_task import open_base_config, task_of
+from loratlas.adapters.stored.load_adapter import load_adapter
+from loratlas.adapters.stored.read_adapter import read_adapter
 from loratlas.cli import run
 from loratlas.errors import ModelError
 from loratlas.models.config import load_config
@@ -102,7 +102,7 @@ def test_what_differs_is_seen(bases, tmp_path):
 
 
 def test_what_does_not_load_in_a_fresh_process_is_a_sentence(bases, tmp_path):
-    from loratlas.adapters.check_export import in_fresh_process
+    from loratlas.adapters.export.check_export import in_fresh_process
 
     one = saved("plain", bases, tmp_path / "a")
     fields = {"base": str(bases["llama"]), "kind": "CausalLM", "dtype": "float32", "merged": True}

@@ -7,8 +7,8 @@ import torch
 from tests.training.small import adapted
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
-from loratlas.adapters.gelu import fuse
-from loratlas.adapters.lean_lora import faster, slower
+from loratlas.adapters.layers.gelu import fuse
+from loratlas.adapters.layers.lean_lora import faster, slower
 from loratlas.cost.recorder import saved
 
 

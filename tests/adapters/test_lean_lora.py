@@ -8,9 +8,9 @@ from peft.tuners.lora.layer import Linear
 from tests.training.small import adapted
 
 import loratlas
-from loratlas.adapters import lean_lora as kernels
-from loratlas.adapters.gelu import fuse
-from loratlas.adapters.lean_lora import LeanLinear, lean
+from loratlas.adapters.layers import lean_lora as kernels
+from loratlas.adapters.layers.gelu import fuse
+from loratlas.adapters.layers.lean_lora import LeanLinear, lean
 
 
 def both(model, ids, *, change=lambda model: None):

@@ -9,8 +9,8 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from loratlas.adapters.gelu import fuse, write_out
-from loratlas.adapters.rms_norm import lean_norm
+from loratlas.adapters.layers.gelu import fuse, write_out
+from loratlas.adapters.layers.rms_norm import lean_norm
 
 
 def norm(kind=LlamaRMSNorm, *, dtype=torch.float32, width=48):

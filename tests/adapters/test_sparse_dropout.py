@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loratlas.adapters.sparse_dropout import MOST, draw, drop_, dropped
+from loratlas.adapters.layers.sparse_dropout import MOST, draw, drop_, dropped
 
 N = 400_000
 

@@ -10,10 +10,10 @@ import torch
 from tests import zoo
 from tests.adapters.test_architectures import randomise
 
-from loratlas.adapters.adapter_files import save_adapter
 from loratlas.adapters.attach import trainable
-from loratlas.adapters.load_adapter import load_adapter
 from loratlas.adapters.peft_targets import adapted
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
 from loratlas.anatomy.read import read
 from loratlas.errors import AttachError, PlacementError
 from loratlas.modeling import zero_dropout

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from tests.adapters.test_adapter_files import logits, trained
 from tests.tiny import tiny_model
 
-from loratlas.adapters.adapter_files import save_adapter
-from loratlas.adapters.load_adapter import load_adapter
-from loratlas.adapters.lora_options import lora_config_of
-from loratlas.adapters.read_adapter import MARKER, WEIGHTS, read_adapter
-from loratlas.adapters.safetensors_header import read_header
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
+from loratlas.adapters.stored.lora_options import lora_config_of
+from loratlas.adapters.stored.read_adapter import MARKER, WEIGHTS, read_adapter
+from loratlas.adapters.stored.safetensors_header import read_header
 from loratlas.errors import LoratlasError, ModelError
 
 NOTES = "loratlas.json"

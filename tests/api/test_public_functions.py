@@ -71,7 +71,7 @@ def test_a_run_without_a_folder_is_saved_afterwards(run: loratlas.Run, tmp_path:
 
 def test_rooms_do_not_hide_functions_of_their_name():
     code = (
-        "from loratlas.scan.scores import load_scan\nfrom loratlas.study.estimator import estimate\n"
+        "from loratlas.scan.scores import load_scan\nfrom loratlas.study.results.estimator import estimate\n"
         "import loratlas\nassert callable(loratlas.scan) and callable(loratlas.study)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

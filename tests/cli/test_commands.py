@@ -370,8 +370,8 @@ def test_eval_prints_a_few_lines_and_its_tables_on_request(cli):
 
 def test_eval_says_where_it_computes_otherwise_than_training_did(cli, trained: dict, tmp_path: Path):
     """By default as the adapter was trained, whatever this machine prefers; another dtype is obeyed, and said."""
-    from loratlas.adapters.adapter_files import save_adapter
-    from loratlas.adapters.load_adapter import load_adapter
+    from loratlas.adapters.stored.adapter_files import save_adapter
+    from loratlas.adapters.stored.load_adapter import load_adapter
     from loratlas.demo import base_path
     from loratlas.models.load import load_model, native_dtype
 

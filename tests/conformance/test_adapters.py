@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file
 from tests.conformance.adapter_cases import CASES, Case, save_bases, save_case
 
-from loratlas.adapters.adapter_files import save_adapter
-from loratlas.adapters.adapter_task import open_base_config
-from loratlas.adapters.check_export import Request, fixed_logits
-from loratlas.adapters.export_adapter import write_export
-from loratlas.adapters.load_adapter import load_adapter
-from loratlas.adapters.read_adapter import read_adapter
+from loratlas.adapters.export.check_export import Request, fixed_logits
+from loratlas.adapters.export.export_adapter import write_export
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.adapter_task import open_base_config
+from loratlas.adapters.stored.load_adapter import load_adapter
+from loratlas.adapters.stored.read_adapter import read_adapter
 from loratlas.adapters.trained_heads import refuse_untrained
 from loratlas.errors import LoratlasError
 from loratlas.models.load import load_model
@@ -35,7 +35,7 @@ import json, sys, warnings
 import torch
 from safetensors.torch import save_file
 from transformers.utils import logging
-from loratlas.adapters.check_export import Request, fixed_logits, load_export, load_with_peft
+from loratlas.adapters.export.check_export import Request, fixed_logits, load_export, load_with_peft
 warnings.simplefilter("ignore")
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -10,20 +10,20 @@ from tests.tiny import tiny_config, tiny_model
 from tests.training.small import encoded, wrap
 
 from loratlas.adapters.attach import attach
-from loratlas.adapters.lean_lora import lean
+from loratlas.adapters.layers.lean_lora import lean
 from loratlas.anatomy.read import read
 from loratlas.cost.calibration import Calibration
 from loratlas.cost.dry_run import dry_run, even_rows, typical
 from loratlas.cost.recorder import recording, saved
-from loratlas.data.batching import training_order
+from loratlas.data.batches.batching import training_order
 from loratlas.errors import ModelError
 from loratlas.placement.plan import place
-from loratlas.training.gradients import step_loss
 from loratlas.training.loop import fit
 from loratlas.training.master_weights import MasterWeights
-from loratlas.training.microbatches import microbatches
 from loratlas.training.run_context import training_mode
 from loratlas.training.settings import Settings
+from loratlas.training.step.gradients import step_loss
+from loratlas.training.step.microbatches import microbatches
 
 ROWS = encoded(6, longest=40)
 

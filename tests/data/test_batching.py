@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratlas.data.batching import IGNORED, collate, evaluation_batches, training_order
+from loratlas.data.batches.batching import IGNORED, collate, evaluation_batches, training_order
 from loratlas.data.examples import Encoded, EncodeReport, Example
 from loratlas.errors import SettingsError
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratlas.data import block_attention as blocks
-from loratlas.data import packed_attention as attention
-from loratlas.data.packed_attention import Layout, carrying, packed_attention, register, use_layout
+from loratlas.data.batches import block_attention as blocks
+from loratlas.data.batches import packed_attention as attention
+from loratlas.data.batches.packed_attention import Layout, carrying, packed_attention, register, use_layout
 
 
 class Causal(torch.nn.Module):

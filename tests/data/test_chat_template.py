@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from chat_templates import BRACKETS, CHATML, HEADERS, LOST, MARKED, NEXT_ROLE, THINKING, TWO_ENDS, UNSTOPPED
 
-from loratlas.data.chat_template import PLAIN_TEMPLATE, Rendered, render, template_name
+from loratlas.data.chat.chat_template import PLAIN_TEMPLATE, Rendered, render, template_name
 from loratlas.data.rows import Row, Turn
 from loratlas.errors import DataError
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from tests.tiny import TYPES, tiny_model
 
-from loratlas.data import packed_attention as attention
-from loratlas.data import packing
-from loratlas.data.batching import collate
+from loratlas.data.batches import packed_attention as attention
+from loratlas.data.batches import packing_proof
+from loratlas.data.batches.batching import collate
+from loratlas.data.batches.packing import forward
+from loratlas.data.batches.packing_proof import prove_packing
 from loratlas.data.examples import Example
-from loratlas.data.packing import forward, prove_packing
 
 PADDED = {"gptj", "gpt_neo", "falcon", "bloom", "mpt"}
 """Types whose attention does not go through transformers' interface."""
@@ -132,9 +133,9 @@ def test_the_proof_catches_positions_that_do_not_restart(monkeypatch):
 
         return replace(batch, position_ids=torch.arange(batch.tokens)[None] % 64)
 
-    real = packing.collate
+    real = packing_proof.collate
     monkeypatch.setattr(
-        packing,
+        packing_proof,
         "collate",
         lambda made, packed: running_on(real(made, packed=True)) if packed else real(made, packed=False),
     )

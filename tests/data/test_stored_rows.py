@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loratlas.data.check_records import RecordCheck
 from loratlas.data.load_rows import load_rows
 from loratlas.data.records import line_files
+from loratlas.data.records.check_records import RecordCheck
 from loratlas.data.records.line_files import LineFile
-from loratlas.data.row_forms import RowReader
+from loratlas.data.records.row_forms import RowReader
 from loratlas.data.rows import rows_digest
 from loratlas.errors import DataError
 

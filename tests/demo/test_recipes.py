@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loratlas import demo
-from loratlas.study.spec_file import load_spec, parse_spec
+from loratlas.study.spec.spec_file import load_spec, parse_spec
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 

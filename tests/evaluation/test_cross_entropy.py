@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.tiny import TYPES, tiny_model
 
-from loratlas.data.batching import collate
+from loratlas.data.batches.batching import collate
+from loratlas.data.batches.packing import forward
 from loratlas.data.examples import Example
-from loratlas.data.packing import forward
 from loratlas.evaluation import cross_entropy
 from loratlas.evaluation import token_losses as losses
 from loratlas.evaluation.cross_entropy import ROWS, Shape, nll, nll_of_states

@@ -91,7 +91,7 @@ def test_a_call_that_was_stopped_goes_on(tmp_path, monkeypatch):
 
 def test_a_pass_prepares_the_model_once(monkeypatch):
     """Classes are exchanged and modules scanned once per pass, not once per batch."""
-    from loratlas.adapters import lean_lora
+    from loratlas.adapters.layers import lean_lora
 
     entered, right = [], lean_lora.lean
     monkeypatch.setattr(lean_lora, "lean", lambda model: (entered.append(None), right(model))[1])

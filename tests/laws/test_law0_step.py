@@ -6,12 +6,12 @@ import pytest
 import torch
 from tests.training.small import adapted, encoded, weights
 
-from loratlas.data.batching import collate
-from loratlas.training.gradients import step_loss
+from loratlas.data.batches.batching import collate
 from loratlas.training.loop import fit
 from loratlas.training.master_weights import MasterWeights
-from loratlas.training.microbatches import microbatches
 from loratlas.training.settings import Settings
+from loratlas.training.step.gradients import step_loss
+from loratlas.training.step.microbatches import microbatches
 
 ROWS = list(range(16))
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny import tiny_model
 
-from loratlas.data.batching import collate, evaluation_batches
+from loratlas.data.batches.batching import collate, evaluation_batches
+from loratlas.data.batches.packing import forward
 from loratlas.data.examples import Encoded, EncodeReport, Example
-from loratlas.data.packing import forward
 
 _MODELS: dict[str, torch.nn.Module] = {}
 

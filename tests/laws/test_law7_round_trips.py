@@ -7,8 +7,8 @@ import json
 import pytest
 from tests.tiny import TYPES, tiny_anatomy, tiny_model
 
-from loratlas.adapters.adapter_files import save_adapter
-from loratlas.adapters.load_adapter import load_adapter
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
 from loratlas.placement.plan import Plan, place
 
 

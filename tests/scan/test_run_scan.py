@@ -21,10 +21,10 @@ from loratlas.scan.scores import STEP, Scan
 from loratlas.scan.trial_runs import COST, Watch
 from loratlas.scan.trial_training import probe
 from loratlas.signals.registry import untrained
-from loratlas.study import prepare as preparing
-from loratlas.study.ledger import Ledger
+from loratlas.study.execution.ledger import Ledger
+from loratlas.study.inputs import prepare as preparing
 from loratlas.study.run_study import run_study
-from loratlas.study.spec_file import parse_spec
+from loratlas.study.spec.spec_file import parse_spec
 
 
 @pytest.fixture(scope="module")

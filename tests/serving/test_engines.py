@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loratlas.adapters.safetensors_header import TensorEntry
+from loratlas.adapters.stored.safetensors_header import TensorEntry
 from loratlas.errors import RequestError
 from loratlas.serving.adapter_header import AdapterHeader
 from loratlas.serving.base_outline import BaseOutline

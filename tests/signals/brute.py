@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from loratlas.anatomy.read import read
-from loratlas.data.batching import Batch, collate
+from loratlas.data.batches.batching import Batch, collate
 from loratlas.data.examples import Example
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.placement.vocabulary import holds

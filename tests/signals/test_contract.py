@@ -9,7 +9,7 @@ import torch
 from tests.signals.brute import batches, examples, sites_of
 from tests.tiny import tiny_model
 
-from loratlas.data.batching import collate
+from loratlas.data.batches.batching import collate
 from loratlas.data.examples import Example
 from loratlas.errors import DataError, ModelError, SettingsError
 from loratlas.evaluation.token_losses import token_losses

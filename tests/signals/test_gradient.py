@@ -12,7 +12,7 @@ from tests.tiny import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loratlas.anatomy.read import read
-from loratlas.data.batching import collate
+from loratlas.data.batches.batching import collate
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.models.config import quiet
 from loratlas.signals.gradient import Gradient

@@ -8,7 +8,7 @@ import torch
 from tests.signals.brute import batches, examples, sites_of
 from tests.tiny import tiny_model
 
-from loratlas.data.batching import collate
+from loratlas.data.batches.batching import collate
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.models.config import quiet
 from loratlas.signals.activation import Activation

@@ -19,12 +19,12 @@ from typing import Any
 from tests.cli.kill_at_each_operation import KILLED, kill_before
 
 from loratlas.study import run_study as front
-from loratlas.study.coordinator import Coordinator
-from loratlas.study.prepare import prepare as prepare_study
-from loratlas.study.run_records import is_whole
-from loratlas.study.spec_file import parse_spec
-from loratlas.study.study_result import load_study
-from loratlas.study.worker import Worker
+from loratlas.study.execution.coordinator import Coordinator
+from loratlas.study.execution.run_records import is_whole
+from loratlas.study.execution.worker import Worker
+from loratlas.study.inputs.prepare import prepare as prepare_study
+from loratlas.study.results.study_result import load_study
+from loratlas.study.spec.spec_file import parse_spec
 
 
 class Begun(Exception):

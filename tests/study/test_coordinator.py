@@ -23,12 +23,12 @@ from loratlas.errors import (
     SettingsError,
     StorageError,
 )
-from loratlas.study.estimator import estimate
-from loratlas.study.ledger import Ledger
-from loratlas.study.run_records import read_examples
+from loratlas.study.execution.ledger import Ledger
+from loratlas.study.execution.run_records import read_examples
+from loratlas.study.results.estimator import estimate
+from loratlas.study.results.study_result import load_study
 from loratlas.study.run_study import run_study
-from loratlas.study.spec_file import parse_spec
-from loratlas.study.study_result import load_study
+from loratlas.study.spec.spec_file import parse_spec
 
 SPEC = {
     "name": "tiny",
@@ -51,7 +51,7 @@ RUNS = 1 + 3 * 3 + 3 * 5
 RUN = """
 import json, sys
 from loratlas.study.run_study import run_study
-from loratlas.study.spec_file import parse_spec
+from loratlas.study.spec.spec_file import parse_spec
 def on_event(event):
     print(event.kind, event.done, flush=True)
 run_study(parse_spec(json.loads(sys.argv[1])), sys.argv[2], workers=2, on_event=on_event)
@@ -109,7 +109,7 @@ def workers_of(pid: int) -> list[int]:
     """Process ids of a coordinator's workers."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     children = [int(child) for task in tasks for child in task.read_text().split()]
-    return [child for child in children if "study.worker" in command(child)]
+    return [child for child in children if "execution.worker" in command(child)]
 
 
 def command(pid: int) -> str:
@@ -247,7 +247,7 @@ def test_interrupted_and_killed_and_gone_on_ends_with_the_same_numbers(whole, tm
     process.send_signal(signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 120  # its workers notice at their next step or job
-    while any("study.worker" in command(worker) for worker in workers):
+    while any("execution.worker" in command(worker) for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     partial = load_study(out)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import nct, t
 
-from loratlas.study.estimator import crossed, detectable, estimate, holm, p_value
+from loratlas.study.results.estimator import crossed, detectable, estimate, holm, p_value
 
 
 def slow(x, n):

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from loratlas.study.estimator import Estimate
-from loratlas.study.findings import Comparison, decide, judge, pareto
+from loratlas.study.results.estimator import Estimate
+from loratlas.study.results.findings import Comparison, decide, judge, pareto
 
 
 def estimate(value: float, error: float, *, seeds: int = 5, df: float = 30.0) -> Estimate:

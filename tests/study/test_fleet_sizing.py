@@ -8,9 +8,9 @@ import pytest
 from tests.study.test_coordinator import SPEC
 
 from loratlas.errors import ModelError
-from loratlas.study.fleet_sizing import BYTES, MOST, fleet_size
-from loratlas.study.prepare import prepare
-from loratlas.study.spec_file import parse_spec
+from loratlas.study.inputs.fleet_sizing import BYTES, MOST, fleet_size
+from loratlas.study.inputs.prepare import prepare
+from loratlas.study.spec.spec_file import parse_spec
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from loratlas.errors import OutputError
-from loratlas.study.ledger import NAME, Key, Ledger, claim
+from loratlas.study.execution.ledger import NAME, Key, Ledger, claim
 
 RUN = Key(phase="tuning", arm="full", lr=1e-3, seed=7)
 
@@ -63,7 +63,7 @@ def test_no_ledger_and_no_ledger_file(tmp_path):
 
 def test_a_second_coordinator_is_told_who_runs_it(tmp_path):
     code = (
-        "import sys, pathlib; from loratlas.study.ledger import claim\n"
+        "import sys, pathlib; from loratlas.study.execution.ledger import claim\n"
         "with claim(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

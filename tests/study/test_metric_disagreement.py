@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from loratlas.study.estimator import estimate
-from loratlas.study.findings import judge
-from loratlas.study.metric_disagreement import Judged, Measure, by_measure, compare, measures, ranks
+from loratlas.study.results.estimator import estimate
+from loratlas.study.results.findings import judge
+from loratlas.study.results.metric_disagreement import Judged, Measure, by_measure, compare, measures, ranks
 
 TASK = Measure(name="exact_match", unit="share", higher_is_better=True)
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from loratlas.study.ledger import Key
-from loratlas.study.rates_and_seeds import seeds
-from loratlas.study.schedule import BASE, schedule
-from loratlas.study.spec_file import parse_spec
+from loratlas.study.execution.ledger import Key
+from loratlas.study.execution.schedule import BASE, schedule
+from loratlas.study.spec.rates_and_seeds import seeds
+from loratlas.study.spec.spec_file import parse_spec
 
 SPEC = parse_spec(
     {

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from loratlas.errors import DataError, OutputError, SpecError
-from loratlas.study.estimator import estimate
-from loratlas.study.ledger import Key, Ledger
+from loratlas.study.execution.ledger import Key, Ledger
+from loratlas.study.results.estimator import estimate
+from loratlas.study.results.side_metrics import read_forgetting, read_metrics
+from loratlas.study.results.study_result import load_study
 from loratlas.study.run_study import run_study
-from loratlas.study.side_metrics import read_forgetting, read_metrics
-from loratlas.study.spec_file import load_spec, parse_spec
-from loratlas.study.study_result import load_study
+from loratlas.study.spec.spec_file import load_spec, parse_spec
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

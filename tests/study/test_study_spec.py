@@ -6,8 +6,8 @@ import pytest
 
 from loratlas.errors import DataError, SpecError
 from loratlas.sources import expand, locate, open_rows
-from loratlas.study.rates_and_seeds import grid, seeds
-from loratlas.study.spec_file import load_spec, parse_spec
+from loratlas.study.spec.rates_and_seeds import grid, seeds
+from loratlas.study.spec.spec_file import load_spec, parse_spec
 
 MINIMAL = {
     "model": "demo:llama-mini",

@@ -9,13 +9,19 @@ import pytest
 from loratlas.data.encode import encode, load_tokenizer
 from loratlas.errors import RunError, SpecError, StorageError
 from loratlas.sources import model_source, open_model, open_rows
-from loratlas.study.match_budgets import plans
-from loratlas.study.prepare import training
-from loratlas.study.row_splits import subset
-from loratlas.study.run_records import load_encoded, read_curve, read_examples, read_record, save_encoded
-from loratlas.study.spec_file import parse_spec
-from loratlas.study.worker import Worker, checksum, describe
-from loratlas.study.worker_pool import rebuilt
+from loratlas.study.execution.run_records import (
+    load_encoded,
+    read_curve,
+    read_examples,
+    read_record,
+    save_encoded,
+)
+from loratlas.study.execution.worker import Worker, checksum, describe
+from loratlas.study.execution.worker_pool import rebuilt
+from loratlas.study.inputs.match_budgets import plans
+from loratlas.study.inputs.prepare import training
+from loratlas.study.inputs.row_splits import subset
+from loratlas.study.spec.spec_file import parse_spec
 
 SPEC = parse_spec(
     {

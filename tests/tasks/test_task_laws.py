@@ -10,13 +10,13 @@ from peft import PeftModel
 from tests.tasks.bases import CLASSIFIERS, LABELS, TARGETS, TRANSLATORS, base, load, rows
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-from loratlas.adapters.adapter_files import save_adapter
 from loratlas.adapters.attach import trainable
-from loratlas.adapters.load_adapter import load_adapter
 from loratlas.adapters.peft_targets import adapted
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
 from loratlas.adapters.trained_heads import detach_adapters, head_size, is_head
 from loratlas.anatomy.read import read
-from loratlas.data.batching import collate
+from loratlas.data.batches.batching import collate
 from loratlas.errors import AttachError, Interrupted, ModelError
 from loratlas.evaluation.score import score
 from loratlas.evaluation.token_losses import token_losses

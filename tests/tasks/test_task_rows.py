@@ -15,13 +15,13 @@ from transformers import (
     T5Config,
 )
 
-from loratlas.data.batching import collate
+from loratlas.data.batches.batching import collate
+from loratlas.data.batches.packing import forward
 from loratlas.data.load_rows import load_rows
-from loratlas.data.packing import forward
 from loratlas.data.task_examples import encode_for, label_set
 from loratlas.errors import DataError, ModelError
 from loratlas.models.task import Task, for_task, recognise
-from loratlas.study.run_records import load_encoded, save_encoded
+from loratlas.study.execution.run_records import load_encoded, save_encoded
 
 CLASSES = Task(name="classification", labels=("bad", "good"))
 TARGETS = Task(name="seq2seq")

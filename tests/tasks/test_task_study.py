@@ -12,11 +12,11 @@ from loratlas.errors import DataError, SettingsError, SpecError
 from loratlas.evaluation.class_metrics import f1_rows
 from loratlas.evaluation.loss_files import read_columns
 from loratlas.report import build
-from loratlas.study.estimator import estimate
+from loratlas.study.results.estimator import estimate
+from loratlas.study.results.side_metrics import reported_metrics
+from loratlas.study.results.study_result import load_study
 from loratlas.study.run_study import run_study
-from loratlas.study.side_metrics import reported_metrics
-from loratlas.study.spec_file import parse_spec
-from loratlas.study.study_result import load_study
+from loratlas.study.spec.spec_file import parse_spec
 
 SHORT = {
     "name": "tasks",

@@ -7,11 +7,11 @@ import torch
 from tests.training.small import adapted, encoded
 
 from loratlas.errors import SettingsError
-from loratlas.training import compilation
-from loratlas.training.compilation import CAUTION, GUESS, WATCHED, Compilation
-from loratlas.training.frozen_prefix import layers_of
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
+from loratlas.training.step import compilation
+from loratlas.training.step.compilation import CAUTION, GUESS, WATCHED, Compilation
+from loratlas.training.step.frozen_prefix import layers_of
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 from tests.tiny import tiny_model
 from tests.training.small import encoded, weights
 
-from loratlas.adapters.adapter_files import save_adapter
-from loratlas.adapters.load_adapter import load_adapter
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
 from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.placement.plan import place

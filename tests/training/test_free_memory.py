@@ -5,8 +5,8 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from loratlas.training import memory
-from loratlas.training.memory import free_bytes
+from loratlas.training.step import memory
+from loratlas.training.step.memory import free_bytes
 
 GIB = 2**30
 

@@ -10,12 +10,12 @@ from tests.training.small import adapted, encoded, weights
 from loratlas.errors import Interrupted
 from loratlas.modeling import zero_dropout
 from loratlas.placement.plan import place
-from loratlas.training import compilation
-from loratlas.training import frozen_prefix as prefix
 from loratlas.training.fleet.train_fleet import Fleet, Member, detach_adapters
-from loratlas.training.frozen_prefix import layers_of
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
+from loratlas.training.step import compilation
+from loratlas.training.step import frozen_prefix as prefix
+from loratlas.training.step.frozen_prefix import layers_of
 
 KINDS = ("gpt2", "llama", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", "opt", "gpt_neox", "olmo", "starcoder2",
          "cohere")  # fmt: skip

@@ -114,7 +114,7 @@ def test_a_gradient_that_is_nan_ends_the_run_before_the_update():
 
     # The hook is on the factor's module, which only PEFT's own forward pass calls.
     settings = replace(FAST, steps=5)
-    from loratlas.training import gradients
+    from loratlas.training.step import gradients
 
     lean, gradients.lean = gradients.lean, _nothing
     try:

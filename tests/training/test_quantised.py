@@ -10,9 +10,9 @@ import torch
 from tests.training.small import encoded
 
 import loratlas
-from loratlas.adapters.adapter_files import save_adapter
 from loratlas.adapters.attach import attach
-from loratlas.adapters.load_adapter import load_adapter
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
 from loratlas.errors import SettingsError
 from loratlas.models.load import load_model
 from loratlas.placement.plan import place

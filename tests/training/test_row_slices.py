@@ -9,7 +9,7 @@ import torch
 from tests.tasks.bases import LABELS, TARGETS, rows
 from tests.training.small import encoded
 
-from loratlas.data.batching import collate
+from loratlas.data.batches.batching import collate
 from loratlas.errors import ModelError
 from loratlas.training.fleet.adapter_slots import AdapterSlot
 from loratlas.training.fleet.row_slices import RowSlices, can_join, join_batches, padded_tokens

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.training.small import adapted, encoded, weights
 
 from loratlas.training.master_weights import MasterWeights
-from loratlas.training.memory import allocations, kept_pages, without_lines
-from loratlas.training.microbatches import FILLER, ROUND, buckets, microbatches
 from loratlas.training.optimizer import Optimizer
 from loratlas.training.settings import Settings
+from loratlas.training.step.memory import allocations, kept_pages, without_lines
+from loratlas.training.step.microbatches import FILLER, ROUND, buckets, microbatches
 
 
 def test_updates_equal_torchs_adamw():

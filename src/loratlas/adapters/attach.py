@@ -19,8 +19,8 @@ from loratlas.adapters.patterns import anchored
 from loratlas.adapters.peft_check import differences, expected_warnings, prove_on_meta, some
 from loratlas.adapters.peft_targets import adapted as adapted_layers
 from loratlas.adapters.peft_targets import targets, task_type
-from loratlas.adapters.plain_lora import keep_initial_factors
 from loratlas.adapters.plan_row import PlanRow
+from loratlas.adapters.stored.plain_lora import keep_initial_factors
 from loratlas.adapters.tied_weights import align, share
 from loratlas.adapters.trained_heads import (
     detach_adapters,

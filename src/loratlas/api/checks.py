@@ -28,8 +28,8 @@ def adapter_task(adapter: Path | None, source: Any, listener: Listener) -> Task 
     """
     if adapter is None:
         return None
-    from loratlas.adapters.adapter_task import task_of
-    from loratlas.adapters.read_adapter import read_adapter
+    from loratlas.adapters.stored.adapter_task import task_of
+    from loratlas.adapters.stored.read_adapter import read_adapter
     from loratlas.models.config import load_config
 
     recognised = task_of(read_adapter(adapter_folder(adapter)), load_config(source))
@@ -85,7 +85,7 @@ def check_head(model: Any, adapter: Path | None) -> Any:
 
 def trained_dtype(adapter: Path | None) -> str | None:
     """The dtype that an adapter was trained in, as ``loratlas.json`` says; None where nothing says so."""
-    from loratlas.adapters.read_adapter import read_adapter
+    from loratlas.adapters.stored.read_adapter import read_adapter
 
     return None if adapter is None else read_adapter(adapter_folder(adapter)).dtype
 

@@ -10,8 +10,8 @@ from loratlas.api.listener import Bar, Listener, Silent
 from loratlas.api.results import Study
 
 if TYPE_CHECKING:
-    from loratlas.study.study_events import StudyEvent
-    from loratlas.study.study_spec import StudySpec
+    from loratlas.study.execution.study_events import StudyEvent
+    from loratlas.study.spec.study_spec import StudySpec
 
 
 def study(
@@ -42,7 +42,7 @@ def study(
     """
     from loratlas.report import build
     from loratlas.study.run_study import run_study
-    from loratlas.study.study_spec import StudySpec
+    from loratlas.study.spec.study_spec import StudySpec
 
     hear = listener or Silent()
     read = spec if isinstance(spec, StudySpec) else _read(spec)
@@ -56,7 +56,7 @@ def study(
 
 
 def _read(spec: str | Path | Mapping[str, Any]) -> StudySpec:
-    from loratlas.study.spec_file import load_spec, parse_spec
+    from loratlas.study.spec.spec_file import load_spec, parse_spec
 
     return parse_spec(dict(spec), where="the study") if isinstance(spec, Mapping) else load_spec(Path(spec))
 

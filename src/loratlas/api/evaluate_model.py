@@ -137,7 +137,7 @@ def evaluate(
     number, words = choose_dtype(dtype, trained_dtype(folder))
     base = open_base(model, dtype=number, quantize=quantize, config=config)
     if folder is not None:
-        from loratlas.adapters.load_adapter import load_adapter
+        from loratlas.adapters.stored.load_adapter import load_adapter
 
         base = load_adapter(base, folder)
     base = to_device(check_head(base, folder))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loratlas.api.folders import adapter_folder, check_out
 
 if TYPE_CHECKING:
-    from loratlas.adapters.export_adapter import Export
+    from loratlas.adapters.export.export_adapter import Export
     from loratlas.api.results import Run
 
 
@@ -34,7 +34,7 @@ def export(
     Traceback (most recent call last):
     loratlas.errors.ModelError: ...
     """
-    from loratlas.adapters.export_adapter import export as write
+    from loratlas.adapters.export.export_adapter import export as write
     from loratlas.api.results import Run
     from loratlas.sources import model_source
 

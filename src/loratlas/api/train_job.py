@@ -216,7 +216,7 @@ def adapted_base(job: Job, base: Any, plan: Plan | None) -> Any:
     if plan is not None:
         settings = job.settings
         return plan.attach(base, seed=settings.seed, dropout=settings.dropout, init=settings.init)
-    from loratlas.adapters.load_adapter import load_adapter
+    from loratlas.adapters.stored.load_adapter import load_adapter
 
     assert job.adapter is not None  # check_job said so
     return check_head(load_adapter(base, adapter_folder(job.adapter), trainable=True), job.adapter)
@@ -266,7 +266,7 @@ def finish(
     other: Encoded | None,
 ) -> dict[str, Any]:
     """Write the run's folder, and collect what was measured."""
-    from loratlas.adapters.adapter_files import save_adapter
+    from loratlas.adapters.stored.adapter_files import save_adapter
     from loratlas.adapters.trained_heads import head_size
 
     facts: dict[str, Any] = {

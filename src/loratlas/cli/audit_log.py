@@ -173,7 +173,7 @@ def _run(
     audit: LogAudit, model: str, adapters: Sequence[Path], rows: Rows, *, asked: str | None
 ) -> dict[str, Any]:
     """Open the model on the rows, with each adapter, and make the passes."""
-    from loratlas.adapters.load_adapter import load_adapter
+    from loratlas.adapters.stored.load_adapter import load_adapter
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
     from loratlas.loss_audit.audit_passes import Subject, subject

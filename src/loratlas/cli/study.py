@@ -13,7 +13,7 @@ from loratlas.cli import options, output
 from loratlas.errors import SpecError
 
 if TYPE_CHECKING:
-    from loratlas.study.study_spec import StudySpec
+    from loratlas.study.spec.study_spec import StudySpec
 
 Workers = Annotated[
     int | None,
@@ -52,7 +52,7 @@ def study(
     Run it again on the same file and only what is missing is done. The exit code is 1 where every judged run of
     every arm diverged, so that nothing was found; any other finding, undetermined ones included, is 0.
     """
-    from loratlas.study.spec_file import load_spec
+    from loratlas.study.spec.spec_file import load_spec
 
     _run(load_spec(spec), out, workers, as_json)
 
@@ -63,7 +63,7 @@ def demo(out: Folder = None, workers: Workers = None, as_json: options.Json = Fa
     A demonstration of a few minutes, and it says so. Run again, it continues or shows what was found.
     """
     from loratlas.demo import study as demonstration
-    from loratlas.study.spec_file import parse_spec
+    from loratlas.study.spec.spec_file import parse_spec
 
     _run(parse_spec(demonstration(), where="the demonstration"), out, workers, as_json)
 
@@ -119,7 +119,7 @@ def _run(spec: StudySpec, out: Path | None, workers: int | None, as_json: bool) 
 def _read(folder: Path) -> Mapping[str, Any]:
     import json
 
-    from loratlas.study.study_result import load_study
+    from loratlas.study.results.study_result import load_study
 
     if not folder.is_file():
         return load_study(folder).to_json()
@@ -194,7 +194,7 @@ def _show_side_metrics(data: Mapping[str, Any]) -> None:
     forgetting = any(arm.get("forgetting") for arm in data["arms"])
     if not (metrics or forgetting):
         return
-    from loratlas.study.side_metrics import METRICS
+    from loratlas.study.results.side_metrics import METRICS
 
     columns: list[Any] = ["arm"]
     for metric in metrics:

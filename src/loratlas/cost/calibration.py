@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from loratlas.training.measurement_cache import MeasurementCache
+from loratlas.training.step.measurement_cache import MeasurementCache
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ _OVERHEAD = "overhead"
 class Calibration:
     """What is known about this machine's speed.
 
-    Times are kept in the user's cache (`loratlas.training.measurement_cache`).
+    Times are kept in the user's cache (`loratlas.training.step.measurement_cache`).
 
     Args:
         folder: where they are kept; None for the user's cache.
@@ -74,7 +74,7 @@ class Calibration:
         Returns:
             How many operations were timed.
         """
-        from loratlas.training.memory import kept_pages
+        from loratlas.training.step.memory import kept_pages
 
         known = self._known.values
         tiny = None if _OVERHEAD in known else _tiny_rehearsal()

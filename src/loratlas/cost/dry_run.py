@@ -111,7 +111,7 @@ def dry_run(
         packed: end to end or side by side; None: end to end where the model's attention can be replaced, whose
             exactness only the live model can prove.
         repeated_tokens: tokens of all rows of a run that sees its rows more than once: what the frozen layers below the
-            lowest adapter make of them is then kept, and a step begins above (`loratlas.training.frozen_prefix`).
+            lowest adapter make of them is then kept, and a step begins above (`loratlas.training.step.frozen_prefix`).
             None: every row comes once.
         device: where the run would train; None: on the GPU, where there is one.
 
@@ -138,7 +138,7 @@ def dry_run(
         UnsupportedFakeTensorException,
     )
 
-    from loratlas.data.packing import why_padded
+    from loratlas.data.batches.packing import why_padded
 
     task = task_of(examples[0])
     model = _blank(config, rows, settings, rslora, task)
@@ -171,7 +171,7 @@ def _blank(
     from peft import get_peft_model
 
     from loratlas.adapters.attach import lora_config
-    from loratlas.adapters.lean_lora import faster
+    from loratlas.adapters.layers.lean_lora import faster
     from loratlas.adapters.peft_check import expected_warnings
     from loratlas.modeling import zero_dropout
     from loratlas.models.meta import meta_model
@@ -209,12 +209,12 @@ def _record(
     import torch
 
     from loratlas.cost.recorder import recording, saved
-    from loratlas.training.frozen_prefix import unproven_prefix
-    from loratlas.training.gradients import step_loss
     from loratlas.training.master_weights import MasterWeights
-    from loratlas.training.microbatches import microbatches
     from loratlas.training.optimizer import MOMENTS, Optimizer
     from loratlas.training.run_context import training_mode
+    from loratlas.training.step.frozen_prefix import unproven_prefix
+    from loratlas.training.step.gradients import step_loss
+    from loratlas.training.step.microbatches import microbatches
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = as_step(examples)
@@ -302,7 +302,7 @@ def _materialise(model: Any, device: torch.device) -> list[torch.Tensor]:
 @contextmanager
 def _no_remembered_tables() -> Iterator[None]:
     """Tables that attention keeps from batch to batch are made anew within, and those made within are forgotten."""
-    from loratlas.data.block_attention import _bias
+    from loratlas.data.batches.block_attention import _bias
 
     _bias.cache_clear()
     try:

@@ -47,7 +47,7 @@ class PeakMemory:
         """Of a run over these rows.
 
         A step is one of typical rows. Where the run sees rows more than once, states of all of them at the lowest
-        adapted layer are part of the peak, for a run keeps them (`loratlas.training.frozen_prefix`): so the budget
+        adapted layer are part of the peak, for a run keeps them (`loratlas.training.step.frozen_prefix`): so the budget
         holds whether there is room for them on the day or not.
 
         Args:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from loratlas.data.chat.carried_text import carries
+from loratlas.data.chat.chat_template import Rendered, chat_beginning, render, template_name
 from loratlas.data.chat.chat_writer import CALLS, THOUGHTS
-from loratlas.data.chat_template import Rendered, chat_beginning, render, template_name
 from loratlas.data.examples import Encoded, EncodeReport, Example, digest_of
 from loratlas.data.rows import Row, Rows, Turn
 from loratlas.data.token_marks import tokenise

@@ -7,13 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loratlas.data.check_records import RecordCheck, look_over
+from loratlas.data.records.check_records import RecordCheck, look_over
 from loratlas.data.records.line_files import LineFile
+from loratlas.data.records.row_forms import (
+    RowReader,
+    fields_read,
+    form_of,
+    forms_in_words,
+    map_columns,
+    named,
+)
 from loratlas.data.records.source_records import Records, source_records
 from loratlas.data.records.split_spec import SplitSpec
-from loratlas.data.row_forms import RowReader, fields_read, form_of, forms_in_words, map_columns, named
+from loratlas.data.records.stored_rows import StoredRows
 from loratlas.data.rows import Rows
-from loratlas.data.stored_rows import StoredRows
 from loratlas.errors import DataError, printable
 
 
@@ -40,7 +47,7 @@ def load_rows(
     Raises:
         DataError: no such file or data set, broken JSON (with its line), a missing field (with its row), a
             label that is neither a class number nor a word, an empty file, or a form that is none of
-            `loratlas.data.row_forms.FORMS`.
+            `loratlas.data.records.row_forms.FORMS`.
 
     >>> rows = load_rows([{"prompt": "2+2", "completion": 4}])
     >>> rows.form, rows.rows[0].turns[1].content

@@ -63,7 +63,7 @@ class Rows:
 
     Args:
         rows: the rows in the order of the source.
-        form: one of `loratlas.data.row_forms.FORMS`.
+        form: one of `loratlas.data.records.row_forms.FORMS`.
         source: what the user wrote, with the split if one was named.
         remarks: sentences about the source that a person should read once (keys that no rule knows, with their
             count); commands print them.

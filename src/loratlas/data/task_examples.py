@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.chat_template import check_contents_only
+from loratlas.data.chat.chat_template import check_contents_only
 from loratlas.data.encode import CHUNK, encode, pad_id
 from loratlas.data.examples import Encoded, EncodeReport, Example, digest_of
 from loratlas.data.model_limits import fitted

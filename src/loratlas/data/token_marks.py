@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from loratlas.data.chat_template import Rendered
+from loratlas.data.chat.chat_template import Rendered
 from loratlas.errors import DataError, ModelError, printable
 
 

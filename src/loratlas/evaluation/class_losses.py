@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.batching import evaluation_batches
+from loratlas.data.batches.batching import evaluation_batches
 from loratlas.data.examples import Encoded
 from loratlas.errors import DataError
 from loratlas.evaluation.class_metrics import PREDICTIONS, correct, f1_rows
@@ -78,7 +78,7 @@ def classify(model: Any, encoded: Encoded, *, max_tokens: int = MAX_TOKENS) -> C
     Raises:
         DataError: no examples.
     """
-    from loratlas.data.packing import forward
+    from loratlas.data.batches.packing import forward
 
     if not len(encoded):
         raise DataError(given=encoded.source, found="no examples to evaluate", instead="rows with a label")

@@ -43,12 +43,12 @@ def evaluating(model: Any, *, dropout: bool = False, lean: bool = True) -> Itera
     Args:
         model: bare or as a `PeftModel`.
         dropout: leave it on.
-        lean: compute as `loratlas.adapters.lean_lora` does; without it PEFT's own layers draw and round as in
+        lean: compute as `loratlas.adapters.layers.lean_lora` does; without it PEFT's own layers draw and round as in
         its tools.
     """
     import torch
 
-    from loratlas.adapters import lean_lora as kernels
+    from loratlas.adapters.layers import lean_lora as kernels
     from loratlas.evaluation.cpu_products import fast_products
 
     with modes_kept(model):

@@ -141,7 +141,7 @@ def _greedy(inner: Any, tokenizer: Any, room: int, stop: int | None) -> Any:
 
 def _answers(rows: Rows, tokenizer: Any) -> Iterator[_Question]:
     """What a causal language model is asked: the tokens before the last answer, as they are in training."""
-    from loratlas.data.chat_template import render
+    from loratlas.data.chat.chat_template import render
     from loratlas.data.encode import opening_ids
     from loratlas.data.token_marks import tokenise
 

@@ -114,7 +114,7 @@ def score(
     Args:
         model: bare or as a `PeftModel`; put back into the mode it was in.
         encoded: the rows.
-        packed: end to end (only where `loratlas.data.packing.prove_packing` says exact) or side by side.
+        packed: end to end (only where `loratlas.data.batches.packing_proof.prove_packing` says exact) or side by side.
         max_tokens: tokens per forward pass, padding included.
         out: stream the table of tokens to this folder (see `loratlas.evaluation.result_folder`); then memory does not
             grow with the number of tokens, ``Scores.tokens`` is None, and a killed call goes on when it is repeated.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loratlas.data.batching import IGNORED, Batch, collate
+from loratlas.data.batches.batching import IGNORED, Batch, collate
 from loratlas.data.examples import Example
 from loratlas.evaluation.tokens import SEGMENTS
 

@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from loratlas.data.packing import forward, states
+from loratlas.data.batches.packing import forward, states
 from loratlas.evaluation.cross_entropy import Shape, nll, nll_of_states, rows_at_a_time
 from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
-    from loratlas.data.batching import Batch
+    from loratlas.data.batches.batching import Batch
 
 AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Largest difference of two logits, relative to the largest logit, that rounding explains; else `COARSE`."""

@@ -1,8 +1,8 @@
 """The one pass that scores tokens: examples in, the per-token table out, in memory or streamed to a folder.
 
 Training's evaluation, studies, `eval` and the audit of logs all score through `run_pass`; they differ in its arguments
-alone. The plain case (counted tokens, each example alone and whole) is laid out by `loratlas.data.batching.collate`,
-everything else by `loratlas.evaluation.token_layout`.
+alone. The plain case (counted tokens, each example alone and whole) is laid out by
+`loratlas.data.batches.batching.collate`, everything else by `loratlas.evaluation.token_layout`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from loratlas.data.batching import Batch, collate, length_groups
+from loratlas.data.batches.batching import Batch, collate, length_groups
 from loratlas.data.examples import Example
 from loratlas.errors import DataError
 from loratlas.evaluation.forward_condition import Condition, drawing, under
@@ -45,8 +45,8 @@ class ScoringPass:
     """What is scored, and how the model is run.
 
     Args:
-        packed: end to end (only where `loratlas.data.packing.prove_packing` says exact) or side by side; a condition
-            with padding lays rows side by side in any case.
+        packed: end to end (only where `loratlas.data.batches.packing_proof.prove_packing` says exact) or side by side;
+            a condition with padding lays rows side by side in any case.
         condition: how the model is run; the default: each example alone and whole.
         everything: score prompts, special tokens and padding as well.
         special: ids that the table calls special (``tokenizer.all_special_ids``).

@@ -10,7 +10,7 @@ import torch
 from loratlas.evaluation.token_losses import logit_rows, token_losses
 
 if TYPE_CHECKING:
-    from loratlas.data.batching import Batch
+    from loratlas.data.batches.batching import Batch
 
 UNIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 """Largest relative change of a number that is rounded to a type."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loratlas.data.batches.packing_proof import prove_packing
 from loratlas.data.encode import encode, opening_ids
 from loratlas.data.examples import Encoded, Example
-from loratlas.data.packing import prove_packing
 from loratlas.errors import DataError
 from loratlas.evaluation.forward_condition import Condition
 from loratlas.evaluation.token_scorer import measure

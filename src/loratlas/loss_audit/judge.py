@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loratlas.data.batches.packing_proof import prove_packing
 from loratlas.data.examples import Encoded
-from loratlas.data.packing import prove_packing
 from loratlas.evaluation.class_losses import Classes, classify, read_classes
 from loratlas.evaluation.class_metrics import PREDICTIONS, by_class
 from loratlas.evaluation.loss_files import EXAMPLES

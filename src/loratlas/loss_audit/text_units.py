@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.data.chat_template import render
+from loratlas.data.chat.chat_template import render
 from loratlas.data.encode import encode
 from loratlas.data.examples import Encoded
 from loratlas.errors import DataError

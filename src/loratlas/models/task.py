@@ -84,7 +84,7 @@ def recognise(source: str | Path | PretrainedConfig, form: str, *, asked: str | 
 
     Args:
         source: see `loratlas.models.config.load_config`.
-        form: of the rows, one of `loratlas.data.row_forms.FORMS`.
+        form: of the rows, one of `loratlas.data.records.row_forms.FORMS`.
         asked: one of `TASKS`, which then is the answer if model and rows allow it.
 
     Raises:

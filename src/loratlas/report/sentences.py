@@ -13,7 +13,7 @@ from typing import Any
 
 from loratlas.errors import RequestError
 from loratlas.report.quotes import Ledger, Phrase, Quote
-from loratlas.study.findings import HEADLINES
+from loratlas.study.results.findings import HEADLINES
 
 SCHEMA = "loratlas.study"
 VERSION = 1

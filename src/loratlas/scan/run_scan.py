@@ -21,7 +21,7 @@ from loratlas.scan.scores import GAINS, STEP, Scan
 from loratlas.signals.registry import SIGNALS, TRIAL_COLUMNS, make, signal_of
 
 if TYPE_CHECKING:
-    from loratlas.data.batching import Batch
+    from loratlas.data.batches.batching import Batch
     from loratlas.data.examples import Encoded
     from loratlas.scan.trial_training import Probed
     from loratlas.signals.base import Signal
@@ -83,7 +83,7 @@ def scan(
     Example:
         ``found = scan(model, anatomy, rows); plan, _ = plan_from(found, anatomy, budget="like=all:8")``
     """
-    from loratlas.data.packing import prove_packing
+    from loratlas.data.batches.packing_proof import prove_packing
     from loratlas.scan.trial_runs import STEPS
 
     began = time.perf_counter()
@@ -282,7 +282,7 @@ def _with_trials(scanned: Scan, trials: Probed, passed: set[int], *, seconds: fl
 
 def calibration(rows: Encoded, *, most_rows: int, seed: int, packed: bool) -> list[Batch]:
     """Batches of the rows that a scan reads: drawn by the seed, in the order drawn."""
-    from loratlas.data.batching import collate
+    from loratlas.data.batches.batching import collate
     from loratlas.signals.base import FOLDS
 
     if most_rows < FOLDS:

@@ -71,7 +71,7 @@ class Trials:
     @property
     def distinct(self) -> frozenset[int]:
         """Indices of the rows that all trials train on."""
-        from loratlas.data.batching import training_order
+        from loratlas.data.batches.batching import training_order
 
         orders = [
             training_order(len(self.rows), steps=self.steps, batch_size=BATCH, seed=self.seed + trial)

@@ -19,7 +19,7 @@ from loratlas.signals.rank_correlation import chance, tau, tau_of_top
 from loratlas.signals.registry import TRIAL_COLUMNS
 
 if TYPE_CHECKING:
-    from loratlas.data.batching import Batch
+    from loratlas.data.batches.batching import Batch
     from loratlas.data.examples import Encoded
 
 

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loratlas.adapters.lora_options import check_numbers, read_config
-from loratlas.adapters.read_adapter import MARKER, PREFIX, WEIGHTS
-from loratlas.adapters.safetensors_header import TensorEntry, read_header
+from loratlas.adapters.stored.lora_options import check_numbers, read_config
+from loratlas.adapters.stored.read_adapter import MARKER, PREFIX, WEIGHTS
+from loratlas.adapters.stored.safetensors_header import TensorEntry, read_header
 from loratlas.errors import ModelError
 from loratlas.serving.base_outline import BaseOutline
 

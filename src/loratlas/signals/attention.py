@@ -13,7 +13,7 @@ from loratlas.signals.base import ALL_FOLDS, Signal, Sums
 from loratlas.signals.column import Column
 
 if TYPE_CHECKING:
-    from loratlas.data.batching import Batch
+    from loratlas.data.batches.batching import Batch
 
 
 @final
@@ -71,7 +71,7 @@ class Attention(Signal):
     def during(self, model: Any, batch: Batch) -> Iterator[None]:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        from loratlas.data.packed_attention import NAME, register
+        from loratlas.data.batches.packed_attention import NAME, register
 
         register()
         own = ALL_ATTENTION_FUNCTIONS._local_mapping

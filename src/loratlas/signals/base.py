@@ -27,7 +27,7 @@ from loratlas.anatomy.sites import Site
 from loratlas.signals.column import Column
 
 if TYPE_CHECKING:
-    from loratlas.data.batching import Batch
+    from loratlas.data.batches.batching import Batch
 
 FOLDS = 4
 """Parts that the calibration passes are dealt out to."""

@@ -20,7 +20,7 @@ from loratlas.signals.rematerialize import Again
 from loratlas.signals.site_hooks import Loss, one_pass
 
 if TYPE_CHECKING:
-    from loratlas.data.batching import Batch
+    from loratlas.data.batches.batching import Batch
 
 SETTLED = 0.9
 LEVEL = 0.05

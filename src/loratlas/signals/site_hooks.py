@@ -21,7 +21,7 @@ from loratlas.signals.base import Output, Signal, Use
 from loratlas.signals.rematerialize import Again, Make
 
 if TYPE_CHECKING:
-    from loratlas.data.batching import Batch
+    from loratlas.data.batches.batching import Batch
 
 Loss = Callable[[Any, "Batch"], torch.Tensor]
 """(model, batch) → losses of the counted tokens, [labelled]."""

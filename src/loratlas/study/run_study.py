@@ -12,13 +12,13 @@ from typing import Any
 from loratlas.errors import DataError, Interrupted, OutputError
 from loratlas.files import is_leftover, write_json
 from loratlas.scan.pace import OnEvent as OnScan
-from loratlas.study.coordinator import Coordinator
-from loratlas.study.ledger import CLAIM, HOLDER, NAME, Ledger, claim, unstorable, unwritable
-from loratlas.study.machine_record import machine, revision, versions
-from loratlas.study.prepare import Prepared, prepare
-from loratlas.study.study_events import OnEvent, StudyEvent
-from loratlas.study.study_result import StudyResult, load_study
-from loratlas.study.study_spec import StudySpec
+from loratlas.study.execution.coordinator import Coordinator
+from loratlas.study.execution.ledger import CLAIM, HOLDER, NAME, Ledger, claim, unstorable, unwritable
+from loratlas.study.execution.machine_record import machine, revision, versions
+from loratlas.study.execution.study_events import OnEvent, StudyEvent
+from loratlas.study.inputs.prepare import Prepared, prepare
+from loratlas.study.results.study_result import StudyResult, load_study
+from loratlas.study.spec.study_spec import StudySpec
 
 OURS = frozenset({NAME, CLAIM, HOLDER, "runs", "cache", "findings.json", "report.html"})
 """What a study's folder holds."""
@@ -37,7 +37,7 @@ def run_study(
         on_event: called with a :class:`StudyEvent` for everything that happens.
 
     Returns:
-        The result, as :func:`loratlas.study.study_result.load_study` reads it from the folder.
+        The result, as :func:`loratlas.study.results.study_result.load_study` reads it from the folder.
 
     Raises:
         RequestError: the spec, the data or the folder cannot be used; nothing was trained.

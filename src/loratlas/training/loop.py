@@ -8,16 +8,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.adapters.lean_lora import lean
+from loratlas.adapters.layers.lean_lora import lean
 from loratlas.errors import SettingsError
 from loratlas.training.checkpoint import describe_base
-from loratlas.training.gradients import ModelGradients, no_examples
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.run import Run
 from loratlas.training.run_context import interruptible
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
+from loratlas.training.step.gradients import ModelGradients, no_examples
 from loratlas.training.trackers import reporters
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _packing(model: Any, data: Encoded, settings: Settings, packed: bool | None)
                 given="packing = 'on'", found=data.task.why_padded, instead="packing = 'auto'"
             )
         return False, data.task.why_padded
-    from loratlas.data.packing import prove_packing
+    from loratlas.data.batches.packing_proof import prove_packing
 
     with lean(model):  # the code that will train
         proof = prove_packing(model, max_length=max(len(example) for example in data.examples))

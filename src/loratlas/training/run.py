@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.data.batching import training_order
+from loratlas.data.batches.batching import training_order
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
 from loratlas.training.early_stopping import EarlyStopping
-from loratlas.training.gradients import GradientSource, no_examples
-from loratlas.training.memory import PeakMeter
 from loratlas.training.optimizer import Moments, Optimizer
 from loratlas.training.run_counters import RunCounters
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
+from loratlas.training.step.gradients import GradientSource, no_examples
+from loratlas.training.step.memory import PeakMeter
 
 if TYPE_CHECKING:
     from loratlas.data.examples import Encoded

@@ -14,7 +14,8 @@ import numpy as np
 from loratlas.modeling import modes_kept, unwrap
 
 DROPOUT_STREAM = 3
-"""Word that follows the seed. Order and subset use 1 (`loratlas.data.batching`), initialisation is `attach`'s own."""
+"""Word that follows the seed. Order and subset use 1 (`loratlas.data.batches.batching`), initialisation is `attach`'s
+own."""
 
 
 @contextmanager

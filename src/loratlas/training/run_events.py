@@ -70,13 +70,14 @@ class FitResult:
         labelled_tokens_per_second: likewise.
         setup_seconds: from the call to the first step.
         step_seconds: median over the steps after the warm-up steps.
-        peak_bytes: largest memory in use by the allocator's own count, see `loratlas.training.memory`; None where no
-            step was measured (a resumed run that was over, a profiler already running).
+        peak_bytes: largest memory in use by the allocator's own count, see `loratlas.training.step.memory`; None where
+            no step was measured (a resumed run that was over, a profiler already running).
         packing: ``"packed"`` or ``"padded"``.
         packing_reason: why.
         compiled: whether the last steps ran compiled layers.
         compile_reason: why, or why not.
-        kept_layers: lowest layers whose result was computed once for every row (`loratlas.training.frozen_prefix`).
+        kept_layers: lowest layers whose result was computed once for every row
+            (`loratlas.training.step.frozen_prefix`).
         kept_reason: why these, or why none.
         diverged: the loss or its gradient became NaN or infinite, and the run was stopped.
         diverged_at: the step (from 1) whose loss or gradient it was.

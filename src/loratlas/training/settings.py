@@ -41,7 +41,7 @@ class Settings:
         subset: train on so many examples only, drawn by the seed.
         packing: ``"auto"`` packs where the model proves that it is exact, ``"on"`` insists, ``"off"`` pads.
         compile: ``"on"`` and ``"off"`` say whether layers go through torch.compile; ``"auto"`` lets the run judge by
-            its own pace (`loratlas.training.compilation`). Compiled layers round differently: runs repeat bit for
+            its own pace (`loratlas.training.step.compilation`). Compiled layers round differently: runs repeat bit for
             bit only where it is decided beforehand.
         early_stop: stop after so many evaluations in a row without a lower loss.
         evaluate_every: steps between evaluations within the run; None: 10 of them where ``early_stop`` is set,

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from loratlas.adapters import lean_lora
-from loratlas.adapters.gelu import fuse, write_out
+from loratlas.adapters.layers import lean_lora
+from loratlas.adapters.layers.gelu import fuse, write_out
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet import expert_lora

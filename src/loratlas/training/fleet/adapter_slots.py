@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from loratlas.adapters.sparse_dropout import draw
+from loratlas.adapters.layers.sparse_dropout import draw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

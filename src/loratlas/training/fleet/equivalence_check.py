@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from loratlas.data.batch import Batch
-from loratlas.data.batching import collate
-from loratlas.data.packing import FLOOR, TOLERANCE
+from loratlas.data.batches.batch import Batch
+from loratlas.data.batches.batching import collate
+from loratlas.data.batches.packing_proof import FLOOR, TOLERANCE
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.training.fleet.adapter_slots import AdapterSlot, Factors
 from loratlas.training.fleet.row_slices import RowSlices, join_batches

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loratlas.data.batch import IGNORED, Batch
+from loratlas.data.batches.batch import IGNORED, Batch
 from loratlas.errors import ModelError
 from loratlas.models.task import SEQ2SEQ
-from loratlas.training.microbatches import CALL_TOKENS
+from loratlas.training.step.microbatches import CALL_TOKENS
 
 if TYPE_CHECKING:
     from loratlas.training.fleet.adapter_slots import AdapterSlot

@@ -19,8 +19,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from loratlas.adapters.lean_lora import affine, together
-from loratlas.adapters.sparse_dropout import drop_, dropped
+from loratlas.adapters.layers.lean_lora import affine, together
+from loratlas.adapters.layers.sparse_dropout import drop_, dropped
 from loratlas.training.fleet.adapter_slots import Factors
 
 MATRICES = (torch.nn.Linear, Conv1D)

@@ -17,23 +17,23 @@ import numpy as np
 import torch
 
 from loratlas.adapters.peft_targets import adapted
-from loratlas.data.batching import Batch
+from loratlas.data.batches.batching import Batch
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet.adapter_slots import AdapterSlot, Factors
 from loratlas.training.fleet.row_slices import RowSlices, can_join, join_batches
-from loratlas.training.frozen_prefix import prefix_for
-from loratlas.training.gradients import GradientSource, StepGradient, no_counted_token
-from loratlas.training.microbatches import microbatches
 from loratlas.training.run_context import step_seed
+from loratlas.training.step.frozen_prefix import prefix_for
+from loratlas.training.step.gradients import GradientSource, StepGradient, no_counted_token
+from loratlas.training.step.microbatches import microbatches
 
 if TYPE_CHECKING:
     from loratlas.data.examples import Encoded
     from loratlas.training.fleet.adapter_bank import Bank
     from loratlas.training.fleet.members import Member
     from loratlas.training.master_weights import MasterWeights
-    from loratlas.training.memory import PeakMeter
     from loratlas.training.run import Run
+    from loratlas.training.step.memory import PeakMeter
 
 PASS_TOKENS = {"cpu": 2048}
 """Tokens that runs share a pass up to. On a CPU a pass of one step's 16 Alpaca rows is as fast per token as one of nine

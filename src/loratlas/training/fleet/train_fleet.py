@@ -24,10 +24,10 @@ from loratlas.training.fleet.equivalence_check import why_not_shared
 from loratlas.training.fleet.members import Member, why_not_in_fleet
 from loratlas.training.fleet.shared_passes import MemberGradients, SharedPasses
 from loratlas.training.master_weights import MasterWeights
-from loratlas.training.memory import kept_pages
 from loratlas.training.run import Run
 from loratlas.training.run_context import interruptible, training_mode
 from loratlas.training.run_events import FitResult, StepEvent
+from loratlas.training.step.memory import kept_pages
 
 if TYPE_CHECKING:
     from loratlas.data.examples import Encoded

@@ -1,0 +1,1 @@
+"""Handing adapters over, and the check of what was handed over."""

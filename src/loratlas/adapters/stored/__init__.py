@@ -1,0 +1,1 @@
+"""An adapter's folder: written, read without a model, loaded onto a live base."""

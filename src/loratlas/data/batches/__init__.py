@@ -1,0 +1,1 @@
+"""Examples as tensors: padded or packed, with the attention that packed rows need."""

@@ -1,0 +1,153 @@
+"""Equal spending: every arm's ranks are solved so that it spends what the reference spends.
+
+An arm that names its ranks is obeyed, and what it spends is printed beside what was wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from loratlas.errors import RequestError
+from loratlas.study.spec.study_spec import StudySpec
+
+if TYPE_CHECKING:
+    from loratlas.anatomy.sites import Anatomy
+    from loratlas.placement.budget import Memory
+    from loratlas.placement.plan import Plan
+    from loratlas.scan.scores import Scan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """What an arm spends against what the reference spends.
+
+    Args:
+        quantity: "params", "time" (FLOPs per token) or "memory" (peak bytes).
+        wanted: of the reference. got: of the arm.
+        relative: got / wanted − 1.
+        solved: whether the ranks were solved for it; False where the arm names its own.
+    """
+
+    quantity: str
+    wanted: float
+    got: float
+    relative: float
+    solved: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# The budget that says "as much as this placement spends", by quantity.
+_LIKE = {"params": "like", "time": "time", "memory": "memory"}
+
+
+def plans(
+    spec: StudySpec,
+    anatomy: Anatomy,
+    memory: Memory | None = None,
+    *,
+    scan: Scan | None = None,
+    known: Mapping[str, Plan] | None = None,
+) -> tuple[dict[str, Plan], dict[str, Match | None]]:
+    """The plan of every arm, and how its spending compares with the reference's.
+
+    The reference comes first: its ranks are those written, or solved from the study's budget, or 16. With
+    ``match``, every other arm with a free rank is solved to spend what the reference spends; without, from the
+    study's budget, if there is one. An arm's own budget or written ranks are obeyed. An arm whose placement is
+    ``auto`` spends its budget by a scan.
+
+    Args:
+        spec: the study.
+        anatomy: of the base.
+        memory: tells peak bytes of a typical step, where anything is to be matched by them.
+        scan: of the training rows; needed where an arm is ``auto``.
+        known: plans of ``auto`` arms that the study began with, which need no scan.
+
+    Returns:
+        Arm → plan, and arm → :class:`Match` (None for the reference and where nothing is to be matched).
+
+    Raises:
+        PlacementError, BudgetError, SettingsError: of an arm; ``given`` says which.
+    """
+    from loratlas.placement.budget import spending
+
+    def planned(name: str, budget: str | None) -> Plan:
+        return (known or {}).get(name) or _plan(spec, name, anatomy, scan, budget=budget, memory=memory)
+
+    reference = planned(spec.reference, spec.budget)
+    found: dict[str, Plan] = {}
+    matches: dict[str, Match | None] = {}
+    for name, arm in spec.arms.items():
+        if name == spec.reference:
+            found[name], matches[name] = reference, None
+            continue
+        if spec.match == "none":
+            found[name], matches[name] = planned(name, spec.budget), None
+            continue
+        found[name] = planned(name, f"{_LIKE[spec.match]}={reference.text}")
+        wanted = spending(anatomy, reference.ranks, spec.match, memory)
+        got = spending(anatomy, found[name].ranks, spec.match, memory)
+        matches[name] = Match(
+            quantity=spec.match,
+            wanted=wanted,
+            got=got,
+            relative=got / wanted - 1,
+            solved=arm.budget is None and found[name].budget is not None,
+        )
+    return found, matches
+
+
+@contextmanager
+def naming(arm: str) -> Iterator[None]:
+    """Put the arm's name in front of what an error says was given."""
+    try:
+        yield
+    except RequestError as error:
+        error.given = f"arms.{arm}: {error.given}"
+        error.args = (error.given, *error.args[1:])
+        raise
+
+
+def _plan(
+    spec: StudySpec,
+    name: str,
+    anatomy: Anatomy,
+    scan: Scan | None,
+    *,
+    budget: str | None,
+    memory: Memory | None,
+) -> Plan:
+    """One arm's plan; ``budget`` is used where the arm leaves a rank free and has no budget of its own."""
+    from loratlas.placement.language import parse
+    from loratlas.placement.plan import place
+    from loratlas.placement.resolve import resolve
+    from loratlas.scan.plan_from_scores import is_auto, plan_from
+
+    arm = spec.arms[name]
+    with naming(name):
+        if is_auto(arm.placement):
+            assert scan is not None  # `loratlas.study.inputs.prepare` made it
+            chosen = arm.budget or budget
+            return plan_from(scan, anatomy, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)[
+                0
+            ]
+        free = any(
+            rank is None
+            for _, rank in resolve(
+                parse(arm.placement), anatomy, default="auto", allow_unresolved=spec.allow_unresolved
+            )
+        )
+        chosen = arm.budget or (budget if free else None)
+        return place(
+            anatomy,
+            arm.placement,
+            budget=chosen,
+            alpha=arm.alpha,
+            rslora=arm.rslora,
+            allow_unresolved=spec.allow_unresolved,
+            memory=memory,
+        )

@@ -1,0 +1,1 @@
+"""What a study measured: estimates, findings, side metrics, as plain data."""

@@ -1,0 +1,91 @@
+"""What a reader of a study has to know, in sentences: budgets, reach, remarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loratlas.models.task import CAUSAL
+from loratlas.scan.advice import DECIDES, track_record
+from loratlas.study.execution.schedule import Schedule
+from loratlas.study.spec.study_spec import StudySpec
+
+_QUANTITIES = {"params": "trainable parameters", "time": "step time", "memory": "peak memory"}
+
+
+def budget_sentence(arm: str, versus: str, arms: Mapping[str, Mapping[str, Any]], match: str) -> str:
+    """The sentence on what both arms spent: whether it was matched, and what it was."""
+    one, two = arms[arm], arms[versus]
+    counts = f"{one['trainable']:,} trainable parameters against {two['trainable']:,}"
+    matched = one["match"]
+    if matched and matched["solved"]:
+        off = f"{100 * abs(matched['relative']):.1f} %" if matched["relative"] else "exactly"
+        within = "exactly" if off == "exactly" else f"to within {off}"
+        return f"Both were given equal {_QUANTITIES[match]}, met {within} ({counts})."
+    if one["trainable"] == two["trainable"]:
+        return f"Both have {one['trainable']:,} trainable parameters."
+    return f"They did not spend the same: {counts}."
+
+
+def reach(spec: StudySpec, about: Mapping[str, Any]) -> str:
+    size = about["base"]["parameters"]
+    millions = f"{size / 1e9:.1f} billion" if size >= 1e9 else f"{size / 1e6:.1f} million"
+    return (
+        f"of {about['data']['evaluation']['source']}, for {spec.model} ({millions} parameters) trained "
+        f"{spec.steps:,} steps of {spec.batch_size} rows of {spec.data.train}"
+    )
+
+
+def study_notes(spec: StudySpec, about: Mapping[str, Any], state: Schedule) -> list[str]:
+    notes = [
+        "The findings are about this base, this task, this budget and this size; "
+        "a small base says nothing about a large one."
+    ]
+    if spec.demonstration:
+        notes.append(
+            f"This is a demonstration: {len(spec.learning_rates)} learning rates, {spec.tuning.seeds} tuning "
+            f"seed{'s' * (spec.tuning.seeds > 1)}, {spec.steps} steps. It shows how a study reads, "
+            "and is too short to settle a question."
+        )
+    if len(state.rates) > len(spec.learning_rates):
+        added = [f"{rate:g}" for rate in state.rates if rate not in spec.learning_rates]
+        notes.append(f"An optimum lay at the edge of the grid: all arms also tried {', '.join(added)}.")
+    if "scan" in about:
+        notes.append(track_record(decided_by(about["scan"])))
+    for name, match in about["matches"].items():
+        if spec.match != "none" and match and not match["solved"]:
+            notes.append(f"{name} names its ranks, which were obeyed: its spending is not matched.")
+    for name in ("train", "evaluation"):
+        told = about["data"][name]
+        if told["cut"] or told["dropped"]:
+            notes.append(
+                f"Of the rows of {told['source']}, {told['cut']:,} were cut {_where_cut(about)} to "
+                f"{spec.max_length} tokens and {told['dropped']:,} were dropped."
+            )
+    if spec.base_dropout:
+        notes.append(
+            "The base's own dropout was on, so that its noise is not shared by the arms of one seed."
+        )
+    return notes
+
+
+def scan_record(scan: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's scan, with what decided and how often rows were read, also where that was not written down."""
+    return {**scan, "by": decided_by(scan), "visits": scan.get("visits", scan["rows"])}
+
+
+def decided_by(scan: Mapping[str, Any]) -> str:
+    """The score that decided a scan; those that were written down before they said so were decided by `DECIDES`.
+
+    >>> decided_by({"by": "gradient"}), decided_by({"signals": [{"name": "probe_energy"}, {"name": "probe_yield"}]})
+    ('gradient', 'probe_yield')
+    >>> decided_by({"signals": [{"name": "gradient"}, {"name": "gradient_energy"}]})
+    'gradient'
+    """
+    names = [signal["name"] for signal in scan.get("signals", ())]
+    return scan.get("by") or (DECIDES if DECIDES in names or not names else names[0])
+
+
+def _where_cut(about: Mapping[str, Any]) -> str:
+    causal = (about.get("task") or {"name": CAUSAL})["name"] == CAUSAL
+    return "from the prompt's left" if causal else "at their end"

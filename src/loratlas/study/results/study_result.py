@@ -1,0 +1,199 @@
+"""What a study found, read from its folder alone: the ledger (spec included) and the runs' Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loratlas.errors import OutputError
+from loratlas.models.task import Task
+from loratlas.study.execution.ledger import Key, Ledger
+from loratlas.study.execution.schedule import BASE, Schedule, schedule
+from loratlas.study.results.arm_results import (
+    ArmLosses,
+    arm_losses,
+    arm_result,
+    forgetting_before,
+    judged_of,
+    side_results,
+    stacked,
+)
+from loratlas.study.results.estimator import estimate
+from loratlas.study.results.findings import Comparison, Finding, judge, pareto
+from loratlas.study.results.metric_disagreement import Judged, Measure, by_measure, measures, ranks
+from loratlas.study.results.side_metrics import reported_metrics
+from loratlas.study.results.study_notes import budget_sentence, reach, scan_record, study_notes
+from loratlas.study.spec.spec_file import parse_spec
+from loratlas.study.spec.study_spec import StudySpec
+
+SCHEMA = "loratlas.study"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """A study's arms and findings.
+
+    Args:
+        data: the whole result as plain data, schema ``loratlas.study``, version 1.
+        findings: one for each arm but the reference.
+    """
+
+    data: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run is finished; findings of an incomplete study are undetermined."""
+        return self.data["complete"]
+
+    @property
+    def arms(self) -> list[dict[str, Any]]:
+        """The arms, as in the JSON."""
+        return self.data["arms"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, schema ``loratlas.study``."""
+        return self.data
+
+
+def load_study(out: str | Path) -> StudyResult:
+    """Read a study's folder, finished or not.
+
+    Raises:
+        OutputError: no study is in it.
+    """
+    out = Path(out)
+    ledger = Ledger.open(out, create=False)
+    about = ledger.about
+    if not about.get("begun"):
+        raise OutputError(
+            given=str(out), found="a ledger without a study", instead="a folder that a study wrote"
+        )
+    spec = parse_spec(about["spec"], where=f"the ledger of {out}")
+    return build(spec, about, ledger.finished(), out / "runs")
+
+
+def build(
+    spec: StudySpec, about: Mapping[str, Any], finished: Mapping[Key, Mapping[str, Any]], runs: Path
+) -> StudyResult:
+    """Put the result together.
+
+    Args:
+        spec: the study.
+        about: what the ledger keeps about the whole study.
+        finished: record of every finished run.
+        runs: folder of the runs' folders.
+    """
+    state = schedule(spec, finished)
+    losses = {arm: arm_losses(spec, state, finished, runs, arm) for arm in spec.arms}
+    reference = losses[spec.reference]
+    base = finished.get(BASE)
+    arms = [arm_result(spec, about, state, finished, runs, losses[arm], reference) for arm in spec.arms]
+    task = Task.from_json(about.get("task") or Task().to_json())
+    by = measures(tasks=reported_metrics(spec, task.to_json()), per=task.unit)
+    judged = {arm: judged_of(losses[arm]) for arm in spec.arms}
+    compared = ranks(list(judged.values()), by)
+    before = forgetting_before(base, runs)
+    by_name = {arm["name"]: arm for arm in arms}
+    comparisons = [
+        _compare(spec, about, state, losses[arm], reference, by_name)
+        for arm in spec.arms
+        if arm != spec.reference
+    ]
+    findings = judge(
+        comparisons, versus=spec.reference, delta=spec.delta, reach=reach(spec, about), per=task.unit
+    )
+    for arm, one in zip(arms, losses.values(), strict=True):
+        arm |= side_results(judged[one.arm], one, by, before)
+    data = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "name": spec.name,
+        "spec": spec.to_json(),
+        "spec_digest": spec.digest,
+        "complete": state.complete,
+        "demonstration": spec.demonstration,
+        "task": task.to_json() | {"unit": f"nats per {task.unit}"},
+        "head": about.get("head", 0),
+        "reference": spec.reference,
+        "base": dict(about["base"]),
+        "data": {**about["data"], "packing": base["packing"] if base else None},
+        "base_nll": base["nll"] if base else None,
+        "base_beside": {name: base.get(name) if base else None for name in ("metric", "forgetting")},
+        "learning_rates": list(state.rates),
+        "arms": arms,
+        "findings": [
+            finding.to_json() | _turns(finding, judged, by, compared["opposed"]) for finding in findings
+        ],
+        "ranks": compared,
+        "pareto": _pareto(arms),
+        "anatomy": about["anatomy"],
+        **({"scan": scan_record(about["scan"])} if "scan" in about else {}),
+        "notes": [*about["notes"], *study_notes(spec, about, state)],
+        "runs": {"finished": len(finished), "planned": state.planned},
+        "machine": about["machine"],
+        "versions": about["versions"],
+        "revision": about["revision"],
+        "page": None,
+    }
+    return StudyResult(data=data, findings=tuple(findings))
+
+
+def _turns(
+    finding: Finding,
+    judged: Mapping[str, Judged],
+    by: Sequence[Measure],
+    opposed: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """A finding by every measure: where another one puts the other arm ahead, and whether that is established."""
+    pair = {finding.arm, finding.versus}
+    against = [told for told in opposed if {told["first"], told["second"]} == pair]
+    return {
+        "by_measure": by_measure(judged[finding.arm], judged[finding.versus], by, level=finding.level),
+        "flips": [told["by"] for told in against],
+        "flips_established": any(told["established"] for told in against),
+        "flip_sentences": [told["sentence"] for told in against],
+    }
+
+
+def _compare(
+    spec: StudySpec,
+    about: Mapping[str, Any],
+    state: Schedule,
+    losses: ArmLosses,
+    reference: ArmLosses,
+    arms: Mapping[str, Mapping[str, Any]],
+) -> Comparison:
+    both = [seed for seed in losses.summed if seed in reference.summed]
+    found = None
+    if both and losses.tokens is not None:
+        found = estimate(stacked(losses.summed, both) - stacked(reference.summed, both), losses.tokens)
+    problems = []
+    if not state.complete:
+        problems.append("the study is not finished")
+    for one in (losses, reference):
+        if one.diverged:
+            problems.append(f"{one.diverged} of {one.wanted} evaluation runs of {one.arm} diverged")
+        if one.arm in state.at_edge:
+            problems.append(
+                f"the best learning rate of {one.arm}, {state.chosen[one.arm]:g}, lies at the edge of the grid"
+            )
+    return Comparison(
+        arm=losses.arm,
+        estimate=found,
+        problems=tuple(problems),
+        caveat=budget_sentence(losses.arm, reference.arm, arms, spec.match),
+    )
+
+
+def _pareto(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    axes = {"params": "trainable", "time": "step_seconds", "memory": "peak_bytes"}
+    return {
+        name: pareto(
+            {arm["name"]: (arm[axis], arm["nll"]) for arm in arms if None not in (arm[axis], arm["nll"])}
+        )
+        for name, axis in axes.items()
+    }

@@ -1,0 +1,1 @@
+"""A study's file: its schema, what it allows, what it tries."""

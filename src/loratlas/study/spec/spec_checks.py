@@ -1,0 +1,92 @@
+"""What takes more than one key of a study's file to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import pairwise
+
+from loratlas.errors import SpecError, printable
+from loratlas.study.spec.rates_and_seeds import WIDEST_FACTOR
+from loratlas.study.spec.study_spec import FEWEST_TUNING_ROWS, FEWEST_TUNING_SEEDS, WRITTEN, StudySpec
+
+LONGEST_NAME = 100
+"""Characters of a name."""
+
+
+def check(spec: StudySpec, where: str) -> None:
+    """Refuse the first thing that does not fit together.
+
+    Raises:
+        SpecError: so.
+    """
+    for given, found, instead in _faults(spec):
+        raise SpecError(given=f"{given} in {where}", found=found, instead=instead)
+
+
+def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
+    names = ", ".join(spec.arms)
+    if not spec.reference:
+        yield (
+            "no reference",
+            f"no arm, or more than one, is `all`; the arms are {names}",
+            "reference: one of them",
+        )
+    elif spec.reference not in spec.arms:
+        near = get_close_matches(spec.reference, spec.arms, n=1, cutoff=0.3)
+        yield (
+            f"reference: {spec.reference!r}",
+            f"no arm has this name; the arms are {names}",
+            f"reference: {near[0] if near else next(iter(spec.arms))}",
+        )
+    for what, name in [("name: ", spec.name), *(("arms.", name) for name in spec.arms)]:
+        if why := _why_not_a_name(name):
+            yield f"{what}{printable(name, 60)}", f"a name {why}", "a short plain name"
+    rates = spec.learning_rates
+    if list(rates) != sorted(set(rates)):
+        yield f"learning_rates: {list(rates)}", "rates that repeat or do not rise", str(sorted(set(rates)))
+    wide = [(a, b) for a, b in pairwise(rates) if b / a > WIDEST_FACTOR * (1 + 1e-9)]
+    if wide and not spec.demonstration:
+        a, b = wide[0]
+        yield (
+            f"learning_rates: {list(rates)}",
+            f"{a:g} and {b:g} are a factor of {b / a:.3g} apart, so that the best rate may lie between them",
+            f"rates at most a factor of {WIDEST_FACTOR:g} apart, e.g. {a:g}, {a * WIDEST_FACTOR:g}, "
+            f"{a * WIDEST_FACTOR**2:g} (or demonstration: true)",
+        )
+    if spec.tuning.rows < FEWEST_TUNING_ROWS and not spec.demonstration:
+        yield (
+            f"tuning.rows: {spec.tuning.rows}",
+            "too few rows to choose a learning rate on",
+            f"{FEWEST_TUNING_ROWS} or more (or demonstration: true)",
+        )
+    if spec.tuning.seeds < FEWEST_TUNING_SEEDS and not spec.demonstration:
+        yield (
+            f"tuning.seeds: {spec.tuning.seeds}",
+            "one seed cannot tell a good rate from a lucky one",
+            f"{FEWEST_TUNING_SEEDS} or more (or demonstration: true)",
+        )
+    written = spec.metric is not None and spec.metric.name in WRITTEN
+    if spec.metric is not None and written and spec.metric.rows > spec.evaluation.rows:
+        yield (
+            f"metric.rows: {spec.metric.rows}",
+            f"{spec.evaluation.rows} evaluation rows to take them from",
+            f"{spec.evaluation.rows} or less",
+        )
+    if spec.data.eval is None and spec.data.eval_split is None and not spec.data.train.startswith("demo:"):
+        yield (
+            f"data.train: {spec.data.train!r}",
+            "no rows to evaluate on: neither data.eval nor data.eval_split",
+            "data.eval: another file, or data.eval_split: another split of the same source",
+        )
+
+
+def _why_not_a_name(name: str) -> str:
+    """What keeps a text from being the name of an arm or a study; "" where nothing does."""
+    if not name.strip():
+        return "that is empty"
+    if len(name) > LONGEST_NAME:
+        return f"of {len(name):,} characters, more than {LONGEST_NAME}"
+    if not name.isprintable():
+        return "with characters that a terminal would obey"
+    return "that holds a slash" if any(slash in name for slash in "/\\") else ""

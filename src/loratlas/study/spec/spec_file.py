@@ -1,0 +1,234 @@
+"""A study's file: one YAML document, checked by one schema.
+
+An error names the field's path, the value given and what to write instead; an unknown key, the nearest
+valid one.
+
+>>> spec = parse_spec('''
+... name: where
+... model: demo:llama-mini
+... data: {train: "demo:facts-300"}
+... arms: {full: "all:8", attention: attention, feedforward: feedforward}
+... match: params
+... ''')
+>>> spec.reference, spec.evaluation.seeds, spec.delta
+('full', 5, 0.01)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from loratlas.errors import SpecError, printable
+from loratlas.study.spec.spec_checks import check
+from loratlas.study.spec.study_spec import ArmSpec, StudySpec
+
+LARGEST = 200_000
+"""Characters of a study's file."""
+
+MOST_VALUES = 20_000
+"""Values of it, those of an alias counted wherever it stands."""
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice: the first value would be dropped silently."""
+
+
+def _mapping(loader: _UniqueLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, (dict, list)):
+            continue
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {printable(str(key), 60)!r} stands twice", key_node.start_mark
+            )
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_UniqueLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def load_spec(path: str | Path) -> StudySpec:
+    """Read a study's file.
+
+    Raises:
+        SpecError: no such file, broken YAML (with its line), an unknown key, a value out of range.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"it cannot be read ({error})"
+        raise SpecError(
+            given=f"the study file {path}", found=why, instead="the path of a YAML file"
+        ) from error
+    return parse_spec(text, name=path.stem, folder=path.resolve().parent, where=str(path))
+
+
+def parse_spec(
+    source: str | Mapping[str, Any],
+    *,
+    name: str | None = None,
+    folder: Path | None = None,
+    where: str = "the study",
+) -> StudySpec:
+    """Check a study's text or mapping.
+
+    Args:
+        source: YAML text, or what it would parse to.
+        name: the study's name where the text has none.
+        folder: where relative data paths start.
+        where: how error messages call the source.
+
+    Raises:
+        SpecError: see :func:`load_spec`.
+    """
+    values = _yaml(source, where) if isinstance(source, str) else dict(source)
+    if not isinstance(values, dict):
+        raise SpecError(
+            given=where,
+            found=f"{'nothing' if values is None else 'a ' + type(values).__name__}, not keys with values",
+            instead="lines like `model: demo:llama-mini`",
+        )
+    if name and not values.get("name"):
+        values = {**values, "name": name}
+    try:
+        spec = StudySpec.model_validate(values)
+    except ValidationError as error:
+        raise _sentence(error, where) from None
+    check(spec, where)
+    spec._folder = folder
+    return spec
+
+
+def _yaml(text: str, where: str) -> Any:
+    if len(text) > LARGEST:
+        raise SpecError(
+            given=where, found=f"more than {LARGEST:,} characters", instead="a study's file of a page or two"
+        )
+    try:
+        node = yaml.compose(text, Loader=_UniqueLoader)
+        _check_size(node, where)
+        return yaml.load(text, Loader=_UniqueLoader)  # a SafeLoader: only plain data
+    except RecursionError:
+        raise SpecError(
+            given=where, found="keys within keys without an end", instead="one `key: value` a line"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" on line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise SpecError(
+            given=where, found=f"broken YAML{line}: {printable(problem)}", instead="one `key: value` a line"
+        ) from None
+
+
+def _check_size(node: yaml.Node | None, where: str) -> None:
+    """Refuse aliases that stand for more values than any study has, or for themselves."""
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(one: yaml.Node) -> int:
+        if id(one) in open_:
+            raise SpecError(
+                given=where, found="an alias that stands for itself", instead="the values written out"
+            )
+        if id(one) not in sizes:
+            open_.add(id(one))
+            inner: list[yaml.Node] = []
+            if isinstance(one, yaml.MappingNode):
+                inner = [each for pair in one.value for each in pair]
+            elif isinstance(one, yaml.SequenceNode):
+                inner = list(one.value)
+            sizes[id(one)] = 1 + sum(size(each) for each in inner)
+            open_.discard(id(one))
+        return sizes[id(one)]
+
+    if node is not None and (total := size(node)) > MOST_VALUES:
+        raise SpecError(
+            given=where,
+            found=f"aliases that stand for {total:.3g} values" if total > LARGEST else f"{total:,} values",
+            instead=f"at most {MOST_VALUES:,}",
+        )
+
+
+def _sentence(error: ValidationError, where: str) -> SpecError:
+    """The first trouble as a sentence; unknown keys come first, for a misspelt key is also a missing one."""
+    problems = error.errors()
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    path = ".".join(printable(str(part), 60) for part in first["loc"])
+    more = f" ({len(problems) - 1} more after it)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        *parents, key = (printable(str(part), 60) for part in first["loc"])
+        valid = _keys(parents)
+        near = get_close_matches(key, valid, n=1, cutoff=0.4)
+        nearest = ".".join([*parents, near[0]]) if near else f"one of {', '.join(valid)}"
+        return SpecError(given=f"{path} in {where}", found=f"an unknown key{more}", instead=nearest)
+    if first["type"] == "missing":
+        return SpecError(given=where, found=f"no {path}{more}", instead=f"{path}: {_EXAMPLES.get(path, '…')}")
+    given = f"{path}: {_short(first['input'])} in {where}" if path else where
+    return SpecError(given=given, found=f"{printable(first['msg'])}{more}", instead=_instead(first))
+
+
+_EXAMPLES = {
+    "model": "demo:llama-mini",
+    "data": "{train: demo:facts-300}",
+    "data.train": "demo:facts-300",
+    "arms": "{full: all:8, attention: attention:8}",
+    "forgetting.data": "other-rows.jsonl.gz",
+    "metric.name": "exact_match",
+}
+
+
+def _instead(problem: Any) -> str:
+    context, kind = problem.get("ctx") or {}, problem["type"]
+    if kind == "literal_error":
+        return str(context["expected"])
+    words = {
+        "greater_than": "more than {gt}",
+        "greater_than_equal": "{ge} or more",
+        "less_than": "less than {lt}",
+    }
+    if kind in words:
+        return "a number, " + words[kind].format(**context)
+    if kind == "less_than_equal":
+        return f"a number, {context['le']} or less"
+    if kind == "finite_number":
+        return "a finite number"
+    if kind == "too_short":
+        return f"at least {context['min_length']} of them"
+    if kind.startswith(("int", "float", "bool", "string", "dict", "tuple", "model")):
+        plain = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
+        plain |= {
+            "dict": "keys with values",
+            "tuple": "a list like [1e-3, 3e-3]",
+            "model": "keys with values",
+        }
+        return next(text for start, text in plain.items() if kind.startswith(start))
+    return "a value of the kind that docs/guide/studies.md lists"
+
+
+def _keys(parents: list[str]) -> list[str]:
+    """Valid keys at a path of the schema; the second part of ``arms.NAME`` may be any name."""
+    if parents and parents[0] == "arms":
+        return list(ArmSpec.model_fields)
+    model: Any = StudySpec
+    for part in parents:
+        annotation = model.model_fields[part].annotation
+        model = next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
+    return list(model.model_fields)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (dict, list, tuple)) and len(value) > 20:
+        return f"{len(value):,} values"
+    return printable(repr(value), 60)

@@ -1,0 +1,1 @@
+"""How one step is computed: gradients, microbatches, the frozen prefix, compilation, memory."""
