@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from loratlas import demo
+from loratlas.errors import SpecError
 from loratlas.study.spec.spec_file import load_spec, parse_spec
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+EMBEDDED = [path for name in demo.RECIPES if (path := demo.recipe_path(name)) is not None]
+RECIPES = sorted([*(Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"), *EMBEDDED])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -34,3 +36,17 @@ def test_the_demonstration_says_what_it_is() -> None:
     assert spec.evaluation.seeds >= 5
     assert spec.model.removeprefix("demo:") in demo.BASES
     assert spec.data.train.removeprefix("demo:") in demo.TASKS
+
+
+def test_recipes_of_the_package_are_studies_by_name() -> None:
+    assert [path.name for path in EMBEDDED] == ["facts.yaml", "retrieval.yaml"]
+    folder = EMBEDDED[0].parent
+    assert sorted(folder.iterdir()) == sorted(EMBEDDED)
+    assert load_spec("demo:facts") == load_spec(folder / "facts.yaml")
+    for path in EMBEDDED:  # no file of anybody's is needed
+        assert "${" not in path.read_text(encoding="utf-8")
+
+
+def test_another_name_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(SpecError, match="demo:facts, demo:retrieval"):
+        load_spec("demo:fact")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loratlas.demo import recipe_path
 from loratlas.errors import DataError, OutputError, SpecError
 from loratlas.study.execution.ledger import Key, Ledger
 from loratlas.study.results.estimator import estimate
@@ -52,7 +53,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("name", DIGESTS)
 def test_studies_that_do_not_ask_are_the_studies_they_were(name):
-    spec = load_spec(RECIPES / f"{name}.yaml")
+    spec = load_spec(recipe_path(name) or RECIPES / f"{name}.yaml")
     assert spec.digest == DIGESTS[name]
     assert not {"metric", "forgetting"} & set(spec.to_json())
 

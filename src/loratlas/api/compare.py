@@ -24,7 +24,7 @@ def study(
     """Compare placements: tune each at equal cost, train on fresh seeds, say which is better and how sure that is.
 
     Args:
-        spec: a study's YAML file, or its contents.
+        spec: a study's YAML file, its contents, or ``demo:facts``, a recipe of the package.
         out: the study's folder; ``loratlas-NAME`` unless given. The same study there is continued.
         workers: runs trained at the same time; one per core unless given. It changes no number.
         listener: see :func:`loratlas.train`.

@@ -52,8 +52,8 @@ def build() -> Any:
             audit_log.audit_log,
             "loratlas audit-log out/trainer_state.json rows.jsonl --model gpt2 --adapter out",
         ),
-        ("study", study.study, "loratlas study recipes/alpaca.yaml --out alpaca-study"),
-        ("report", study.report, "loratlas report alpaca-study"),
+        ("study", study.study, "loratlas study demo:facts --out facts-study"),
+        ("report", study.report, "loratlas report facts-study"),
         ("demo", study.demo, "loratlas demo"),
         ("export", export.export, "loratlas export run --for merged --out model"),
     ):

@@ -41,7 +41,11 @@ Folder = Annotated[
 def study(
     spec: Annotated[
         Path,
-        typer.Argument(metavar="SPEC", help="The study's YAML file; see recipes/.", show_default=False),
+        typer.Argument(
+            metavar="SPEC",
+            help="The study's YAML file, or a recipe of the package: demo:facts, demo:retrieval.",
+            show_default=False,
+        ),
     ],
     out: Folder = None,
     workers: Workers = None,

@@ -1,6 +1,7 @@
 """The embedded base and its tasks: everything a study needs, without a download.
 
-``demo:llama-mini`` names the base wherever a MODEL is asked for, ``demo:facts-300`` a task wherever DATA is.
+``demo:llama-mini`` names the base wherever a MODEL is asked for, ``demo:facts-300`` a task wherever DATA is,
+and ``demo:facts`` a study's file wherever SPEC is.
 
 >>> from loratlas import demo
 >>> sorted(demo.TASKS)
@@ -10,9 +11,9 @@ True
 """
 
 from loratlas.demo.base_files import BASES, base_path
-from loratlas.demo.demonstration import study
+from loratlas.demo.demonstration import RECIPES, recipe_path, study
 from loratlas.demo.generate_rows import TASKS, generate
 
 PREFIX = "demo:"
 
-__all__ = ["BASES", "PREFIX", "TASKS", "base_path", "generate", "study"]
+__all__ = ["BASES", "PREFIX", "RECIPES", "TASKS", "base_path", "generate", "recipe_path", "study"]

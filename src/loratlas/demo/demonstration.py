@@ -7,7 +7,25 @@ the same, so that the intervals are honest ones.
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+RECIPES = ("facts", "retrieval")
+"""Studies that need no file of anybody's: ``loratlas study demo:facts``."""
+
+
+def recipe_path(name: str) -> Path | None:
+    """The study file of an embedded recipe; None where no recipe has this name.
+
+    Args:
+        name: ``facts``, with or without the prefix ``demo:``.
+
+    >>> recipe_path("demo:facts").name, recipe_path("demo:none")
+    ('facts.yaml', None)
+    """
+    plain = name.removeprefix("demo:")
+    return Path(str(files("loratlas.demo"))) / "recipes" / f"{plain}.yaml" if plain in RECIPES else None
 
 
 def study() -> dict[str, Any]:

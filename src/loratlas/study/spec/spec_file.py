@@ -24,6 +24,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from loratlas import demo
 from loratlas.errors import SpecError, printable
 from loratlas.study.spec.spec_checks import check
 from loratlas.study.spec.study_spec import ArmSpec, StudySpec
@@ -59,10 +60,13 @@ _UniqueLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 def load_spec(path: str | Path) -> StudySpec:
     """Read a study's file.
 
+    Args:
+        path: of the file; or ``demo:facts``, a recipe that comes with the package.
+
     Raises:
-        SpecError: no such file, broken YAML (with its line), an unknown key, a value out of range.
+        SpecError: no such file or recipe, broken YAML (with its line), an unknown key, a value out of range.
     """
-    path = Path(path)
+    path = _recipe(str(path)) if str(path).startswith(demo.PREFIX) else Path(path)
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LARGEST + 1)
@@ -72,6 +76,18 @@ def load_spec(path: str | Path) -> StudySpec:
             given=f"the study file {path}", found=why, instead="the path of a YAML file"
         ) from error
     return parse_spec(text, name=path.stem, folder=path.resolve().parent, where=str(path))
+
+
+def _recipe(name: str) -> Path:
+    path = demo.recipe_path(name)
+    if path is None:
+        named = [f"{demo.PREFIX}{recipe}" for recipe in demo.RECIPES]
+        raise SpecError(
+            given=f"the study {name}",
+            found=f"the recipes of the package are {', '.join(named)}",
+            instead=f"{named[0]}, or the path of a YAML file",
+        )
+    return path
 
 
 def parse_spec(
