@@ -6,12 +6,12 @@ import pytest
 import torch
 from tests.training.small import adapted, encoded, weights
 
+from loratlas.adapters.adam_moments import Moments
 from loratlas.adapters.peft_targets import adapted as adapted_layers
 from loratlas.errors import Interrupted, OutputError, SettingsError
 from loratlas.training.fleet.members import Member
 from loratlas.training.fleet.train_fleet import Fleet
 from loratlas.training.loop import fit
-from loratlas.training.optimizer import Moments
 from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loratlas.adapters.patterns import anchored
+from loratlas.adapters.patterns import default_and_patterns
 from loratlas.adapters.peft_check import differences, expected_warnings, prove_on_meta, some
 from loratlas.adapters.peft_targets import adapted as adapted_layers
 from loratlas.adapters.peft_targets import targets, task_type
@@ -93,8 +93,8 @@ def lora_config(
     refuse_head_rows(rows, heads)
     named = targets(rows, model)
     keyed = [(key, row) for keys, row in zip(named.keys, rows, strict=True) for key in keys]
-    rank, ranks = _pattern([(key, row.rank) for key, row in keyed])
-    alpha, alphas = _pattern([(key, row.alpha) for key, row in keyed])
+    rank, ranks = default_and_patterns([(key, row.rank) for key, row in keyed])
+    alpha, alphas = default_and_patterns([(key, row.alpha) for key, row in keyed])
     conv1d = Counter(row.site.kind == "conv1d" for row in rows)
     with expected_warnings():
         config = LoraConfig(
@@ -250,13 +250,3 @@ def _check(rows: Sequence[PlanRow], dropout: float, init: bool | str) -> None:
             raise SettingsError(
                 given=f"init {init}", found="an unknown initialisation", instead=f"true or {', '.join(INITS)}"
             )
-
-
-def _pattern(values: list[tuple[str, Any]]) -> tuple[Any, dict[str, Any]]:
-    """The commonest value, and anchored patterns for the modules with others (of equally common ones the first)."""
-    modules: dict[Any, list[str]] = {}
-    for module, value in values:
-        modules.setdefault(value, []).append(module)
-    default = max(modules, key=lambda value: len(modules[value]))
-    # One key per value: PEFT tries every key on every module, and Python caches 512 expressions.
-    return default, {anchored(names): value for value, names in modules.items() if value != default}

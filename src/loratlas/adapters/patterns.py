@@ -9,7 +9,8 @@ Names that differ in numbers and leaves alone are written together:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 _NUMBERED = re.compile(r"(.*?\.)?(\d+)\.(.*)", re.DOTALL)
 
@@ -51,3 +52,17 @@ def anchored(names: Iterable[str]) -> str:
     longer one that ends in it. ``^`` behind that prefix holds only where the prefix is empty.
     """
     return f"^(?:{exact(names)})$"
+
+
+def default_and_patterns(values: Sequence[tuple[str, Any]]) -> tuple[Any, dict[str, Any]]:
+    """The commonest value (of equally common ones the first), and anchored patterns for the names with others.
+
+    >>> default_and_patterns([("a", 4), ("b", 4), ("c", 2)])
+    (4, {'^(?:c)$': 2})
+    """
+    names: dict[Any, list[str]] = {}
+    for name, value in values:
+        names.setdefault(value, []).append(name)
+    default = max(names, key=lambda value: len(names[value]))
+    # One key per value: PEFT tries every key on every module, and Python caches 512 expressions.
+    return default, {anchored(own): value for value, own in names.items() if value != default}

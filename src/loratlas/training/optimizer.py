@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loratlas.training.master_weights import MasterWeights
+from loratlas.adapters.adam_moments import Moments
+from loratlas.training.master_weights import MasterWeights, ParameterGroup
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """What Adam keeps of one parameter, float32 and shaped like it.
-
-    Args:
-        first: decayed mean of its gradients.
-        second: decayed mean of their squares.
-    """
-
-    first: torch.Tensor
-    second: torch.Tensor
 
 
 def rate(settings: Settings, step: int, steps: int) -> float:
@@ -54,6 +41,11 @@ def rate(settings: Settings, step: int, steps: int) -> float:
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the flat masters, one group per learning rate.
 
+    Where all numbers are as old as the run, torch's fused kernel takes the step. Where some are younger, because a
+    site's rank has grown, every number has the bias correction of its own age t, the steps it has taken part in:
+
+        m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   θ ← θ − η (m/(1 − β₁ᵗ)) / (√(v/(1 − β₂ᵗ)) + ε)
+
     Args:
         masters: what is trained.
         settings: rates, decay, clipping.
@@ -63,6 +55,8 @@ class Optimizer:
     def __init__(self, masters: MasterWeights, settings: Settings, *, steps: int) -> None:
         self.masters, self.settings, self.steps = masters, settings, steps
         self._adam = self._fresh()
+        self._ages: dict[torch.Tensor, torch.Tensor] = {}
+        """Master → age of each of its numbers, float32; only of those whose numbers differ in age."""
 
     def _fresh(self) -> Any:
         import torch
@@ -93,9 +87,34 @@ class Optimizer:
         lr = rate(self.settings, step, self.steps)
         for group in self._adam.param_groups:
             group["lr"] = lr * group["ratio"]
-        self._adam.step()
+        if self._ages:
+            for ratio, group in zip(self._adam.param_groups, self.masters.groups, strict=True):
+                self._step_by_age(group, ratio["lr"], step)
+        else:
+            self._adam.step()
         self.masters.round()
         return lr
+
+    def _step_by_age(self, group: ParameterGroup, lr: float, step: int) -> None:
+        """One step in which every number has the bias correction of its age."""
+        import torch
+
+        master, gradient = group.master, group.master.grad
+        assert gradient is not None
+        if master not in self._adam.state:
+            self._put(master, {name: torch.zeros_like(master) for name in MOMENTS}, step)
+        kept, settings = self._adam.state[master], self.settings
+        age = self._ages.setdefault(master, torch.full_like(master, float(step)))
+        age.add_(1)
+        kept["step"].fill_(step + 1)
+        first, second = (kept[name] for name in MOMENTS)
+        (beta1, beta2), decay = settings.betas, settings.weight_decay
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        if decay:
+            master.mul_(1 - lr * decay)
+        spread = (second / _correction(age, beta2)).sqrt_().add_(settings.eps)
+        master.addcdiv_(first / _correction(age, beta1), spread, value=-lr)
 
     def moments(self) -> dict[str, Moments]:
         """Name → moments of every parameter, as views; empty before the first step."""
@@ -104,42 +123,60 @@ class Optimizer:
             if group.master in self._adam.state:
                 flat = self._adam.state[group.master]
                 first, second = (group.shaped(flat[name]) for name in MOMENTS)
-                for name, one, two in zip(group.names, first, second, strict=True):
-                    found[name] = Moments(first=one, second=two)
+                ages = self._ages.get(group.master)
+                shaped = [None] * len(first) if ages is None else group.shaped(ages)
+                for name, one, two, age in zip(group.names, first, second, shaped, strict=True):
+                    found[name] = Moments(first=one, second=two, age=age)
         return found
 
     def rebuild(self, moments: Mapping[str, Moments], step: int) -> None:
         """Begin anew over master weights that were laid out anew.
 
         Args:
-            moments: of parameters, by name; those of others begin at 0. Counted as ``step`` steps old all of them.
+            moments: of parameters, by name; those that do not say their age are ``step`` steps old. Those of other
+                parameters begin at 0, 0 steps old.
             step: steps done.
         """
         import torch
 
-        self._adam = self._fresh()
+        self._adam, self._ages = self._fresh(), {}
         if not step:
             return
+        ages = {}
         for group in self.masters.groups:
-            flat = [torch.zeros_like(group.master) for _ in MOMENTS]
-            shaped = [group.shaped(vector) for vector in flat]
+            flat = [torch.zeros_like(group.master) for _ in (*MOMENTS, "age")]
+            first, second, age = (group.shaped(vector) for vector in flat)
             for index, name in enumerate(group.names):
                 if name in moments:
-                    shaped[0][index].copy_(moments[name].first)
-                    shaped[1][index].copy_(moments[name].second)
-            self._put(group.master, dict(zip(MOMENTS, flat, strict=True)), step)
+                    own = moments[name]
+                    first[index].copy_(own.first)
+                    second[index].copy_(own.second)
+                    age[index].copy_(torch.full((), float(step)) if own.age is None else own.age)
+            self._put(group.master, dict(zip(MOMENTS, flat[:2], strict=True)), step)
+            if any(bool((own != step).any()) for own in age):
+                ages[group.master] = flat[2]
+        self._ages = ages
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Both moments, flat, by group; empty before the first step."""
-        return {
+        """Both moments, flat, by group, and ages where they differ; empty before the first step."""
+        kept = {
             f"{index}.{moment}": self._adam.state[group.master][moment]
             for index, group in enumerate(self.masters.groups)
             for moment in MOMENTS
             if group.master in self._adam.state
         }
+        for index, group in enumerate(self.masters.groups):
+            if group.master in self._ages:
+                kept[f"{index}.age"] = self._ages[group.master]
+        return kept
 
     def load(self, state: dict[str, torch.Tensor], step: int) -> None:
         """Take up the moments after so many steps."""
+        self._ages = {
+            group.master: state[f"{index}.age"].to(group.master.device).clone()
+            for index, group in enumerate(self.masters.groups)
+            if f"{index}.age" in state
+        }
         for index, group in enumerate(self.masters.groups):
             loaded = {moment: state.get(f"{index}.{moment}") for moment in MOMENTS}
             kept = {
@@ -156,3 +193,8 @@ class Optimizer:
         # Where the fused kernel looks for it: on the device of the weights.
         count = torch.full((), float(step), dtype=torch.float32, device=master.device)
         self._adam.state[master] = {"step": count, **moments}
+
+
+def _correction(age: torch.Tensor, beta: float) -> torch.Tensor:
+    """1 − βᵗ for every age t, without the rounding of a difference of nearly equal numbers."""
+    return (age * math.log(beta)).expm1_().neg_() if beta else age.new_ones(())

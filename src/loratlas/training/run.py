@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loratlas.adapters.adam_moments import Moments
 from loratlas.data.batches.batching import training_order
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.training.checkpoint import Checkpoints
 from loratlas.training.early_stopping import EarlyStopping
-from loratlas.training.optimizer import Moments, Optimizer
+from loratlas.training.optimizer import Optimizer
 from loratlas.training.run_counters import RunCounters
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
@@ -202,7 +203,8 @@ class Run:
 
         Args:
             change: called while the model holds float32 weights of its own; changes the model in place. It returns the
-                moments of parameters that are new or have another shape, by name; those it leaves out begin at 0.
+                moments of parameters that are new or have another shape, by name; those it leaves out begin at 0,
+                0 steps old.
 
         Raises:
             SettingsError: gradients that come from elsewhere (a fleet) cannot follow.

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from loratlas.adapters.adam_moments import Moments
     from loratlas.training.master_weights import MasterWeights
-    from loratlas.training.optimizer import Moments, Optimizer
+    from loratlas.training.optimizer import Optimizer
     from loratlas.training.run_counters import RunCounters
     from loratlas.training.run_events import StepEvent
     from loratlas.training.settings import Settings

@@ -276,6 +276,21 @@ def slower(model: Any) -> Any:
     return model
 
 
+def is_lean(model: Any) -> bool:
+    """Whether any layer of a model computes as `LeanLinear`."""
+    return any(type(module) is LeanLinear for module in model.modules())
+
+
+def regroup(model: Any) -> None:
+    """Take note of layers that were put in or taken out of a model that is `faster`.
+
+    Those that are new compute as `LeanLinear` from now on; those that went are in no group any more, so that nobody
+    computes what they would.
+    """
+    slower(model)
+    faster(model)
+
+
 @contextmanager
 def lean(model: Any) -> Iterator[int]:
     """Within this context a model is `faster`; one that is already stays so.

@@ -20,6 +20,11 @@ def keep_initial_factors(peft_model: PeftModel, adapter_name: str) -> None:
     setattr(peft_model, _START, {name: tensor.detach().clone() for name, tensor in state.items()})
 
 
+def takes_a_start(peft_model: Any) -> bool:
+    """Whether `keep_initial_factors` was called: what is saved is then the change since."""
+    return getattr(peft_model, _START, None) is not None
+
+
 def adapter_state(peft_model: PeftModel, adapter_name: str) -> dict[str, Any]:
     """The adapter's tensors by PEFT's names."""
     import warnings
