@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import nct, t
 
-from loratlas.study.results.estimator import crossed, detectable, estimate, holm, p_value
+from loratlas.study.results.estimator import (
+    Estimate,
+    bend,
+    by_cluster,
+    crossed,
+    estimate,
+    p_value,
+    straighten,
+)
+from loratlas.study.results.power import bonferroni, detectable, holm
 
 
 def slow(x, n):
@@ -28,7 +37,8 @@ def slow(x, n):
     square = sum((r[s][i] - rows[s] - columns[i] + grand) ** 2 for s in range(S) for i in range(N))
     c = square / ((S - 1) * (N - 1)) / (S * N)
     V = max(a + b - c, a, b)
-    df = V**2 / (a**2 / (S - 1) + b**2 / (N - 1) + c**2 / ((S - 1) * (N - 1)))
+    units = min(sum(k**2 for k in n) ** 2 / sum(k**4 for k in n), N - 1)
+    df = V**2 / (a**2 / (S - 1) + b**2 / units + c**2 / ((S - 1) * (N - 1)))
     return D, V, max(df, S - 1)
 
 
@@ -174,5 +184,119 @@ def test_false_positives_stay_near_five_per_cent(seed_sd):
         + random.normal(0, 0.3, (studies, S, N))
     )
     found = crossed(per_token * n[:, None, :], n)
-    rate = float((p_value(found.value, np.sqrt(found.variance), found.df) <= 0.05).mean())
+    rate = float((p_value(found.value, np.sqrt(found.variance), found.df, found.skewness) <= 0.05).mean())
     assert 0.01 < rate < 0.068  # 2,000 studies: the standard error of a true 5 % is 0.5 %
+
+
+def long_answers(random, studies: int, S: int, N: int):
+    """Differences whose size per token grows with the answer's length; the token mean of the population is 0."""
+    r, p = 2, 0.03
+    n = 1 + random.negative_binomial(r, p, size=(studies, N))
+    mean, variance = 1 + r * (1 - p) / p, r * (1 - p) / p**2
+    per_token = 0.2 * (n - (variance + mean**2) / mean) / mean
+    return (per_token[:, None, :] + random.normal(0, 0.02, (studies, S, N))) * n[:, None, :], n
+
+
+def test_effects_that_grow_with_length_do_not_inflate():
+    x, n = long_answers(np.random.default_rng(3), 3000, 5, 50)
+    found = crossed(x, n)
+    error = np.sqrt(found.variance)
+    straight = float((p_value(found.value, error, found.df) <= 0.05).mean())
+    bent = float((p_value(found.value, error, found.df, found.skewness) <= 0.05).mean())
+    assert straight > 0.065  # what the skewness costs a plain t
+    assert bent < 0.06
+
+
+def test_rows_of_one_prompt_count_once():
+    random = np.random.default_rng(5)
+    studies, S, prompts, N = 1500, 5, 60, 240
+    groups = np.sort(random.integers(0, prompts, N))
+    n = random.integers(5, 60, N)
+    per_token = random.normal(0, 0.3, (studies, 1, prompts))[:, :, groups] + random.normal(
+        0, 0.1, (studies, S, N)
+    )
+    x = per_token * n
+    rows = crossed(x, n)
+    units = crossed(*by_cluster(x, n, groups))
+    naive = float((p_value(rows.value, np.sqrt(rows.variance), rows.df, rows.skewness) <= 0.05).mean())
+    honest = float((p_value(units.value, np.sqrt(units.variance), units.df, units.skewness) <= 0.05).mean())
+    assert naive > 0.25
+    assert honest < 0.065
+
+
+def test_a_row_written_twice_adds_nothing_once_both_are_one_cluster():
+    x, n = drawn(4)
+    once = estimate(x, n)
+    twice = estimate(np.repeat(x, 2, axis=1), np.repeat(n, 2), clusters=np.repeat(np.arange(len(n)), 2))
+    assert (twice.value, twice.error, twice.df) == pytest.approx((once.value, once.error, once.df))
+    assert (twice.examples, twice.units, once.units) == (80, 40, 40)
+
+
+def test_clusters_need_not_lie_together():
+    x, n = drawn(6, N=9)
+    labels = np.array([3, 1, 3, 2, 2, 1, 3, 9, 9])
+    order = np.argsort(labels, kind="stable")
+    one, other = estimate(x, n, clusters=labels), estimate(x[:, order], n[order], clusters=labels[order])
+    assert one.error == pytest.approx(other.error)
+    assert one.units == 4
+
+
+@pytest.mark.parametrize("skewness", [-0.6, -0.1, 0.0, 0.3, 1.0])
+def test_interval_and_p_are_of_one_test(skewness):
+    random = np.random.default_rng(0)
+    for value in random.normal(0, 3, 50):
+        one = Estimate(
+            value=float(value), error=1.0, df=9.0, seeds=5, examples=50, seed_share=0.5, example_share=0.5,
+            residual_share=0.0, skewness=skewness,
+        )  # fmt: skip
+        for level in (0.95, 0.975):
+            low, high = one.interval(level)
+            assert (one.p < 1 - level) == (low > 0 or high < 0)
+
+
+def test_the_bend_straightens_a_skewed_mean():
+    # Means of 30 exponential numbers: the t statistic is far too often low, the straightened one is not.
+    random = np.random.default_rng(8)
+    x = random.exponential(size=(20_000, 30)) - 1
+    error = x.std(axis=1, ddof=1) / math.sqrt(30)
+    skewness = ((x - x.mean(axis=1, keepdims=True)) ** 3).sum(axis=1) / 30**3 / error**3
+    plain = x.mean(axis=1) / error
+    low = float((plain < -t.ppf(0.975, 29)).mean())
+    low_bent = float((straighten(plain, skewness) < -t.ppf(0.975, 29)).mean())
+    assert low > 0.05
+    assert low_bent < 0.043
+    assert float(bend(straighten(-2.5, 0.7), 0.7)) == pytest.approx(-2.5)
+
+
+def test_runs_that_came_apart_while_tuning_widen_the_interval():
+    x, n = drawn(2)
+    plain = estimate(x, n)
+    widened = estimate(x, n, run_variance=40 * 5 * plain.seed_share, run_df=6)
+    assert widened.value == plain.value
+    assert widened.seed_share == plain.seed_share  # what the evaluation seeds say stays to be read
+    assert widened.error > 2 * plain.error
+    assert estimate(x, n, run_variance=0.0, run_df=6).error == plain.error  # tuning never narrows
+
+
+def test_the_rate_share_is_added():
+    x, n = drawn(2)
+    plain, with_rate = estimate(x, n), estimate(x, n, rate_share=0.3)
+    assert with_rate.error**2 == pytest.approx(plain.error**2 + 0.3)
+
+
+def test_bonferroni_p_and_the_interval_agree():
+    assert bonferroni([0.01, 0.03, 0.6]) == [0.03, 0.09, 1.0]
+    with_missing = bonferroni([0.01, math.nan])
+    assert with_missing[0] == 0.02
+    assert math.isnan(with_missing[1])
+
+
+def test_a_skewed_estimate_prints_a_difference_that_it_finds():
+    # Power at the printed difference, both directions, where long answers skew the difference.
+    random = np.random.default_rng(21)
+    x, n = long_answers(random, 100, 5, 60)
+    hits = 0
+    for study, tokens in zip(x, n, strict=True):
+        size = estimate(study, tokens).detectable()
+        hits += estimate(study + random.choice([-1.0, 1.0]) * size * tokens, tokens).p <= 0.05
+    assert hits >= 70  # of 100; 80 are meant

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loratlas.formats import loss, percent, signed
-from loratlas.study.results.estimator import Estimate, holm
+from loratlas.study.results.estimator import Estimate
+from loratlas.study.results.power import holm
 
 HEADLINES = {
     "better": "{arm} is better than {versus} by {size} {per}",

@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loratlas.formats import signed
-from loratlas.study.results.estimator import Estimate, estimate, holm
+from loratlas.study.results.estimator import Estimate, estimate
 from loratlas.study.results.findings import ALPHA
+from loratlas.study.results.power import holm
 
 if TYPE_CHECKING:
     from loratlas.loss_audit.definitions import Definition
