@@ -103,7 +103,7 @@ class Estimate:
         return float(p_value(self.value, self.error, self.df, self.skewness))
 
     def detectable(self, *, alpha: float = 0.05, power: float = 0.8) -> float:
-        """The true difference this study would have shown with ``power``; see :func:`loratlas.study.results.power.detectable`.
+        """The true difference this study would have shown with ``power``, by :mod:`loratlas.study.results.power`.
 
         Of a skewed statistic, the larger of both directions: a share of power is lost or won by the bend.
         """
