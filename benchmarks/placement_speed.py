@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loratlas.training.microbatches import microbatches
 
 from benchmarks.common import machine
 from benchmarks.common.bases import MEDIUM, base, made_up
@@ -29,6 +28,7 @@ from benchmarks.peers.outcome import Schedule
 from loratlas.files import write_json
 from loratlas.placement.plan import Plan, place
 from loratlas.training.fleet.train_fleet import detach_adapters
+from loratlas.training.step.microbatches import microbatches
 
 ARMS = {
     "full": 'legacy:"c_attn,c_proj,c_fc":16',
