@@ -21,17 +21,18 @@ STATIC: Mapping[str, str] = {
 """Arm → placement whose ranks the budget solves; ``without-first``: all without layer 0."""
 
 
-def plan_of(arm: str, anatomy: Anatomy, case: Case, plans: Mapping[str, str]) -> Plan:
+def plan_of(arm: str, anatomy: Anatomy, case: Case, plans: Mapping[str, Sequence[str]], *, seed: int) -> Plan:
     """The plan that an arm begins with.
 
     Args:
         arm: a name in `STATIC` or ``plans``.
         anatomy: of the base.
         case: gives the budget.
-        plans: further arms → placements with every rank written.
+        plans: further arms → placements with every rank written, one for each scan seed.
+        seed: of the run; seeds take the scans in turn.
     """
     if arm in plans:
-        return place(anatomy, plans[arm])
+        return place(anatomy, plans[arm][seed % len(plans[arm])])
     return place(anatomy, STATIC[arm], budget=case.budget)
 
 

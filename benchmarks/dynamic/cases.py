@@ -1,4 +1,4 @@
-"""Cases of the bench: a base, a task, a budget and the lengths that runs are judged at."""
+"""Cases of the bench: a base, a task and a budget."""
 
 from __future__ import annotations
 
@@ -66,18 +66,12 @@ class Case:
 
     Args:
         base: as the command line takes it. task: a name in `TASKS`. budget: that every arm spends.
-        lengths: steps of the runs that are judged, rising.
-        reference_lengths: the same for ``all``, which is trained longer so that differences can be told in its steps.
-        rates: candidates, 1.6 apart.
         batch, held_out: instead of the task's.
     """
 
     base: str
     task: str
     budget: str = "like=all:1"
-    lengths: tuple[int, ...] = (25, 50, 100, 200, 400)
-    reference_lengths: tuple[int, ...] = ()
-    rates: tuple[float, ...] = (0.0032, 0.005, 0.008, 0.0128)
     batch: int | None = None
     held_out: int | None = None
 
@@ -118,7 +112,9 @@ class Opened:
         self.anatomy: Anatomy = read(case.base)
         self.model: Any = open_model(case.base, dtype="bfloat16").to(device)
         tokenizer = load_tokenizer(model_source(case.base))
-        tokenizer.chat_template = None  # prompt and completion as they are: a template costs half of a short row
+        tokenizer.chat_template = (
+            None  # prompt and completion as they are: a template costs half of a short row
+        )
         rows, held_out = _rows_of(task)
         self.train: Encoded = encode(rows, tokenizer, max_length=task.max_length)
         self.held_out: Encoded = encode(held_out, tokenizer, max_length=task.max_length)
@@ -134,7 +130,6 @@ class Opened:
         from loratlas.evaluation.score import score
 
         return score(model, self.held_out, packed=self.packed).nll
-
 
 
 def _rows_of(task: Task) -> tuple[Rows, Rows]:

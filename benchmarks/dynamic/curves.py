@@ -109,7 +109,10 @@ class Branches(RunHook):
         }
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {}, {"points": {str(length): point for length, point in self.points.items()}, "seconds": self._seconds}
+        return {}, {
+            "points": {str(length): point for length, point in self.points.items()},
+            "seconds": self._seconds,
+        }
 
     def load_state(self, run: Any, tensors: dict[str, Any], values: dict[str, Any]) -> None:
         self.points = {int(length): point for length, point in values.get("points", {}).items()}

@@ -27,7 +27,14 @@ NAMES = 400
 LONG, COPIED = 60, 8
 """Words of a text in `long_copy`, and how many of them are asked for."""
 
-VERBS = {"saw": "seen", "took": "taken", "hid": "hidden", "broke": "broken", "found": "found", "drew": "drawn"}
+VERBS = {
+    "saw": "seen",
+    "took": "taken",
+    "hid": "hidden",
+    "broke": "broken",
+    "found": "found",
+    "drew": "drawn",
+}
 
 
 def lookup_twice(rng: Random, people: list[str]) -> tuple[str, str]:
@@ -69,7 +76,10 @@ def style(rng: Random, people: list[str]) -> tuple[str, str]:
     who, what = rng.choice(TRADES + ANIMALS), f"{rng.choice(COLOURS)} {rng.choice(TOOLS + FOODS)}"
     where, day = rng.choice(PLACES), rng.randrange(2, 30)
     prompt = f"On day {day} the {who} {verb} the {what} near the {where}."
-    return prompt, f"It is written that near the {where} the {what} was {VERBS[verb]} by the {who}, day {day}."
+    return (
+        prompt,
+        f"It is written that near the {where} the {what} was {VERBS[verb]} by the {who}, day {day}.",
+    )
 
 
 def long_copy(rng: Random, people: list[str]) -> tuple[str, str]:

@@ -5,6 +5,7 @@ Pure functions of what is on disk, so that a bench that goes on another day asks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from benchmarks.dynamic.records import Record
 
 STEP = 1.6
 """Factor between neighbouring rates."""
+
+ANCHOR = 0.005
+"""One of the rates, from which all others follow."""
 
 LOWEST, HIGHEST = 2e-4, 0.1
 FIRST_FRESH = 101
@@ -34,6 +38,8 @@ class Protocol:
         lengths: steps that fresh runs are judged at; reference_lengths: of the reference.
         tuning_lengths: steps of tuning runs; the longest decides.
         tuning_seeds, fresh_seeds: how many.
+        first_fresh: the first of the fresh ones, `FIRST_FRESH` or above.
+        drop_hopeless: whether arms that `hopeless` finds so are spared the fresh seeds.
     """
 
     arms: Sequence[str]
@@ -43,6 +49,8 @@ class Protocol:
     tuning_lengths: Sequence[int]
     tuning_seeds: int = 1
     fresh_seeds: int = 5
+    first_fresh: int = FIRST_FRESH
+    drop_hopeless: bool = True
 
     def judged(self, arm: str) -> Sequence[int]:
         """Lengths of an arm's fresh runs."""
@@ -59,7 +67,9 @@ class Job:
     lengths: tuple[int, ...]
 
 
-def tuned(records: Sequence[Record], arm: str, length: int, tokens: np.ndarray, seeds: int) -> dict[float, float]:
+def tuned(
+    records: Sequence[Record], arm: str, length: int, tokens: np.ndarray, seeds: int
+) -> dict[float, float]:
     """Rate → loss on the tuning seeds, nats per token; infinite where one diverged, missing until all are there."""
     by_rate: dict[float, list[float]] = {}
     for record in records:
@@ -80,7 +90,7 @@ def wanted_rate(curve: Mapping[float, float], first: Sequence[float]) -> float |
     True
     """
     for rate in first:
-        if rate not in curve:
+        if not any(abs(rate / tried - 1) < 0.01 for tried in curve):
             return rate
     rates = sorted(curve)
     best = min(rates, key=lambda rate: (curve[rate], rate))
@@ -100,13 +110,15 @@ def neighbourhood(rate: float) -> tuple[float, float, float]:
     """Where other arms begin: the reference's best rate, and one step to both sides.
 
     >>> neighbourhood(0.005)
-    (0.005, 0.00312, 0.008)
+    (0.005, 0.00313, 0.008)
     """
     return rate, _rounded(rate / STEP), _rounded(rate * STEP)
 
 
 def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
+    """The nearest of 0.005 · 1.6^(k/2), so that every arm of every case meets the same rates."""
+    steps = round(2 * math.log(rate / ANCHOR, STEP)) / 2
+    return float(f"{ANCHOR * STEP**steps:.3g}")
 
 
 def best_rate(curve: Mapping[float, float]) -> float:
@@ -115,7 +127,7 @@ def best_rate(curve: Mapping[float, float]) -> float:
 
 
 def hopeless(records: Sequence[Record], arm: str, length: int, tokens: np.ndarray, seeds: int) -> bool:
-    """Whether an arm lost so much on the tuning seeds, at the best of its rates, that fresh ones would tell nothing new.
+    """Whether an arm lost so much on the tuning seeds, at the best of its rates, that fresh ones add nothing.
 
     It must lose `HOPELESS` nats against the reference and the 95 % interval over examples must lie above 0.
     """
@@ -157,8 +169,12 @@ def next_job(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) 
             return Job(arm=arm, rate=rate, seed=seed, lengths=tuple(protocol.tuning_lengths))
         if arm == REFERENCE:
             first = neighbourhood(best_rate(curve))
-    left = [arm for arm in protocol.arms if not hopeless(records, arm, length, tokens, seeds)]
-    for seed in range(FIRST_FRESH, FIRST_FRESH + protocol.fresh_seeds):
+    left = [
+        arm
+        for arm in protocol.arms
+        if not (protocol.drop_hopeless and hopeless(records, arm, length, tokens, seeds))
+    ]
+    for seed in range(protocol.first_fresh, protocol.first_fresh + protocol.fresh_seeds):
         for arm in left:
             if not any(record.arm == arm and record.seed == seed for record in records):
                 curve = tuned(records, arm, length, tokens, seeds)

@@ -13,15 +13,11 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks.dynamic.arms import STATIC
-from benchmarks.dynamic.cases import TASKS, Case, Opened
-from benchmarks.dynamic.queue import Protocol, next_job
-from benchmarks.dynamic.records import read_records
-from benchmarks.dynamic.train_run import train_run
+from benchmarks.dynamic.cases import TASKS, Case
+from benchmarks.dynamic.queue import Protocol
+from benchmarks.dynamic.work import work_through
 
 RESULTS = Path(__file__).parents[1] / "results" / "real_base"
 LENGTHS = (25, 50, 100, 200, 400)
@@ -46,9 +42,7 @@ def main() -> int:
     asked = parser.parse_args()
     until = time.monotonic() + 60 * asked.minutes
     for task in asked.tasks:
-        case = Case(
-            base=asked.base, task=task, budget=asked.budget, batch=asked.batch, held_out=asked.rows
-        )
+        case = Case(base=asked.base, task=task, budget=asked.budget, batch=asked.batch, held_out=asked.rows)
         protocol = Protocol(
             arms=asked.arms,
             rates=asked.rates,
@@ -59,60 +53,6 @@ def main() -> int:
         )
         work_through(case, protocol, asked.results / case.name, asked.work, until=until, device=asked.device)
     return 0
-
-
-def work_through(
-    case: Case, protocol: Protocol, folder: Path, work: Path, *, until: float, device: str = "cpu"
-) -> None:
-    """Train what is missing of a case, until the clock says so."""
-    opened = Opened(case, device=device)
-    describe(opened, folder)
-    while time.monotonic() < until:
-        job = next_job(protocol, read_records(folder), opened.tokens)
-        if job is None:
-            return
-        begun = time.monotonic()
-
-        def watch(length: int, point: dict[str, Any]) -> None:
-            loss = float(np.sum(point["nll"]) / opened.tokens.sum())
-            print(f"{case.name} {job.arm} {job.rate:g} seed {job.seed}: {length} steps {loss:.4f}", flush=True)
-
-        record = train_run(opened, job.arm, job.rate, job.seed, job.lengths, work=work / case.name, watch=watch)
-        record.write(folder)
-        print(f"{record.file} {time.monotonic() - begun:.0f} s", flush=True)
-
-
-def describe(opened: Opened, folder: Path) -> None:
-    """Write what all runs of a case share, or check that it is what was kept.
-
-    Raises:
-        SystemExit: rows or base are others than those that the kept runs were trained on.
-    """
-    from benchmarks.common.machine import versions
-    from loratlas.files import write_json
-
-    import json
-
-    case = opened.case
-    shared = {
-        "base": case.base,
-        "task": case.task,
-        "budget": case.budget,
-        "batch": case.rows.batch,
-        "max_length": case.rows.max_length,
-        "train_digest": opened.train.digest,
-        "held_out_digest": opened.held_out.digest,
-        "tokens": opened.tokens.tolist(),
-    }
-    path = folder / "case.json"
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key, value in shared.items() if kept[key] != value]
-        if other:
-            raise SystemExit(f"{path} was made with other {', '.join(other)}; give --results another folder")
-        return
-    base = opened.evaluate(opened.model)
-    write_json(path, {**shared, "base_nll": [round(float(x), 3) for x in base], "versions": versions()})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def train_run(
     seed: int,
     lengths: Sequence[int],
     *,
-    plans: Mapping[str, str] | None = None,
+    plans: Mapping[str, Sequence[str]] | None = None,
     work: Path | None = None,
     watch: Callable[[int, dict[str, Any]], object] = lambda length, point: None,
 ) -> Record:
@@ -30,7 +30,7 @@ def train_run(
         opened: the case.
         arm, rate, seed: which.
         lengths: steps, rising.
-        plans: further arms → placements.
+        plans: further arms → placements, one for each scan seed.
         work: folder for the state of an unfinished run; it is removed at the end.
         watch: called after every length.
     """
@@ -39,7 +39,8 @@ def train_run(
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 
-    plan, batch = plan_of(arm, opened.anatomy, opened.case, plans or {}), opened.case.rows.batch
+    plan = plan_of(arm, opened.anatomy, opened.case, plans or {}, seed=seed)
+    batch = opened.case.rows.batch
     longest = trunk_steps(lengths[-1])
     order = training_order(len(opened.train), steps=lengths[-1], batch_size=batch, seed=seed)
     branches = Branches(lengths, order, opened.evaluate, watch)
@@ -49,7 +50,7 @@ def train_run(
         batch_size=batch,
         seed=seed,
         schedule="constant",
-        warmup=max(WARMUP - 0.5, 0) / longest,  # rounded up to WARMUP steps
+        warmup=max(min(WARMUP, longest - 1) - 0.5, 0) / longest,  # rounded up to whole steps
         dtype="bfloat16",
         compile="off",
     )

@@ -56,7 +56,9 @@ def fim_lora(fisher: Values, sites: Sequence[Site], budget: float) -> Ranks:
         sites, budget: as of `gora`.
     """
     reference = budget / sum(_price(site) for site in sites)
-    return proportional(fisher, sites, budget, least=1 if reference > 1 else 0, most=max(1, round(4 * reference)))
+    return proportional(
+        fisher, sites, budget, least=1 if reference > 1 else 0, most=max(1, round(4 * reference))
+    )
 
 
 def dom_lora(page: Values, sites: Sequence[Site], budget: float) -> Ranks:
@@ -90,7 +92,9 @@ def aletheia(norms: Values, sites: Sequence[Site], budget: float) -> Ranks:
     for site in sites:
         if site.layer is not None:
             layers[site.layer] = layers.get(site.layer, 0.0) + norms[site.path] ** 2
-    kept = sorted(layers, key=lambda layer: (-layers[layer], layer))[: max(1, round(ALETHEIA_SHARE * len(layers)))]
+    kept = sorted(layers, key=lambda layer: (-layers[layer], layer))[
+        : max(1, round(ALETHEIA_SHARE * len(layers)))
+    ]
     among = [site for site in sites if site.layer in kept]
     return proportional({site.path: 1.0 for site in among}, among, budget)
 
@@ -173,7 +177,9 @@ def proportional(
     tops = {site.path: min(site.max_rank, site.max_rank if most is None else most) for site in sites}
 
     def ranks(scale: float) -> Ranks:
-        return {path: min(max(math.floor(scale * weights[path] + 0.5), least), top) for path, top in tops.items()}
+        return {
+            path: min(max(math.floor(scale * weights[path] + 0.5), least), top) for path, top in tops.items()
+        }
 
     def cost(found: Ranks) -> float:
         return sum(_price(site) * found[site.path] for site in sites)

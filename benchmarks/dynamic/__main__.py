@@ -1,0 +1,56 @@
+"""Placement inside the run, judged on cases that were written down beforehand.
+
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic run --minutes 60     train what is missing, case by case
+    python -m benchmarks.dynamic judge                                          placement.json and its page
+
+Both take their orders from ``benchmarks/results/preregistered.json``. Stopped anywhere, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.dynamic.placement import assemble, page
+from benchmarks.dynamic.preregistration import FILE, Preregistered, load
+from benchmarks.dynamic.work import work_through
+from loratlas.files import write_json, write_text
+
+RESULTS = FILE.parent
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "placement.md"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("what", choices=("run", "judge"))
+    parser.add_argument("--cases", nargs="+", help="names such as llama-mini-sorting-all1; all unless given")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run later than this")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("dynamic-work"), help="states of unfinished runs")
+    asked = parser.parse_args()
+    registered = load()
+    if asked.what == "run":
+        run(registered, asked)
+    result = assemble(registered, RESULTS / "placement")
+    write_json(RESULTS / "placement.json", result)
+    write_text(PAGE, page(result))
+    return 0
+
+
+def run(registered: Preregistered, asked: argparse.Namespace) -> None:
+    """Train what is missing: the first group of arms in all cases, then the next group."""
+    until = time.monotonic() + 60 * asked.minutes
+    for arms in registered.content["arms"]:
+        for case, _ in registered.cases():
+            if asked.cases and case.name not in asked.cases:
+                continue
+            folder = RESULTS / "placement" / case.name
+            protocol = registered.protocol(case, arms)
+            if not work_through(case, protocol, folder, asked.work, until=until, device=asked.device):
+                return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""From losses of runs to what is said about an arm: nats, the share of what `all` loses, and steps saved.
+
+With L(arm) the token mean over held-out rows and fresh seeds, at one length:
+
+    difference   D = L(arm) − L(all), paired by seed and row, interval by the study's estimator (`loratlas.study.estimator`)
+    share lost   (L(arm) − L(best)) / (L(all) − L(best))
+    steps saved  T' − T with L(all after T' steps) = L(arm after T steps)
+
+**Best** is cross-fitted: for every seed it is the arm that was best on the other seeds, so that no arm profits from the
+luck it was chosen for. The share is undefined where `all` is best; sums over cases take such a case in all the same.
+**Noise floor**: what the cross-fitted best itself loses against the lowest mean of any arm, in the same unit.
+Intervals of shares and steps: bootstrap over seeds and rows within a case, and over cases where they are pooled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.dynamic.arms import REFERENCE
+from loratlas.study.estimator import estimate
+
+DRAWS = 2000
+"""Bootstrap samples."""
+
+LEVEL = 0.95
+
+Losses = Mapping[str, np.ndarray]
+"""Arm → summed losses [S, N] of S fresh seeds and N rows, seeds in one order for all arms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A value with its 95 % interval; NaN where it cannot be known."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain data, None for NaN."""
+        return {
+            name: None if math.isnan(number) else round(number, 5)
+            for name, number in (("value", self.value), ("low", self.low), ("high", self.high))
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseLosses:
+    """What fresh seeds said about one case at its judged length.
+
+    Args:
+        losses: see `Losses`; the reference among them.
+        tokens: counted tokens of each row [N].
+        steps: the judged length.
+        curve: T → summed losses of the reference [S, N], at lengths around the judged one, that one included.
+        best: summed losses [S, N] of the best arm, see `best_by_others`; made from ``losses`` where it is not given.
+    """
+
+    losses: Losses
+    tokens: np.ndarray
+    steps: int
+    curve: Mapping[int, np.ndarray]
+    best: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.best is None:  # chosen once: a resampled seed must not choose for its own copy
+            object.__setattr__(self, "best", best_by_others(self.losses, self.tokens))
+
+    @property
+    def seeds(self) -> int:
+        """S."""
+        return next(iter(self.losses.values())).shape[0]
+
+    def resampled(self, random: np.random.Generator) -> CaseLosses:
+        """Seeds and rows drawn with replacement, the same for all arms."""
+        seeds = random.integers(self.seeds, size=self.seeds)
+        rows = random.integers(len(self.tokens), size=len(self.tokens))
+
+        def draw(table: np.ndarray) -> np.ndarray:
+            return table[np.ix_(seeds, rows)]
+
+        return CaseLosses(
+            losses={arm: draw(table) for arm, table in self.losses.items()},
+            tokens=self.tokens[rows],
+            steps=self.steps,
+            curve={length: draw(table) for length, table in self.curve.items()},
+            best=draw(self.best_losses),
+        )
+
+    @property
+    def best_losses(self) -> np.ndarray:
+        """Summed losses [S, N] of the cross-fitted best."""
+        assert self.best is not None
+        return self.best
+
+    @property
+    def best_mean(self) -> float:
+        """Its token mean."""
+        return float(self.best_losses.sum() / self.tokens.sum() / self.seeds)
+
+    def by_seed(self, arm: str) -> np.ndarray:
+        """Token means [S]."""
+        return self.losses[arm].sum(axis=1) / self.tokens.sum()
+
+
+def difference(case: CaseLosses, arm: str, versus: str = REFERENCE) -> Interval:
+    """L(arm) − L(versus) with its interval."""
+    found = estimate(case.losses[arm] - case.losses[versus], case.tokens)
+    low, high = found.interval(LEVEL)
+    return Interval(value=found.value, low=low, high=high)
+
+
+def best_by_others(losses: Losses, tokens: np.ndarray) -> np.ndarray:
+    """Summed losses [S, N] of the best arm, for every seed of the one that was best on the other seeds."""
+    arms = list(losses)
+    table = np.stack([losses[arm].sum(axis=1) / tokens.sum() for arm in arms])
+    seeds = table.shape[1]
+    others = table if seeds == 1 else (table.sum(axis=1, keepdims=True) - table) / (seeds - 1)
+    return np.stack([losses[arms[index]][seed] for seed, index in enumerate(others.argmin(axis=0))])
+
+
+def lost_and_scale(case: CaseLosses, arm: str) -> tuple[float, float]:
+    """(L(arm) − L(best), L(all) − L(best)), nats per token."""
+    return (
+        float(case.by_seed(arm).mean()) - case.best_mean,
+        float(case.by_seed(REFERENCE).mean()) - case.best_mean,
+    )
+
+
+def share_lost(cases: Sequence[CaseLosses], arms: Sequence[str], *, seed: int = 0) -> Interval:
+    """Σ (L(arm) − L(best)) / Σ (L(all) − L(best)) over cases.
+
+    Args:
+        cases: one or more. arms: the arm that is judged in each.
+        seed: of the bootstrap.
+    """
+
+    def of(chosen: Sequence[CaseLosses], names: Sequence[str]) -> float:
+        pairs = [lost_and_scale(case, arm) for case, arm in zip(chosen, names, strict=True)]
+        lost, scale = (sum(each) for each in zip(*pairs, strict=True))
+        return lost / scale if scale > 0 else math.nan
+
+    return _bootstrapped(of, cases, arms, seed)
+
+
+def steps_saved(case: CaseLosses, arm: str, *, seed: int = 0) -> Interval:
+    """Steps that the reference needs more than the arm for the arm's loss; within the lengths that it was trained for.
+
+    Loss against the logarithm of steps is interpolated linearly, after it was made to fall (a longer run that ends higher
+    counts as high as the shorter one).
+    """
+
+    def of(chosen: Sequence[CaseLosses], names: Sequence[str]) -> float:
+        (one,), (name,) = chosen, names
+        lengths = sorted(one.curve)
+        means = [one.curve[length].sum() / one.tokens.sum() / one.seeds for length in lengths]
+        return steps_for(float(one.by_seed(name).mean()), lengths, means) - one.steps
+
+    return _bootstrapped(of, [case], [arm], seed)
+
+
+def steps_for(loss: float, lengths: Sequence[int], losses: Sequence[float]) -> float:
+    """Steps after which a curve reaches a loss; its first or last length where that lies outside.
+
+    >>> round(steps_for(2.0, [50, 100, 200], [2.5, 2.25, 1.75]))
+    141
+    """
+    falling = np.minimum.accumulate(np.asarray(losses, dtype=float))
+    # np.interp wants rising abscissae: losses from low to high, steps from many to few.
+    return float(np.exp(np.interp(loss, falling[::-1], np.log(np.asarray(lengths, dtype=float))[::-1])))
+
+
+def after_more_steps(case: CaseLosses, arm: str, extra: float) -> float:
+    """L(arm) − L(all trained ``extra`` steps more): what remains at equal compute where choosing took steps."""
+    lengths = sorted(case.curve)
+    means = [case.curve[length].sum() / case.tokens.sum() / case.seeds for length in lengths]
+    reference = np.interp(math.log(case.steps + extra), np.log(lengths), means)
+    return float(case.by_seed(arm).mean() - reference)
+
+
+def noise_floor(cases: Sequence[CaseLosses]) -> float:
+    """Σ (L(cross-fitted best) − lowest mean of any arm) / Σ (L(all) − L(cross-fitted best))."""
+    floor = scale = 0.0
+    for case in cases:
+        floor += case.best_mean - min(float(case.by_seed(arm).mean()) for arm in case.losses)
+        scale += float(case.by_seed(REFERENCE).mean()) - case.best_mean
+    return floor / scale if scale > 0 else math.nan
+
+
+def chosen_elsewhere(cases: Sequence[CaseLosses], rules: Sequence[str]) -> list[str]:
+    """For every case the rule that lost least on the other cases."""
+    lost = np.array([[lost_and_scale(case, rule)[0] for rule in rules] for case in cases])
+    return [rules[int(np.delete(lost, index, axis=0).sum(axis=0).argmin())] for index in range(len(cases))]
+
+
+def _bootstrapped(
+    of: Callable[[Sequence[CaseLosses], Sequence[str]], float],
+    cases: Sequence[CaseLosses],
+    arms: Sequence[str],
+    seed: int,
+) -> Interval:
+    random = np.random.Generator(np.random.PCG64(seed))
+    drawn = []
+    for _ in range(DRAWS):
+        picked = random.integers(len(cases), size=len(cases)) if len(cases) > 1 else np.zeros(1, dtype=int)
+        drawn.append(of([cases[i].resampled(random) for i in picked], [arms[i] for i in picked]))
+    known = np.array([value for value in drawn if not math.isnan(value)])
+    value = of(cases, arms)
+    if math.isnan(value) or len(known) < 0.9 * DRAWS:
+        return Interval(value=value, low=math.nan, high=math.nan)
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value=value, low=float(low), high=float(high))

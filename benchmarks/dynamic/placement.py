@@ -1,0 +1,205 @@
+"""All judged cases as one result: ``placement.json``, and the page that is written from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.dynamic.arms import REFERENCE
+from benchmarks.dynamic.judge import (
+    CaseLosses,
+    Interval,
+    chosen_elsewhere,
+    difference,
+    noise_floor,
+    share_lost,
+    steps_saved,
+)
+from benchmarks.dynamic.preregistration import Preregistered
+from benchmarks.dynamic.queue import best_rate, tuned
+from benchmarks.dynamic.records import Record, read_records
+from benchmarks.dynamic.work import CASE
+
+AUTO = "auto"
+SCHEMA, VERSION = "loratlas.placement", 1
+
+
+def losses_of(
+    records: Sequence[Record], tokens: np.ndarray, steps: int, first_fresh: int, *, least: int = 2
+) -> CaseLosses | None:
+    """The fresh seeds that all arms share; None where the reference has fewer than ``least``.
+
+    An arm that has fewer seeds than the reference is left out as unfinished. A run that diverged counts as its last loss
+    before that could not be evaluated: infinite, so that its arm cannot win.
+    """
+    fresh = [record for record in records if record.seed >= first_fresh]
+    seeds = sorted({record.seed for record in fresh if record.arm == REFERENCE})
+    if len(seeds) < least:
+        return None
+    losses: dict[str, np.ndarray] = {}
+    for arm in dict.fromkeys(record.arm for record in fresh):
+        by_seed = {record.seed: record for record in fresh if record.arm == arm}
+        if all(seed in by_seed for seed in seeds):
+            losses[arm] = np.stack([_at(by_seed[seed], steps, tokens) for seed in seeds])
+    reference = {record.seed: record for record in fresh if record.arm == REFERENCE}
+    shared = [
+        length for length in reference[seeds[0]].lengths if all(length in reference[s].lengths for s in seeds)
+    ]
+    curve = {length: np.stack([reference[seed].lengths[length] for seed in seeds]) for length in shared}
+    return CaseLosses(losses=losses, tokens=tokens, steps=steps, curve=curve)
+
+
+def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
+    return record.lengths.get(steps, np.full(len(tokens), np.inf))
+
+
+def assemble(registered: Preregistered, results: Path) -> dict[str, Any]:
+    """Everything that is judged so far, as plain data."""
+    cases, judged, unseen = [], [], []
+    for case, is_unseen in registered.cases():
+        folder = results / case.name
+        if not (folder / CASE).exists():
+            continue
+        tokens = np.array(json.loads((folder / CASE).read_text(encoding="utf-8"))["tokens"], dtype=float)
+        protocol, records = registered.protocol(case, []), read_records(folder)
+        losses = losses_of(records, tokens, protocol.lengths[-1], protocol.first_fresh)
+        if losses is None or AUTO not in losses.losses:
+            continue
+        cases.append(_case(case, is_unseen, losses, records, tokens))
+        judged.append(losses)
+        unseen.append(is_unseen)
+    chosen = [losses for losses, is_unseen in zip(judged, unseen, strict=True) if is_unseen]
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "preregistered": {"digest": registered.digest, "commit": registered.commit},
+        "cases": cases,
+        "registered_cases": len(registered.cases()),
+        "pooled_unseen": _pooled(chosen) if chosen else None,
+    }
+
+
+def _case(
+    case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray
+) -> dict[str, Any]:
+    return {
+        "base": case.base,
+        "task": case.task,
+        "budget": case.budget,
+        "steps": losses.steps,
+        "unseen": unseen,
+        "seeds": losses.seeds,
+        "auto_minus_all": difference(losses, AUTO).to_json(),
+        "steps_saved": steps_saved(losses, AUTO).to_json(),
+        "share_lost": share_lost([losses], [AUTO]).to_json(),
+        "verdict": verdict(difference(losses, AUTO)),
+        "arms": {
+            arm: {
+                "loss": round(float(losses.by_seed(arm).mean()), 5),
+                "by_seed": [round(float(x), 5) for x in losses.by_seed(arm)],
+                "minus_all": difference(losses, arm).to_json() if arm != REFERENCE else None,
+                "tuning": {f"{rate:g}": round(loss, 5) for rate, loss in curve.items()},
+                "rate": best_rate(curve) if curve else None,
+            }
+            for arm in losses.losses
+            for curve in [tuned(records, arm, losses.steps, tokens, 1)]
+        },
+        "curve_of_all": {
+            str(length): round(float(table.sum() / tokens.sum() / losses.seeds), 5)
+            for length, table in losses.curve.items()
+        },
+    }
+
+
+def verdict(found: Interval) -> str:
+    """Better, worse or undetermined, by the 95 % interval of auto − all.
+
+    >>> verdict(Interval(value=-0.02, low=-0.03, high=-0.01))
+    'better'
+    """
+    return "better" if found.high < 0 else "worse" if found.low > 0 else "undetermined"
+
+
+def _pooled(cases: Sequence[CaseLosses]) -> dict[str, Any]:
+    verdicts = [verdict(difference(case, AUTO)) for case in cases]
+    common = [arm for arm in cases[0].losses if all(arm in case.losses for case in cases)]
+    rules = [arm for arm in common if arm != REFERENCE]
+    pooled: dict[str, Any] = {
+        "share_lost": share_lost(cases, [AUTO] * len(cases)).to_json(),
+        "better": verdicts.count("better"),
+        "worse": verdicts.count("worse"),
+        "cases": len(cases),
+        "noise_floor": _number(noise_floor(cases)),
+        "by_arm": {arm: share_lost(cases, [arm] * len(cases)).to_json() for arm in rules},
+    }
+    if len(cases) > 1:
+        crossed = chosen_elsewhere(cases, rules)
+        pooled["chosen_on_other_cases"] = {"arms": crossed, **share_lost(cases, crossed).to_json()}
+    return pooled
+
+
+def _number(value: float) -> float | None:
+    return round(value, 5) if np.isfinite(value) else None
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The result in words and tables."""
+    lines = [
+        "# What placement inside the run is worth",
+        "",
+        "Written by `python -m benchmarks.dynamic judge` from"
+        " [placement.json](../../benchmarks/results/placement.json). Cases, arms, settings, rates and seeds were fixed"
+        f" in [preregistered.json](../../benchmarks/results/preregistered.json) (SHA-256 `{result['preregistered']['digest'][:16]}…`,"
+        f" commit `{result['preregistered']['commit'][:12]}`) before the first judged run.",
+        "",
+        "Each arm has the same parameters, steps and rows, and its own learning rate (1.6 apart, extended until the best"
+        " has worse neighbours), tuned on a seed that is not judged. A policy decides inside the run and takes no steps of"
+        " its own, so equal steps are equal compute. Differences are nats per token on held-out rows, with 95 % intervals"
+        " over seeds and rows. *Steps saved*: how many steps more `all` needs for the same loss. *Share lost*: of the way"
+        " from `all` to the best arm (chosen on the other seeds), what `auto` does not go: 0 % is the best, 100 % is `all`.",
+        "",
+        f"Judged so far: {len(result['cases'])} of {result['registered_cases']} registered cases.",
+        "",
+        *_pooled_words(result["pooled_unseen"]),
+        "| case | steps | auto − all | steps saved | share lost | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in result["cases"]:
+        name = f"{case['base'].split(':')[-1].split('/')[-1]} {case['task']} {case['budget'].removeprefix('like=')}"
+        lines.append(
+            f"| {name}{'' if case['unseen'] else ' (chosen on)'} | {case['steps']} | {_interval(case['auto_minus_all'], '+.4f')} | "
+            f"{_interval(case['steps_saved'], '+.0f')} | {_interval(case['share_lost'], '.0%')} | {case['verdict']} |"
+        )
+    lines += ["", "Loss of every arm, nats per token, mean of the fresh seeds:", ""]
+    arms = list(dict.fromkeys(arm for case in result["cases"] for arm in case["arms"]))
+    lines += ["| case | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
+    for case in result["cases"]:
+        name = f"{case['base'].split(':')[-1].split('/')[-1]} {case['task']}"
+        cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _pooled_words(pooled: Mapping[str, Any] | None) -> list[str]:
+    if pooled is None:
+        return []
+    return [
+        f"**Unseen cases: better than `all` in {pooled['better']} of {pooled['cases']}, worse in {pooled['worse']}.** Share"
+        f" lost, pooled: {_interval(pooled['share_lost'], '.0%')} (noise floor {_cell(pooled['noise_floor'], '.0%')}: what"
+        " the best arm, chosen on other seeds, itself loses to the luckiest).",
+        "",
+    ]
+
+
+def _interval(told: Mapping[str, Any], form: str) -> str:
+    if told["value"] is None:
+        return "–"
+    return f"{_cell(told['value'], form)} ({_cell(told['low'], form)} to {_cell(told['high'], form)})"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form).replace("%", " %")

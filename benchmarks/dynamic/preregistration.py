@@ -1,0 +1,98 @@
+"""What is judged, and how, written down before anything is judged.
+
+``preregistered.json`` names cases, arms, policies with their settings, rates, lengths and seeds. It is committed first;
+results carry its SHA-256 and that commit. A judging run reads its orders from the file alone, and refuses to begin
+while the file differs from what was committed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.dynamic.arms import REFERENCE
+from benchmarks.dynamic.cases import Case
+from benchmarks.dynamic.queue import FIRST_FRESH, Protocol
+from loratlas.files import sha256
+
+FILE = Path(__file__).parents[1] / "results" / "preregistered.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preregistered:
+    """The file as it stands.
+
+    Args:
+        digest: SHA-256 of its bytes. commit: that holds it. content: what it says.
+    """
+
+    digest: str
+    commit: str
+    content: Mapping[str, Any]
+
+    def cases(self) -> list[tuple[Case, bool]]:
+        """(case, whether nothing was chosen on it), in the order in which they are judged."""
+        return [(_case(told), bool(told["unseen"])) for told in self.content["cases"]]
+
+    def protocol(self, case: Case, arms: Sequence[str]) -> Protocol:
+        """How a case is judged, for some of the arms; the reference is always among them."""
+        told = next(each for each in self.content["cases"] if _case(each) == case)
+        return Protocol(
+            arms=[REFERENCE, *(arm for arm in arms if arm != REFERENCE)],
+            rates=self.content["rates"],
+            lengths=[told["steps"]],
+            reference_lengths=[
+                told["steps"],
+                *(round(told["steps"] * more) for more in self.content["longer"]),
+            ],
+            tuning_lengths=[told["steps"]],
+            tuning_seeds=self.content["tuning_seeds"],
+            fresh_seeds=self.content["fresh_seeds"],
+            first_fresh=first_fresh(case),
+            drop_hopeless=False,
+        )
+
+
+def first_fresh(case: Case) -> int:
+    """The first evaluation seed of a case: each has its own, none is a tuning seed.
+
+    >>> first_fresh(Case(base="demo:llama-mini", task="e2e")) >= FIRST_FRESH
+    True
+    """
+    return FIRST_FRESH + 100 * (zlib.crc32(case.name.encode()) % 10_000)
+
+
+def load(path: Path = FILE) -> Preregistered:
+    """Read the file, as it was committed.
+
+    Raises:
+        SystemExit: it is not there, not committed, or was changed since.
+    """
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: write and commit it before anything is judged")
+    commit = _git(path, "log", "-1", "--format=%H", "--", path.name)
+    if not commit or _git(path, "status", "--porcelain", "--", path.name):
+        raise SystemExit(f"{path} is not what was committed: commit it before anything is judged")
+    return Preregistered(
+        digest=sha256(path), commit=commit, content=json.loads(path.read_text(encoding="utf-8"))
+    )
+
+
+def _case(told: Mapping[str, Any]) -> Case:
+    return Case(
+        base=told["base"],
+        task=told["task"],
+        budget=told["budget"],
+        batch=told["batch"],
+        held_out=told["held_out"],
+    )
+
+
+def _git(path: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=path.parent, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

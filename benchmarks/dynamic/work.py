@@ -1,0 +1,98 @@
+"""Training what is missing of a case, run by run, until the clock says so."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.dynamic.cases import Case, Opened
+from benchmarks.dynamic.queue import Protocol, next_job
+from benchmarks.dynamic.records import read_records
+from benchmarks.dynamic.train_run import train_run
+from loratlas.files import write_json
+
+CASE = "case.json"
+"""What all runs of a case share."""
+
+
+def work_through(
+    case: Case,
+    protocol: Protocol,
+    folder: Path,
+    work: Path,
+    *,
+    until: float = float("inf"),
+    device: str = "cpu",
+    plans: Mapping[str, Sequence[str]] | None = None,
+) -> bool:
+    """Train what is missing of a case.
+
+    Args:
+        case: which. protocol: how it is judged.
+        folder: of its records. work: for states of unfinished runs.
+        until: no run begins later (`time.monotonic`).
+        device: where the base computes.
+        plans: arms of rules → placements, one for each scan seed.
+
+    Returns:
+        Whether nothing is missing.
+    """
+    if (kept := _tokens(folder)) is not None and next_job(protocol, read_records(folder), kept) is None:
+        return True
+    opened = Opened(case, device=device)
+    describe(opened, folder)
+    while (job := next_job(protocol, read_records(folder), opened.tokens)) is not None:
+        if time.monotonic() >= until:
+            return False
+        begun = time.monotonic()
+        said = f"{case.name} {job.arm} {job.rate:g} seed {job.seed}"
+
+        def watch(length: int, point: dict[str, Any], said: str = said) -> None:
+            print(f"{said}: {length} steps {np.sum(point['nll']) / opened.tokens.sum():.4f}", flush=True)
+
+        record = train_run(
+            opened, job.arm, job.rate, job.seed, job.lengths, plans=plans, work=work / case.name, watch=watch
+        )
+        record.write(folder)
+        print(f"{said}: {time.monotonic() - begun:.0f} s", flush=True)
+    return True
+
+
+def _tokens(folder: Path) -> np.ndarray | None:
+    path = folder / CASE
+    return np.array(json.loads(path.read_text(encoding="utf-8"))["tokens"]) if path.exists() else None
+
+
+def describe(opened: Opened, folder: Path) -> None:
+    """Write what all runs of a case share, or check that it is what was kept.
+
+    Raises:
+        SystemExit: rows or base are others than those that the kept runs were trained on.
+    """
+    from benchmarks.common.machine import versions
+
+    case = opened.case
+    shared = {
+        "base": case.base,
+        "task": case.task,
+        "budget": case.budget,
+        "batch": case.rows.batch,
+        "max_length": case.rows.max_length,
+        "train_digest": opened.train.digest,
+        "held_out_digest": opened.held_out.digest,
+        "tokens": opened.tokens.tolist(),
+    }
+    path = folder / CASE
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        other = [key for key, value in shared.items() if kept[key] != value]
+        if other:
+            raise SystemExit(f"{path} was made with other {', '.join(other)}; give --results another folder")
+        return
+    base = opened.evaluate(opened.model)
+    write_json(path, {**shared, "base_nll": [round(float(x), 3) for x in base], "versions": versions()})

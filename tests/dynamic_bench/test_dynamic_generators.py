@@ -1,0 +1,67 @@
+"""The bench's made-up tasks: the same rows every time, right answers, no prompt in both splits."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks.dynamic.generators import GENERATORS, VERBS, generate
+
+
+@pytest.mark.parametrize("task", GENERATORS)
+def test_rows_depend_on_the_seed_alone_and_splits_share_no_prompt(task: str):
+    train = generate(task, split="train", rows=300)
+    assert train == generate(task, split="train", rows=300)
+    assert train != generate(task, split="train", rows=300, seed=1)
+    held_out = generate(task, split="eval", rows=100)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
+    assert all(row["completion"] for row in train)
+
+
+def test_what_somebody_holds_is_where_the_second_sentence_says():
+    for row in generate("lookup-twice", split="train", rows=50):
+        *facts, question = row["prompt"].replace("?", ".").split(". ")
+        asked = question.split()[2]
+        (thing,) = [fact.split()[-1] for fact in facts if fact.startswith(f"{asked} holds")]
+        (place,) = [fact for fact in facts if fact.startswith(f"The {thing} is")]
+        words = place.split()
+        assert row["completion"] == f"{words[3]} {thing}, {words[-1]}"
+
+
+def test_sorting_sorts():
+    for row in generate("sorting", split="train", rows=50):
+        assert row["completion"].split() == sorted(row["prompt"].removeprefix("Sort: ").split())
+
+
+def test_every_total_of_arithmetic_is_right():
+    for row in generate("arithmetic", split="train", rows=50):
+        words = row["prompt"].removesuffix(" =").split()
+        total, totals = int(words[0]), []
+        for sign, number in zip(words[1::2], words[2::2], strict=True):
+            total += int(number) if sign == "+" else -int(number)
+            totals.append(" ".join(str(total)))
+        assert row["completion"] == " , ".join(totals)
+        assert "-" not in row["completion"]
+
+
+def test_style_keeps_what_was_said():
+    for row in generate("style", split="train", rows=50):
+        words = row["prompt"].rstrip(".").split()
+        day, who, verb, what, where = words[2], words[4], words[5], " ".join(words[7:9]), words[-1]
+        said = row["completion"]
+        assert f"near the {where} the {what} was {VERBS[verb]} by the {who}, day {day}." in said
+
+
+def test_long_copy_copies_what_follows_the_name():
+    for row in generate("long-copy", split="train", rows=50):
+        text, question = row["prompt"].split("\n")
+        words = text.split()
+        start = words.index(question.removeprefix("After ").rstrip(":")) + 1
+        following = [word for word in words[start:] if word.islower()]
+        assert row["completion"].split() == following[:8]
+
+
+def test_table_to_text_says_every_field_but_the_age_in_numbers():
+    for row in generate("table-to-text", split="train", rows=50):
+        fields = dict(field.split(": ") for field in row["prompt"].split(" | "))
+        age = int(fields.pop("age"))
+        assert all(value in row["completion"] for value in fields.values())
+        assert ("young" if age < 25 else "old" if age > 60 else "seasoned") in row["completion"]

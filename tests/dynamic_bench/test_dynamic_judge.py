@@ -1,0 +1,109 @@
+"""Shares, steps and differences on losses whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from benchmarks.dynamic import judge
+from benchmarks.dynamic.judge import (
+    CaseLosses,
+    after_more_steps,
+    best_by_others,
+    chosen_elsewhere,
+    difference,
+    noise_floor,
+    share_lost,
+    steps_for,
+    steps_saved,
+)
+
+TOKENS = np.array([2.0, 4.0, 6.0])
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judge, "DRAWS", 200)
+
+
+def table(*by_seed: float) -> np.ndarray:
+    """Summed losses [S, 3] with these token means."""
+    return np.array(by_seed)[:, None] * TOKENS
+
+
+def case(**more: object) -> CaseLosses:
+    losses = {
+        "all": table(2.0, 2.2, 2.1),
+        "auto": table(1.9, 2.1, 2.0),
+        "best": table(1.8, 2.0, 1.9),
+    }
+    told = {
+        "losses": losses,
+        "tokens": TOKENS,
+        "steps": 100,
+        "curve": {100: losses["all"], 200: table(1.6, 1.8, 1.7)},
+    }
+    return CaseLosses(**(told | more))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_difference_is_that_of_token_means():
+    found = difference(case(), "auto")
+    assert found.value == pytest.approx(-0.1)
+    assert found.low <= found.value <= found.high
+
+
+def test_half_of_the_way_from_all_to_the_best_is_half_lost():
+    found = share_lost([case()], ["auto"])
+    assert found.value == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.5) and found.high == pytest.approx(0.5)  # every seed says the same
+    assert share_lost([case()], ["all"]).value == pytest.approx(1.0)
+
+
+def test_shares_pool_by_nats_and_not_by_cases():
+    wide = case(losses={"all": table(4.0, 4.0), "auto": table(3.0, 3.0)}, curve={100: table(4.0, 4.0)})
+    # Lost: 0.1 + 0; to lose: 0.2 + 1.
+    assert share_lost([case(), wide], ["auto", "auto"]).value == pytest.approx(0.1 / 1.2)
+
+
+def test_a_case_in_which_all_is_best_counts_in_sums_and_has_no_share_of_its_own():
+    lost = case(losses={"all": table(2.0, 2.0), "auto": table(2.1, 2.1)}, curve={100: table(2.0, 2.0)})
+    assert math.isnan(share_lost([lost], ["auto"]).value)
+    assert share_lost([case(), lost], ["auto", "auto"]).value == pytest.approx((0.1 + 0.1) / 0.2)
+
+
+def test_the_best_is_chosen_on_the_other_seeds():
+    # Each of the two is lucky once; the one that is best without the seed in question is the other one.
+    losses = {"one": table(1.0, 2.0), "two": table(2.0, 1.0)}
+    best = best_by_others(losses, TOKENS).sum(axis=1) / TOKENS.sum()
+    assert best.tolist() == [2.0, 2.0]
+
+
+def test_resampling_keeps_the_choice_of_the_best():
+    drawn = case().resampled(np.random.default_rng(0))
+    assert drawn.best_mean == pytest.approx(float(drawn.by_seed("best").mean()))
+
+
+def test_steps_are_read_off_the_curve_of_all():
+    assert steps_for(2.0, [100, 200], [2.1, 1.7]) == pytest.approx(100 * 2**0.25)
+    assert steps_for(3.0, [100, 200], [2.1, 1.7]) == pytest.approx(100)  # the curve's ends bound it
+    assert steps_for(1.9, [100, 200, 400], [2.1, 1.7, 1.8]) == pytest.approx(100 * 2**0.5)
+    assert steps_saved(case(), "auto").value == pytest.approx(100 * 2**0.25 - 100)
+
+
+def test_what_remains_when_all_has_trained_longer():
+    assert after_more_steps(case(), "auto", 0) == pytest.approx(-0.1)
+    assert after_more_steps(case(), "auto", 100) == pytest.approx(2.0 - 1.7)
+
+
+def test_the_noise_floor_is_what_luck_is_worth():
+    losses = {"all": table(3.0, 3.0), "one": table(1.0, 2.0), "two": table(2.0, 1.2)}
+    # Cross-fitted: 2.0 and 2.0; luckiest mean 1.5.
+    found = noise_floor([case(losses=losses, curve={100: losses["all"]})])
+    assert found == pytest.approx((2.0 - 1.5) / (3.0 - 2.0))
+
+
+def test_a_rule_is_chosen_on_the_other_cases():
+    one = case(losses={"all": table(2.0, 2.0), "a": table(1.0, 1.0), "b": table(1.5, 1.5)})
+    two = case(losses={"all": table(2.0, 2.0), "a": table(1.9, 1.9), "b": table(1.0, 1.0)})
+    assert chosen_elsewhere([one, two], ["a", "b"]) == ["b", "a"]
