@@ -1,1 +1,1 @@
-"""Placement inside a run, judged: whole curves of loss against steps from one run each, on small bases and real ones."""
+"""Placement inside a run, judged: whole curves of loss against steps from one run each."""

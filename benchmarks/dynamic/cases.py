@@ -104,8 +104,8 @@ class Opened:
     """
 
     def __init__(self, case: Case, *, device: str = "cpu") -> None:
+        from loratlas.data.batches.packing_proof import prove_packing
         from loratlas.data.encode import encode, load_tokenizer
-        from loratlas.data.packing import prove_packing
         from loratlas.sources import model_source, open_model, read
 
         self.case, task = case, case.rows

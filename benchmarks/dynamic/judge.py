@@ -2,7 +2,7 @@
 
 With L(arm) the token mean over held-out rows and fresh seeds, at one length:
 
-    difference   D = L(arm) − L(all), paired by seed and row, interval by the study's estimator (`loratlas.study.estimator`)
+    difference   D = L(arm) − L(all), paired by seed and row, interval by `loratlas.study.results.estimator`
     share lost   (L(arm) − L(best)) / (L(all) − L(best))
     steps saved  T' − T with L(all after T' steps) = L(arm after T steps)
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
-from loratlas.study.estimator import estimate
+from loratlas.study.results.estimator import estimate
 
 DRAWS = 2000
 """Bootstrap samples."""
@@ -150,8 +150,8 @@ def share_lost(cases: Sequence[CaseLosses], arms: Sequence[str], *, seed: int = 
 def steps_saved(case: CaseLosses, arm: str, *, seed: int = 0) -> Interval:
     """Steps that the reference needs more than the arm for the arm's loss; within the lengths that it was trained for.
 
-    Loss against the logarithm of steps is interpolated linearly, after it was made to fall (a longer run that ends higher
-    counts as high as the shorter one).
+    Loss against the logarithm of steps is interpolated linearly, after it was made to fall: a longer run that ends
+    higher counts as high as the shorter one.
     """
 
     def of(chosen: Sequence[CaseLosses], names: Sequence[str]) -> float:

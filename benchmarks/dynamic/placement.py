@@ -33,8 +33,8 @@ def losses_of(
 ) -> CaseLosses | None:
     """The fresh seeds that all arms share; None where the reference has fewer than ``least``.
 
-    An arm that has fewer seeds than the reference is left out as unfinished. A run that diverged counts as its last loss
-    before that could not be evaluated: infinite, so that its arm cannot win.
+    An arm that has fewer seeds than the reference is left out as unfinished. A run that diverged has an
+    infinite loss, so that its arm cannot win.
     """
     fresh = [record for record in records if record.seed >= first_fresh]
     seeds = sorted({record.seed for record in fresh if record.arm == REFERENCE})
@@ -148,19 +148,20 @@ def _number(value: float) -> float | None:
 
 def page(result: Mapping[str, Any]) -> str:
     """The result in words and tables."""
+    registered = result["preregistered"]
     lines = [
         "# What placement inside the run is worth",
         "",
-        "Written by `python -m benchmarks.dynamic judge` from"
-        " [placement.json](../../benchmarks/results/placement.json). Cases, arms, settings, rates and seeds were fixed"
-        f" in [preregistered.json](../../benchmarks/results/preregistered.json) (SHA-256 `{result['preregistered']['digest'][:16]}…`,"
-        f" commit `{result['preregistered']['commit'][:12]}`) before the first judged run.",
+        "Written by `python -m benchmarks.dynamic judge` from",
+        "[placement.json](../../benchmarks/results/placement.json). Cases, arms, settings, rates and seeds were fixed in",
+        f"[preregistered.json](../../benchmarks/results/preregistered.json) (SHA-256 `{registered['digest'][:16]}…`,",
+        f"commit `{registered['commit'][:12]}`) before the first judged run.",
         "",
-        "Each arm has the same parameters, steps and rows, and its own learning rate (1.6 apart, extended until the best"
-        " has worse neighbours), tuned on a seed that is not judged. A policy decides inside the run and takes no steps of"
-        " its own, so equal steps are equal compute. Differences are nats per token on held-out rows, with 95 % intervals"
-        " over seeds and rows. *Steps saved*: how many steps more `all` needs for the same loss. *Share lost*: of the way"
-        " from `all` to the best arm (chosen on the other seeds), what `auto` does not go: 0 % is the best, 100 % is `all`.",
+        "Each arm has the same parameters, steps and rows, and its own learning rate (1.6 apart, extended until the best",
+        "has worse neighbours), tuned on a seed that is not judged. A policy decides inside the run and takes no steps of",
+        "its own, so equal steps are equal compute. Differences are nats per token on held-out rows, with 95 % intervals",
+        "over seeds and rows. *Steps saved*: how many steps more `all` needs for the same loss. *Share lost*: of the way",
+        "from `all` to the best arm (chosen on the other seeds), what `auto` does not go: 0 % is the best, 100 % is `all`.",
         "",
         f"Judged so far: {len(result['cases'])} of {result['registered_cases']} registered cases.",
         "",
@@ -169,28 +170,35 @@ def page(result: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for case in result["cases"]:
-        name = f"{case['base'].split(':')[-1].split('/')[-1]} {case['task']} {case['budget'].removeprefix('like=')}"
-        lines.append(
-            f"| {name}{'' if case['unseen'] else ' (chosen on)'} | {case['steps']} | {_interval(case['auto_minus_all'], '+.4f')} | "
-            f"{_interval(case['steps_saved'], '+.0f')} | {_interval(case['share_lost'], '.0%')} | {case['verdict']} |"
-        )
+        cells = [
+            f"{_case_name(case)} {case['budget'].removeprefix('like=')}{'' if case['unseen'] else ' (chosen on)'}",
+            str(case["steps"]),
+            _interval(case["auto_minus_all"], "+.4f"),
+            _interval(case["steps_saved"], "+.0f"),
+            _interval(case["share_lost"], ".0%"),
+            case["verdict"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Loss of every arm, nats per token, mean of the fresh seeds:", ""]
     arms = list(dict.fromkeys(arm for case in result["cases"] for arm in case["arms"]))
     lines += ["| case | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
     for case in result["cases"]:
-        name = f"{case['base'].split(':')[-1].split('/')[-1]} {case['task']}"
         cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_case_name(case)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _case_name(case: Mapping[str, Any]) -> str:
+    return f"{case['base'].split(':')[-1].split('/')[-1]} {case['task']}"
 
 
 def _pooled_words(pooled: Mapping[str, Any] | None) -> list[str]:
     if pooled is None:
         return []
     return [
-        f"**Unseen cases: better than `all` in {pooled['better']} of {pooled['cases']}, worse in {pooled['worse']}.** Share"
-        f" lost, pooled: {_interval(pooled['share_lost'], '.0%')} (noise floor {_cell(pooled['noise_floor'], '.0%')}: what"
-        " the best arm, chosen on other seeds, itself loses to the luckiest).",
+        f"**Unseen cases: better than `all` in {pooled['better']} of {pooled['cases']}, worse in {pooled['worse']}.**",
+        f"Share lost, pooled: {_interval(pooled['share_lost'], '.0%')}. Noise floor:",
+        f"{_cell(pooled['noise_floor'], '.0%')}, what the best arm, chosen on other seeds, itself loses to the luckiest.",
         "",
     ]
 

@@ -35,7 +35,7 @@ def train_run(
         watch: called after every length.
     """
     from loratlas.adapters.trained_heads import detach_adapters
-    from loratlas.data.batching import training_order
+    from loratlas.data.batches.batching import training_order
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 

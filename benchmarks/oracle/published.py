@@ -30,8 +30,8 @@ DROP_SHARE = 0.9
 
 
 def gora(importance: Values, sites: Sequence[Site], budget: float) -> Ranks:
-    """GoRA (arXiv:2502.12171): rank_i = round(B · a_i / √(m_i + n_i)), a_i the share of a matrix in the summed importance
-    mean|W ⊙ G|, between half and four times the reference rank.
+    """GoRA (arXiv:2502.12171): rank_i = round(B · a_i / √(m_i + n_i)), a_i the share of a matrix in the summed
+    importance mean|W ⊙ G|, between half and four times the reference rank.
 
     Departures: B is chosen so that parameters, not Σ √(m + n) · r, equal the budget; its initialisation of B by the
     gradient is another arm's.
@@ -167,8 +167,8 @@ def proportional(
 ) -> Ranks:
     """Ranks in proportion to weights, rounded, within bounds, that cost as much of a budget as fits.
 
-    rank_i = clip(round(c · w_i), least, most) with the largest c that the budget holds; what is left goes rank by rank to
-    the sites whose c · w_i was cut off most.
+    rank_i = clip(round(c · w_i), least, most) with the largest c that the budget holds; what is left goes rank by
+    rank to the sites whose c · w_i was cut off most.
 
     Args:
         weights: ≥ 0, by path. sites: that may carry an adapter. budget: parameters.

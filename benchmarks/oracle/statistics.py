@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from loratlas.anatomy.sites import Site
-from loratlas.data.batch import Batch
+from loratlas.data.batches.batch import Batch
 from loratlas.signals.base import Signal
 
 BATCHES, ROWS = 8, 8
@@ -23,7 +23,7 @@ BRIEF = 20
 
 def calibration(rows: Any, *, seed: int, packed: bool) -> list[Batch]:
     """The first `BATCHES` batches of the order that a run with this seed has."""
-    from loratlas.data.batching import collate, training_order
+    from loratlas.data.batches.batching import collate, training_order
 
     order = training_order(len(rows), steps=BATCHES, batch_size=ROWS, seed=seed)
     return [
@@ -101,7 +101,7 @@ def outputs(tuned: Any, sites: Sequence[Site], batches: Sequence[Batch]) -> dict
 
     layers, sums, handles = adapted(tuned), dict.fromkeys((site.path for site in sites), 0.0), []
     for site in sites:
-        layer = layers[site.path] if site.path in layers else layers[site.module]
+        layer = layers.get(site.path) or layers[site.module]
         (name,) = layer.lora_B
 
         def watch(_: Any, __: Any, y: Any, path: str = site.path, scale: float = layer.scaling[name]) -> None:
@@ -120,22 +120,24 @@ def outputs(tuned: Any, sites: Sequence[Site], batches: Sequence[Batch]) -> dict
     return {path: value / tokens for path, value in sums.items()}
 
 
-def eva_start(tuned: Any, directions: Mapping[str, Any]) -> None:
+def eva_start(tuned: Any, sites: Sequence[Site], directions: Mapping[str, Any]) -> None:
     """Begin as EVA does: rows of A along the first directions of each matrix's input, B = 0.
 
     Args:
-        tuned: a `PeftModel` that was not trained yet.
+        tuned: a `PeftModel` that was not trained yet. sites: that carry an adapter.
         directions: path → orthonormal rows [≥ rank, d_in], the largest variance first.
     """
     import torch
 
     from loratlas.adapters.peft_targets import adapted
 
-    for path, layer in adapted(tuned).items():
+    layers = adapted(tuned)
+    for site in sites:
+        layer = layers.get(site.path) or layers[site.module]
         (name,) = layer.lora_A
         factor = layer.lora_A[name].weight
         with torch.no_grad():
-            factor.copy_(directions[path][: factor.shape[0]].to(factor))
+            factor.copy_(directions[site.path][: factor.shape[0]].to(factor))
             layer.lora_B[name].weight.zero_()
 
 

@@ -68,7 +68,8 @@ def test_lengths_decay_over_their_last_tenth():
     assert [trunk_steps(length) for length in (10, 25, 100)] == [9, 22, 90]
     assert decayed(1.0, 0, 1) == 0.5
     rates = [decayed(0.01, step, 10) for step in range(10)]
-    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(0.01 / 11)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.01 / 11)
 
 
 def test_arms_spend_the_same(opened: Opened):
@@ -81,7 +82,8 @@ def test_records_come_back_as_they_were(opened: Opened, tmp_path: Path):
     record.write(tmp_path)
     describe(opened, tmp_path)
     (kept,) = read_records(tmp_path)
-    assert kept.placement == record.placement and kept.trainable == record.trainable
+    assert kept.placement == record.placement
+    assert kept.trainable == record.trainable
     assert kept.lengths[2] == pytest.approx(np.array(record.lengths[2]), abs=5e-4)
 
 

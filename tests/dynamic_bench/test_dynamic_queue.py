@@ -69,15 +69,14 @@ def test_tuning_comes_first_then_fresh_seeds_with_all_arms():
 
 
 def test_nothing_is_left_when_every_arm_has_its_seeds():
-    fresh = [
-        record(arm, 0.008, 1.9, seed=FIRST_FRESH + seed) for arm in ("all", "half") for seed in range(2)
-    ]
+    fresh = [record(arm, 0.008, 1.9, seed=FIRST_FRESH + seed) for arm in ("all", "half") for seed in range(2)]
     assert next_job(protocol(), TUNED + HALF + fresh, TOKENS) is None
 
 
 def test_a_case_has_seeds_of_its_own():
     job = next_job(protocol(first_fresh=900), TUNED + HALF, TOKENS)
-    assert job is not None and job.seed == 900
+    assert job is not None
+    assert job.seed == 900
 
 
 def test_an_arm_that_loses_clearly_is_spared_the_fresh_seeds_unless_all_are_judged():
@@ -88,7 +87,8 @@ def test_an_arm_that_loses_clearly_is_spared_the_fresh_seeds_unless_all_are_judg
     done = [record("all", 0.008, 1.9, seed=FIRST_FRESH + seed) for seed in range(2)]
     assert next_job(protocol(), TUNED + far + done, TOKENS) is None
     job = next_job(protocol(drop_hopeless=False), TUNED + far + done, TOKENS)
-    assert job is not None and job.arm == "half"
+    assert job is not None
+    assert job.arm == "half"
 
 
 def test_a_diverged_tuning_run_counts_as_infinite_and_fresh_ones_not_at_all():

@@ -1,0 +1,202 @@
+"""Published rules on examples small enough to be worked out by hand, and what they look at on a real base."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from benchmarks.dynamic.cases import Case, Opened
+from benchmarks.oracle import published, statistics
+from benchmarks.oracle.published import (
+    aletheia,
+    dom_lora,
+    eva,
+    fim_lora,
+    gora,
+    lora_drop,
+    proportional,
+    sr_lora,
+)
+
+from loratlas.anatomy.sites import Site
+from loratlas.evaluation.token_losses import token_losses
+from loratlas.scan.plan_from_scores import candidates
+from loratlas.signals.site_hooks import one_pass
+
+
+def site(name: str, *, layer: int = 0, shape: tuple[int, int] = (8, 8)) -> Site:
+    return Site(
+        path=f"{name}.weight",
+        module=name,
+        layer=layer,
+        scope="decoder",
+        role="attn.q",
+        shape=shape,
+        kind="linear",
+    )
+
+
+A, B, C, D = (site(name, layer=layer) for name, layer in zip("abcd", (0, 0, 1, 1), strict=True))
+FOUR = [A, B, C, D]  # a rank costs 16 parameters at each of them
+
+
+def values(*numbers: float) -> dict[str, float]:
+    return {each.path: number for each, number in zip(FOUR, numbers, strict=False)}
+
+
+def ranks(*numbers: int) -> dict[str, int]:
+    return {each.path: rank for each, rank in zip(FOUR, numbers, strict=True) if rank}
+
+
+def test_proportional_ranks_cost_what_fits():
+    assert proportional(values(4, 2, 1, 1), FOUR, 8 * 16) == ranks(4, 2, 1, 1)
+    assert proportional(values(1, 1, 1, 1), FOUR, 4 * 16 + 15) == ranks(1, 1, 1, 1)
+    assert sum(proportional(values(3, 2, 2, 0), FOUR, 5 * 16).values()) == 5
+    assert D.path not in proportional(values(3, 2, 2, 0), FOUR, 5 * 16)
+
+
+def test_bounds_hold_and_no_matrix_gets_more_than_its_own_size():
+    assert proportional(values(9, 1, 1, 1), FOUR, 8 * 16, most=3)[A.path] == 3
+    assert proportional(values(1, 0, 0, 0), FOUR, 99 * 16) == ranks(8, 0, 0, 0)
+    assert min(proportional(values(9, 1, 0, 0), FOUR, 8 * 16, least=1).values()) == 1
+
+
+def test_gora_divides_shares_by_the_root_of_the_perimeter():
+    wide = site("w", shape=(8, 56))  # √64 = 8, where √16 = 4
+    importance = {A.path: 1.0, wide.path: 2.0}
+    # a / √(m + n): 1/4 and 2/8 are alike, so are the ranks; together 16 + 64 a rank.
+    assert gora(importance, [A, wide], 2 * 80) == {A.path: 2, wide.path: 2}
+
+
+def test_gora_stays_between_half_and_four_times_the_reference():
+    found = gora(values(1000, 1, 1, 1), FOUR, 8 * 16)  # reference 2: from 1 to 8
+    assert min(found.values()) >= 1
+    assert found[A.path] == 5
+    assert gora(values(1000, 1, 1, 1), FOUR, 4 * 16)[A.path] == 4  # reference 1: from 0 to 4
+
+
+def test_fim_lora_is_in_proportion_to_squared_gradients():
+    assert fim_lora(values(3, 3, 1, 1), FOUR, 8 * 16) == ranks(3, 3, 1, 1)
+
+
+def test_dom_lora_fills_the_dominant_matrix_first():
+    assert dom_lora(values(1, 5, 2, 3), FOUR, 8 * 16) == ranks(0, 8, 0, 0)
+    assert dom_lora(values(1, 5, 2, 3), FOUR, 10 * 16) == ranks(0, 8, 0, 2)
+
+
+def test_aletheia_takes_the_half_of_the_layers_with_the_larger_norms():
+    # Layer 0: √(9 + 9) = 4.2; layer 1: √(0 + 25) = 5.
+    assert aletheia(values(3, 3, 0, 5), FOUR, 4 * 16) == ranks(0, 0, 2, 2)
+
+
+def test_sr_lora_is_in_proportion_to_stable_ranks():
+    assert sr_lora(values(2, 1, 1, 4), FOUR, 8 * 16) == ranks(2, 1, 1, 4)
+
+
+def test_lora_drop_keeps_nine_tenths_of_the_outputs():
+    # 60 + 25 < 90 %, 60 + 25 + 10 ≥ 90 %.
+    assert lora_drop(values(60, 25, 10, 5), FOUR, 6 * 16) == ranks(2, 2, 2, 0)
+
+
+def test_eva_takes_components_in_order_up_to_twice_the_reference():
+    shares = {A.path: [0.5, 0.3, 0.15], B.path: [0.4, 0.1], C.path: [0.05], D.path: [0.04]}
+    # Reference 1, cap 2: a's third component (0.15) is not taken, though larger than b's second (0.1).
+    assert eva(shares, FOUR, 4 * 16) == ranks(2, 2, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def opened() -> Opened:
+    return Opened(Case(base="demo:llama-mini", task="sorting", batch=2, held_out=4))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics, "BATCHES", 2)
+    monkeypatch.setattr(statistics, "ROWS", 2)
+
+
+def test_gradients_are_those_of_the_mean_loss_and_leave_the_base_as_it_was(opened: Opened):
+    sites = candidates(opened.anatomy)
+    batches = statistics.calibration(opened.train, seed=0, packed=opened.packed)
+    found = statistics.gradients(opened.model, sites, batches)
+    assert all(len(listed) == len(sites) for listed in found.values())
+    assert not any(p.requires_grad and p.grad is not None for p in opened.model.parameters())
+
+    one = opened.model.get_parameter(sites[0].path)
+    one.requires_grad_(True)
+    total = torch.zeros_like(one, dtype=torch.float32)
+    for batch in batches:
+        (gradient,) = torch.autograd.grad(token_losses(opened.model, batch).sum() / batch.labelled, one)
+        total += gradient.float() / len(batches)
+    one.requires_grad_(False)
+    assert found["norm"][sites[0].path] == pytest.approx(float(total.norm()), rel=1e-3)
+    assert found["importance"][sites[0].path] == pytest.approx(
+        float((one.float() * total).abs().mean()), rel=1e-3
+    )
+
+
+def test_a_stable_rank_lies_between_one_and_the_matrix_size(opened: Opened):
+    sites = candidates(opened.anatomy)[:4]
+    found = statistics.stable_ranks(opened.model, sites)
+    assert all(1 < found[each.path] < each.max_rank for each in sites)
+
+
+def test_input_directions_explain_the_whole_input_and_start_eva(opened: Opened):
+    sites = candidates(opened.anatomy)[:4]
+    (batch, *_) = statistics.calibration(opened.train, seed=0, packed=opened.packed)
+    signal = statistics.InputDirections()
+    signal.begin(opened.model, sites)
+    one_pass(opened.model, batch, sites, [signal], token_losses)
+    solved = signal.solved(10_000)
+    for shares, directions in solved.values():
+        assert sum(shares) == pytest.approx(1.0, abs=1e-3)
+        assert shares == sorted(shares, reverse=True)
+        assert torch.allclose(directions @ directions.t(), torch.eye(len(directions)), atol=1e-3)
+
+    from loratlas.adapters.attach import attach
+    from loratlas.adapters.peft_targets import adapted
+    from loratlas.adapters.plan_row import PlanRow
+    from loratlas.adapters.trained_heads import detach_adapters
+
+    tuned = attach([PlanRow(site=each, rank=2, alpha=4.0) for each in sites], opened.model)
+    statistics.eva_start(tuned, sites, {path: directions for path, (_, directions) in solved.items()})
+    for each in sites:
+        layer = adapted(tuned)[each.module]
+        assert torch.allclose(layer.lora_A["default"].weight.float(), solved[each.path][1][:2], atol=1e-2)
+        assert not layer.lora_B["default"].weight.any()
+    detach_adapters(tuned)
+
+
+def test_outputs_are_those_of_the_adapters(opened: Opened):
+    from loratlas.adapters.attach import attach
+    from loratlas.adapters.peft_targets import adapted
+    from loratlas.adapters.plan_row import PlanRow
+    from loratlas.adapters.trained_heads import detach_adapters
+
+    sites = candidates(opened.anatomy)[:2]
+    batches = statistics.calibration(opened.train, seed=0, packed=opened.packed)
+    tuned = attach([PlanRow(site=each, rank=1, alpha=2.0) for each in sites], opened.model)
+    assert set(statistics.outputs(tuned, sites, batches).values()) == {0.0}
+    layer = adapted(tuned)[sites[0].module]
+    with torch.no_grad():
+        layer.lora_B["default"].weight.fill_(0.1)
+    once = statistics.outputs(tuned, sites, batches)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.fill_(0.2)
+    twice = statistics.outputs(tuned, sites, batches)
+    assert once[sites[0].path] > 0
+    assert once[sites[1].path] == 0
+    assert twice[sites[0].path] == pytest.approx(4 * once[sites[0].path], rel=0.05)
+    detach_adapters(tuned)
+
+
+def test_every_rule_spends_the_budget(opened: Opened):
+    sites = candidates(opened.anatomy)
+    budget = published.parameters(opened.anatomy, "like=all:2")
+    numbers = {each.path: 1 + math.sin(index) for index, each in enumerate(sites)}
+    shares = {path: [number / 2**rank for rank in range(8)] for path, number in numbers.items()}
+    for name, rule in published.RULES.items():
+        found = rule(shares if name == "eva" else numbers, sites, budget)
+        spent = sum(each.lora_parameters(found.get(each.path, 0)) for each in sites)
+        assert 0.95 * budget < spent <= budget, name
