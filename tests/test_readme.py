@@ -42,7 +42,8 @@ def test_python_examples_are_short(example: str):
 @pytest.mark.parametrize("example", PYTHON, ids=range(len(PYTHON)))
 def test_python_examples_run_as_written(example: str, tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", example],
+        # Trainer's data loader remarks that this machine has no accelerator.
+        [sys.executable, "-W", "error::UserWarning", "-W", "ignore:'pin_memory' argument", "-c", example],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -52,7 +53,7 @@ def test_python_examples_run_as_written(example: str, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     said = re.search(r"^# prints: (.*)$", example, re.MULTILINE)
     assert said is not None
-    assert done.stdout.strip() == said.group(1)
+    assert done.stdout.strip().splitlines()[-1] == said.group(1)
 
 
 def test_every_command_is_shown():
@@ -88,7 +89,7 @@ def test_links_lead_somewhere():
             assert (ROOT / target).exists(), f"README.md links to {target}, which is not there"
 
 
-def test_the_suffix_trap_is_as_told(shared):
+def test_the_suffix_trap_is_as_described(shared):
     """The numbers of the README's first table, from PEFT itself on a copy without weights."""
     import torch
     from peft import LoraConfig, get_peft_model
