@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from loratlas.api.place_model import place
     from loratlas.api.results import Evaluation, Run, ScanResult, Study
     from loratlas.api.scan_model import scan
+    from loratlas.api.show_adapter_folder import show
+    from loratlas.api.shrink_adapter_folder import Shrinkage, shrink
     from loratlas.api.train_run import train
     from loratlas.errors import LoratlasError
     from loratlas.placement.plan import Plan
     from loratlas.sources import read
+    from loratlas.spectra.show_adapter import AdapterSpectrum
     from loratlas.training.settings import Settings
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdapterSpectrum",
     "Anatomy",
     "Evaluation",
     "LoratlasError",
@@ -36,6 +40,7 @@ __all__ = [
     "Run",
     "ScanResult",
     "Settings",
+    "Shrinkage",
     "Site",
     "Study",
     "__version__",
@@ -45,6 +50,8 @@ __all__ = [
     "place",
     "read",
     "scan",
+    "show",
+    "shrink",
     "slower",
     "study",
     "train",
@@ -52,6 +59,7 @@ __all__ = [
 
 # Public name → module that holds it. Loaded on first use, so that `import loratlas` costs no torch.
 _HOMES = {
+    "AdapterSpectrum": "loratlas.spectra.show_adapter",
     "Anatomy": "loratlas.anatomy.sites",
     "Evaluation": "loratlas.api.results",
     "LoratlasError": "loratlas.errors",
@@ -59,6 +67,7 @@ _HOMES = {
     "Run": "loratlas.api.results",
     "ScanResult": "loratlas.api.results",
     "Settings": "loratlas.training.settings",
+    "Shrinkage": "loratlas.api.shrink_adapter_folder",
     "Site": "loratlas.anatomy.sites",
     "Study": "loratlas.api.results",
     "evaluate": "loratlas.api.evaluate_model",
@@ -67,6 +76,8 @@ _HOMES = {
     "place": "loratlas.api.place_model",
     "read": "loratlas.sources",
     "scan": "loratlas.api.scan_model",
+    "show": "loratlas.api.show_adapter_folder",
+    "shrink": "loratlas.api.shrink_adapter_folder",
     "slower": "loratlas.adapters.layers.lean_lora",
     "study": "loratlas.api.compare",
     "train": "loratlas.api.train_run",

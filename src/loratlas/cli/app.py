@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from loratlas.cli import audit_log, evaluate, export, mapping, scan, study, train
+from loratlas.cli import audit_log, evaluate, export, mapping, scan, show_shrink, study, train
 
 ABOUT = "\n\n".join(
     (
         "Where in this transformer should LoRA go, for this data, under this budget?",
         "map shows what can be adapted, plan counts what a placement costs, scan measures where adapters help most, "
         "train and eval do one run, study compares placements and says how sure the answer is, export hands the "
-        "adapter on.",
+        "adapter on; show measures its updates, shrink makes it smaller.",
         "Every command takes --json and then prints one JSON object. Exit codes: 0 done, 1 a check failed, "
         "2 the request was wrong, 3 the run failed, 130 stopped by Ctrl-C.",
     )
@@ -56,6 +56,12 @@ def build() -> Any:
         ("report", study.report, "loratlas report facts-study"),
         ("demo", study.demo, "loratlas demo"),
         ("export", export.export, "loratlas export run --for merged --out model"),
+        ("show", show_shrink.show_adapter, "loratlas show run"),
+        (
+            "shrink",
+            show_shrink.shrink_adapter,
+            "loratlas shrink run --budget params=100k --eval demo:facts-300 --out small",
+        ),
     ):
         app.command(name, help=_paragraphs(function), epilog=f"Example: {example}")(function)
     return typer.main.get_command(app)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from loratlas.data.rows import Rows
+    from loratlas.display import Block
 
 PLAIN_EVERY = 10.0
 """Seconds between two progress lines where no bar can move."""
@@ -87,6 +88,17 @@ def show(thing: Table) -> None:
     """Print a table on standard output."""
     with _Pipe(sys.stdout):
         _write(thing)
+
+
+def say_blocks(blocks: Sequence[Block]) -> None:
+    """Print what a result shows: its tables and sentences, in their order."""
+    from loratlas.display import drawn
+
+    for block in blocks:
+        if isinstance(block, str):
+            say(block)
+        else:
+            show(drawn(block))
 
 
 def emit(value: dict[str, Any]) -> None:

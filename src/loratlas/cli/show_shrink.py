@@ -1,0 +1,114 @@
+"""`show` and `shrink`: an adapter's updates site by site, and the closest adapter of a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loratlas.cli import options, output
+
+Adapter = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ADAPTER",
+        help="A PEFT adapter's directory, or the --out folder of `loratlas train`.",
+        show_default=False,
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="The base, where it lies elsewhere than the adapter says.",
+        rich_help_panel=options.PLACE,
+    ),
+]
+
+
+def show_adapter(
+    adapter: Adapter,
+    base: Base = None,
+    weights: Annotated[
+        bool,
+        typer.Option(
+            "--weights/--no-weights",
+            help="Read the base's weights for the share of their norm.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = True,
+    as_json: options.Json = False,
+) -> None:
+    """Show how large the update of each site is and how many directions it uses.
+
+    No base is needed; where it can be loaded, the share of its weights' norm is shown as well.
+    """
+    from loratlas.api.show_adapter_folder import show
+
+    found = show(adapter, base=base, weights=weights)
+    if as_json:
+        output.emit(found.to_json())
+        return
+    output.say_blocks(found.blocks())
+
+
+def shrink_adapter(
+    adapter: Adapter,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            metavar="TEXT",
+            help="params=200k, params=0.1% (of the base's parameters) or like=q,v:4 (as many parameters).",
+            show_default=False,
+            rich_help_panel=options.PLACE,
+        ),
+    ],
+    out: options.Out,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="DATA",
+            help="Rows to measure the loss on, before and after; not those it was trained on.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    base: Base = None,
+    limit: options.Limit = None,
+    max_length: options.MaxLength = 512,
+    delta: Annotated[
+        float,
+        typer.Option(
+            "--delta",
+            metavar="NATS",
+            min=0.0,
+            help="Margin of equivalence, nats per token.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = 0.01,
+    as_json: options.Json = False,
+) -> None:
+    """Write the closest adapter of a budget: the largest singular directions of all sites, per parameter.
+
+    The result is an ordinary adapter. With --eval the loss is measured before and after, and judged as studies judge.
+    """
+    from loratlas.api.shrink_adapter_folder import shrink
+
+    made = shrink(
+        adapter,
+        out,
+        budget=budget,
+        data=data,
+        base=base,
+        limit=limit,
+        max_length=max_length,
+        delta=delta,
+        listener=output.Terminal(),
+    )
+    if as_json:
+        output.emit(dict(made.numbers))
+        return
+    output.say_blocks(made.blocks())
