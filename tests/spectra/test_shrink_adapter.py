@@ -12,9 +12,9 @@ from tests.adapters.test_adapter_files import logits, trained
 from tests.spectra.test_low_rank_updates import deltas
 from tests.tiny import tiny_model
 
-from loratlas.adapters.adapter_files import save_adapter
-from loratlas.adapters.load_adapter import load_adapter
-from loratlas.adapters.read_adapter import read_adapter
+from loratlas.adapters.stored.adapter_files import save_adapter
+from loratlas.adapters.stored.load_adapter import load_adapter
+from loratlas.adapters.stored.read_adapter import read_adapter
 from loratlas.errors import BudgetError, ModelError, OutputError
 from loratlas.placement.plan import Plan
 from loratlas.spectra.shrink_adapter import check_shrinkable, shrink

@@ -9,7 +9,7 @@ from loratlas.api.folders import adapter_folder
 from loratlas.errors import LoratlasError, ModelError
 
 if TYPE_CHECKING:
-    from loratlas.adapters.read_adapter import AdapterFolder
+    from loratlas.adapters.stored.read_adapter import AdapterFolder
     from loratlas.api.results import Run
     from loratlas.spectra.show_adapter import AdapterSpectrum
 
@@ -38,7 +38,7 @@ def show(adapter: str | Path | Run, *, base: str | None = None, weights: bool = 
     """
     from dataclasses import replace
 
-    from loratlas.adapters.read_adapter import read_adapter
+    from loratlas.adapters.stored.read_adapter import read_adapter
     from loratlas.api.results import Run
     from loratlas.sources import model_source
     from loratlas.spectra.show_adapter import spectrum
@@ -69,7 +69,7 @@ def base_norms(contents: AdapterFolder, source: str) -> dict[str, float]:
     Raises:
         ModelError: the base cannot be loaded.
     """
-    from loratlas.adapters.adapter_task import open_base_config
+    from loratlas.adapters.stored.adapter_task import open_base_config
     from loratlas.models.load import load_model
 
     _, config = open_base_config(contents, source)

@@ -108,7 +108,7 @@ def shrink(
     Traceback (most recent call last):
     loratlas.errors.ModelError: ...
     """
-    from loratlas.adapters.read_adapter import read_adapter
+    from loratlas.adapters.stored.read_adapter import read_adapter
     from loratlas.api.results import Run
     from loratlas.sources import model_source
     from loratlas.spectra.shrink_adapter import check_shrinkable
@@ -211,7 +211,7 @@ def compared(before: tuple[Any, Any, str], after: tuple[Any, Any, str], *, delta
 
         D = Σ(after − before) / Σn,   r_i = ((after − before)_i − D·n_i) / n̄,   V = s²(r) / N
 
-    The t interval with N − 1 degrees of freedom; see `loratlas.study.findings` for the rule.
+    The t interval with N − 1 degrees of freedom; see `loratlas.study.results.findings` for the rule.
 
     Args:
         before, after: summed losses [N], counted tokens [N], "token" or "row".
@@ -220,7 +220,7 @@ def compared(before: tuple[Any, Any, str], after: tuple[Any, Any, str], *, delta
     import numpy as np
     from scipy.stats import t
 
-    from loratlas.study.findings import decide
+    from loratlas.study.results.findings import decide
 
     (old, n, per), (new, _, _) = before, after
     n = np.asarray(n, dtype=np.float64)

@@ -160,14 +160,14 @@ class AdapterHeader:
         parameter = self._parameter(module, depth)
         key = f"{module}.{parameter}" if parameter else module
         rank, experts = first[0], 1
-        if parameter and parameter != "weight":
+        if parameter:
             wanted = self.rank_of(key)
             if wanted < 1 or first[0] % wanted:
                 raise self._broken(f"a stack of factors of {first[0]} rows at {key[:200]}, of rank {wanted}")
             rank, experts = wanted, first[0] // wanted
-        kind = (
-            EMBEDDING if "lora_embedding" in a else EXPERTS if parameter and parameter != "weight" else LINEAR
-        )
+        # A matrix may be adapted by its parameter, and a stack may be called "weight".
+        stacked = experts > 1 or parameter not in ("", "weight")
+        kind = EMBEDDING if "lora_embedding" in a else EXPERTS if stacked else LINEAR
         return FactorPair(
             module=module,
             parameter=parameter if kind == EXPERTS else "",

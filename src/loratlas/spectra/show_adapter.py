@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loratlas import formats
-from loratlas.adapters.read_adapter import AdapterFolder
+from loratlas.adapters.stored.read_adapter import AdapterFolder
 from loratlas.display import Block, Displayed, Grid
 from loratlas.placement.plan import ranks_in_words
-from loratlas.spectra.low_rank_updates import effective_rank, read_factors, singular_values, updates_of
+from loratlas.spectra.low_rank_updates import (
+    effective_rank,
+    path_of,
+    read_factors,
+    singular_values,
+    updates_of,
+)
 from loratlas.spectra.site_labels import label_of, sites_of
 
 if TYPE_CHECKING:
@@ -164,7 +170,7 @@ def spectrum(
     measured = []
     for update, A, B in read_factors(contents, updates_of(contents)):
         values = singular_values(A, B, update.scale)
-        label = label_of(update.module, update.path, labels)
+        label = label_of(update.module, path_of(update), labels)
         norm = float((values**2).sum().sqrt())
         whole = (base_norms or {}).get(label.path)
         measured.append(
@@ -176,8 +182,8 @@ def spectrum(
                 norm=norm,
                 effective_rank=effective_rank(values),
                 share=norm / whole if whole else None,
-                parameters=update.rank * update.cost,
-                experts=update.experts,
+                parameters=update.parameters,
+                experts=update.experts if update.experts > 1 else None,
             )
         )
     return AdapterSpectrum(

@@ -5,19 +5,20 @@ Closest in the root of Σ‖s·B·A − s'·B'·A'‖² over all sites; see `lor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.adapters.adapter_digests import write_notes
 from loratlas.adapters.patterns import anchored
-from loratlas.adapters.read_adapter import MARKER, WEIGHTS, AdapterFolder, read_adapter
+from loratlas.adapters.stored.adapter_digests import write_notes
+from loratlas.adapters.stored.read_adapter import MARKER, WEIGHTS, AdapterFolder, read_adapter
 from loratlas.errors import BudgetError, ModelError
 from loratlas.files import whole_folder, write_json
 from loratlas.placement.plan import Plan
+from loratlas.serving.adapter_header import FactorPair
 from loratlas.spectra.global_ranks import KeptRanks, keep_largest
-from loratlas.spectra.low_rank_updates import LowRankUpdate, read_factors, singular_values, updates_of
+from loratlas.spectra.low_rank_updates import path_of, rank_cost, read_factors, singular_values, updates_of
 from loratlas.spectra.site_labels import sites_of
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def shrink(contents: AdapterFolder, out: Path, *, budget: int) -> ShrunkenAdapte
     spectra = [
         singular_values(A, B, u.scale).tolist() for u, A, B in read_factors(contents, [g[0] for g in groups])
     ]
-    costs = [group[0].cost for group in groups]
+    costs = [rank_cost(group[0]) for group in groups]
     kept = keep_largest(spectra, costs, budget=budget)
     if not kept.spent:
         least = min((c for c, s in zip(costs, spectra, strict=True) if max(s) > 0), default=0)
@@ -115,10 +116,8 @@ def shrink(contents: AdapterFolder, out: Path, *, budget: int) -> ShrunkenAdapte
     for u, A, B in read_factors(contents, [u for u in updates if ranks[u.module]]):
         rank = ranks[u.module]
         a, b = truncated(A, B, rank, u.scale * rank / config["lora_alpha"])
-        # A convolution's factors have two more dimensions.
-        shapes = (rank, *contents.tensors[u.a].shape[1:]), (*b.shape, *contents.tensors[u.b].shape[2:])
-        for name, factor, shape in zip((u.a, u.b), (a, b), shapes, strict=True):
-            tensors[name] = factor.to(dtypes[u.module]).reshape(shape).contiguous()
+        tensors[u.a] = a.to(dtypes[u.module]).contiguous()
+        tensors[u.b] = b.to(dtypes[u.module]).contiguous()
     with whole_folder(out, marker=MARKER) as new:
         save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
         write_json(new / MARKER, config)
@@ -128,7 +127,7 @@ def shrink(contents: AdapterFolder, out: Path, *, budget: int) -> ShrunkenAdapte
     return ShrunkenAdapter(
         path=str(out),
         ranks={u.module: (u.rank, ranks[u.module]) for u in updates},
-        before=sum(group[0].cost * group[0].rank for group in groups),
+        before=sum(group[0].parameters for group in groups),
         after=kept.spent,
         kept=kept,
     )
@@ -152,13 +151,13 @@ def truncated(A: torch.Tensor, B: torch.Tensor, rank: int, scale: float) -> tupl
     return (Qa @ Vh[:rank].T * root).T, Qb @ U[:, :rank] * root
 
 
-def _groups(contents: AdapterFolder, updates: list[LowRankUpdate]) -> list[list[LowRankUpdate]]:
+def _groups(contents: AdapterFolder, updates: Sequence[FactorPair]) -> list[list[FactorPair]]:
     """Updates that stand in for one another: copies of one matrix, which need the same factors."""
     labels = sites_of(contents, None)
-    groups: dict[str, list[LowRankUpdate]] = {}
+    groups: dict[str, list[FactorPair]] = {}
     for update in updates:
         site = labels.get(update.module)
-        groups.setdefault(site.path if site else update.path, []).append(update)
+        groups.setdefault(site.path if site else path_of(update), []).append(update)
     return list(groups.values())
 
 

@@ -11,7 +11,7 @@ from loratlas.anatomy.sites import Site
 from loratlas.errors import ModelError
 
 if TYPE_CHECKING:
-    from loratlas.adapters.read_adapter import AdapterFolder
+    from loratlas.adapters.stored.read_adapter import AdapterFolder
     from loratlas.anatomy.sites import Anatomy
 
 
