@@ -1,4 +1,8 @@
-"""`loratlas.shrink`: the closest adapter of a budget, and what the loss says to it."""
+"""`loratlas.shrink`: the closest adapter of a budget, and what the loss says to it.
+
+>>> Shrinkage(numbers={"path": "small", "loss": {"verdict": "equivalent"}}).verdict
+'equivalent'
+"""
 
 from __future__ import annotations
 

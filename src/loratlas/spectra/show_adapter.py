@@ -1,4 +1,10 @@
-"""How large the update of each site is, and how many directions it uses: `loratlas show`."""
+"""How large the update of each site is, and how many directions it uses: `loratlas show`.
+
+>>> site = SiteSpectrum(path="h.0.q.weight", role="attn.q", layer=0, rank=8, norm=2.0, effective_rank=3.1, share=0.05,
+...                     parameters=512, experts=None)
+>>> AdapterSpectrum(adapter="run", base=None, sites=(site,)).by_role()["attn.q"][0].effective_rank
+3.1
+"""
 
 from __future__ import annotations
 
