@@ -40,6 +40,7 @@ FLOORS: dict[str, int] = {
     "training": 6,
     "loss_audit": 6,
     "cost": 7,
+    "dynamic": 7,
     "scan": 8,
     "study": 9,
     "report": 10,

@@ -69,35 +69,13 @@ class Attention(Signal):
 
     @contextmanager
     def during(self, model: Any, batch: Batch) -> Iterator[None]:
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+        def seen(module: Any, heads: AttentionHeads, out: torch.Tensor) -> None:
+            self._tell(self._names[id(module)], heads, out)
 
-        from loratlas.data.batches.packed_attention import NAME, register
-
-        register()
-        own = ALL_ATTENTION_FUNCTIONS._local_mapping
-        before = dict(own)
-        for name in (NAME, "sdpa"):
-            own[name] = self._watched(ALL_ATTENTION_FUNCTIONS[name], batch)
-        try:
+        with watched_attention(batch, seen):
             yield
-        finally:
-            own.clear()
-            own.update(before)
 
-    def _watched(self, attend: Callable[..., Any], batch: Batch) -> Callable[..., Any]:
-        def call(module: Any, query: Any, key: Any, value: Any, mask: Any = None, **options: Any) -> Any:
-            out, weights = attend(module, query, key, value, mask, **options)
-            known = all(options.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
-            if known and query.shape[2] == key.shape[2] and getattr(module, "is_causal", True):
-                scale = options.get("scaling") or query.shape[-1] ** -0.5
-                window = options.get("sliding_window")
-                heads = _Heads(query.detach(), key.detach(), value.detach(), scale, window, batch)
-                self._tell(self._names[id(module)], heads, out)
-            return out, weights
-
-        return call
-
-    def _tell(self, name: str, heads: _Heads, out: torch.Tensor) -> None:
+    def _tell(self, name: str, heads: AttentionHeads, out: torch.Tensor) -> None:
         fold = self.fold
         with torch.no_grad():
             self.entropy.add(fold, (name, 0), heads.entropy())
@@ -129,7 +107,47 @@ class Attention(Signal):
         return found
 
 
-class _Heads:
+@contextmanager
+def watched_attention(
+    batch: Batch, seen: Callable[[Any, AttentionHeads, torch.Tensor], None]
+) -> Iterator[None]:
+    """Within this context every attention that goes through transformers' interface is shown to a function.
+
+    Args:
+        batch: that passes through the model meanwhile.
+        seen: gets the attention's module, its heads and its output. Attentions that work with what is not known here
+            (softcaps, sinks, biases, caches) are passed over.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from loratlas.data.batches.packed_attention import NAME, register
+
+    def watched(attend: Callable[..., Any]) -> Callable[..., Any]:
+        def call(module: Any, query: Any, key: Any, value: Any, mask: Any = None, **options: Any) -> Any:
+            out, weights = attend(module, query, key, value, mask, **options)
+            known = all(options.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
+            if known and query.shape[2] == key.shape[2] and getattr(module, "is_causal", True):
+                scale = options.get("scaling") or query.shape[-1] ** -0.5
+                window = options.get("sliding_window")
+                heads = AttentionHeads(query.detach(), key.detach(), value.detach(), scale, window, batch)
+                seen(module, heads, out)
+            return out, weights
+
+        return call
+
+    register()
+    own = ALL_ATTENTION_FUNCTIONS._local_mapping
+    before = dict(own)
+    for name in (NAME, "sdpa"):
+        own[name] = watched(ALL_ATTENTION_FUNCTIONS[name])
+    try:
+        yield
+    finally:
+        own.clear()
+        own.update(before)
+
+
+class AttentionHeads:
     """Queries, keys and values of one layer on one batch, taken apart by example."""
 
     def __init__(
@@ -172,6 +190,16 @@ class _Heads:
         for row, here in self.places():
             total += torch.special.entr(self.pattern(row, here)).sum((1, 2))
         return total
+
+    def distances(self, other: AttentionHeads) -> list[float]:
+        """Of every example, ½ Σ_s |P_ts − P'_ts| to other patterns of the same rows: mean over queries, sum over heads.
+
+        Total variation distance: the probability that lies elsewhere.
+        """
+        return [
+            float((self.pattern(row, here) - other.pattern(row, here)).abs().sum((0, 2)).mean() / 2)
+            for row, here in self.places()
+        ]
 
     def movement(self, g: torch.Tensor) -> torch.Tensor:
         """Σ over queries of the probability that moves, [H]; g: gradient at the output, [B, T, H, D]."""

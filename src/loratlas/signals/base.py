@@ -99,6 +99,22 @@ class Sums:
         """For what anything was added."""
         return set(self._kept)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that is kept, under names; keys must be of a path and a number."""
+        return {
+            f"{fold} {place} {path}": kept
+            for (path, place), folds in self._kept.items()
+            for fold, kept in enumerate(folds)
+            if kept is not None
+        }
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Continue from what `state` gave."""
+        self._kept = {}
+        for name, kept in state.items():
+            fold, place, path = name.split(" ", 2)
+            self._kept.setdefault((path, int(place)), [None] * FOLDS)[int(fold)] = kept.clone()
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """Everything that is kept."""
         for folds in self._kept.values():

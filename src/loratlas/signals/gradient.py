@@ -97,6 +97,10 @@ class Gradient(Signal):
         if self.fisher and use.owner is not None:
             self.squares.add(self.fold, use.key, _squares(x, g, use.owner))
 
+    def prepare(self, key: Key, shape: tuple[int, int], like: torch.Tensor) -> None:
+        """Draw a matrix's random matrices, as its first use would with gradients like this tensor."""
+        self._pair(key, shape, like)
+
     def _pair(
         self, key: Key, shape: tuple[int, int], like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,6 +121,11 @@ class Gradient(Signal):
             return None
         U, sigma, _ = singular(Y / tokens, W / tokens, self._random[key, "left"])
         return U, sigma
+
+    def inputs(self, key: Key) -> torch.Tensor | None:
+        """[k, d_in]: leading right singular vectors of the mean gradient, which an adapter's A would read by."""
+        Y, W = self.Y.total(key, ALL_FOLDS), self.W.total(key, ALL_FOLDS)
+        return None if Y is None or W is None else singular(Y, W, self._random[key, "left"])[2]
 
     def values(self, folds: Sequence[int] = ALL_FOLDS) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {column.name: {} for column in self.columns}

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from loratlas.adapters.adam_moments import Moments
+    from loratlas.data.examples import Encoded
     from loratlas.training.master_weights import MasterWeights
     from loratlas.training.optimizer import Optimizer
     from loratlas.training.run_counters import RunCounters
@@ -28,9 +30,13 @@ class HookedRun(Protocol):
         masters: float32 weights and gradients, by name.
         optimizer: steps on them; moments by name.
         counters: steps done, losses, tokens.
+        data: encoded rows. order: of every step, [steps, batch size]. packed: whether they are packed.
     """
 
     model: Any
+    data: Encoded
+    order: np.ndarray
+    packed: bool
     settings: Settings
     steps: int
     masters: MasterWeights

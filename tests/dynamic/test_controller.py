@@ -1,0 +1,160 @@
+"""A run that places its adapters itself: what moves, what stays, and that it goes on bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+from tests.tiny import tiny_anatomy, tiny_model
+from tests.training.small import adapted, encoded, weights
+
+from loratlas.dynamic.controller import PlacementController
+from loratlas.dynamic.decision_schedule import DecisionSchedule
+from loratlas.dynamic.policies.registry import POLICIES, policy_named
+from loratlas.errors import Interrupted, OutputError, SettingsError
+from loratlas.training.loop import fit
+from loratlas.training.settings import Settings
+
+STEPS = 12
+SITES = [
+    site for site in tiny_anatomy("llama").sites if site.role.startswith(("attn.", "ffn.")) and site.adaptable
+]
+USED = sum(site.lora_parameters(4) for site in SITES)
+
+
+def settings(**changes):
+    base = {
+        "steps": STEPS,
+        "lr": 2e-2,
+        "batch_size": 4,
+        "dtype": "float32",
+        "save_every": 100,
+        "compile": "off",
+    }
+    return Settings(**{**base, **changes})
+
+
+def hook(name="energy", **changes):
+    schedule = changes.pop("schedule", DecisionSchedule(head=4, every=3))
+    return PlacementController(SITES, policy_named(name), budget=USED, schedule=schedule, **changes)
+
+
+def run(model, controller, **options):
+    wanted = options.pop("settings", settings())
+    return fit(model, encoded(20), wanted, hooks=[controller], packed=True, **options)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_keeps_its_budget_and_leaves_an_ordinary_adapter(name, tmp_path):
+    model, controller = adapted(), hook(name)
+    result = run(model, controller)
+    assert result.steps == STEPS
+    assert [decision.step for decision in controller.decisions] == [4]  # until half of the run
+    ranks = controller.ranks(model)
+    spent = sum(site.lora_parameters(ranks[site.path]) for site in SITES)
+    assert spent == sum(p.numel() for p in model.parameters() if p.requires_grad) <= USED
+    model.save_pretrained(tmp_path)
+    other = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
+    tokens = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        assert torch.equal(other(input_ids=tokens).logits, model.eval()(input_ids=tokens).logits)
+
+
+def test_moves_are_recorded_with_reason_price_and_loss():
+    model, controller = adapted(), hook("random")
+    run(model, controller)
+    moves = controller.moves
+    assert moves
+    assert {move.step for move in moves} == {4}
+    for move in moves:
+        site = next(site for site in SITES if site.path == move.path)
+        assert move.price == (move.after - move.before) * site.lora_parameters(1)
+        assert move.reason == "drawn at random"
+        assert move.before == 4
+        assert controller.ranks(model)[move.path] == move.after
+        assert move.loss_before > 0
+        assert move.loss_after > 0
+    assert sum(move.price for move in moves) <= 0
+
+
+def test_a_run_without_moves_is_the_run_without_a_controller():
+    """Watching changes nothing: to the bit the same weights."""
+    watched, plain = adapted(), adapted()
+    run(watched, hook("none"))
+    fit(plain, encoded(20), settings(), packed=True)
+    kept = weights(watched)
+    assert all(torch.equal(value, kept[name]) for name, value in weights(plain).items())
+
+
+@pytest.mark.parametrize("name", ["weighted", "gradient", "elalora", "random"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_killed_anywhere_and_resumed_is_never_killed(tmp_path, name, dtype):
+    schedule = DecisionSchedule(head=4, every=3, until=0.9)
+    wanted = settings(dtype=dtype)
+    whole, reference = adapted(dtype=dtype), hook(name, schedule=schedule)
+    expected = run(whole, reference, settings=wanted)
+    assert [decision.step for decision in reference.decisions] == [4, 7, 10]
+    for stop in (1, 3, 4, 5, 8, 10, 11):
+        out = tmp_path / str(stop)
+
+        def interrupt(event, stop=stop):
+            if event.step == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(Interrupted):
+            run(
+                adapted(dtype=dtype),
+                hook(name, schedule=schedule),
+                settings=wanted,
+                out=out,
+                on_step=interrupt,
+            )
+        resumed, controller = adapted(dtype=dtype), hook(name, schedule=schedule)
+        result = run(resumed, controller, settings=wanted, out=out, resume=True)
+        assert [point.nll for point in result.curve] == [point.nll for point in expected.curve]
+        assert controller.decisions == reference.decisions
+        kept = weights(resumed)
+        assert all(torch.equal(value, kept[name]) for name, value in weights(whole).items())
+
+
+def test_another_policy_or_budget_is_another_run(tmp_path):
+    run(adapted(), hook("energy"), out=tmp_path)
+    with pytest.raises(OutputError, match=r"hooks\.placement\.policy was 'energy', now 'descent'"):
+        run(adapted(), hook("descent"), out=tmp_path, resume=True)
+    schedule = DecisionSchedule(head=4, every=3)
+    controller = PlacementController(SITES, policy_named("energy"), budget=USED - 1, schedule=schedule)
+    with pytest.raises(OutputError, match=r"hooks\.placement\.budget"):
+        run(adapted(), controller, out=tmp_path, resume=True)
+
+
+def test_a_budget_falls_from_decision_to_decision():
+    schedule = DecisionSchedule(head=4, every=2, until=0.9, peak=1.5)
+    target = USED * 2 // 3
+    controller = PlacementController(SITES, policy_named("adalora"), budget=target, schedule=schedule)
+    run(adapted(), controller)
+    used = [decision.parameters for decision in controller.decisions]
+    assert used == sorted(used, reverse=True)
+    for number, parameters in enumerate(used, 1):
+        assert parameters <= schedule.allowed(target, number, len(used))
+    assert used[-1] > 0.9 * target
+
+
+def test_at_most_so_many_sites_change():
+    controller = hook("energy", most=2)
+    run(adapted(), controller)
+    assert len(controller.moves) <= 2
+
+
+def test_a_head_longer_than_the_run():
+    with pytest.raises(SettingsError, match="a run of 12"):
+        hook(schedule=DecisionSchedule(head=12)).check(STEPS)
+    with pytest.raises(SettingsError, match="too few"):
+        hook(schedule=DecisionSchedule(head=2)).check(STEPS)
+
+
+def test_attention_is_refused_where_none_can_be_seen():
+    """An attention that is written out does not go through what can be watched."""
+    model = adapted()
+    model.get_base_model().config._attn_implementation = "eager"
+    with pytest.raises(SettingsError, match="no attention pattern can be seen"):
+        fit(model, encoded(20), settings(), hooks=[hook("attention")], packed=False)
