@@ -10,7 +10,7 @@ from tests.training.small import adapted, encoded, weights
 
 from loratlas.dynamic.controller import PlacementController
 from loratlas.dynamic.decision_schedule import DecisionSchedule
-from loratlas.dynamic.policies.registry import POLICIES, policy_named
+from loratlas.dynamic.policies.known_policies import POLICIES, policy_named
 from loratlas.errors import Interrupted, OutputError, SettingsError
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings

@@ -7,10 +7,10 @@ import math
 import pytest
 
 from loratlas.anatomy.sites import Site
-from loratlas.dynamic.evidence import Evidence, Measured, kappa, pooled, standardised
 from loratlas.dynamic.moves import Scored, improved
 from loratlas.dynamic.policies.base import departure
 from loratlas.dynamic.policies.head import Descent, Energy, Weighted
+from loratlas.dynamic.policies.known_policies import POLICIES, policy_named
 from loratlas.dynamic.policies.published import (
     AdaLoraRule,
     ElaLoraRule,
@@ -18,7 +18,7 @@ from loratlas.dynamic.policies.published import (
     IguLoraRule,
     entropy,
 )
-from loratlas.dynamic.policies.registry import POLICIES, policy_named
+from loratlas.dynamic.run_evidence import Evidence, Measured, kappa, pooled, standardised
 from loratlas.errors import SettingsError
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.role_table import ATTENTION_FAMILIES
 from loratlas.anatomy.sites import Site
-from loratlas.dynamic.evidence import Measured
+from loratlas.dynamic.run_evidence import Measured
 from loratlas.errors import SettingsError
 from loratlas.modeling import modes_kept, unwrap
 from loratlas.signals.attention import AttentionHeads, watched_attention

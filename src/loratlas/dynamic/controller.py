@@ -11,10 +11,10 @@ from loratlas.adapters.resize import Resized, resize
 from loratlas.anatomy.sites import Site
 from loratlas.dynamic.attention_watch import attention_movement, check_attention
 from loratlas.dynamic.decision_schedule import DecisionSchedule
-from loratlas.dynamic.evidence import Evidence
 from loratlas.dynamic.gradient_watch import GradientWatch
 from loratlas.dynamic.moves import Move
 from loratlas.dynamic.policies.base import Policy
+from loratlas.dynamic.run_evidence import Evidence
 from loratlas.dynamic.site_statistics import SiteStatistics
 from loratlas.errors import SettingsError
 from loratlas.modeling import modes_kept

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.sites import Site
-from loratlas.dynamic.evidence import Measured
+from loratlas.dynamic.run_evidence import Measured
 from loratlas.modeling import unwrap
 from loratlas.signals.base import ALL_FOLDS, Use
 from loratlas.signals.gradient import Gradient

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loratlas.dynamic.evidence import Measured
+from loratlas.dynamic.run_evidence import Measured
 from loratlas.training.run_hooks import HookedRun, Tensors
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Rules that turn a run's statistics into new ranks; `registry` has them by name."""
+"""Rules that turn a run's statistics into new ranks; `known_policies` has them by name."""

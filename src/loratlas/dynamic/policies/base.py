@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
-from loratlas.dynamic.evidence import Evidence, Measured, common, pooled
 from loratlas.dynamic.moves import Decided, Scored, improved
+from loratlas.dynamic.run_evidence import Evidence, Measured, common, pooled
 from loratlas.signals.rank_correlation import tau
 
 CEILING = 64
@@ -51,7 +51,7 @@ class ScorePolicy(Policy):
         x = log v − log(c √r)
 
     and the score is c √r · exp(x̂), where x̂ is x drawn towards the means of its role and depth, and then towards 0, by
-    how far two halves of the steps agree (`loratlas.dynamic.evidence.pooled`; ρ = 2τ/(1 + τ), Spearman and Brown). With
+    how far two halves of the steps agree (`loratlas.dynamic.run_evidence.pooled`; ρ = 2τ/(1 + τ), Spearman and Brown). With
     halves that agree by chance alone x̂ is 0, and no exchange gains anything.
     """
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import final
 
-from loratlas.dynamic.evidence import Evidence
 from loratlas.dynamic.moves import Decided
 from loratlas.dynamic.policies.base import CEILING, Policy
+from loratlas.dynamic.run_evidence import Evidence
 
 
 @final

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import final
 
-from loratlas.dynamic.evidence import Evidence, Measured, kappa, standardised
 from loratlas.dynamic.policies.base import ScorePolicy, agreement, departures_of
+from loratlas.dynamic.run_evidence import Evidence, Measured, kappa, standardised
 
 
 @final

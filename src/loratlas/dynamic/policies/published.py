@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import final
 
-from loratlas.dynamic.evidence import Evidence
 from loratlas.dynamic.moves import Decided
 from loratlas.dynamic.policies.base import CEILING, Policy
+from loratlas.dynamic.run_evidence import Evidence
 
 
 @final

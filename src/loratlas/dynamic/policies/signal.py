@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
-from loratlas.dynamic.evidence import Evidence, Measured
 from loratlas.dynamic.policies.base import ScorePolicy, departures_of
+from loratlas.dynamic.run_evidence import Evidence, Measured
 
 
 @final
