@@ -51,8 +51,8 @@ class ScorePolicy(Policy):
         x = log v − log(c √r)
 
     and the score is c √r · exp(x̂), where x̂ is x drawn towards the means of its role and depth, and then towards 0, by
-    how far two halves of the steps agree (`loratlas.dynamic.run_evidence.pooled`; ρ = 2τ/(1 + τ), Spearman and Brown). With
-    halves that agree by chance alone x̂ is 0, and no exchange gains anything.
+    how far two halves of the steps agree: ρ = 2τ/(1 + τ), Spearman and Brown (`loratlas.dynamic.run_evidence.pooled`).
+    With halves that agree by chance alone x̂ is 0, and no exchange gains anything.
     """
 
     @abstractmethod
