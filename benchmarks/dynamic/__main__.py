@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.dynamic.placement import assemble, page
 from benchmarks.dynamic.preregistration import FILE, Preregistered, load
 from benchmarks.dynamic.work import work_through
+from benchmarks.oracle.published import RULES
 from loratlas.files import write_json, write_text
 
 RESULTS = FILE.parent
@@ -48,7 +49,17 @@ def run(registered: Preregistered, asked: argparse.Namespace) -> None:
                 continue
             folder = RESULTS / "placement" / case.name
             protocol = registered.protocol(case, arms)
-            if not work_through(case, protocol, folder, asked.work, until=until, device=asked.device):
+            done = work_through(
+                case,
+                protocol,
+                folder,
+                asked.work,
+                until=until,
+                device=asked.device,
+                rules=[arm for arm in arms if arm in RULES],
+                policies=registered.content["policies"],
+            )
+            if not done:
                 return
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.dynamic.cases import Case
 from loratlas.anatomy.sites import Anatomy
 from loratlas.placement.plan import Plan, place
 from loratlas.training.run_hooks import RunHook
@@ -20,27 +19,71 @@ STATIC: Mapping[str, str] = {
 }
 """Arm → placement whose ranks the budget solves; ``without-first``: all without layer 0."""
 
+Plans = Mapping[str, Sequence[str]]
+"""Arm of a rule → placements with every rank written, one for each scan seed."""
 
-def plan_of(arm: str, anatomy: Anatomy, case: Case, plans: Mapping[str, Sequence[str]], *, seed: int) -> Plan:
+Policies = Mapping[str, Mapping[str, Any]]
+"""Arm → ``policy`` (a name in `loratlas.dynamic.policies.registry`), ``head`` (share of the judged steps), and where
+given ``every`` (steps between later decisions) and ``most`` (sites that one decision may change)."""
+
+
+def plan_of(
+    arm: str,
+    anatomy: Anatomy,
+    budget: str,
+    *,
+    seed: int,
+    plans: Plans | None = None,
+    policies: Policies | None = None,
+) -> Plan:
     """The plan that an arm begins with.
 
     Args:
-        arm: a name in `STATIC` or ``plans``.
-        anatomy: of the base.
-        case: gives the budget.
-        plans: further arms → placements with every rank written, one for each scan seed.
-        seed: of the run; seeds take the scans in turn.
+        arm: a name in `STATIC`, ``plans`` or ``policies``.
+        anatomy: of the base. budget: that every arm spends.
+        seed: of the run; seeds take the scans of a rule in turn.
+        plans, policies: further arms; policies begin with the reference, at their peak of parameters.
     """
-    if arm in plans:
+    if plans and arm in plans:
         return place(anatomy, plans[arm][seed % len(plans[arm])])
-    return place(anatomy, STATIC[arm], budget=case.budget)
+    if policies and arm in policies:
+        from loratlas.dynamic.policies.registry import policy_named
+
+        reference = place(anatomy, STATIC[REFERENCE], budget=budget)
+        peak = policy_named(policies[arm]["policy"]).peak
+        if peak > 1:
+            return place(anatomy, STATIC[REFERENCE], budget=f"params={int(peak * reference.trainable)}")
+        return reference
+    return place(anatomy, STATIC[arm], budget=budget)
 
 
-def hooks_of(arm: str, case: Case) -> Sequence[RunHook]:
-    """What decides inside the run; nothing for a static arm."""
-    return ()
+def hooks_of(
+    arm: str, anatomy: Anatomy, budget: str, *, steps: int, policies: Policies | None = None
+) -> Sequence[RunHook]:
+    """What decides inside the run; nothing for a static arm.
 
+    Args:
+        arm, anatomy, budget, policies: as of `plan_of`.
+        steps: judged; the head is a share of them.
+    """
+    if not policies or arm not in policies:
+        return ()
+    from loratlas.dynamic.controller import PlacementController
+    from loratlas.dynamic.decision_schedule import DecisionSchedule
+    from loratlas.dynamic.policies.registry import policy_named
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """What a record keeps of a plan."""
-    return {"placement": plan.text, "trainable": plan.trainable}
+    from loratlas.scan.plan_from_scores import candidates
+
+    told = policies[arm]
+    policy = policy_named(told["policy"])
+    return [
+        PlacementController(
+            candidates(anatomy),
+            policy,
+            budget=place(anatomy, STATIC[REFERENCE], budget=budget).trainable,
+            schedule=DecisionSchedule(
+                head=max(4, round(told["head"] * steps)), every=told.get("every"), peak=policy.peak
+            ),
+            most=told.get("most"),
+        )
+    ]

@@ -118,9 +118,12 @@ def best_by_others(losses: Losses, tokens: np.ndarray) -> np.ndarray:
     """Summed losses [S, N] of the best arm, for every seed of the one that was best on the other seeds."""
     arms = list(losses)
     table = np.stack([losses[arm].sum(axis=1) / tokens.sum() for arm in arms])
-    seeds = table.shape[1]
-    others = table if seeds == 1 else (table.sum(axis=1, keepdims=True) - table) / (seeds - 1)
-    return np.stack([losses[arms[index]][seed] for seed, index in enumerate(others.argmin(axis=0))])
+    seeds = range(table.shape[1])
+    others = [
+        np.delete(table, seed, axis=1).mean(axis=1) if len(seeds) > 1 else table[:, 0] for seed in seeds
+    ]
+    chosen = np.stack(others, axis=1).argmin(axis=0)
+    return np.stack([losses[arms[index]][seed] for seed, index in enumerate(chosen)])
 
 
 def lost_and_scale(case: CaseLosses, arm: str) -> tuple[float, float]:

@@ -39,6 +39,7 @@ class Protocol:
         tuning_lengths: steps of tuning runs; the longest decides.
         tuning_seeds, fresh_seeds: how many.
         first_fresh: the first of the fresh ones, `FIRST_FRESH` or above.
+        head_of: steps that heads are a share of; None for the longest of ``lengths``.
         drop_hopeless: whether arms that `hopeless` finds so are spared the fresh seeds.
     """
 
@@ -51,6 +52,7 @@ class Protocol:
     fresh_seeds: int = 5
     first_fresh: int = FIRST_FRESH
     drop_hopeless: bool = True
+    head_of: int | None = None
 
     def judged(self, arm: str) -> Sequence[int]:
         """Lengths of an arm's fresh runs."""

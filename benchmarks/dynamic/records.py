@@ -87,4 +87,6 @@ def read_record(path: Path) -> Record:
 
 def read_records(folder: Path) -> list[Record]:
     """All runs of a case."""
-    return [read_record(path) for path in sorted(folder.glob("*-*-*.json"))]
+    return [
+        read_record(path) for path in sorted(folder.glob("*-*-*.json"))
+    ]  # case.json and plans.json have no dash

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.dynamic.arms import hooks_of, plan_of
+from benchmarks.dynamic.arms import Plans, Policies, hooks_of, plan_of
 from benchmarks.dynamic.cases import Opened
 from benchmarks.dynamic.curves import WARMUP, Branches, trunk_steps
 from benchmarks.dynamic.records import Record
+from benchmarks.dynamic.rule_plans import start
 
 
 def train_run(
@@ -20,7 +21,9 @@ def train_run(
     seed: int,
     lengths: Sequence[int],
     *,
-    plans: Mapping[str, Sequence[str]] | None = None,
+    judged: int | None = None,
+    plans: Plans | None = None,
+    policies: Policies | None = None,
     work: Path | None = None,
     watch: Callable[[int, dict[str, Any]], object] = lambda length, point: None,
 ) -> Record:
@@ -30,7 +33,8 @@ def train_run(
         opened: the case.
         arm, rate, seed: which.
         lengths: steps, rising.
-        plans: further arms → placements, one for each scan seed.
+        judged: steps that the heads of policies are a share of; None for the longest.
+        plans, policies: further arms.
         work: folder for the state of an unfinished run; it is removed at the end.
         watch: called after every length.
     """
@@ -39,7 +43,8 @@ def train_run(
     from loratlas.training.loop import fit
     from loratlas.training.settings import Settings
 
-    plan = plan_of(arm, opened.anatomy, opened.case, plans or {}, seed=seed)
+    budget = opened.case.budget
+    plan = plan_of(arm, opened.anatomy, budget, seed=seed, plans=plans, policies=policies)
     batch = opened.case.rows.batch
     longest = trunk_steps(lengths[-1])
     order = training_order(len(opened.train), steps=lengths[-1], batch_size=batch, seed=seed)
@@ -55,9 +60,10 @@ def train_run(
         compile="off",
     )
     out = None if work is None else work / f"{arm}-{rate:g}-{seed}"
-    deciding = hooks_of(arm, opened.case)
+    deciding = hooks_of(arm, opened.anatomy, budget, steps=judged or lengths[-1], policies=policies)
     model = plan.attach(opened.model, seed=seed)
     try:
+        start(arm, opened, model, seed=seed)
         result = fit(
             model,
             opened.train,
@@ -80,6 +86,6 @@ def train_run(
         trainable=max((point["trainable"] for point in branches.points.values()), default=plan.trainable),
         lengths={length: point["nll"] for length, point in branches.points.items()},
         seconds={length: point["seconds"] for length, point in branches.points.items()},
-        moves=[move for hook in deciding for move in getattr(hook, "moves", ())],
+        moves=[move.to_json() for hook in deciding for move in getattr(hook, "moves", ())],
         diverged=result.diverged,
     )

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.dynamic.arms import Policies
 from benchmarks.dynamic.cases import Case, Opened
 from benchmarks.dynamic.queue import Protocol, next_job
 from benchmarks.dynamic.records import read_records
+from benchmarks.dynamic.rule_plans import plans_for
 from benchmarks.dynamic.train_run import train_run
 from loratlas.files import write_json
 
 CASE = "case.json"
 """What all runs of a case share."""
+
+PLANS = "plans.json"
+"""What published rules chose."""
 
 
 def work_through(
@@ -28,7 +33,8 @@ def work_through(
     *,
     until: float = float("inf"),
     device: str = "cpu",
-    plans: Mapping[str, Sequence[str]] | None = None,
+    rules: Sequence[str] = (),
+    policies: Policies | None = None,
 ) -> bool:
     """Train what is missing of a case.
 
@@ -37,7 +43,7 @@ def work_through(
         folder: of its records. work: for states of unfinished runs.
         until: no run begins later (`time.monotonic`).
         device: where the base computes.
-        plans: arms of rules → placements, one for each scan seed.
+        rules: arms whose plans a published rule makes. policies: what arms of policies are.
 
     Returns:
         Whether nothing is missing.
@@ -46,6 +52,7 @@ def work_through(
         return True
     opened = Opened(case, device=device)
     describe(opened, folder)
+    plans = plans_for(opened, rules, folder / PLANS) if rules else {}
     while (job := next_job(protocol, read_records(folder), opened.tokens)) is not None:
         if time.monotonic() >= until:
             return False
@@ -56,7 +63,16 @@ def work_through(
             print(f"{said}: {length} steps {np.sum(point['nll']) / opened.tokens.sum():.4f}", flush=True)
 
         record = train_run(
-            opened, job.arm, job.rate, job.seed, job.lengths, plans=plans, work=work / case.name, watch=watch
+            opened,
+            job.arm,
+            job.rate,
+            job.seed,
+            job.lengths,
+            judged=protocol.head_of or protocol.lengths[-1],
+            plans=plans,
+            policies=policies,
+            work=work / case.name,
+            watch=watch,
         )
         record.write(folder)
         print(f"{said}: {time.monotonic() - begun:.0f} s", flush=True)
