@@ -68,10 +68,10 @@ def hooks_of(
     """
     if not policies or arm not in policies:
         return ()
-    from loratlas.dynamic.controller import PlacementController
-    from loratlas.dynamic.decision_schedule import DecisionSchedule
     from loratlas.dynamic.policies.registry import policy_named
 
+    from loratlas.dynamic.controller import PlacementController
+    from loratlas.dynamic.decision_schedule import DecisionSchedule
     from loratlas.scan.plan_from_scores import candidates
 
     told = policies[arm]
