@@ -151,7 +151,7 @@ def share_lost(cases: Sequence[CaseLosses], arms: Sequence[str], *, seed: int = 
 
 
 def steps_saved(case: CaseLosses, arm: str, *, seed: int = 0) -> Interval:
-    """Steps that the reference needs more than the arm for the arm's loss; within the lengths that it was trained for.
+    """Steps that the reference needs more than the arm for the arm's loss; below 0 where it needs fewer.
 
     Loss against the logarithm of steps is interpolated linearly, after it was made to fall: a longer run that ends
     higher counts as high as the shorter one.
@@ -167,14 +167,21 @@ def steps_saved(case: CaseLosses, arm: str, *, seed: int = 0) -> Interval:
 
 
 def steps_for(loss: float, lengths: Sequence[int], losses: Sequence[float]) -> float:
-    """Steps after which a curve reaches a loss; its first or last length where that lies outside.
+    """Steps after which a curve reaches a loss.
 
-    >>> round(steps_for(2.0, [50, 100, 200], [2.5, 2.25, 1.75]))
-    141
+    Its last length where it never does. Above its first loss the first stretch is drawn on, to half of the first length.
+
+    >>> round(steps_for(2.0, [50, 100, 200], [2.5, 2.25, 1.75])), round(steps_for(2.6, [50, 100], [2.5, 2.25]))
+    (141, 38)
     """
     falling = np.minimum.accumulate(np.asarray(losses, dtype=float))
+    logs = np.log(np.asarray(lengths, dtype=float))
+    if loss > falling[0] and len(logs) > 1:
+        slope = (falling[0] - falling[1]) / (logs[1] - logs[0])
+        back = (loss - falling[0]) / slope if slope > 0 else math.inf
+        return float(lengths[0] * max(0.5, math.exp(-back)))
     # np.interp wants rising abscissae: losses from low to high, steps from many to few.
-    return float(np.exp(np.interp(loss, falling[::-1], np.log(np.asarray(lengths, dtype=float))[::-1])))
+    return float(np.exp(np.interp(loss, falling[::-1], logs[::-1])))
 
 
 def after_more_steps(case: CaseLosses, arm: str, extra: float) -> float:

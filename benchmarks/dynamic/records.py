@@ -1,4 +1,4 @@
-"""One file for each run: what it was, and the loss of every held-out example at every length."""
+"""One line for each run: what it was, and the loss of every held-out example at every length."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from typing import Any
 import numpy as np
 
 from loratlas.files import write_text
+
+RUNS = "runs.jsonl"
+"""Of a case's folder."""
+
+MOVED = ("step", "path", "before", "after", "loss_before", "loss_after")
+"""What is kept of a move."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,43 +41,34 @@ class Record:
     moves: Sequence[Mapping[str, Any]] = ()
     diverged: bool = False
 
-    @property
-    def file(self) -> str:
-        """Its file's name."""
-        return file_name(self.arm, self.rate, self.seed)
-
     def write(self, folder: Path) -> None:
-        """Keep it, one line for each length."""
-        head = {
+        """Add it to the folder's file, a line each."""
+        told = {
             "arm": self.arm,
             "rate": self.rate,
             "seed": self.seed,
             "placement": self.placement,
             "trainable": self.trainable,
             "diverged": self.diverged,
-            "moves": list(self.moves),
+            "moves": [[move[key] for key in MOVED] for move in self.moves],
             "seconds": {str(length): value for length, value in self.seconds.items()},
+            "lengths": {
+                str(length): [round(float(loss), 3) for loss in nll] for length, nll in self.lengths.items()
+            },
         }
-        text = json.dumps(head, ensure_ascii=False)[:-1]
-        rows = ",\n".join(
-            f'  "{length}": {json.dumps([round(float(x), 3) for x in nll], separators=(",", ":"))}'
-            for length, nll in self.lengths.items()
-        )
-        write_text(folder / self.file, f'{text},\n "lengths": {{\n{rows}\n }}}}\n')
+        path = folder / RUNS
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        write_text(path, before + json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-def file_name(arm: str, rate: float, seed: int) -> str:
-    """As a record is called.
-
-    >>> file_name("all", 0.005, 1)
-    'all-0.005-1.json'
-    """
-    return f"{arm}-{rate:g}-{seed}.json"
+def read_records(folder: Path) -> list[Record]:
+    """All runs of a case, in the order in which they ended."""
+    path = folder / RUNS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [_record(json.loads(line)) for line in lines]
 
 
-def read_record(path: Path) -> Record:
-    """Read what `Record.write` wrote."""
-    kept = json.loads(path.read_text(encoding="utf-8"))
+def _record(kept: Mapping[str, Any]) -> Record:
     return Record(
         arm=kept["arm"],
         rate=kept["rate"],
@@ -80,13 +77,6 @@ def read_record(path: Path) -> Record:
         trainable=kept["trainable"],
         lengths={int(length): np.array(nll, dtype=np.float64) for length, nll in kept["lengths"].items()},
         seconds={int(length): value for length, value in kept["seconds"].items()},
-        moves=kept["moves"],
+        moves=[dict(zip(MOVED, move, strict=True)) for move in kept["moves"]],
         diverged=kept["diverged"],
     )
-
-
-def read_records(folder: Path) -> list[Record]:
-    """All runs of a case."""
-    return [
-        read_record(path) for path in sorted(folder.glob("*-*-*.json"))
-    ]  # case.json and plans.json have no dash

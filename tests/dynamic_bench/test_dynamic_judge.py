@@ -87,7 +87,11 @@ def test_resampling_keeps_the_choice_of_the_best():
 
 def test_steps_are_read_off_the_curve_of_all():
     assert steps_for(2.0, [100, 200], [2.1, 1.7]) == pytest.approx(100 * 2**0.25)
-    assert steps_for(3.0, [100, 200], [2.1, 1.7]) == pytest.approx(100)  # the curve's ends bound it
+    assert steps_for(1.0, [100, 200], [2.1, 1.7]) == pytest.approx(200)  # the curve's end bounds it
+    assert steps_for(2.3, [100, 200], [2.1, 1.7]) == pytest.approx(
+        100 / 2**0.5
+    )  # its first stretch is drawn on
+    assert steps_for(9.0, [100, 200], [2.1, 1.7]) == pytest.approx(50)
     assert steps_for(1.9, [100, 200, 400], [2.1, 1.7, 1.8]) == pytest.approx(100 * 2**0.5)
     assert steps_saved(case(), "auto").value == pytest.approx(100 * 2**0.25 - 100)
 
