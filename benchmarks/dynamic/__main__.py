@@ -30,11 +30,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run later than this")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("dynamic-work"), help="states of unfinished runs")
+    parser.add_argument(
+        "--runs", type=Path, default=RESULTS / "placement", help="folder of the runs' records"
+    )
     asked = parser.parse_args()
     registered = load()
     if asked.what == "run":
         run(registered, asked)
-    result = assemble(registered, RESULTS / "placement")
+        return 0
+    result = assemble(registered, asked.runs)
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result))
     return 0
@@ -47,7 +51,7 @@ def run(registered: Preregistered, asked: argparse.Namespace) -> None:
         for case, _ in registered.cases():
             if asked.cases and case.name not in asked.cases:
                 continue
-            folder = RESULTS / "placement" / case.name
+            folder = asked.runs / case.name
             protocol = registered.protocol(case, arms)
             done = work_through(
                 case,

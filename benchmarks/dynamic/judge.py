@@ -169,7 +169,7 @@ def steps_saved(case: CaseLosses, arm: str, *, seed: int = 0) -> Interval:
 def steps_for(loss: float, lengths: Sequence[int], losses: Sequence[float]) -> float:
     """Steps after which a curve reaches a loss.
 
-    Its last length where it never does. Above its first loss the first stretch is drawn on, to half of the first length.
+    Its last length where it never does. Above its first loss the first stretch is drawn on, to half that length.
 
     >>> round(steps_for(2.0, [50, 100, 200], [2.5, 2.25, 1.75])), round(steps_for(2.6, [50, 100], [2.5, 2.25]))
     (141, 38)
