@@ -2,11 +2,12 @@
 
 python -m benchmarks.cost --out benchmarks/results/cost.json
 
-Per base: twelve placements, each rehearsed without weights, then trained for a few steps. Kept bytes are autograd's own
-list of saved tensors, the peak is the allocator's (`FitResult.peak_bytes`), a step's time is the median over the steps
-after the first three. Placements above the first layer run twice: with new rows in every step, and with the same rows
-again, for which a run keeps what the layers below make of them. The calibration is made anew in an empty folder. With
-one thread the clock is CPU time, which other work on the machine disturbs least; with more it is wall clock.
+Per base: twelve placements, each put through a dry run without weights, then trained for a few steps. Kept bytes are
+autograd's own list of saved tensors, the peak is the allocator's (`FitResult.peak_bytes`), a step's time is the median
+over the steps after the first three. Placements above the first layer run twice: with new rows in every step, and with
+the same rows again, for which a run keeps what the layers below make of them. The calibration is made anew in an empty
+folder. With one thread the clock is CPU time, which other work on the machine disturbs least; with more it is wall
+clock.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def placement(
     """
     step = as_step(data.examples[: settings.batch_size])
     begun = time.process_time()
-    rehearsed = dry_run(
+    dry = dry_run(
         frozen.config,
         plan.rows,
         step.examples,
@@ -103,7 +104,7 @@ def placement(
         repeated_tokens=data.report.tokens if again else None,
     )
     middle = time.process_time()
-    timed = known.learn([rehearsed])
+    timed = known.learn([dry])
     ended = time.process_time()
     model = attach(plan.rows, frozen)
     saved_bytes = kept(model, step)
@@ -111,7 +112,7 @@ def placement(
     result = fit(model, data, settings, packed=True, on_step=lambda _event: laps.append(known.clock()))
     seconds = median(after - before for before, after in zip(laps[SKIP:-1], laps[SKIP + 1 :], strict=True))
     detach_adapters(model)
-    predicted = known.seconds(rehearsed)
+    predicted = known.seconds(dry)
     assert predicted is not None
     assert result.peak_bytes is not None
     return {
@@ -119,10 +120,10 @@ def placement(
         "rows_come": "again" if again else "once",
         "kept_layers": result.kept_layers,
         "trainable": plan.trainable,
-        "saved_bytes": pair(rehearsed.saved_bytes, saved_bytes),
-        "peak_bytes": pair(rehearsed.peak_bytes, result.peak_bytes),
+        "saved_bytes": pair(dry.saved_bytes, saved_bytes),
+        "peak_bytes": pair(dry.peak_bytes, result.peak_bytes),
         "step_seconds": pair(predicted, seconds),
-        "rehearsal_seconds": round(middle - begun, 3),
+        "dry_run_seconds": round(middle - begun, 3),
         "calibration_seconds": round(ended - middle, 3),
         "operations_timed": timed,
     }

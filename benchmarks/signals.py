@@ -56,7 +56,7 @@ def memory(rows: Any, *, dtype: str) -> dict[str, Any]:
     from loratlas.scan.plan_from_scores import candidates
     from loratlas.signals.base import FOLDS, Signal
     from loratlas.signals.gradient import Gradient
-    from loratlas.signals.rematerialize import Again
+    from loratlas.signals.rematerialize import Rematerialize
     from loratlas.signals.site_hooks import one_pass
     from loratlas.sources import open_model
 
@@ -76,11 +76,13 @@ def memory(rows: Any, *, dtype: str) -> dict[str, Any]:
     found = {}
     for name, signal, watched in (("plain", Nothing(), []), ("gradient", Gradient(), sites)):
         signal.begin(model, sites)
-        again = Again()
-        one_pass(model, batch, watched, [signal], token_losses, again)  # what is made and proven once
+        rematerialize = Rematerialize()
+        one_pass(model, batch, watched, [signal], token_losses, rematerialize)  # what is made and proven once
 
-        def run(signal: Signal = signal, watched: Any = watched, again: Again = again) -> None:
-            one_pass(model, batch, watched, [signal], token_losses, again)
+        def run(
+            signal: Signal = signal, watched: Any = watched, rematerialize: Rematerialize = rematerialize
+        ) -> None:
+            one_pass(model, batch, watched, [signal], token_losses, rematerialize)
 
         found[name] = weights + peak(run)
     sketches = sum(t.numel() * t.element_size() for t in signal.held())

@@ -160,6 +160,28 @@ def test_no_two_files_have_one_name():
     assert sorted(names) == sorted(set(names))
 
 
+def classes_by_name(paths: list[Path]) -> dict[str, list[str]]:
+    """Public classes of modules: name → where each is defined."""
+    homes: dict[str, list[str]] = {}
+    for path in paths:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(f"{path.name}:{node.lineno}")
+    return homes
+
+
+def test_no_two_public_classes_have_one_name():
+    assert not {name: homes for name, homes in classes_by_name(MODULES).items() if len(homes) > 1}
+
+
+def test_two_classes_of_one_name_are_seen(tmp_path: Path):
+    for name in ("one.py", "other.py"):
+        (tmp_path / name).write_text("class Thing:\n    class Inner: ...\n\nclass _Own: ...\n")
+    homes = classes_by_name(sorted(tmp_path.iterdir()))
+    assert homes["Thing"] == ["one.py:1", "other.py:1"]
+    assert set(homes) == {"Thing", "Inner"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_runs_foreign_code(path: Path):
     """No pickles, no code from a model's repository, no shell."""

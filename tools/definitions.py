@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loratlas.loss_audit.definition_ranking import Disagreement, disagreements
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
+from loratlas.loss_audit.definitions import REFERENCE, Definition, LossEvidence, value
 from loratlas.loss_audit.token_table import LossTable
 from loratlas.study.execution.run_records import read_examples, read_record
 
@@ -136,7 +136,7 @@ def page(groups: Sequence[list[Run]], sources: Sequence[str]) -> str:
 
 
 def _of(definition: Definition, run: Run) -> float:
-    return value(definition, Evidence(tables={REFERENCE: run.table}))
+    return value(definition, LossEvidence(tables={REFERENCE: run.table}))
 
 
 def main() -> None:

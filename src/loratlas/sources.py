@@ -246,8 +246,8 @@ def open_task(
         task = known
     elif name == CLASSIFICATION:
         own = own_labels(load_config(source))
-        found = {row.label for row in rows.rows if row.label is not None}
-        task = Task(name=name, labels=own if knows(own, found) else label_set(rows))
+        labels = {row.label for row in rows.rows if row.label is not None}
+        task = Task(name=name, labels=own if knows(own, labels) else label_set(rows))
     else:
         task = Task(name=name)
     if name == CAUSAL:

@@ -1,4 +1,4 @@
-"""A rehearsed step against a real one: what it keeps, what it holds at its peak, what it computes."""
+"""A dry run against a real step: what it keeps, what it holds at its peak, what it computes."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_products_are_those_that_pytorch_counts():
     assert counted == real > 0
 
 
-def test_rehearsing_leaves_no_trace():
+def test_a_dry_run_leaves_no_trace():
     """Tables made without numbers must not be found by a real step."""
     config = tiny_config("llama")
     plan, settings = place(config, "all:4"), Settings(steps=2, batch_size=6, dtype="bfloat16")

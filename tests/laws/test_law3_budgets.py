@@ -35,7 +35,7 @@ def test_spent_within_one_step_and_monotone(model_type, text, amount, more):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "phi", "falcon"])
 def test_time_is_monotone_too(model_type):
-    from loratlas.placement.budget import spending
+    from loratlas.placement.budget import cost_of_ranks
 
     anatomy = tiny_anatomy(model_type)
     spent = []
@@ -43,8 +43,8 @@ def test_time_is_monotone_too(model_type):
         plan = place(anatomy, "all", budget=f"time=all:{reference}")
         assert {row.rank for row in plan.rows} == {reference}
         half = place(anatomy, "all@top/2", budget=f"time=all:{reference}")
-        spent.append(spending(anatomy, half.ranks, "time"))
-        assert spent[-1] <= spending(anatomy, plan.ranks, "time")
+        spent.append(cost_of_ranks(anatomy, half.ranks, "time"))
+        assert spent[-1] <= cost_of_ranks(anatomy, plan.ranks, "time")
     assert spent == sorted(spent)
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from test_read_logs import evidence
 
 from loratlas.loss_audit.chance import ALPHA, NEIGHBOURHOOD, accepted_tolerances, covered_length
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
+from loratlas.loss_audit.definitions import REFERENCE, Definition, LossEvidence, value
 from loratlas.loss_audit.log_numbers import Log, Number
 from loratlas.loss_audit.match_logs import explain
 
 
-def many_passes(rows: int = 40) -> Evidence:
+def many_passes(rows: int = 40) -> LossEvidence:
     """As many tables as an audit makes at most, each a little different."""
     known = evidence(rows)
     reference = known.tables[REFERENCE]
@@ -26,7 +26,7 @@ def many_passes(rows: int = 40) -> Evidence:
         random = np.random.default_rng(index)
         moved = reference.nll * random.normal(1 + 0.01 * index, 0.03, len(reference.nll))
         tables[name] = replace(reference, nll=moved, condition=name)
-    return Evidence(tables=tables, texts=known.texts)
+    return LossEvidence(tables=tables, texts=known.texts)
 
 
 def log_of(values: list[float], rounding: float, tool: str = "transformers Trainer") -> Log:

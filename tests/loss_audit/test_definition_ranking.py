@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from loratlas.errors import DataError
 from loratlas.evaluation.score import Scores
 from loratlas.loss_audit.definition_ranking import disagreements, range_bound, shift_bound
-from loratlas.loss_audit.definitions import Definition, Evidence, value
+from loratlas.loss_audit.definitions import Definition, LossEvidence, value
 from loratlas.loss_audit.text_units import Texts
 from loratlas.loss_audit.token_table import LossTable
 
@@ -68,7 +68,7 @@ def tokens(example, part, nll, uniform=None, tokenizer=""):
 
 
 def told(definition, *tables, texts=None):
-    return [value(definition, Evidence(tables={"reference": table}, texts=texts)) for table in tables]
+    return [value(definition, LossEvidence(tables={"reference": table}, texts=texts)) for table in tables]
 
 
 TOKEN = Definition(name="token_mean")

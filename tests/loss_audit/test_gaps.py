@@ -14,7 +14,7 @@ from loratlas.errors import DataError, SettingsError
 from loratlas.loss_audit import gaps as module
 from loratlas.loss_audit.audit import definitions, gaps, identify, nearest, residual
 from loratlas.loss_audit.catalogue import catalogue, token_mean
-from loratlas.loss_audit.definitions import Definition, Evidence, log_value, sums, value, weights
+from loratlas.loss_audit.definitions import Definition, LossEvidence, log_value, sums, value, weights
 from loratlas.loss_audit.gaps import ORDER, decompose, jensen_term
 from loratlas.loss_audit.text_units import Texts
 from loratlas.loss_audit.token_table import ELSEWHERE, PARTS, LossTable, align
@@ -82,7 +82,7 @@ definition = st.builds(
 def test_the_terms_between_any_two_definitions_add_up(seed, first, second):
     random = np.random.default_rng(seed)
     texts = Texts.of(["some words " * (k + 2) for k in range(EXAMPLES)])
-    evidence = Evidence(tables={"reference": table(random), "other": table(random)}, texts=texts)
+    evidence = LossEvidence(tables={"reference": table(random), "other": table(random)}, texts=texts)
     gap = decompose(first, second, evidence)
     assert gap.nats == pytest.approx(log_value(second, evidence) - log_value(first, evidence))
     assert abs(gap.residual) <= 1e-6
@@ -95,7 +95,7 @@ def test_the_terms_between_any_two_definitions_add_up(seed, first, second):
 @pytest.mark.parametrize("name", ["example_term", "batch_term", "median_term"])
 def test_no_term_hides_in_another(name, monkeypatch):
     """Each is its own formula: spoil one, and the residual is what was spoilt."""
-    evidence = Evidence(tables={"reference": table(np.random.default_rng(0))})
+    evidence = LossEvidence(tables={"reference": table(np.random.default_rng(0))})
     right = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *a: right(*a) + 1e-3)
     aggregate = {"example_term": "example", "batch_term": "batch", "median_term": "median"}[name]
@@ -107,7 +107,7 @@ def test_coverage_is_the_share_times_the_difference():
     """π_p (L_p − L_a), by hand."""
     random = np.random.default_rng(1)
     found = table(random)
-    evidence = Evidence(tables={"reference": found})
+    evidence = LossEvidence(tables={"reference": found})
     answer, prompt = found.covered(("answer", "end")), found.covered(("prompt",))
     share = prompt.sum() / (answer | prompt).sum()
     wanted = share * (found.nll[prompt].mean() - found.nll[answer].mean())
@@ -122,7 +122,7 @@ def test_condition_is_the_weighted_difference():
     random = np.random.default_rng(2)
     one = table(random)
     other = replace(one, nll=one.nll + random.normal(size=len(one)))
-    evidence = Evidence(tables={"reference": one, "other": other})
+    evidence = LossEvidence(tables={"reference": one, "other": other})
     (term,) = decompose(token_mean(), Definition(name="o", table="other"), evidence).terms
     counted = one.covered(("answer", "end"))
     assert term.nats == pytest.approx((other.nll - one.nll)[counted].mean())
@@ -143,7 +143,7 @@ def test_jensens_gap_lies_between_nothing_and_an_eighth_of_the_squared_range(mea
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1, 2, 3, 5, 100]))
 def test_weights_give_the_value(seed, size):
-    evidence = Evidence(tables={"reference": table(np.random.default_rng(seed))})
+    evidence = LossEvidence(tables={"reference": table(np.random.default_rng(seed))})
     for d in (
         token_mean(),
         Definition(name="e", aggregate="example"),
@@ -158,7 +158,9 @@ def test_weights_give_the_value(seed, size):
 def test_the_catalogue_is_named_and_unlike():
     random = np.random.default_rng(3)
     texts = Texts.of(["some words " * (k + 2) for k in range(EXAMPLES)])
-    evidence = Evidence(tables={"reference": table(random, scale=30), "other": table(random)}, texts=texts)
+    evidence = LossEvidence(
+        tables={"reference": table(random, scale=30), "other": table(random)}, texts=texts
+    )
     told = catalogue(
         evidence, batch_sizes=(1, 4), regularisers={"r": 0.1}, world_sizes=(4,), smoothing=(0.1, 0.2)
     )
@@ -179,7 +181,7 @@ def test_the_catalogue_is_named_and_unlike():
 
 
 def test_identify_prefers_the_nearest_and_refuses_what_is_no_number():
-    evidence = Evidence(tables={"reference": table(np.random.default_rng(4))})
+    evidence = LossEvidence(tables={"reference": table(np.random.default_rng(4))})
     number = value(Definition(name="e", aggregate="example"), evidence)
     assert identify(number, evidence)[0].definition.name == "example_mean"
     # Printed with four decimals, a number is known to half a unit of the last one.
@@ -195,7 +197,7 @@ def test_an_infinite_loss_is_named():
     for bad, word in ((np.inf, "log-probability −inf"), (np.nan, "no number")):
         nll = found.nll.copy()
         nll[row] = bad
-        broken = Evidence(tables={"reference": replace(found, nll=nll)})
+        broken = LossEvidence(tables={"reference": replace(found, nll=nll)})
         where = f"token {found.position[row]} of example {found.example[row]} has .*{word}"
         with pytest.raises(DataError, match=where):
             definitions(broken)
@@ -207,7 +209,7 @@ def test_an_infinite_loss_is_named():
 def test_no_answer_tokens():
     found = table(np.random.default_rng(6))
     silent = replace(found, part=np.where(found.example == 3, 2, 0).astype(np.int8))
-    evidence = Evidence(tables={"reference": silent})
+    evidence = LossEvidence(tables={"reference": silent})
     assert np.isfinite(value(token_mean(), evidence))
     with pytest.raises(DataError, match="example 3 has no counted token"):
         value(Definition(name="e", aggregate="example"), evidence)
@@ -219,7 +221,7 @@ def test_no_answer_tokens():
 
 
 def test_requests_that_make_no_sense():
-    evidence = Evidence(tables={"reference": table(np.random.default_rng(7))})
+    evidence = LossEvidence(tables={"reference": table(np.random.default_rng(7))})
     with pytest.raises(DataError, match="no table 'gone'"):
         value(Definition(name="x", table="gone"), evidence)
     with pytest.raises(SettingsError, match="batch_size None"):
@@ -233,11 +235,11 @@ def test_requests_that_make_no_sense():
         example=bare.example, position=bare.position, part=bare.part, tokens=bare.tokens, nll=bare.nll
     )
     with pytest.raises(DataError, match="no column 'uniform'"):
-        value(Definition(name="x", smoothing=0.1), Evidence(tables={"reference": bare}))
+        value(Definition(name="x", smoothing=0.1), LossEvidence(tables={"reference": bare}))
     twice = LossTable(example=np.zeros(2, dtype=int), position=np.ones(2, dtype=int), part=np.zeros(2, dtype=np.int8),
                   tokens=np.ones(2, dtype=int), nll=np.ones(2))  # fmt: skip
     with pytest.raises(DataError, match="two rows for one token"):
-        decompose(token_mean(), token_mean(), Evidence(tables={"reference": twice}))
+        decompose(token_mean(), token_mean(), LossEvidence(tables={"reference": twice}))
 
 
 @settings(max_examples=100, deadline=None)

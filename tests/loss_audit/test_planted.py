@@ -17,7 +17,7 @@ from loratlas.evaluation.forward_condition import Condition
 from loratlas.evaluation.token_scorer import measure
 from loratlas.loss_audit.audit import definitions, identify
 from loratlas.loss_audit.catalogue import catalogue, token_mean
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
+from loratlas.loss_audit.definitions import REFERENCE, Definition, LossEvidence, value
 from loratlas.loss_audit.gaps import decompose
 from loratlas.loss_audit.regularisers import orthogonality, router_balance
 from loratlas.loss_audit.text_units import Texts
@@ -68,7 +68,7 @@ def judge(tmp_path):
                 uniform=True,
             )
             tables[name] = read_table(folder, condition=condition.words)
-        return Evidence(tables=tables)
+        return LossEvidence(tables=tables)
 
     return run
 
@@ -381,7 +381,7 @@ def test_capped_and_skipped_batches(data, judge):
     model = tiny_model("llama")
     evidence = judge(model, data)
     table = evidence.tables[REFERENCE]
-    steep = Evidence(tables={REFERENCE: LossTable(
+    steep = LossEvidence(tables={REFERENCE: LossTable(
         example=table.example, position=table.position, part=table.part, tokens=table.tokens, nll=table.nll * 10
     )})  # fmt: skip
     best = named(20.0, steep, "capped_20", kinds={"cap"})
@@ -402,7 +402,7 @@ def test_capped_and_skipped_batches(data, judge):
 def test_base_of_the_logarithm_and_words(model, data, judge):
     evidence = judge(model, data)
     texts = Texts.of([" ".join("word" for _ in range(1 + len(e) // 3)) for e in data.examples])
-    evidence = Evidence(tables=evidence.tables, texts=texts)
+    evidence = LossEvidence(tables=evidence.tables, texts=texts)
     table = evidence.tables[REFERENCE]
     mean, total = table.nll.mean(), table.nll.sum()
     named(mean / math.log(2), evidence, "bits", kinds={"unit"})
@@ -451,7 +451,7 @@ def test_the_running_training_loss(data, judge, tmp_path):
     names = ("example", "position", "part", "tokens", "nll")
     columns = {name: np.concatenate([s[k] for s in seen]) for k, name in enumerate(names)}
     after = judge(model, data)
-    evidence = Evidence(
+    evidence = LossEvidence(
         tables={**after.tables, "running": LossTable(**columns, condition="the model while it learnt")}
     )
     suspect = Definition(name="train_loss", table="running", aggregate="batch", batch_size=7)
@@ -470,7 +470,7 @@ def test_another_checkpoint_and_another_split(data, judge, tmp_path):
     split = judge(right, more).tables[REFERENCE]
     split = replace(split, example=split.example + 1000)
     tables = {**evidence.tables, "checkpoint": wrong, "split": split}
-    evidence = Evidence(tables=tables)
+    evidence = LossEvidence(tables=tables)
     number = eval_loss(other, dataset(data), tmp_path / "t", batch_size=21)
     named(number, evidence, "checkpoint", kinds={"condition"})
     number = eval_loss(right, dataset(more), tmp_path / "t", batch_size=9)
@@ -514,7 +514,7 @@ def test_masks_drawn_anew(data):
         return table, sum(s for s, _ in sums) / sum(n for _, n in sums)
 
     (one, _), (two, number) = judged(1), judged(2)
-    evidence = Evidence(tables={REFERENCE: one, "masks": two})
+    evidence = LossEvidence(tables={REFERENCE: one, "masks": two})
     best = named(number, evidence, "masks", kinds={"condition", "coverage"})
     assert "masks of seed 2" in best.gap.terms[0].words
 
@@ -555,7 +555,7 @@ def test_tokens_merged_across_the_boundary(judge, tmp_path):
     one, two = (judge(model, wrap(rows)).tables[REFERENCE] for rows in (apart, whole))
     two = align(two, [e.input_ids for e in whole], [e.input_ids for e in apart])
     number = eval_loss(model, dataset(wrap(whole)), tmp_path / "t", batch_size=len(pairs))
-    evidence = Evidence(tables={REFERENCE: one, "merged": two})
+    evidence = LossEvidence(tables={REFERENCE: one, "merged": two})
     best = named(number, evidence, "merged", kinds={"condition", "coverage"})
     words = {term.words for term in best.gap.terms}
     assert {
@@ -578,7 +578,7 @@ def test_two_tokenizers_per_token(judge):
         )
         for t, name in ((one, "a"), (two, "b"))
     )
-    evidence = Evidence(tables={REFERENCE: named_one, "other": named_two}, texts=texts)
+    evidence = LossEvidence(tables={REFERENCE: named_one, "other": named_two}, texts=texts)
     best = named(two.nll.mean(), evidence, "other", kinds={"condition", "coverage"})
     n, m = len(one), len(two)
     tokens = next(term for term in best.gap.terms if term.kind == "coverage")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loratlas.errors import DataError
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
+from loratlas.loss_audit.definitions import REFERENCE, Definition, LossEvidence, value
 from loratlas.loss_audit.log_numbers import Log, Number
 from loratlas.loss_audit.match_logs import by_example, explain
 from loratlas.loss_audit.read_logs import read_log, read_logs
@@ -46,7 +46,7 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def evidence(rows: int = 23, seed: int = 0) -> Evidence:
+def evidence(rows: int = 23, seed: int = 0) -> LossEvidence:
     """A made-up table: prompts are easier than answers, long answers easier than short ones."""
     random = np.random.default_rng(seed)
     columns: dict[str, list] = {"example": [], "position": [], "part": [], "nll": []}
@@ -62,7 +62,7 @@ def evidence(rows: int = 23, seed: int = 0) -> Evidence:
     made = {name: np.array(column) for name, column in columns.items()}
     table = LossTable(**made, tokens=np.ones(len(made["nll"]), dtype=np.int64), uniform=made["nll"] + 4.0)
     sizes = np.bincount(made["example"][made["part"] == 0])
-    return Evidence(
+    return LossEvidence(
         tables={REFERENCE: table}, texts=Texts(bytes=5 * sizes, characters=4 * sizes, words=sizes)
     )
 
@@ -365,7 +365,7 @@ def test_a_pass_in_sixteen_bits_may_be_further_off():
     reference = known.tables[REFERENCE]
     given = value(Definition(name="token_mean"), known) * 1.00045
     rounded = replace(reference, nll=reference.nll * 1.0004, uniform=None)
-    both = Evidence(tables={**known.tables, "bfloat16": rounded}, texts=known.texts)
+    both = LossEvidence(tables={**known.tables, "bfloat16": rounded}, texts=known.texts)
     assert explain(number(given), known, batch_sizes=[23])[0].verdict == "not reproduced"
     assert explain(number(given), both, batch_sizes=[23])[0].verdict == "not reproduced"
     (told,) = explain(number(given), both, batch_sizes=[23], rough=["bfloat16"])

@@ -20,7 +20,7 @@ from benchmarks.oracle.truth import Truth, keep_losses
 
 from loratlas.anatomy.read import read
 from loratlas.errors import SettingsError
-from loratlas.placement.budget import spending
+from loratlas.placement.budget import cost_of_ranks
 from loratlas.placement.plan import place
 from loratlas.scan.plan_from_scores import candidates
 from loratlas.scan.scores import Scan
@@ -196,7 +196,7 @@ def test_every_choice_spends_the_same(given, tmp_path, capsys):
     assert (kinds.count("preset"), kinds.count("role"), kinds.count("random")) == (4, 7, 3)
     assert "rule probe" not in made  # silent: it abstains
     assert "rule probe makes no choice" in capsys.readouterr().out
-    allowed = spending(given.anatomy, place(given.anatomy, "all:1").ranks, "params")
+    allowed = cost_of_ranks(given.anatomy, place(given.anatomy, "all:1").ranks, "params")
     for name, choice in made.items():
         plan = place(given.anatomy, choice.placement)
         assert 0.97 * allowed <= plan.trainable <= allowed, name

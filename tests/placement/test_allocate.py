@@ -11,7 +11,7 @@ from toy import anatomy, decoder, site
 
 from loratlas.errors import BudgetError, SettingsError
 from loratlas.placement.allocate import Limits, allocate
-from loratlas.placement.budget import spending
+from loratlas.placement.budget import cost_of_ranks
 from loratlas.placement.plan import Plan, place, place_allocation
 
 SIZES = ((8, 8), (8, 16), (24, 8))
@@ -44,7 +44,7 @@ def test_concave_gains_are_spent_exactly(curves, allowed):
     if not any(g > 0 for curve in curves for g in curve):
         return
     found = allocate(model, gains, f"params={allowed}")
-    assert found.spent == spending(model, found.ranks, "params") <= allowed
+    assert found.spent == cost_of_ranks(model, found.ranks, "params") <= allowed
     assert found.gain == pytest.approx(sum(sum(gains[path][:rank]) for path, rank in found.ranks.items()))
     # With unlike prices the budget's end is a knapsack: within the gain of one step of the best.
     largest = max(g for curve in curves for g in curve)
@@ -138,7 +138,7 @@ def test_a_budget_of_time_pays_for_a_backward_pass_that_ends_early():
     assert far.lowest is not None
     assert near.lowest > far.lowest == 0
     for found in (near, far):
-        assert found.spent == spending(model, found.ranks, "time") <= found.allowed
+        assert found.spent == cost_of_ranks(model, found.ranks, "time") <= found.allowed
 
 
 def held(ranks: dict[str, int]) -> int:

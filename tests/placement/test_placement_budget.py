@@ -9,7 +9,7 @@ from tests.placement.toy import decoder
 from tests.tiny import tiny_anatomy
 
 from loratlas.errors import BudgetError, PlacementError
-from loratlas.placement.budget import Budget, allowance, parse_budget, solve, spending, spread
+from loratlas.placement.budget import Budget, allowance, cost_of_ranks, parse_budget, solve, spread
 from loratlas.placement.language import parse
 from loratlas.placement.plan import place
 from loratlas.placement.resolve import resolve
@@ -71,7 +71,7 @@ def test_like_spends_what_the_other_plan_spends():
 def test_given_ranks_stay_and_are_paid_first():
     ranks = solved("q:3 + ffn:auto", "params=5000")
     assert {rank for path, rank in ranks.items() if "attn.q" in path} == {3}
-    assert spending(MODEL, ranks, "params") <= 5000
+    assert cost_of_ranks(MODEL, ranks, "params") <= 5000
 
 
 def test_a_budget_below_one_rank_names_the_least():
@@ -107,12 +107,12 @@ PLACEMENTS = ("all", "attention", "feedforward.down,q@top/2", "k,v", "q:2 + ffn:
 def test_law_3_parameters(text, amount, more):
     table = resolve(parse(text), MODEL, default="auto")
     ranks = solved(text, f"params={amount}")
-    spent = spending(MODEL, ranks, "params")
+    spent = cost_of_ranks(MODEL, ranks, "params")
     assert spent <= amount
     free = [site for site, rank in table if rank is None and ranks[site.path] < site.max_rank]
     assert all(spent + site.lora_parameters(1) > amount for site in free)
     assert all(1 <= ranks[site.path] <= site.max_rank for site, _ in table)
-    assert spent <= spending(MODEL, solved(text, f"params={amount + more}"), "params")
+    assert spent <= cost_of_ranks(MODEL, solved(text, f"params={amount + more}"), "params")
     assert ranks == solved(text, f"params={amount}")
 
 
@@ -122,13 +122,13 @@ def test_law_3_time(text, reference):
     model = tiny_anatomy("llama")
     allowed = allowance(parse_budget(f"time=all:{reference}"), model)
     ranks = solved(text, f"time=all:{reference}", model)
-    spent = spending(model, ranks, "time")
+    spent = cost_of_ranks(model, ranks, "time")
     assert spent <= allowed
     for path, rank in ranks.items():
         if rank < model.site(path).max_rank:
-            assert spending(model, {**ranks, path: rank + 1}, "time") > allowed
+            assert cost_of_ranks(model, {**ranks, path: rank + 1}, "time") > allowed
     if reference > 1 and text == "all":
-        below = spending(model, solved(text, f"time=all:{reference - 1}", model), "time")
+        below = cost_of_ranks(model, solved(text, f"time=all:{reference - 1}", model), "time")
         assert below <= spent
 
 
@@ -183,11 +183,11 @@ def test_law_3_time_in_every_kind_of_model(model_type, text):
     anatomy = read(zoo.small(model_type))
     plan = place(anatomy, text, budget="time=1.005" if text == "all" else "time=0.9")
     allowed = allowance(parse_budget(plan.budget or ""), anatomy)
-    assert spending(anatomy, plan.ranks, "time") <= allowed
+    assert cost_of_ranks(anatomy, plan.ranks, "time") <= allowed
     for row in plan.rows:
         if row.rank < row.site.max_rank:
             more = plan.ranks | {row.site.path: row.rank + 1}
-            assert spending(anatomy, more, "time") > allowed
+            assert cost_of_ranks(anatomy, more, "time") > allowed
 
 
 def test_memory_takes_few_questions():

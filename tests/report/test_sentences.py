@@ -24,7 +24,7 @@ from loratlas.report import (
     side_tables,
     tables,
 )
-from loratlas.report.quotes import FORMS, WAYS, Ledger, plain
+from loratlas.report.quotes import FORMS, WAYS, QuotedStudy, plain
 
 # The only numbers that the page's own words may hold: zero as the sign of a difference and the power that
 # detectable differences are stated for, both part of the method.
@@ -112,7 +112,7 @@ def test_a_number_without_a_source_is_noticed() -> None:
 def test_the_drawn_intervals_are_the_study_s(tmp_path: Path) -> None:
     """Positions in the forest plots, turned back into nats per token."""
     made = study()
-    found = sentences.findings(Ledger(made))
+    found = sentences.findings(QuotedStudy(made))
     half = forest_plot.scale([fact.interval for fact in found])
     drawings = re.findall(r'<svg class="forest (?:better|worse).*?</svg>', page_of(made, tmp_path), re.DOTALL)
     assert len(drawings) == len(made["findings"])
@@ -126,7 +126,7 @@ def test_the_drawn_intervals_are_the_study_s(tmp_path: Path) -> None:
 
 def test_figures_draw_the_study_s_numbers() -> None:
     made = study()
-    drawn = figures.figures(Ledger(made))
+    drawn = figures.figures(QuotedStudy(made))
     assert set(drawn) == {
         *(f"pareto.{axis}" for axis in figures.AXES),
         "curves",
@@ -150,7 +150,7 @@ def test_figures_draw_the_study_s_numbers() -> None:
 def test_the_map_shows_every_rank_and_every_bare_site() -> None:
     made = study()
     for i, arm in enumerate(made["arms"]):
-        ground, ranks = figures.figures(Ledger(made))[f"map.{i}"]["light"]["data"]
+        ground, ranks = figures.figures(QuotedStudy(made))[f"map.{i}"]["light"]["data"]
         assert sum(value is not None for row in ground["z"] for value in row) == 8 * 7
         assert sorted(v for row in ranks["z"] for v in row if v) == sorted(
             r["rank"] for r in arm["plan"]["sites"]
@@ -184,7 +184,7 @@ def test_a_scan_has_its_section(tmp_path: Path) -> None:
 def test_an_adapted_embedding_gets_its_row() -> None:
     made = study()
     made["arms"][0]["plan"]["sites"].append({"path": "model.embed_tokens.weight", "rank": 9, "alpha": 18.0})
-    _, ranks = figures.figures(Ledger(made))["map.0"]["light"]["data"]
+    _, ranks = figures.figures(QuotedStudy(made))["map.0"]["light"]["data"]
     assert ranks["y"][-1] == "none"
     assert [value for value in ranks["z"][-1] if value] == [9]
     assert ranks["zmax"] == 9
@@ -195,7 +195,7 @@ def test_a_cost_that_was_not_measured_is_seen_but_cannot_be_chosen(tmp_path: Pat
     for arm in made["arms"]:
         arm["peak_bytes"] = None
     text = page_of(made, tmp_path)
-    assert "pareto.memory" not in figures.figures(Ledger(made))
+    assert "pareto.memory" not in figures.figures(QuotedStudy(made))
     assert '<input type="radio" name="cost" disabled>Memory: not measured' in text
 
 
@@ -204,19 +204,19 @@ def test_names_of_near_points_stand_apart() -> None:
     first, second, far = made["arms"]
     first["step_seconds"], second["step_seconds"], far["step_seconds"] = 0.2, 0.201, 0.3
     first["nll"], second["nll"], far["nll"] = 3.6, 3.6001, 3.5
-    points = [t for t in figures.figures(Ledger(made))["pareto.time"]["light"]["data"] if "text" in t]
+    points = [t for t in figures.figures(QuotedStudy(made))["pareto.time"]["light"]["data"] if "text" in t]
     assert [point["textposition"] for point in points] == ["top right", "top left", "top left"]
 
 
 def test_arms_that_name_their_ranks_are_not_called_matched() -> None:
     made = study()
     made["arms"][2]["match"]["solved"] = False
-    assert "matched but for arms that name their ranks" in plain(sentences.conditions(Ledger(made)))
-    assert plain(tables.match(Ledger(made), 2)).startswith("94.74 % as given")
+    assert "matched but for arms that name their ranks" in plain(sentences.conditions(QuotedStudy(made)))
+    assert plain(tables.match(QuotedStudy(made), 2)).startswith("94.74 % as given")
 
 
 def test_arms_keep_one_colour() -> None:
-    drawn = figures.figures(Ledger(study()))
+    drawn = figures.figures(QuotedStudy(study()))
     for name, theme in figure_theme.THEMES.items():
         points = [t for t in drawn["pareto.time"][name]["data"] if t["mode"] == "markers+text"]
         lines = [t for t in drawn["curves"][name]["data"] if t.get("showlegend") is not False]
@@ -438,7 +438,7 @@ def test_nothing_of_a_hostile_study_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_missing_numbers_are_dashes_not_zeros() -> None:
-    ledger = Ledger({"a": {"nan": math.nan, "inf": math.inf, "none": None, "zero": 0.0}})
+    ledger = QuotedStudy({"a": {"nan": math.nan, "inf": math.inf, "none": None, "zero": 0.0}})
     assert [ledger.quote("loss", f"/a/{key}").text for key in ("nan", "inf", "none", "gone", "zero")] == [
         *"––––",
         "0.000",

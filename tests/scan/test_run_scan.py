@@ -18,7 +18,7 @@ from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import candidates, gains, plan_from
 from loratlas.scan.run_scan import calibration, scan
 from loratlas.scan.scores import STEP, Scan
-from loratlas.scan.trial_runs import COST, Watch
+from loratlas.scan.trial_runs import COST, TrialListener
 from loratlas.scan.trial_training import probe
 from loratlas.signals.registry import untrained
 from loratlas.study.execution.ledger import Ledger
@@ -109,7 +109,7 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
         removals=False,
         steps=4,
         packed=True,
-        watch=Watch(step=lambda: steps.append(1)),
+        watch=TrialListener(step=lambda: steps.append(1)),
     )
     assert len(steps) == 2 * 4
     del readings["probe"]
@@ -134,7 +134,7 @@ def test_a_stopped_scan_says_that_it_begins_anew(together: bool, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="stopped in its trials") as stopped:
-        probe(model, sites, rows, batches, steps=4, removals=False, watch=Watch(step=stop))
+        probe(model, sites, rows, batches, steps=4, removals=False, watch=TrialListener(step=stop))
     assert "nothing of them is kept without --out" in stopped.value.found
     assert "--resume" not in str(stopped.value)
     assert not any("lora" in name for name, _ in model.named_parameters())

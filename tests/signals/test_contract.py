@@ -16,7 +16,7 @@ from loratlas.evaluation.token_losses import token_losses
 from loratlas.signals.alignment import Alignment
 from loratlas.signals.base import Signal
 from loratlas.signals.gradient import Gradient
-from loratlas.signals.measure_signals import Measured, measure
+from loratlas.signals.measure_signals import Measurement, measure
 from loratlas.signals.rank_correlation import tau, tau_of_top
 from loratlas.signals.registry import SIGNALS, untrained
 
@@ -24,7 +24,7 @@ KINDS = [SIGNALS[name].load() for name in untrained()]
 """A new signal is one line of the table, and is tested here by itself."""
 
 
-def read(signal: Signal, *, model=None, sites=None, given=None) -> Measured:
+def read(signal: Signal, *, model=None, sites=None, given=None) -> Measurement:
     model = tiny_model("llama") if model is None else model
     sites = sites_of(model) if sites is None else sites
     return measure(model, sites, batches() if given is None else given, [signal], token_losses)

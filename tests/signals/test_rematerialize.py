@@ -8,10 +8,10 @@ from tests.signals.brute import batches, sites_of
 from tests.tiny import tiny_model
 
 from loratlas.evaluation.token_losses import token_losses
-from loratlas.signals.rematerialize import Again
+from loratlas.signals.rematerialize import Rematerialize
 
 
-def seen(model, again: Again) -> dict[str, tuple[bool, torch.Tensor, torch.Tensor]]:
+def seen(model, rematerialize: Rematerialize) -> dict[str, tuple[bool, torch.Tensor, torch.Tensor]]:
     """Role → (whether it was remade, what was there, what was made in the backward pass), of layer 1."""
     found = {}
     hooks = [
@@ -20,10 +20,12 @@ def seen(model, again: Again) -> dict[str, tuple[bool, torch.Tensor, torch.Tenso
 
     def watch(site):
         def hook(module, arguments, output):
-            make = again(site.path, arguments[0])
+            make = rematerialize(site.path, arguments[0])
             there = arguments[0].detach().clone()
             output.register_hook(
-                lambda g: found.update({site.role: (again._proven[site.path], there, make().detach())})
+                lambda g: found.update(
+                    {site.role: (rematerialize._proven[site.path], there, make().detach())}
+                )
             )
 
         return hook
@@ -49,9 +51,9 @@ def seen(model, again: Again) -> dict[str, tuple[bool, torch.Tensor, torch.Tenso
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_and_gates_are_remade(kind, held, dtype):
-    model, again = tiny_model(kind).to(dtype), Again()
+    model, rematerialize = tiny_model(kind).to(dtype), Rematerialize()
     for _ in range(2):  # proven at the first pass, taken for granted at the second
-        found = seen(model, again)
+        found = seen(model, rematerialize)
         assert {role for role, (remade, _, _) in found.items() if not remade} == held
         for role, (_, there, made) in found.items():
             off = float((made.float() - there.float()).norm() / there.float().norm())
@@ -63,6 +65,6 @@ def test_what_comes_out_otherwise_is_held(monkeypatch):
 
     wrong = dict.fromkeys(room._STEPS, lambda node, depth: lambda: torch.zeros(3))
     monkeypatch.setattr(room, "_STEPS", wrong)
-    found = seen(tiny_model("llama"), Again())
+    found = seen(tiny_model("llama"), Rematerialize())
     assert not any(remade for remade, _, _ in found.values())
     assert all(torch.equal(there, made) for _, there, made in found.values())

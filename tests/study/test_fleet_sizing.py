@@ -51,7 +51,7 @@ def test_a_base_with_dropout_takes_no_company(prepared):
     assert fleet_size(parse_spec({**SPEC, "base_dropout": True}), prepared, "cpu", free=2**40) == 1
 
 
-def test_what_cannot_be_rehearsed_is_not_bounded(spec, prepared):
+def test_what_has_no_dry_run_is_not_bounded(spec, prepared):
     def cannot(ranks):
         raise ModelError(given="a base", found="nothing to dry_run", instead="another")
 

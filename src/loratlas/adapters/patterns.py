@@ -27,9 +27,9 @@ def exact(names: Iterable[str]) -> str:
     plain: list[str] = []
     layers: dict[tuple[str, str], list[str]] = {}
     for name in dict.fromkeys(names):
-        found = _NUMBERED.fullmatch(name)
-        if found:
-            layers.setdefault((found[1] or "", found[3]), []).append(found[2])
+        match = _NUMBERED.fullmatch(name)
+        if match:
+            layers.setdefault((match[1] or "", match[3]), []).append(match[2])
         else:
             plain.append(re.escape(name))
     # Leaves that stand in the same layers share one expression.

@@ -116,7 +116,7 @@ def adapted(model: Any) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
-    found = {}
+    layers = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             bare = name.removeprefix("base_model.model.")
@@ -124,5 +124,5 @@ def adapted(model: Any) -> dict[str, Any]:
                 while bare.endswith(".base_layer"):
                     bare = bare.removesuffix(".base_layer")
                 bare = f"{bare}.{layer.parameter_name}"
-            found[bare] = layer
-    return found
+            layers[bare] = layer
+    return layers

@@ -104,8 +104,8 @@ def draw_heads(adapted: Any, adapter_name: str, seed: int) -> None:
 
 def head_differences(adapted: Any, heads: Sequence[str]) -> str:
     """Which modules PEFT trains whole that are no head, or does not that are one; empty where they agree."""
-    found = set(_wrappers(adapted.get_base_model()))
-    extra, missing = sorted(found - set(heads)), sorted(set(heads) - found)
+    wrapped = set(_wrappers(adapted.get_base_model()))
+    extra, missing = sorted(wrapped - set(heads)), sorted(set(heads) - wrapped)
     parts = [f"PEFT would train {extra[0]} whole"] if extra else []
     return "; ".join([*parts, *([f"PEFT would not train the head {missing[0]}"] if missing else [])])
 

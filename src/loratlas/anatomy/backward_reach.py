@@ -44,9 +44,9 @@ def backward_reach(anatomy: Anatomy, adapted: Collection[str]) -> frozenset[str]
     reached: set[str] = set()
 
     def tower(scope: str, *, stream: bool, memory: bool = False) -> bool:
-        found = _Tower(towers.get(scope, []), frozenset(adapted), stream=stream, memory=memory)
-        reached.update(found.reached)
-        return found.stream
+        reach = _Tower(towers.get(scope, []), frozenset(adapted), stream=stream, memory=memory)
+        reached.update(reach.reached)
+        return reach.stream
 
     seen = tower("vision", stream=False) | tower("audio", stream=False)
     seen = tower("connector", stream=seen)

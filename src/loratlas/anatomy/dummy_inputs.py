@@ -131,14 +131,14 @@ def silent_towers(model: nn.Module, blocks: Iterable[str], ran: Set[str]) -> lis
     """The largest models inside a model of which no block ran."""
     from transformers import PreTrainedModel
 
-    found: list[tuple[str, nn.Module]] = []
+    towers: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
         if not name or not isinstance(module, PreTrainedModel):
             continue
         inside = {block for block in blocks if block.startswith(name + ".")}
-        if inside and not inside & ran and not any(name.startswith(outer + ".") for outer, _ in found):
-            found.append((name, module))
-    return [module for _, module in found]
+        if inside and not inside & ran and not any(name.startswith(outer + ".") for outer, _ in towers):
+            towers.append((name, module))
+    return [module for _, module in towers]
 
 
 def _size(config: Any, *names: str) -> int:

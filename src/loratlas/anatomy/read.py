@@ -70,14 +70,14 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
         model = copy_on_meta(source)
         config = model.config
     numbers = sizes(model.config)
-    found = matrices(model)
+    every = matrices(model)
     first: dict[int, str] = {}
     sites: list[Site] = []
     unresolved: list[Unresolved] = []
-    decisions = decide(model, found, numbers)
-    names = _names(found, decisions)
-    towers = scopes(model, found)
-    for matrix in found:
+    decisions = decide(model, every, numbers)
+    names = _names(every, decisions)
+    towers = scopes(model, every)
+    for matrix in every:
         tied_to = first.get(id(matrix.parameter))
         first.setdefault(id(matrix.parameter), matrix.path)
         decision = decisions[matrix.path]

@@ -83,7 +83,7 @@ def matrices(model: nn.Module) -> list[Matrix]:
         if isinstance(module, nn.ModuleList) and any(item._modules for item in module)
     }
     trails = _Trails(modules)
-    found = []
+    listed = []
     for path, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.ndim < 2:
             continue
@@ -96,7 +96,7 @@ def matrices(model: nn.Module) -> list[Matrix]:
         while owner and type(modules[owner]).__name__ in _WRAPPERS:
             owner = _parent(owner)[0]
         block, layer = _block(module, lists)
-        found.append(
+        listed.append(
             Matrix(
                 path=path,
                 module=module,
@@ -112,7 +112,7 @@ def matrices(model: nn.Module) -> list[Matrix]:
                 held=trails.cls(module),
             )
         )
-    return found
+    return listed
 
 
 @lru_cache(maxsize=4096)

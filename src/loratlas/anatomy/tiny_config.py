@@ -187,27 +187,27 @@ def _over(less: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
 
 def _less(config: Any, layers: int) -> dict[str, Any]:
     """The fields whose values are to be smaller."""
-    found: dict[str, Any] = {}
+    smaller: dict[str, Any] = {}
     for name, value in vars(config).items():
         if hasattr(value, "to_diff_dict"):
             inner = _less(value, layers)
             if inner:
-                found[name] = {"model_type": value.model_type, **inner}
+                smaller[name] = {"model_type": value.model_type, **inner}
         elif isinstance(value, int) and not isinstance(value, bool):
             if name in _DEPTHS and value > layers:
-                found[name] = layers
+                smaller[name] = layers
             elif value > _SIZES.get(name, value):
-                found[name] = _SIZES[name]
+                smaller[name] = _SIZES[name]
             elif name in _IDS and value >= _SIZES["vocab_size"]:
-                found[name] = _IDS[name]
-    return found | _compressed(vars(config), found)
+                smaller[name] = _IDS[name]
+    return smaller | _compressed(vars(config), smaller)
 
 
-def _compressed(fields: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def _compressed(fields: dict[str, Any], smaller: dict[str, Any]) -> dict[str, Any]:
     """What must stay equal in attention with compressed keys: their heads, and the part that is turned."""
     pairs = (("num_key_value_heads", "num_attention_heads"), ("head_dim", "qk_rope_head_dim"))
     return {
-        name: found.get(like, fields[like])
+        name: smaller.get(like, fields[like])
         for name, like in pairs
         if "qk_rope_head_dim" in fields and fields.get(name) == fields.get(like) is not None
     }

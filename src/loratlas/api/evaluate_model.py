@@ -154,9 +154,9 @@ def evaluate(
         "out": None if out is None else str(out),
     }
     if config is not None:
-        found = _judge_task(base, encoded, None if out is None else Path(out))
+        judgement = _judge_task(base, encoded, None if out is None else Path(out))
     else:
-        found = _judge_causal(
+        judgement = _judge_causal(
             base, rows, encoded, tokenizer,
             _Asked(
                 out=None if out is None else Path(out), max_length=max_length, dtype=number,
@@ -167,12 +167,12 @@ def evaluate(
             hear,
         )  # fmt: skip
     answers = _answers(base, tokenizer, rows, samples, rouge)
-    lost = _forgetting(base, other, forgetting, found.numbers["packed"]) if other is not None else None
-    numbers = {**about, **found.numbers, "forgetting": lost, "samples": answers}
+    lost = _forgetting(base, other, forgetting, judgement.numbers["packed"]) if other is not None else None
+    numbers = {**about, **judgement.numbers, "forgetting": lost, "samples": answers}
     return Evaluation(
         numbers=numbers,
-        definitions=tuple(found.definitions),
-        notes=tuple(note for note in (found.note, remark) if note),
+        definitions=tuple(judgement.definitions),
+        notes=tuple(note for note in (judgement.note, remark) if note),
         computed=words,
     )
 
@@ -215,7 +215,7 @@ def _judge_causal(
 ) -> _Judged:
     from loratlas.loss_audit.audit_passes import subject
     from loratlas.loss_audit.catalogue import BATCH_SIZES, catalogue
-    from loratlas.loss_audit.definitions import REFERENCE, Evidence
+    from loratlas.loss_audit.definitions import REFERENCE, LossEvidence
     from loratlas.loss_audit.judge import scores_of, summary
     from loratlas.loss_audit.text_units import texts_of
 
@@ -237,7 +237,9 @@ def _judge_causal(
         for one in plan:
             hear.note(f"Once more {one.words}")
             tables[one.name] = one.take(of, folder / one.name, max_length=asked.max_length)
-    evidence = Evidence(tables=tables, texts=texts_of(encoded, rows, tokenizer) if asked.everything else None)
+    evidence = LossEvidence(
+        tables=tables, texts=texts_of(encoded, rows, tokenizer) if asked.everything else None
+    )
     chosen = catalogue(
         evidence,
         batch_sizes=sizes,

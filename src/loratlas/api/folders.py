@@ -53,29 +53,29 @@ def check_tokenizer(adapter: Path, tokenizer: Any) -> str | None:
 
     own = load_tokenizer(adapter)
     theirs, ours = own.get_vocab(), tokenizer.get_vocab()
-    found = None
+    reason = None
     moved = [token for token in theirs if token in ours and theirs[token] != ours[token]]
     more = [token for token in theirs if token not in ours and token != own.pad_token]
     fewer = [token for token in ours if token not in theirs and token != tokenizer.pad_token]
     if moved:
         token = min(moved, key=lambda t: theirs[t])
-        found = f"a tokenizer beside it in which {token!r} is token {theirs[token]}, and {ours[token]} in the base's"
+        reason = f"a tokenizer beside it in which {token!r} is token {theirs[token]}, and {ours[token]} in the base's"
     elif more or fewer:
         few = ", ".join(repr(token) for token in sorted(more or fewer, key=len)[:3])
         verb = "adds" if more else "lacks"
-        found = (
+        reason = (
             f"a tokenizer of {len(theirs):,} tokens beside it, which {verb} {few}; the base has {len(ours):,}"
         )
     elif own(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
-        found = "a tokenizer beside it that cuts the same text into other tokens than the base's"
+        reason = "a tokenizer beside it that cuts the same text into other tokens than the base's"
     elif own.eos_token_id != tokenizer.eos_token_id:
-        found = (
+        reason = (
             f"a tokenizer beside it that ends with {own.eos_token!r}, the base's with {tokenizer.eos_token!r}"
         )
-    if found:
+    if reason:
         raise ModelError(
             given=f"the adapter {adapter}",
-            found=found,
+            found=reason,
             instead="the base that it was trained on, with the same tokenizer",
         )
     if (own.chat_template or "") != (tokenizer.chat_template or ""):
@@ -110,12 +110,12 @@ def check_out(out: Path | None, *, mine: tuple[str, ...] = (), what: str = "resu
             found=f"a folder that already holds {strange[0]}" + (" and more" if len(strange) > 1 else ""),
             instead=f"a new folder for this {what}",
         )
-    place = out
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    nearest = out
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise OutputError(
             given=f"--out {out}",
-            found=f"{place} cannot be written to",
+            found=f"{nearest} cannot be written to",
             instead="a folder that you may write to",
         )

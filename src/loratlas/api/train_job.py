@@ -137,8 +137,8 @@ def loss_before(model: Any, test: Encoded) -> float | None:
 
     if test.task.labels and untrained(model):
         return None
-    facts, _ = judge(model, test)
-    return facts["mean_nll" if test.task.labels else "token_mean_nll"]
+    numbers, _ = judge(model, test)
+    return numbers["mean_nll" if test.task.labels else "token_mean_nll"]
 
 
 def plan_of(job: Job, anatomy: Anatomy, memory: PeakMemory, listener: Listener) -> Plan:
@@ -269,7 +269,7 @@ def finish(
     from loratlas.adapters.stored.adapter_files import save_adapter
     from loratlas.adapters.trained_heads import head_size
 
-    facts: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "schema": "loratlas.train",
         "version": 1,
         "run": str(job.out),
@@ -311,13 +311,13 @@ def finish(
         extra={
             "settings": asdict(job.settings),
             "task": task.to_json(),
-            "pad_id": facts["pad_id"],
+            "pad_id": numbers["pad_id"],
         },
     )
-    facts["adapter"] = str(adapter)
+    numbers["adapter"] = str(adapter)
     write_json(job.out / "curve.json", [asdict(point) for point in result.curve])
     if result.diverged:
-        write_json(job.out / "run.json", facts)
+        write_json(job.out / "run.json", numbers)
         raise DivergedError(
             given=f"--lr {job.settings.lr:g}",
             found=f"the loss became NaN or infinite at step {result.diverged_at}; the last good state is in {adapter}",
@@ -326,18 +326,18 @@ def finish(
     if test is not None and judged is not None:
         from loratlas.loss_audit.judge import judge
 
-        facts["eval"], _ = judge(model, test, job.out / "eval")
+        numbers["eval"], _ = judge(model, test, job.out / "eval")
         if job.samples:
             from loratlas.evaluation.generate import samples
 
-            facts["samples"] = samples(
+            numbers["samples"] = samples(
                 model, tokenizer, judged, limit=job.samples, rouge=job.rouge, compare=True
             )
-            write_json(job.out / "samples.json", facts["samples"])
+            write_json(job.out / "samples.json", numbers["samples"])
     if other is not None:
         from loratlas.evaluation.forgetting import measure_forgetting
 
         packed = result.packing == "packed"
-        facts["forgetting"] = {"source": job.forgetting, **measure_forgetting(model, other, packed=packed)}
-    write_json(job.out / "run.json", facts)
-    return facts
+        numbers["forgetting"] = {"source": job.forgetting, **measure_forgetting(model, other, packed=packed)}
+    write_json(job.out / "run.json", numbers)
+    return numbers

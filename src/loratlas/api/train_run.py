@@ -250,5 +250,5 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     before = None if test is None else loss_before(model, test)
     with listener.progress("training", total=job.settings.steps or 1, unit="steps") as bar:
         result = fit_job(job, model, train, test, packed, bar)
-    facts = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept)
-    return Run(numbers=facts, plan=plan, model=model, curve=tuple(result.curve), temporary=temporary)
+    numbers = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept)
+    return Run(numbers=numbers, plan=plan, model=model, curve=tuple(result.curve), temporary=temporary)

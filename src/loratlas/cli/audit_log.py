@@ -44,7 +44,7 @@ def audit_log(
             metavar="MODEL",
             help="What was evaluated: a Hub id, a local directory, or demo:llama-mini.",
             show_default=False,
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ],
     adapter: Annotated[
@@ -53,7 +53,7 @@ def audit_log(
             "--adapter",
             metavar="DIR",
             help="A PEFT adapter on it; may be repeated: each is tried.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     split: options.Split = None,
@@ -147,13 +147,13 @@ def audit_log(
         )
         rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
         with heartbeat("audit-log"):
-            found = _run(audit, model, folders, rows, asked=None if task is None else task.value)
+            shown = _run(audit, model, folders, rows, asked=None if task is None else task.value)
     numbers = {
         "schema": "loratlas.audit-log",
         "version": 1,
         "model": model,
         "adapters": [str(path) for path in adapter or ()],
-        **found,
+        **shown,
     }
     if as_json:
         output.emit(numbers)
@@ -237,8 +237,8 @@ def _run(
     }
 
 
-def _show(found: dict[str, Any]) -> None:
-    for one in found["logs"]:
+def _show(shown: dict[str, Any]) -> None:
+    for one in shown["logs"]:
         output.say(f"{one['path']}: {one['tool']}")
         settings = ", ".join(f"{name} {_short(value)}" for name, value in one["settings"].items())
         if settings:
@@ -310,11 +310,11 @@ def _show_rest(numbers: Sequence[dict[str, Any]]) -> None:
             output.say(f"{len(names)} more {words}: {', '.join(dict.fromkeys(names))}.")
 
 
-def _show_examples(found: dict[str, Any]) -> None:
-    under = f", {found['condition']}" if found["condition"] else ""
-    words = f"Example by example: {found['reproduced']:,} of {found['of']:,} reproduced ({found['counted']}{under})."
-    if found["reproduced"] < found["of"]:
-        words += f" Furthest off: example {found['worst']}, {found['listed']:.6g} there, {found['computed']:.6g} here."
+def _show_examples(shown: dict[str, Any]) -> None:
+    under = f", {shown['condition']}" if shown["condition"] else ""
+    words = f"Example by example: {shown['reproduced']:,} of {shown['of']:,} reproduced ({shown['counted']}{under})."
+    if shown["reproduced"] < shown["of"]:
+        words += f" Furthest off: example {shown['worst']}, {shown['listed']:.6g} there, {shown['computed']:.6g} here."
     output.say(words)
 
 

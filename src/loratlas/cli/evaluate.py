@@ -22,7 +22,7 @@ def evaluate(
             "--adapter",
             metavar="DIR",
             help="A PEFT adapter, or the --out folder of `loratlas train`.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     split: options.Split = None,
@@ -115,7 +115,7 @@ def evaluate(
     """
     from loratlas.api.evaluate_model import evaluate as run
 
-    found = run(
+    evaluation = run(
         model,
         data,
         adapter=adapter,
@@ -140,17 +140,17 @@ def evaluate(
         listener=output.Terminal(),
     )
     if as_json:
-        output.emit(dict(found.numbers))
+        output.emit(dict(evaluation.numbers))
         return
-    for note in found.notes:
+    for note in evaluation.notes:
         output.note(note)
-    if "classes" in found.numbers:
-        show_classes(found.numbers)
+    if "classes" in evaluation.numbers:
+        show_classes(evaluation.numbers)
     else:
-        show_loss(found.numbers, found.computed, tables=definitions)
-    if definitions and found.definitions:
-        show_definitions(found.numbers, found.definitions)
-    lost, answers = found.numbers["forgetting"], found.numbers["samples"]
+        show_loss(evaluation.numbers, evaluation.computed, tables=definitions)
+    if definitions and evaluation.definitions:
+        show_definitions(evaluation.numbers, evaluation.definitions)
+    lost, answers = evaluation.numbers["forgetting"], evaluation.numbers["samples"]
     if lost is not None:
         output.say(
             f"forgetting: {lost['base_nll']:.4f} → {lost['nll']:.4f} ({lost['difference']:+.4f}) on {lost['rows']:,} "

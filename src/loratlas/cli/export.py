@@ -39,7 +39,7 @@ def export(
             "--base",
             metavar="MODEL",
             help="The base, where it lies elsewhere than the adapter says.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     as_json: options.Json = False,

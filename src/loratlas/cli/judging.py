@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     pass
 
 
-def headline(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def headline(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What people read first of `loratlas.loss_audit.judge.judge`: names and values.
 
     >>> headline({"token_mean_nll": 0.5, "perplexity": 1.6487})
     [('loss', '0.5000'), ('perplexity', '1.649')]
     """
-    if "accuracy" in facts:
+    if "accuracy" in numbers:
         return [
-            ("loss", f"{facts['mean_nll']:.4f}"),
-            ("accuracy", f"{facts['accuracy']:.2%}"),
-            ("macro F1", f"{facts['macro_f1']:.4f}"),
+            ("loss", f"{numbers['mean_nll']:.4f}"),
+            ("accuracy", f"{numbers['accuracy']:.2%}"),
+            ("macro F1", f"{numbers['macro_f1']:.4f}"),
         ]
-    return [("loss", f"{facts['token_mean_nll']:.4f}"), ("perplexity", f"{facts['perplexity']:.3f}")]
+    return [("loss", f"{numbers['token_mean_nll']:.4f}"), ("perplexity", f"{numbers['perplexity']:.3f}")]
 
 
 def sample_scores(samples: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -65,16 +65,16 @@ def _tail(prompt: str) -> str:
     return text if len(text) <= SAMPLE_CHARACTERS else "…" + text[1 - SAMPLE_CHARACTERS :]
 
 
-def show_classes(facts: Mapping[str, Any]) -> None:
+def show_classes(numbers: Mapping[str, Any]) -> None:
     """What `class_summary` found, as a sentence and a table."""
     output.say(
-        f"accuracy {facts['accuracy']:.2%}, macro F1 {facts['macro_f1']:.4f}, loss {facts['mean_nll']:.4f} nats "
-        f"per row ({formats.count(facts['examples'])} rows)"
+        f"accuracy {numbers['accuracy']:.2%}, macro F1 {numbers['macro_f1']:.4f}, loss {numbers['mean_nll']:.4f} nats "
+        f"per row ({formats.count(numbers['examples'])} rows)"
     )
     drawn = output.table(
         "class", ("rows", "right"), ("precision", "right"), ("recall", "right"), ("F1", "right")
     )
-    for each in facts["classes"]:
+    for each in numbers["classes"]:
         shares = (each["precision"], each["recall"], each["f1"])
         drawn.add_row(
             each["label"], formats.count(each["rows"]), *("–" if s is None else f"{s:.4f}" for s in shares)

@@ -42,7 +42,7 @@ class Dtype(StrEnum):
         return native_dtype() if self is Dtype.auto else self.value
 
 
-class Schedule(StrEnum):
+class LearningRateSchedule(StrEnum):
     """How the learning rate goes on after the warm-up."""
 
     cosine = "cosine"
@@ -70,7 +70,7 @@ class Target(StrEnum):
     merged = "merged"
 
 
-PLACE, DATA, TRAIN, OUTPUT = "Placement", "Data", "Training", "Output"
+PLACEMENT, DATA, TRAIN, OUTPUT = "Placement", "Data", "Training", "Output"
 
 Model = Annotated[
     str,
@@ -104,7 +104,7 @@ Placement = Annotated[
         metavar="TEXT",
         help='Where the adapters go: "attention:16", "all@top/2", "q,v:8 + feedforward.down:4".',
         show_default=False,
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 Budget = Annotated[
@@ -114,7 +114,7 @@ Budget = Annotated[
         metavar="TEXT",
         help="What the placement may use: params=2M or params=0.5%; like=attention:16 (as many parameters); "
         "time=1.2 (times a step of all:16); memory=6GB (peak of a step). Of time and memory a placement as well.",
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 Scores = Annotated[
@@ -124,7 +124,7 @@ Scores = Annotated[
         metavar="FILE",
         help="With --placement auto: the folder of `loratlas scan --out`, or what --json printed; no new scan.",
         show_default=False,
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 By = Annotated[
@@ -135,16 +135,18 @@ By = Annotated[
         help="The score that places adapters, e.g. gradient, alignment, spectrum; probe_yield unless given, or the "
         "one that --scores were scanned by.",
         show_default=False,
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 MinRank = Annotated[
     int,
-    typer.Option("--min-rank", metavar="N", min=0, help="Ranks that every site gets.", rich_help_panel=PLACE),
+    typer.Option(
+        "--min-rank", metavar="N", min=0, help="Ranks that every site gets.", rich_help_panel=PLACEMENT
+    ),
 ]
 MaxRank = Annotated[
     int | None,
-    typer.Option("--max-rank", metavar="N", min=1, help="Most ranks of a site.", rich_help_panel=PLACE),
+    typer.Option("--max-rank", metavar="N", min=1, help="Most ranks of a site.", rich_help_panel=PLACEMENT),
 ]
 Multiple = Annotated[
     int,
@@ -153,12 +155,12 @@ Multiple = Annotated[
         metavar="N",
         min=1,
         help="Ranks are multiples of N; 8 for fast kernels.",
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 WholeLayers = Annotated[
     bool,
-    typer.Option("--whole-layers", help="All sites of a layer get the same rank.", rich_help_panel=PLACE),
+    typer.Option("--whole-layers", help="All sites of a layer get the same rank.", rich_help_panel=PLACEMENT),
 ]
 TopLayers = Annotated[
     int | None,
@@ -167,7 +169,7 @@ TopLayers = Annotated[
         metavar="N",
         min=1,
         help="Only the N layers nearest the output, so that the backward pass ends early.",
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 Alpha = Annotated[
@@ -176,19 +178,19 @@ Alpha = Annotated[
         "--alpha",
         metavar="NUMBER",
         help="LoRA's α at every site; twice the rank unless given.",
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 RsLora = Annotated[
     bool,
-    typer.Option("--rslora", help="Scale by α/√r instead of α/r.", rich_help_panel=PLACE),
+    typer.Option("--rslora", help="Scale by α/√r instead of α/r.", rich_help_panel=PLACEMENT),
 ]
 RoundRanks = Annotated[
     bool,
     typer.Option(
         "--round-ranks",
         help="Round ranks down to 1, 2, 3, 4, 6, 8, 12, 16, 24, …, for a short LoraConfig.",
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 AllowUnresolved = Annotated[
@@ -196,7 +198,7 @@ AllowUnresolved = Annotated[
     typer.Option(
         "--allow-unresolved",
         help="Go on where the placement may mean unidentified matrices; they are left alone.",
-        rich_help_panel=PLACE,
+        rich_help_panel=PLACEMENT,
     ),
 ]
 
@@ -373,7 +375,7 @@ def columns_of(pairs: list[str] | None) -> dict[str, str]:
     """
     from loratlas.errors import DataError
 
-    found: dict[str, str] = {}
+    columns: dict[str, str] = {}
     for pair in pairs or ():
         field, _, column = (part.strip() for part in pair.partition("="))
         if not field or not column:
@@ -382,11 +384,11 @@ def columns_of(pairs: list[str] | None) -> dict[str, str]:
                 found="no FIELD=COLUMN pair",
                 instead="for example --map prompt=question --map completion=answer",
             )
-        if field in found:
+        if field in columns:
             raise DataError(
                 given=f"--map {pair}",
-                found=f"the field {field!r} already comes from the column {found[field]!r}",
+                found=f"the field {field!r} already comes from the column {columns[field]!r}",
                 instead="one --map per field",
             )
-        found[field] = column
-    return found
+        columns[field] = column
+    return columns

@@ -75,9 +75,9 @@ class Step:
 
         def peak(ranks: Mapping[str, int]) -> int:
             key = self.key(ranks=sorted(ranks.items()))
-            found = None if key is None else known.get(key)
-            if isinstance(found, int):
-                return found
+            known_peak = None if key is None else known.get(key)
+            if isinstance(known_peak, int):
+                return known_peak
             if not measures:
                 from loratlas.cost.peak_memory import PeakMemory
                 from loratlas.models.config import load_config

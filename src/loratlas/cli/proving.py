@@ -45,9 +45,9 @@ def _show(proof: Proof) -> None:
     output.say(f"{anatomy.model} ({anatomy.model_type}): {len(proof.matrices)} matrices, three readers")
     drawn = output.table("role", *((word, "right") for word in ("sites", *READERS)), "the probe found")
     for role, group in _groups(proof).items():
-        found = sorted({one.probe or "" for one in group if one.agrees("probe") is not None})
+        probes = sorted({one.probe or "" for one in group if one.agrees("probe") is not None})
         drawn.add_row(
-            role, str(len(group)), *(_cell(group, reader) for reader in READERS), ", ".join(found) or "–"
+            role, str(len(group)), *(_cell(group, reader) for reader in READERS), ", ".join(probes) or "–"
         )
     output.show(drawn)
     output.say(EXPLAINED)

@@ -30,7 +30,7 @@ def scan(
             metavar="NAME",
             help=", ".join(SIGNALS) + "; may be repeated. Unless given: the one that decides.",
             show_default=False,
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     all_signals: Annotated[
@@ -38,7 +38,7 @@ def scan(
         typer.Option(
             "--all-signals",
             help="Measure every signal that does not train, beside the one that decides.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = False,
     by: options.By = None,
@@ -48,7 +48,7 @@ def scan(
             "--among",
             metavar="TEXT",
             help="The sites to choose from, as a placement.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = "all",
     rows: Annotated[
@@ -64,7 +64,7 @@ def scan(
     fisher: Annotated[
         bool,
         typer.Option(
-            "--fisher", help="Measure per-example second moments as well.", rich_help_panel=options.PLACE
+            "--fisher", help="Measure per-example second moments as well.", rich_help_panel=options.PLACEMENT
         ),
     ] = False,
     trial_steps: Annotated[

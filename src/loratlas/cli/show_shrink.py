@@ -23,7 +23,7 @@ Base = Annotated[
         "--base",
         metavar="MODEL",
         help="The base, where it lies elsewhere than the adapter says.",
-        rich_help_panel=options.PLACE,
+        rich_help_panel=options.PLACEMENT,
     ),
 ]
 
@@ -63,7 +63,7 @@ def shrink_adapter(
             metavar="TEXT",
             help="params=200k, params=0.1% (of the base's parameters) or like=q,v:4 (as many parameters).",
             show_default=False,
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ],
     out: options.Out,

@@ -154,7 +154,7 @@ def _show(data: Mapping[str, Any]) -> None:
             f"trainable: adapters; the head, {formats.count(data['head'])} parameters, trains in every arm."
         )
     reference = str(data.get("reference") or data["spec"]["reference"])
-    found = output.table(
+    table = output.table(
         f"against {reference}",
         "verdict",
         ("nats", "right"),
@@ -163,7 +163,7 @@ def _show(data: Mapping[str, Any]) -> None:
         ("detectable", "right"),
     )
     for finding in data["findings"]:
-        found.add_row(
+        table.add_row(
             finding["arm"],
             finding["verdict"] + ("\nflips" if finding.get("flips") else ""),
             _number(finding["difference"], sign=True),
@@ -171,7 +171,7 @@ def _show(data: Mapping[str, Any]) -> None:
             _p(finding["p_holm"]),
             _number(finding["detectable"]),
         )
-    output.show(found)
+    output.show(table)
     scopes = {finding.get("scope") for finding in data["findings"]}
     shared = scopes.pop() if len(scopes) == 1 and len(data["findings"]) > 1 else None
     for finding in data["findings"]:

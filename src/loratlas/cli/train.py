@@ -21,7 +21,7 @@ def train(
             metavar="TEXT",
             help='Where the adapters go: "attention:16", "q,v:8 + feedforward.down:4", or auto: where a scan says.',
             show_default=False,
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     budget: options.Budget = None,
@@ -36,7 +36,7 @@ def train(
             "--from",
             metavar="ADAPTER",
             help="Start from this adapter instead of a new one; it brings its placement along.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     init: Annotated[
@@ -45,7 +45,7 @@ def train(
             "--init",
             metavar="NAME",
             help="One of PEFT's initialisations, e.g. gaussian, pissa, olora; its default unless given.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     split: options.Split = None,
@@ -79,9 +79,9 @@ def train(
     epochs: options.Epochs = None,
     lr: options.LearningRate = None,
     schedule: Annotated[
-        options.Schedule,
+        options.LearningRateSchedule,
         typer.Option("--schedule", help="What follows the warm-up.", rich_help_panel=options.TRAIN),
-    ] = options.Schedule.cosine,
+    ] = options.LearningRateSchedule.cosine,
     warmup: Annotated[
         float,
         typer.Option(

@@ -1,4 +1,4 @@
-"""From a rehearsal to seconds: every distinct operation of a step is timed once on this machine and remembered.
+"""From a dry run to seconds: every distinct operation of a step is timed once on this machine and kept.
 
     seconds of a step = Σ over operations n_i · t_i + (number of all operations) · overhead
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     import torch
 
     from loratlas.cost.dry_run import DryRun
-    from loratlas.cost.operations import Call
+    from loratlas.cost.operations import OperationCall
 
 ENOUGH = 0.02
 """Seconds that an operation is repeated for, at most `MOST` times and at least twice; a slow one runs once more."""
 
 MOST = 9
 
-APART = 2**25
+DISTANCE = 2**25
 """Bytes that the arguments of repetitions spread over, so that a cache does not hold what it would not in a step."""
 
 
@@ -47,7 +47,7 @@ class Calibration:
         clock: seconds; another one only for measuring on a busy machine.
 
     Example:
-        ``known = Calibration(); known.learn([rehearsal]); known.seconds(rehearsal)``
+        ``known = Calibration(); known.learn([dry_run]); known.seconds(dry_run)``
     """
 
     def __init__(self, folder: Path | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -57,18 +57,18 @@ class Calibration:
         self.clock = clock
         self._known = MeasurementCache("speed", self.device, folder)
 
-    def seconds(self, rehearsal: DryRun) -> float | None:
+    def seconds(self, dry_run: DryRun) -> float | None:
         """Seconds of one step; None where an operation has not been timed."""
-        if _OVERHEAD not in self._known.values or self.missing([rehearsal]):
+        if _OVERHEAD not in self._known.values or self.missing([dry_run]):
             return None
-        return self._operations(rehearsal) + self._known.values[_OVERHEAD] * _count(rehearsal)
+        return self._operations(dry_run) + self._known.values[_OVERHEAD] * _count(dry_run)
 
-    def missing(self, rehearsals: Iterable[DryRun]) -> list[Call]:
+    def missing(self, dry_runs: Iterable[DryRun]) -> list[OperationCall]:
         """Operations of these steps that have not been timed, each once."""
-        found = Counter(call for rehearsal in rehearsals for call in rehearsal.calls)
-        return [call for call in found if call.key not in self._known.values]
+        calls = Counter(call for dry_run in dry_runs for call in dry_run.calls)
+        return [call for call in calls if call.key not in self._known.values]
 
-    def learn(self, rehearsals: Sequence[DryRun]) -> int:
+    def learn(self, dry_runs: Sequence[DryRun]) -> int:
         """Time what is missing, and keep it.
 
         Returns:
@@ -77,9 +77,9 @@ class Calibration:
         from loratlas.training.step.memory import kept_pages
 
         known = self._known.values
-        tiny = None if _OVERHEAD in known else _tiny_rehearsal()
+        tiny = None if _OVERHEAD in known else _tiny_dry_run()
         with kept_pages():
-            missing = self.missing([*rehearsals, *([tiny] if tiny else [])])
+            missing = self.missing([*dry_runs, *([tiny] if tiny else [])])
             for call in missing:
                 known[call.key] = _time(call, self.device, self.clock)
             if tiny is not None:
@@ -89,19 +89,19 @@ class Calibration:
             self._known.save()
         return len(missing)
 
-    def _operations(self, rehearsal: DryRun) -> float:
-        return sum(times * self._known.values[call.key] for call, times in rehearsal.calls.items())
+    def _operations(self, dry_run: DryRun) -> float:
+        return sum(times * self._known.values[call.key] for call, times in dry_run.calls.items())
 
 
-def _count(rehearsal: DryRun) -> int:
-    return sum(rehearsal.calls.values()) + rehearsal.free
+def _count(dry_run: DryRun) -> int:
+    return sum(dry_run.calls.values()) + dry_run.free
 
 
-def _time(call: Call, device: torch.device, clock: Callable[[], float]) -> float:
+def _time(call: OperationCall, device: torch.device, clock: Callable[[], float]) -> float:
     """Median seconds of one operation, after a first time that does not count."""
     import torch
 
-    copies = max(1, min(MOST, APART // max(1, call.bytes)))
+    copies = max(1, min(MOST, DISTANCE // max(1, call.bytes)))
     sets = [call.arguments(device) for _ in range(copies)]
 
     def once(turn: int) -> float:
@@ -142,7 +142,7 @@ def _tiny() -> tuple[Any, Any, Any]:
     return config, rows, even_rows(2, 8)
 
 
-def _tiny_rehearsal() -> DryRun:
+def _tiny_dry_run() -> DryRun:
     from loratlas.cost.dry_run import dry_run
     from loratlas.training.settings import Settings
 

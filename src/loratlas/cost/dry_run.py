@@ -1,6 +1,6 @@
-"""One step of a run, rehearsed without weights: what it keeps, what it holds at its peak, and what it computes.
+"""A dry run: one step of a run without weights: what it keeps, what it holds at its peak, and what it computes.
 
-The rehearsal runs the very code that training runs (packing, attention, low-rank layers, loss, masters, AdamW) on
+It runs the very code that training runs (packing, attention, low-rank layers, loss, masters, AdamW) on
 tensors without numbers (`loratlas.cost.recorder`), so that it is right for any architecture and any placement:
 feed-forward sites keep their wider inputs, backward stops below the lowest adapter, sites that share an input keep it
 once, because the code does so. It needs a config, no weights, and well under a second for a small model.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from loratlas.adapters.plan_row import PlanRow
-    from loratlas.cost.operations import Call
+    from loratlas.cost.operations import OperationCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class DryRun:
     lasting_bytes: int
     tokens: int
     packed: bool
-    calls: Counter[Call]
+    calls: Counter[OperationCall]
     free: int
 
 
@@ -72,8 +72,8 @@ def typical(examples: Sequence[Example], count: int) -> tuple[Example, ...]:
     [6, 9]
     """
     ordered = sorted(examples, key=len)
-    places = (np.arange(count) + 0.5) / count * len(ordered)
-    return tuple(ordered[int(place)] for place in places)
+    ranks = (np.arange(count) + 0.5) / count * len(ordered)
+    return tuple(ordered[int(rank)] for rank in ranks)
 
 
 def as_step(examples: Sequence[Example]) -> Encoded:
@@ -84,7 +84,7 @@ def as_step(examples: Sequence[Example]) -> Encoded:
         digest="",
         template="",
         pad_id=0,
-        source="a rehearsal",
+        source="a dry run",
         task=Task(name=task_of(examples[0])),
     )
 
@@ -100,7 +100,7 @@ def dry_run(
     repeated_tokens: int | None = None,
     device: torch.device | str | None = None,
 ) -> DryRun:
-    """Rehearse one step on the CPU or, where there is one, on the GPU.
+    """Run one step without weights on the CPU or, where there is one, on the GPU.
 
     Args:
         config: of the base.
@@ -229,8 +229,8 @@ def _record(
         masters.open()
         # A run's first step makes the moments; every other one finds them.
         blank = {
-            f"{place}.{moment}": torch.zeros_like(group.master)
-            for place, group in enumerate(masters.groups)
+            f"{index}.{moment}": torch.zeros_like(group.master)
+            for index, group in enumerate(masters.groups)
             for moment in MOMENTS
         }
         optimizer.load(blank, 1)
@@ -239,12 +239,12 @@ def _record(
         prefix = (
             unproven_prefix(model, data, range(len(data))) if packed and repeated_tokens is not None else None
         )
-        beside = 0  # states of the run's other rows
+        other_rows = 0  # states of the run's other rows
         if prefix is not None and repeated_tokens is not None:
             for _ in prefix.fill(range(len(data))):
                 pass
             lasting += prefix.lasting()
-            beside = round(prefix.bytes() * (repeated_tokens / sum(len(e) for e in examples) - 1))
+            other_rows = round(prefix.bytes() * (repeated_tokens / sum(len(e) for e in examples) - 1))
         recorder.mark()
         lasting_bytes, kept, tokens = recorder.live, 0, 0
         batches = list(microbatches(data, range(len(data)), packed=packed, size=settings.micro_batch))
@@ -252,9 +252,9 @@ def _record(
         masters.zero()
         for batch in batches:
             batch = batch.to(device)
-            with prefix.within(batch) if prefix is not None else nullcontext(), saved(lasting) as found:
+            with prefix.within(batch) if prefix is not None else nullcontext(), saved(lasting) as storages:
                 loss = step_loss(model, batch)
-            kept = max(kept, sum(found.values()))
+            kept = max(kept, sum(storages.values()))
             (loss / labelled).backward()
             masters.collect()
             tokens += batch.tokens
@@ -264,8 +264,8 @@ def _record(
         optimizer.update(0, 0.0)
         return DryRun(
             saved_bytes=kept,
-            peak_bytes=recorder.peak + beside,
-            lasting_bytes=lasting_bytes + beside,
+            peak_bytes=recorder.peak + other_rows,
+            lasting_bytes=lasting_bytes + other_rows,
             tokens=tokens,
             packed=packed,
             calls=Counter(recorder.calls),

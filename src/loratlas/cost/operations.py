@@ -49,7 +49,7 @@ class Shaped(NamedTuple):
         return flat.as_strided(self.shape, self.stride)
 
 
-class Call(NamedTuple):
+class OperationCall(NamedTuple):
     """One call of one operation, tensors as `Shaped`. Equal calls cost the same."""
 
     func: Any
@@ -57,9 +57,11 @@ class Call(NamedTuple):
     kwargs: tuple[tuple[str, Any], ...]
 
     @staticmethod
-    def of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    def of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> OperationCall:
         """From what a dispatcher saw."""
-        return Call(func, _shaped(tuple(args)), tuple((name, _shaped(v)) for name, v in kwargs.items()))
+        return OperationCall(
+            func, _shaped(tuple(args)), tuple((name, _shaped(v)) for name, v in kwargs.items())
+        )
 
     @property
     def key(self) -> str:
@@ -70,7 +72,7 @@ class Call(NamedTuple):
     @property
     def bytes(self) -> int:
         """Of its arguments."""
-        return sum(found.bytes for found in _tensors((self.args, self.kwargs)))
+        return sum(tensor.bytes for tensor in _tensors((self.args, self.kwargs)))
 
     def arguments(self, device: torch.device) -> tuple[list[Any], dict[str, Any]]:
         """Real arguments to run it with."""

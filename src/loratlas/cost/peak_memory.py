@@ -62,9 +62,9 @@ class PeakMemory:
         """
         seen = min(len(data), settings.subset or len(data))
         visits = settings.steps_for(len(data)) * settings.batch_size
-        again = data.report.tokens * seen // len(data) if visits > seen else None
+        repeated = data.report.tokens * seen // len(data) if visits > seen else None
         step = typical(data.examples, settings.batch_size)
-        return cls(config, anatomy, step, settings, repeated_tokens=again)
+        return cls(config, anatomy, step, settings, repeated_tokens=repeated)
 
     @classmethod
     def of_step(

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from loratlas.cost.operations import Call, is_free
+from loratlas.cost.operations import OperationCall, is_free
 
 _ASK_DEVICE = torch.ops.prim.device.default
 _READ_NUMBER = torch.ops.aten._local_scalar_dense.default
@@ -41,7 +41,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.free = 0
-        self.calls: Counter[Call] = Counter()
+        self.calls: Counter[OperationCall] = Counter()
         self._storages: dict[int, Any] = {}  # address → weak reference that takes the bytes off again
 
     def mark(self) -> None:
@@ -73,7 +73,7 @@ class Recorder(TorchDispatchMode):
         if func is _READ_NUMBER:
             return _answer(args[0])
         kwargs = kwargs or {}
-        call = Call.of(func, args, kwargs)  # before it runs, for it may resize what it is given
+        call = OperationCall.of(func, args, kwargs)  # before it runs, for it may resize what it is given
         out = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         self.hold(tensors)
@@ -115,13 +115,13 @@ def saved(lasting: Iterable[torch.Tensor]) -> Iterator[dict[int, int]]:
         lasting: tensors that exist anyway (weights); what shares their memory does not count.
     """
     own = {tensor.untyped_storage()._cdata for tensor in lasting}
-    found: dict[int, int] = {}
+    storages: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            found[storage._cdata] = storage.nbytes()
+            storages[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield found
+        yield storages

@@ -29,17 +29,17 @@ def label_set(rows: Rows) -> tuple[str, ...]:
     Raises:
         DataError: no labels, or a single one.
     """
-    found = {row.label for row in rows.rows if row.label is not None}
-    if len(found) < 2:
+    labels = {row.label for row in rows.rows if row.label is not None}
+    if len(labels) < 2:
         raise DataError(
             given=rows.source,
-            found=f"the same label, {next(iter(found))!r}, on all {len(rows):,} rows"
-            if found
+            found=f"the same label, {next(iter(labels))!r}, on all {len(rows):,} rows"
+            if labels
             else "no labels",
             instead="rows of two classes or more",
         )
-    numbers = [label for label in found if isinstance(label, int)]
-    words = [label for label in found if isinstance(label, str)]
+    numbers = [label for label in labels if isinstance(label, int)]
+    words = [label for label in labels if isinstance(label, str)]
     return tuple(str(label) for label in (*sorted(numbers), *sorted(words)))
 
 
@@ -132,8 +132,8 @@ def _texts(
         first, *second = (list(texts) for texts in zip(*(row.texts for row in some), strict=True))
         return tokenizer(first, *second, return_attention_mask=False, verbose=False, **options)
 
-    found = write(rows)
-    ids, types = list(found["input_ids"]), list(found.get("token_type_ids") or [None] * len(rows))
+    encoded = write(rows)
+    ids, types = list(encoded["input_ids"]), list(encoded.get("token_type_ids") or [None] * len(rows))
     long = [index for index, each in enumerate(ids) if len(each) > max_length]
     if long:
         shorter = write([rows[index] for index in long], truncation=True, max_length=max_length)

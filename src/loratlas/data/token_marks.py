@@ -37,18 +37,18 @@ def tokenise(texts: Sequence[Rendered], tokenizer: Any) -> list[tuple[np.ndarray
     backend = getattr(tokenizer, "backend_tokenizer", None)
     direct = backend is not None and backend.truncation is None and backend.padding is None
     sizes = _byte_sizes(tokenizer) if direct else None
-    found: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(texts)
+    marked: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(texts)
     if backend is not None and sizes is not None:
         for n, encoding in enumerate(backend.encode_batch_fast(written, add_special_tokens=False)):
             ids = np.asarray(encoding.ids, dtype=np.int32)
             ends = np.cumsum(sizes[ids])
             if (ends[-1] if len(ends) else 0) == len(written[n].encode()):
-                found[n] = ids, _marks_in_bytes(texts[n], ends)
-    left = [n for n, each in enumerate(found) if each is None]
+                marked[n] = ids, _marks_in_bytes(texts[n], ends)
+    left = [n for n, each in enumerate(marked) if each is None]
     others = _with_offsets([written[n] for n in left], tokenizer, direct)
     for n, (ids, offsets) in zip(left, others, strict=True):
-        found[n] = np.asarray(ids, dtype=np.int32), _marks_in_characters(texts[n], offsets)
-    return [each for each in found if each is not None]
+        marked[n] = np.asarray(ids, dtype=np.int32), _marks_in_characters(texts[n], offsets)
+    return [each for each in marked if each is not None]
 
 
 def _with_offsets(
@@ -61,8 +61,8 @@ def _with_offsets(
         return [(encoding.ids, encoding.offsets) for encoding in encodings]
     options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     if getattr(tokenizer, "is_fast", False):
-        found = tokenizer(texts, return_offsets_mapping=True, **options)
-        return list(zip(found["input_ids"], found["offset_mapping"], strict=True))
+        encoded = tokenizer(texts, return_offsets_mapping=True, **options)
+        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
     ids = tokenizer(texts, **options)["input_ids"]
     return [
         (each, _offsets_by_prefixes(text, each, tokenizer)) for text, each in zip(texts, ids, strict=True)

@@ -60,11 +60,11 @@ def names(count: int, rng: Random) -> list[str]:
     >>> names(3, source("example"))  # doctest: +ELLIPSIS
     ['...', '...', '...']
     """
-    found: dict[str, None] = {}
-    while len(found) < count:
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
         syllables = (
             rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS),
             rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS),
         )
-        found["".join(syllables).capitalize()] = None
-    return list(found)
+        drawn["".join(syllables).capitalize()] = None
+    return list(drawn)

@@ -48,11 +48,11 @@ def by_class(label: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> 
     >>> by_class(np.array([0, 0, 1]), np.array([0, 1, 1]), ("no", "yes"))[0]
     {'label': 'no', 'rows': 2, 'precision': 1.0, 'recall': 0.5, 'f1': 0.6666666666666666}
     """
-    told = []
+    counts = []
     for each in np.union1d(label, predicted):
         here, said = label == each, predicted == each
         both = int((here & said).sum())
-        told.append(
+        counts.append(
             {
                 "label": names[int(each)],
                 "rows": int(here.sum()),
@@ -61,4 +61,4 @@ def by_class(label: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> 
                 "f1": 2 * both / int(here.sum() + said.sum()),
             }
         )
-    return told
+    return counts

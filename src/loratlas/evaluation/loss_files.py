@@ -57,14 +57,14 @@ def read_digests(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["schema"] != SCHEMA or found["version"] != 1 or found.pop("own") != digest(found):
+        digests = json.loads(path.read_text(encoding="utf-8"))
+        if digests["schema"] != SCHEMA or digests["version"] != 1 or digests.pop("own") != digest(digests):
             raise ValueError("its content is not what was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             given=str(path), found=f"damaged digests ({error})", instead="the folder as it was written"
         ) from error
-    return found
+    return digests
 
 
 def check_digest(path: Path) -> None:
@@ -173,7 +173,7 @@ def tokens_of(table: Any, path: Path, *, counted_only: bool = False) -> Tokens:
             given=str(path), found=f"the segment {strange[0]!r}", instead="a table that loratlas wrote"
         )
     codes = np.array([SEGMENTS.index(word) for word in words], dtype=np.int8)
-    found: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "example": table["example"].to_numpy(),
         "position": table["position"].to_numpy(),
         "segment": codes[segment.indices.to_numpy()] if len(segment) else np.zeros(0, np.int8),
@@ -184,8 +184,8 @@ def tokens_of(table: Any, path: Path, *, counted_only: bool = False) -> Tokens:
     }
     for name in OPTIONAL:
         values = table[name].to_numpy() if name in table.column_names else None
-        found[name] = None if values is None or (len(values) and np.isnan(values).all()) else values
-    tokens = Tokens(**found)
+        columns[name] = None if values is None or (len(values) and np.isnan(values).all()) else values
+    tokens = Tokens(**columns)
     return (tokens[tokens.counted] if counted_only else tokens).sorted()
 
 

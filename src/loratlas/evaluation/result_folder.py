@@ -97,11 +97,11 @@ class ResultFolder:
             return False
 
     def _require_free(self) -> None:
-        found = sorted(p.name for p in self._folder.iterdir() if not is_leftover(p))
-        if found:
+        entries = sorted(p.name for p in self._folder.iterdir() if not is_leftover(p))
+        if entries:
             raise OutputError(
                 given=str(self._folder),
-                found=f"a folder that already holds {found[0]}" + (" and more" if len(found) > 1 else ""),
+                found=f"a folder that already holds {entries[0]}" + (" and more" if len(entries) > 1 else ""),
                 instead="a new folder for this result",
             )
 

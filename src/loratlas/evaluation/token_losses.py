@@ -39,10 +39,10 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     Returns:
         Float32 [labelled] in the order of ``batch.answers``, with its graph where gradients are recorded.
     """
-    found = _read(model, batch)
-    if found.states is None or found.shape is None:
-        return nll(found.logits, batch.answers)
-    return nll_of_states(found.states, found.head.weight, found.head.bias, batch.answers, found.shape)
+    read = _read(model, batch)
+    if read.states is None or read.shape is None:
+        return nll(read.logits, batch.answers)
+    return nll_of_states(read.states, read.head.weight, read.head.bias, batch.answers, read.shape)
 
 
 @torch.no_grad()
@@ -52,20 +52,20 @@ def logit_rows(model: Any, batch: Batch) -> Iterator[tuple[slice, torch.Tensor, 
     Yields:
         Which rows; their logits [rows, V], in the model's numbers; how often each of them has been rounded.
     """
-    found = _read(model, batch)
-    vocabulary = found.logits.shape[-1] if found.states is None else len(found.head.weight)
+    read = _read(model, batch)
+    vocabulary = read.logits.shape[-1] if read.states is None else len(read.head.weight)
     rows = rows_at_a_time(vocabulary, batch.input_ids.device)
     for start in range(0, batch.labelled, rows):
         here = slice(start, start + rows)
-        if found.states is None or found.shape is None:
-            yield here, found.logits[here], 1
+        if read.states is None or read.shape is None:
+            yield here, read.logits[here], 1
         else:
-            linear = torch.nn.functional.linear(found.states[here], found.head.weight, found.head.bias)
-            yield here, found.shape(linear), found.shape.roundings
+            linear = torch.nn.functional.linear(read.states[here], read.head.weight, read.head.bias)
+            yield here, read.shape(linear), read.shape.roundings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class _Readout:
     """What a pass left: logits, or the states that the output embedding turns into them."""
 
     logits: torch.Tensor
@@ -74,22 +74,22 @@ class _Found:
     shape: Shape | None = None
 
 
-def _read(model: Any, batch: Batch) -> _Found:
+def _read(model: Any, batch: Batch) -> _Readout:
     inner = unwrap(model)
     head = inner.get_output_embeddings()
     if _SHAPES.get(inner, True) is None or not batch.labelled or not _plain(head):
-        return _Found(logits=forward(model, batch))
+        return _Readout(logits=forward(model, batch))
     hidden, probe, logits = states(model, batch)
     if hidden is None:
-        return _Found(logits=logits)
+        return _Readout(logits=logits)
     if hidden.dtype != head.weight.dtype:
-        return _Found(logits=forward(model, batch))
+        return _Readout(logits=forward(model, batch))
     if inner not in _SHAPES:
         _SHAPES[inner] = _shape(inner, head(probe), logits)
     shape = _SHAPES[inner]
     if shape is None:
-        return _Found(logits=forward(model, batch))
-    return _Found(logits=logits, states=hidden, head=head, shape=shape)
+        return _Readout(logits=forward(model, batch))
+    return _Readout(logits=logits, states=hidden, head=head, shape=shape)
 
 
 def _plain(head: Any) -> bool:

@@ -118,12 +118,12 @@ def run_pass(
     before = seen = 0
 
     def score(chunk: _Chunk) -> Tokens:
-        done, found = seen, []
+        done, tables = seen, []
         for index, (batch, names, rows) in enumerate(chunk.make(), before):
-            found.append(_score_batch(model, batch, names, what, index, weight.device))
+            tables.append(_score_batch(model, batch, names, what, index, weight.device))
             done += rows
             report(done)
-        return concatenate(found).sorted()
+        return concatenate(tables).sorted()
 
     with under(model, what.condition):
         for index, each in enumerate(_chunks(examples, what, limit, chunk)):
@@ -148,8 +148,8 @@ def _score_batch(
     from loratlas.evaluation.token_statistics import token_statistics
 
     with drawing(what.condition, index, device):
-        found = token_statistics(model, batch.to(device), uniform=what.uniform, bounds=what.bounds)
-    values = {name: getattr(found, name) for name in ("nll", "uniform", "error")}
+        statistics = token_statistics(model, batch.to(device), uniform=what.uniform, bounds=what.bounds)
+    values = {name: getattr(statistics, name) for name in ("nll", "uniform", "error")}
     return replace(names, **{name: None if v is None else v.cpu().numpy() for name, v in values.items()})
 
 

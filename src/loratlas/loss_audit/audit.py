@@ -11,28 +11,28 @@ import numpy as np
 from loratlas.errors import DataError
 from loratlas.evaluation.score import Scores
 from loratlas.loss_audit.catalogue import catalogue, token_mean
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, value
+from loratlas.loss_audit.definitions import REFERENCE, Definition, LossEvidence, value
 from loratlas.loss_audit.gaps import Gap, decompose
 from loratlas.loss_audit.text_units import Texts
 from loratlas.loss_audit.token_table import LossTable
 
-Source: TypeAlias = Scores | LossTable | Evidence
+Source: TypeAlias = Scores | LossTable | LossEvidence
 """What an audit is made of: losses of examples, a table of tokens, or tables of several conditions."""
 
 UNITS = ("sum", "nats_per_example", "bits", "digits")
 """Units that only rename a number: no gap is told for them."""
 
 
-def evidence_of(source: Source, *, texts: Texts | None = None) -> Evidence:
+def evidence_of(source: Source, *, texts: Texts | None = None) -> LossEvidence:
     """Any source as evidence.
 
     Raises:
         DataError: scores without examples, or an example without a counted token.
     """
-    if isinstance(source, Evidence):
+    if isinstance(source, LossEvidence):
         return source
     if isinstance(source, LossTable):
-        return Evidence(tables={REFERENCE: source}, texts=texts)
+        return LossEvidence(tables={REFERENCE: source}, texts=texts)
     if not len(source.n):
         raise DataError(given="scores to audit", found="no examples", instead="at least one")
     empty = np.flatnonzero(np.asarray(source.n) < 1)
@@ -42,7 +42,7 @@ def evidence_of(source: Source, *, texts: Texts | None = None) -> Evidence:
             found=f"example {int(source.example[empty[0]])} has no counted token",
             instead="examples with an answer",
         )
-    return Evidence(tables={REFERENCE: LossTable.of_scores(source)}, texts=texts)
+    return LossEvidence(tables={REFERENCE: LossTable.of_scores(source)}, texts=texts)
 
 
 def definitions(source: Source, *, among: Sequence[Definition] | None = None) -> dict[str, float]:
@@ -74,17 +74,17 @@ def gaps(source: Source, *, among: Sequence[Definition] | None = None) -> list[d
         DataError: see `definitions`.
     """
     evidence = evidence_of(source)
-    told: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for first, second in _steps(catalogue(evidence) if among is None else among):
         gap = decompose(first, second, evidence, below=-1.0)
         # A gap of nothing is told by the term that would make it.
         terms = [term for term in gap.terms if term.nats] or list(gap.terms[-1:])
         for term in terms:
             entry = {"term": term.words, "kind": term.kind, "from": first.name, "to": second.name}
-            told.append(
+            listed.append(
                 entry | {"nats": term.nats} | ({} if term.estimate is None else {"estimate": term.estimate})
             )
-    return told
+    return listed
 
 
 def residual(source: Source, *, among: Sequence[Definition] | None = None) -> float:
@@ -113,7 +113,7 @@ def _steps(chosen: Sequence[Definition]) -> list[tuple[Definition, Definition]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
+class DefinitionMatch:
     """A definition that gives a number, and what takes the token mean there.
 
     Args:
@@ -131,11 +131,11 @@ class Match:
 
 def identify(
     number: float,
-    evidence: Evidence,
+    evidence: LossEvidence,
     *,
     among: Sequence[Definition] | None = None,
     tolerance: float | None = None,
-) -> list[Match]:
+) -> list[DefinitionMatch]:
     """Which definitions reproduce a number that some tool printed, the nearest first.
 
     Args:
@@ -158,18 +158,18 @@ def identify(
     matches = []
     for d in catalogue(evidence) if among is None else among:
         try:
-            found = value(d, evidence)
+            computed = value(d, evidence)
         except DataError:  # a candidate that these rows do not allow has not printed the number
             continue
-        if abs(found - number) <= allowed:
+        if abs(computed - number) <= allowed:
             gap = decompose(token_mean(), d, evidence)
-            matches.append(Match(definition=d, value=found, off=found - number, gap=gap))
+            matches.append(DefinitionMatch(definition=d, value=computed, off=computed - number, gap=gap))
     return sorted(matches, key=lambda match: (abs(match.off), len(match.gap.terms)))
 
 
 def nearest(
-    number: float, evidence: Evidence, *, among: Sequence[Definition] | None = None
+    number: float, evidence: LossEvidence, *, among: Sequence[Definition] | None = None
 ) -> Mapping[str, float]:
     """How far each candidate is from a number, nearest first: for a number that none reproduces."""
-    found = definitions(evidence, among=among)
-    return dict(sorted(((k, v - number) for k, v in found.items()), key=lambda item: abs(item[1])))
+    values = definitions(evidence, among=among)
+    return dict(sorted(((k, v - number) for k, v in values.items()), key=lambda item: abs(item[1])))

@@ -95,16 +95,16 @@ class Subject:
         """
         import torch
 
-        found = {}
+        penalties = {}
         size = orthogonality(self.model)
         if size:
-            found["AdaLoRA's orthogonality"] = size
+            penalties["AdaLoRA's orthogonality"] = size
         inner = unwrap(self.model)
         config = inner.config.get_text_config()
         if not (
             getattr(config, "router_aux_loss_coef", None) and getattr(config, "num_experts_per_tok", None)
         ):
-            return found
+            return penalties
         device = inner.get_input_embeddings().weight.device
         many, batches = usual(sizes), []
         for start in range(0, len(self.encoded.examples), many):
@@ -113,8 +113,8 @@ class Subject:
             lengths = torch.tensor([len(each) for each in group])
             mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
             batches.append((ids.to(device), mask.long().to(device)))
-        found["balance of the experts"] = router_balance(self.model, batches)
-        return found
+        penalties["balance of the experts"] = router_balance(self.model, batches)
+        return penalties
 
     def under(
         self, condition: Condition, out: Path, *, examples: Sequence[Example] | None = None

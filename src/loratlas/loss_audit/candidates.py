@@ -14,7 +14,7 @@ from loratlas.loss_audit.catalogue import catalogue
 from loratlas.loss_audit.definitions import (
     REFERENCE,
     Definition,
-    Evidence,
+    LossEvidence,
     Sums,
     aggregate,
     factor,
@@ -68,7 +68,7 @@ class Candidate:
     value: float
     slack: float = EXACT
 
-    def words(self, evidence: Evidence) -> str:
+    def words(self, evidence: LossEvidence) -> str:
         """The candidate in one phrase."""
         parts = [self.averaged, self.counted]
         if self.definition.smoothing:
@@ -82,7 +82,7 @@ class Candidate:
 class CandidateMaker:
     """Makes candidates, each table summed once for each cover."""
 
-    evidence: Evidence
+    evidence: LossEvidence
     sizes: tuple[int, ...]
     smoothing: tuple[float, ...]
     rough: frozenset[str]
@@ -129,13 +129,13 @@ class CandidateMaker:
             return
         for table in self.evidence.tables:
             for counted, covers in COVERS.items():
-                found = self._summed(table, counted, covers)
-                if found is None:
+                summed = self._summed(table, counted, covers)
+                if summed is None:
                     continue
                 for definition, averaged, departs in self._averages(table, covers, counted, kind, tool):
                     try:
-                        loss = aggregate(definition, found) + definition.regulariser
-                        loss *= factor(definition, found, self.evidence.texts)
+                        loss = aggregate(definition, summed) + definition.regulariser
+                        loss *= factor(definition, summed, self.evidence.texts)
                     except DataError:  # these rows do not allow this one: it has not printed the number
                         continue
                     value = _shown(loss, kind)
@@ -160,10 +160,10 @@ class CandidateMaker:
         """Examples that a distributed sampler repeats, and losses capped before their exponential is taken."""
         if kind not in ("loss", "perplexity"):
             return
-        found = catalogue(self.evidence, batch_sizes=(), smoothing=(), world_sizes=WORLD_SIZES)
-        chosen = [(d, f"{d.name.removeprefix('sampler_')} processes") for d in found if d.times]
+        every = catalogue(self.evidence, batch_sizes=(), smoothing=(), world_sizes=WORLD_SIZES)
+        chosen = [(d, f"{d.name.removeprefix('sampler_')} processes") for d in every if d.times]
         if kind == "perplexity":
-            chosen += [(d, f"loss above {d.cap:g} printed as {d.cap:g}") for d in found if d.cap is not None]
+            chosen += [(d, f"loss above {d.cap:g} printed as {d.cap:g}") for d in every if d.cap is not None]
         exp = "exp of the " if kind == "perplexity" else ""
         for definition, words in chosen:
             yield Candidate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence
+from loratlas.loss_audit.definitions import REFERENCE, Definition, LossEvidence
 from loratlas.loss_audit.token_table import COUNTED, PARTS
 
 BATCH_SIZES = (8,)
@@ -21,7 +21,7 @@ def token_mean() -> Definition:
 
 
 def catalogue(
-    evidence: Evidence,
+    evidence: LossEvidence,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     smoothing: Sequence[float] = (0.1,),
@@ -43,12 +43,12 @@ def catalogue(
     Returns:
         Definitions of unlike names, `token_mean` first.
     """
-    found = [*_means(), *_batches(batch_sizes), *_units(evidence)]
+    every = [*_means(), *_batches(batch_sizes), *_units(evidence)]
     table = evidence.tables[REFERENCE]
     present = {PARTS[code] for code in set(table.part.tolist())}
-    found += _covers(present)
+    every += _covers(present)
     if table.uniform is not None:
-        found += [
+        every += [
             Definition(
                 name=f"smoothed_{e:g}",
                 formula="Σ ((1 − ε) ℓ + ε ū) / n",
@@ -57,7 +57,7 @@ def catalogue(
             )
             for e in smoothing
         ]
-    found += [
+    every += [
         Definition(
             name=f"{name}_included",
             formula="token mean + λR",
@@ -69,7 +69,7 @@ def catalogue(
     counted = table.covered(COUNTED)
     if counted.any():
         loss = float(table.nll[counted].sum() / table.tokens[counted].sum())
-        found += [
+        every += [
             Definition(
                 name=f"capped_{cap:g}",
                 formula="min(Σ L / Σ n, c)",
@@ -79,8 +79,8 @@ def catalogue(
             for cap in caps
             if loss > cap
         ]
-    found += _worlds(world_sizes, evidence)
-    found += [
+    every += _worlds(world_sizes, evidence)
+    every += [
         Definition(
             name=name,
             formula="Σ L′ / Σ n′ under that condition",
@@ -91,7 +91,7 @@ def catalogue(
         for name, other in evidence.tables.items()
         if name != REFERENCE
     ]
-    found += [
+    every += [
         Definition(
             name=f"{name}_{words}_included",
             formula="Σ over covered tokens of ℓ / n",
@@ -103,7 +103,7 @@ def catalogue(
         if name != REFERENCE and (other.part == PARTS.index("padding")).any()
         for words, covers in (("padding", (*COUNTED, "padding")), ("padding_and_prompt", PARTS))
     ]
-    return found
+    return every
 
 
 def _means() -> list[Definition]:
@@ -159,9 +159,9 @@ def _means() -> list[Definition]:
 
 
 def _batches(sizes: Sequence[int]) -> list[Definition]:
-    found = []
+    made = []
     for b in dict.fromkeys(sizes):
-        found += [
+        made += [
             Definition(
                 name=f"batch_mean_{b}{suffix}",
                 formula="exp(Σ b_k L_k / Σ b_k)" if suffix else "Σ b_k L_k / Σ b_k",
@@ -173,11 +173,11 @@ def _batches(sizes: Sequence[int]) -> list[Definition]:
             )
             for suffix in ("", "_perplexity")
         ]
-    return found
+    return made
 
 
-def _units(evidence: Evidence) -> list[Definition]:
-    found = [
+def _units(evidence: LossEvidence) -> list[Definition]:
+    made = [
         Definition(
             name="bits", formula="Σ L / (Σ n · ln 2)", used_by="fairseq (loss, to base 2)", unit="bits"
         ),
@@ -189,7 +189,7 @@ def _units(evidence: Evidence) -> list[Definition]:
         ),
     ]
     if evidence.texts is not None:
-        found += [
+        made += [
             Definition(
                 name="bits_per_byte",
                 formula="Σ L / (Σ bytes · ln 2)",
@@ -216,7 +216,7 @@ def _units(evidence: Evidence) -> list[Definition]:
                 exponential=True,
             ),
         ]
-    return found
+    return made
 
 
 def _covers(present: set[str]) -> list[Definition]:
@@ -244,13 +244,13 @@ def _covers(present: set[str]) -> list[Definition]:
     return chosen
 
 
-def _worlds(sizes: Sequence[int], evidence: Evidence) -> list[Definition]:
+def _worlds(sizes: Sequence[int], evidence: LossEvidence) -> list[Definition]:
     examples = sorted(set(evidence.tables[REFERENCE].example.tolist()))
-    found = []
+    made = []
     for world in sizes:
         missing = -len(examples) % world
         if missing:
-            found.append(
+            made.append(
                 Definition(
                     name=f"sampler_{world}",
                     formula="Σ over examples, the first repeated, of L / n",
@@ -258,4 +258,4 @@ def _worlds(sizes: Sequence[int], evidence: Evidence) -> list[Definition]:
                     times=tuple((e, 2) for e in examples[:missing]),
                 )
             )
-    return found
+    return made

@@ -13,7 +13,15 @@ from itertools import combinations
 import numpy as np
 
 from loratlas.errors import DataError
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, Sums, aggregate, sums, weights
+from loratlas.loss_audit.definitions import (
+    REFERENCE,
+    Definition,
+    LossEvidence,
+    Sums,
+    aggregate,
+    sums,
+    weights,
+)
 from loratlas.loss_audit.token_table import LossTable
 
 LINEAR = ("token", "example", "batch")
@@ -62,16 +70,16 @@ def disagreements(
     if len(arms) < 2:
         raise DataError(given=f"{len(arms)} arm(s) to rank", found="no pair", instead="two or more")
     by = by or Definition(name="token_mean")
-    found: list[Disagreement] = []
+    pairs: list[Disagreement] = []
     for other in definitions:
         seen = {name: (_sums(by, table), _sums(other, table)) for name, table in arms.items()}
         for first, second in combinations(arms, 2):
-            found.append(_compare(first, second, by, other, seen))
-    return found
+            pairs.append(_compare(first, second, by, other, seen))
+    return pairs
 
 
 def _sums(definition: Definition, table: LossTable) -> Sums:
-    return sums(definition, Evidence(tables={definition.table: table, REFERENCE: table}))
+    return sums(definition, LossEvidence(tables={definition.table: table, REFERENCE: table}))
 
 
 def _compare(
@@ -90,8 +98,8 @@ def _compare(
     plain = same and not by.smoothing and not other.smoothing
     delta = (a.nll - b.nll) / a.n if plain else np.zeros(0)
     if plain and by.aggregate in LINEAR and other.aggregate in LINEAR:
-        apart = weights(other, a) - weights(by, a)
-        shift, bound = float((apart * delta).sum()), shift_bound(apart, delta)
+        weight_shift = weights(other, a) - weights(by, a)
+        shift, bound = float((weight_shift * delta).sum()), shift_bound(weight_shift, delta)
     else:
         shift = (aggregate(other, a2) - aggregate(by, a)) - (aggregate(other, b2) - aggregate(by, b))
         bound = range_bound(difference, delta) if plain else None
@@ -124,7 +132,7 @@ def range_bound(difference: float, delta: np.ndarray) -> float:
     return float(max(delta.max() - difference, difference - delta.min()))
 
 
-def shift_bound(apart: np.ndarray, delta: np.ndarray) -> float:
+def shift_bound(weight_shift: np.ndarray, delta: np.ndarray) -> float:
     """Largest |Σ (v − w) Δ| that the spread of Δ allows: the smaller of two bounds.
 
     * ½ ‖v − w‖₁ · (max Δ − min Δ), for Σ (v − w) = 0;
@@ -132,11 +140,11 @@ def shift_bound(apart: np.ndarray, delta: np.ndarray) -> float:
       coefficient of variation of the examples' lengths.
 
     Args:
-        apart: v − w, [N].
+        weight_shift: v − w, [N].
         delta: Δ, [N], nats.
 
     >>> round(shift_bound(np.array([0.1, -0.1]), np.array([1.0, 0.0])), 3)
     0.1
     """
-    spread = float(np.abs(apart).sum() / 2 * (delta.max() - delta.min()))
-    return min(spread, float(np.sqrt(len(apart) * (apart**2).sum()) * delta.std()))
+    spread = float(np.abs(weight_shift).sum() / 2 * (delta.max() - delta.min()))
+    return min(spread, float(np.sqrt(len(weight_shift) * (weight_shift**2).sum()) * delta.std()))

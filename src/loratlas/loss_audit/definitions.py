@@ -86,7 +86,7 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class LossEvidence:
     """What definitions are computed from.
 
     Args:
@@ -133,7 +133,7 @@ class Sums:
         return self.nll + epsilon * (self.uniform - self.nll)
 
 
-def sums(definition: Definition, evidence: Evidence) -> Sums:
+def sums(definition: Definition, evidence: LossEvidence) -> Sums:
     """Add up what a definition covers.
 
     Raises:
@@ -176,70 +176,70 @@ def sums(definition: Definition, evidence: Evidence) -> Sums:
     uniform = added(table.uniform) if definition.smoothing and table.uniform is not None else np.zeros_like(n)
     # A sampler that fills its last round begins again at the first examples: repeats stand at the end.
     once = np.flatnonzero(how_often > 0)
-    again = [np.flatnonzero(how_often > k) for k in range(1, int(how_often.max(initial=1)))]
-    order = np.concatenate([once, *again])
+    repeats = [np.flatnonzero(how_often > k) for k in range(1, int(how_often.max(initial=1)))]
+    order = np.concatenate([once, *repeats])
     return Sums(example=names[order], n=n[order], nll=nll[order], uniform=uniform[order])
 
 
-def batches(found: Sums, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def batches(summed: Sums, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(share of the examples p_k, tokens per example m_k / b_k, index of each example's batch) of each batch.
 
     Raises:
         DataError: a batch without a covered token, of which a trainer's mean is no number.
     """
-    of = np.arange(len(found.n)) // size
-    b, m = np.bincount(of).astype(np.float64), np.bincount(of, weights=found.n)
+    of = np.arange(len(summed.n)) // size
+    b, m = np.bincount(of).astype(np.float64), np.bincount(of, weights=summed.n)
     empty = np.flatnonzero(m == 0)
     if len(empty):
-        first, last = int(empty[0]) * size, min(int(empty[0] + 1) * size, len(found.n)) - 1
+        first, last = int(empty[0]) * size, min(int(empty[0] + 1) * size, len(summed.n)) - 1
         raise DataError(
             given=f"a mean of batches of {size}",
-            found=f"no answer tokens in batch {int(empty[0])} (examples {int(found.example[first])} to "
-            f"{int(found.example[last])}): its mean is no number",
+            found=f"no answer tokens in batch {int(empty[0])} (examples {int(summed.example[first])} to "
+            f"{int(summed.example[last])}): its mean is no number",
             instead="rows with an answer, or a definition that leaves these examples out",
         )
     return b / b.sum(), m / b, of
 
 
-def example_means(found: Sums, nll: np.ndarray) -> np.ndarray:
+def example_means(summed: Sums, nll: np.ndarray) -> np.ndarray:
     """ℓ̄_i = L_i / n_i.
 
     Raises:
         DataError: an example without a covered token.
     """
-    empty = np.flatnonzero(found.n < 1)
+    empty = np.flatnonzero(summed.n < 1)
     if len(empty):
         raise DataError(
             given="a mean over examples",
-            found=f"example {int(found.example[empty[0]])} has no counted token",
+            found=f"example {int(summed.example[empty[0]])} has no counted token",
             instead="examples with an answer",
         )
-    return nll / found.n
+    return nll / summed.n
 
 
-def weights(definition: Definition, found: Sums) -> np.ndarray:
+def weights(definition: Definition, summed: Sums) -> np.ndarray:
     """ω_i with value = Σ ω_i ℓ̄_i, [Q], for the linear aggregates; of the two others those of the example mean."""
     if definition.aggregate == "token":
-        return found.n / found.n.sum()
+        return summed.n / summed.n.sum()
     if definition.aggregate == "batch":
         assert definition.batch_size is not None
-        share, per_example, of = batches(found, definition.batch_size)
+        share, per_example, of = batches(summed, definition.batch_size)
         b = np.bincount(of)
-        return share[of] * found.n / (per_example * b)[of]
-    return np.full(len(found.n), 1 / len(found.n))
+        return share[of] * summed.n / (per_example * b)[of]
+    return np.full(len(summed.n), 1 / len(summed.n))
 
 
-def aggregate(definition: Definition, found: Sums) -> float:
+def aggregate(definition: Definition, summed: Sums) -> float:
     """The loss in nats before regulariser, cap and unit."""
-    nll = found.smoothed(definition.smoothing)
+    nll = summed.smoothed(definition.smoothing)
     if definition.aggregate == "token":
-        return float(nll.sum() / found.n.sum())
+        return float(nll.sum() / summed.n.sum())
     if definition.aggregate == "batch":
         assert definition.batch_size is not None
-        share, per_example, of = batches(found, definition.batch_size)
+        share, per_example, of = batches(summed, definition.batch_size)
         means = np.bincount(of, weights=nll) / (per_example * np.bincount(of))
         return float((share * means).sum())
-    means = example_means(found, nll)
+    means = example_means(summed, nll)
     if definition.aggregate == "example":
         return float(means.mean())
     if definition.aggregate == "median":
@@ -248,15 +248,15 @@ def aggregate(definition: Definition, found: Sums) -> float:
     return float(top + np.log(np.exp(means - top).mean()))
 
 
-def factor(definition: Definition, found: Sums, texts: Texts | None) -> float:
+def factor(definition: Definition, summed: Sums, texts: Texts | None) -> float:
     """What turns nats per covered token into the unit.
 
     Raises:
         DataError: a unit of text without texts, or texts without anything in them.
     """
-    n = float(found.n.sum())
+    n = float(summed.n.sum())
     if definition.unit == "nats_per_example":
-        return n / len(found.n)
+        return n / len(summed.n)
     if definition.unit in ("nats", "sum", "bits", "digits"):
         return {"nats": 1.0, "sum": n, "bits": 1 / LN2, "digits": 1 / LN10}[definition.unit]
     if texts is None:
@@ -270,7 +270,7 @@ def factor(definition: Definition, found: Sums, texts: Texts | None) -> float:
         "bits_per_character": texts.characters,
         "nats_per_word": texts.words,
     }[definition.unit]
-    total = float(np.asarray(column)[found.example].sum())
+    total = float(np.asarray(column)[summed.example].sum())
     if not total:
         raise DataError(
             given=f"definition {definition.name!r}", found="answers without text", instead="rows with text"
@@ -278,27 +278,27 @@ def factor(definition: Definition, found: Sums, texts: Texts | None) -> float:
     return n / total if definition.unit == "nats_per_word" else n / (total * LN2)
 
 
-def log_value(definition: Definition, evidence: Evidence) -> float:
+def log_value(definition: Definition, evidence: LossEvidence) -> float:
     """The value before any exponential: nats, or the unit's own.
 
     Raises:
         DataError: see `sums`, `batches`, `example_means`, `factor`.
     """
-    found = sums(definition, evidence)
-    loss = aggregate(definition, found) + definition.regulariser
+    summed = sums(definition, evidence)
+    loss = aggregate(definition, summed) + definition.regulariser
     if definition.cap is not None:
         loss = min(loss, definition.cap)
-    return loss * factor(definition, found, evidence.texts)
+    return loss * factor(definition, summed, evidence.texts)
 
 
-def value(definition: Definition, evidence: Evidence) -> float:
+def value(definition: Definition, evidence: LossEvidence) -> float:
     """The number that a tool with this definition prints; a perplexity beyond the range of numbers is infinite.
 
     >>> table = LossTable(example=np.array([0, 1]), position=np.array([0, 0]), part=np.array([0, 0]),
     ...               tokens=np.array([1, 3]), nll=np.array([2.0, 3.0]))
-    >>> value(Definition(name="m", aggregate="example"), Evidence(tables={"reference": table}))
+    >>> value(Definition(name="m", aggregate="example"), LossEvidence(tables={"reference": table}))
     1.5
     """
     with np.errstate(over="ignore"):
-        found = log_value(definition, evidence)
-        return float(np.exp(found)) if definition.exponential else found
+        log = log_value(definition, evidence)
+        return float(np.exp(log)) if definition.exponential else log

@@ -14,7 +14,7 @@ from loratlas.errors import DataError
 from loratlas.loss_audit.definitions import (
     REFERENCE,
     Definition,
-    Evidence,
+    LossEvidence,
     Sums,
     aggregate,
     batches,
@@ -45,7 +45,7 @@ ORDER = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
+class GapTerm:
     """A part of a gap.
 
     Args:
@@ -76,11 +76,11 @@ class Gap:
     first: str
     second: str
     nats: float
-    terms: tuple[Term, ...]
+    terms: tuple[GapTerm, ...]
     residual: float
 
     @property
-    def largest(self) -> Term | None:
+    def largest(self) -> GapTerm | None:
         """The term that explains most; None where the two are equal."""
         return max(self.terms, key=lambda term: abs(term.nats), default=None)
 
@@ -100,7 +100,7 @@ class Gap:
         }
 
 
-def decompose(first: Definition, second: Definition, evidence: Evidence, *, below: float = 0.0) -> Gap:
+def decompose(first: Definition, second: Definition, evidence: LossEvidence, *, below: float = 0.0) -> Gap:
     """Take the gap between two definitions apart.
 
     Args:
@@ -118,7 +118,7 @@ def decompose(first: Definition, second: Definition, evidence: Evidence, *, belo
         *_between(first, second, before, after, evidence),
         *_tail(second, after, evidence, sign=1),
     ]
-    merged: dict[tuple[str, str], Term] = {}
+    merged: dict[tuple[str, str], GapTerm] = {}
     for term in terms:
         key = (term.kind, term.words)
         known = merged.get(key)
@@ -134,18 +134,18 @@ def decompose(first: Definition, second: Definition, evidence: Evidence, *, belo
     )
 
 
-def _added(one: Term, other: Term) -> Term:
+def _added(one: GapTerm, other: GapTerm) -> GapTerm:
     estimates = (one.estimate, other.estimate)
     estimate = None if None in estimates else sum(e for e in estimates if e is not None)
-    return Term(kind=one.kind, words=one.words, nats=one.nats + other.nats, estimate=estimate)
+    return GapTerm(kind=one.kind, words=one.words, nats=one.nats + other.nats, estimate=estimate)
 
 
-def _tail(definition: Definition, found: Sums, evidence: Evidence, *, sign: int) -> Iterator[Term]:
+def _tail(definition: Definition, summed: Sums, evidence: LossEvidence, *, sign: int) -> Iterator[GapTerm]:
     """From the token mean of what a definition covers to its value (sign 1), or back (sign −1)."""
     d = definition
 
-    def term(kind: str, words: str, nats: float, estimate: float | None = None) -> Term:
-        return Term(
+    def term(kind: str, words: str, nats: float, estimate: float | None = None) -> GapTerm:
+        return GapTerm(
             kind=kind,
             words=words,
             nats=sign * nats,
@@ -155,49 +155,51 @@ def _tail(definition: Definition, found: Sums, evidence: Evidence, *, sign: int)
     if d.aggregate == "batch":
         assert d.batch_size is not None
         words = f"token mean → mean of batches of {d.batch_size}: batches with more tokens weigh more"
-        yield term("batch", words, batch_term(found, d.batch_size))
+        yield term("batch", words, batch_term(summed, d.batch_size))
     elif d.aggregate != "token":
-        yield term("example", "token mean → example mean: long examples weigh more", example_term(found))
+        yield term("example", "token mean → example mean: long examples weigh more", example_term(summed))
     if d.smoothing:
-        omega = weights(d, found)
-        means = example_means(found, found.nll) if d.aggregate != "token" and d.aggregate != "batch" else None
+        omega = weights(d, summed)
+        means = (
+            example_means(summed, summed.nll) if d.aggregate != "token" and d.aggregate != "batch" else None
+        )
         if means is None:
-            n = np.where(found.n > 0, found.n, 1.0)
-            pull = float((omega * (found.uniform - found.nll) / n).sum())
+            n = np.where(summed.n > 0, summed.n, 1.0)
+            pull = float((omega * (summed.uniform - summed.nll) / n).sum())
         else:
-            pull = float((omega * (found.uniform / found.n - means)).sum())
+            pull = float((omega * (summed.uniform / summed.n - means)).sum())
         yield term("smoothing", f"label smoothing of {d.smoothing:g}", d.smoothing * pull)
     if d.aggregate == "log_mean_exp":
-        nats, estimate = jensen_term(example_means(found, found.smoothed(d.smoothing)))
+        nats, estimate = jensen_term(example_means(summed, summed.smoothed(d.smoothing)))
         yield term("jensen", "mean of examples' perplexities: Jensen's gap", nats, estimate)
     if d.aggregate == "median":
-        skew = median_term(example_means(found, found.smoothed(d.smoothing)))
+        skew = median_term(example_means(summed, summed.smoothed(d.smoothing)))
         yield term("median", "example mean → median: skew of the examples", skew)
     if d.regulariser:
         yield term("regulariser", "a regulariser inside the loss", d.regulariser)
-    loss = aggregate(d, found) + d.regulariser
+    loss = aggregate(d, summed) + d.regulariser
     if d.cap is not None:
         over = max(0.0, loss - d.cap)
         yield term("cap", f"losses above {d.cap:g} are told as {d.cap:g}", -over)
         loss -= over
     if d.unit != "nats":
         words = f"told in {d.unit.replace('_', ' ')}"
-        yield term("unit", words, (factor(d, found, evidence.texts) - 1) * loss)
+        yield term("unit", words, (factor(d, summed, evidence.texts) - 1) * loss)
 
 
-def example_term(found: Sums) -> float:
+def example_term(summed: Sums) -> float:
     """−Cov(n_i, ℓ̄_i) / n̄."""
-    means, n = example_means(found, found.nll), found.n
+    means, n = example_means(summed, summed.nll), summed.n
     return -float(((n - n.mean()) * (means - means.mean())).mean() / n.mean())
 
 
-def batch_term(found: Sums, size: int) -> float:
+def batch_term(summed: Sums, size: int) -> float:
     """−Cov_k(m_k, L_k) / m̄ with batches weighed by their examples, m_k the tokens per example of batch k.
 
     With p_k = b_k / Σ b and μ_k = m_k / b_k: the token mean is Σ p μ L / Σ p μ, the trainer's mean Σ p L.
     """
-    share, per_example, of = batches(found, size)
-    means = np.bincount(of, weights=found.nll) / (per_example * np.bincount(of))
+    share, per_example, of = batches(summed, size)
+    means = np.bincount(of, weights=summed.nll) / (per_example * np.bincount(of))
     middle, level = (share * per_example).sum(), (share * means).sum()
     return -float((share * (per_example - middle) * (means - level)).sum() / middle)
 
@@ -219,8 +221,8 @@ def median_term(means: np.ndarray) -> float:
 
 
 def _between(
-    first: Definition, second: Definition, before: Sums, after: Sums, evidence: Evidence
-) -> Iterator[Term]:
+    first: Definition, second: Definition, before: Sums, after: Sums, evidence: LossEvidence
+) -> Iterator[GapTerm]:
     """From the token mean of the first's cover under its condition to that of the second's under its own."""
     one, other = evidence.table(first), evidence.table(second)
     if one.tokenizer != other.tokenizer:
@@ -229,7 +231,7 @@ def _between(
     joined = _Joined.of(first, one, second, other)
     if first.table != second.table:
         words = f"condition: {_condition(second.table, other)} instead of {_condition(first.table, one)}"
-        yield Term(kind="condition", words=words, nats=joined.condition())
+        yield GapTerm(kind="condition", words=words, nats=joined.condition())
     yield from joined.coverage()
 
 
@@ -237,7 +239,7 @@ def _condition(name: str, table: LossTable) -> str:
     return table.condition or ("each example alone and whole" if name == REFERENCE else name)
 
 
-def _tokenizers(before: Sums, after: Sums) -> Iterator[Term]:
+def _tokenizers(before: Sums, after: Sums) -> Iterator[GapTerm]:
     """The same text in other tokens: Σ(L′ − L) / n′ is the condition, L·(n/n′ − 1) the other number of tokens."""
     if not np.array_equal(before.example, after.example):
         raise DataError(
@@ -246,12 +248,12 @@ def _tokenizers(before: Sums, after: Sums) -> Iterator[Term]:
             instead="the same rows, whole, with both tokenizers",
         )
     n, other = float(before.n.sum()), float(after.n.sum())
-    yield Term(
+    yield GapTerm(
         kind="condition",
         words="condition: another model and tokenizer on the same text",
         nats=float((after.nll - before.nll).sum() / other),
     )
-    yield Term(
+    yield GapTerm(
         kind="coverage",
         words=f"the text is {other:.0f} tokens instead of {n:.0f}",
         nats=float(before.nll.sum() / n * (n / other - 1)),
@@ -272,12 +274,12 @@ class _Joined:
     def of(first: Definition, one: LossTable, second: Definition, other: LossTable) -> _Joined:
         keys = [(t.example.astype(np.int64) << 32) + t.position for t in (one, other)]
         union, index = np.unique(np.concatenate(keys), return_inverse=True)
-        places = (index[: len(one)], index[len(one) :])
+        indices = (index[: len(one)], index[len(one) :])
         size = len(union)
         part, tokens = np.zeros(size, dtype=np.int8), np.zeros(size)
         counts, nll, known = np.zeros((2, size)), np.zeros((2, size)), np.zeros((2, size), dtype=bool)
         for side, (d, table) in enumerate(((first, one), (second, other))):
-            if len(np.unique(places[side])) != len(table):
+            if len(np.unique(indices[side])) != len(table):
                 raise DataError(
                     given="a table of losses",
                     found="two rows for one token",
@@ -285,7 +287,7 @@ class _Joined:
                 )
             times = dict(d.times)
             often = np.array([times.get(int(e), 1) for e in table.example]) if times else np.ones(len(table))
-            here = places[side]
+            here = indices[side]
             clash = known[0, here] & (tokens[here] != table.tokens) if side else np.zeros(0, dtype=bool)
             if clash.any():
                 raise DataError(
@@ -310,7 +312,7 @@ class _Joined:
         difference = self.nll[1, both] - self.nll[0, both]
         return float((self.counts[0, both] * difference).sum() / (self.counts[0] * self.tokens).sum())
 
-    def coverage(self) -> Iterator[Term]:
+    def coverage(self) -> Iterator[GapTerm]:
         """π_p (L_p − L) for every part p of tokens that only the second counts, and −π_p (L_p − L′) for every part
         that only the first counts; shares π of the tokens of either, L and L′ the token means under the second
         condition. Nested covers leave the textbook form π_p (L_p − L_a).
@@ -324,7 +326,7 @@ class _Joined:
                 extra = rest[where]
                 tokens = float((extra * self.tokens[where]).sum())
                 mean = float((extra * self.nll[1, where]).sum()) / tokens
-                yield Term(kind="coverage", words=words, nats=sign * tokens / n * (mean - level))
+                yield GapTerm(kind="coverage", words=words, nats=sign * tokens / n * (mean - level))
 
     def _groups(self, rest: np.ndarray, mine: np.ndarray, *, added: bool) -> Iterator[tuple[str, np.ndarray]]:
         lacking = ~self.known[0] if added else ~self.known[1]

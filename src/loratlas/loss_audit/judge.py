@@ -16,7 +16,7 @@ from loratlas.evaluation.score import Scores, score
 from loratlas.evaluation.token_scorer import weights_digest
 from loratlas.loss_audit.audit import definitions, evidence_of, gaps, residual
 from loratlas.loss_audit.catalogue import catalogue, token_mean
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, sums
+from loratlas.loss_audit.definitions import REFERENCE, Definition, LossEvidence, sums
 from loratlas.loss_audit.token_table import LossTable
 from loratlas.models.task import Task
 
@@ -38,10 +38,10 @@ def judge(
         DataError: no rows. StorageError, OutputError: ``out`` cannot be written.
     """
     if encoded.task.labels:
-        found = classify(model, encoded)
+        classified = classify(model, encoded)
         if out is not None:
-            found.write(out)
-        return class_summary(found, encoded.task), ()
+            classified.write(out)
+        return class_summary(classified, encoded.task), ()
     scores, _, _ = score_all(model, encoded)
     if out is not None:
         scores.write(out)
@@ -64,8 +64,8 @@ def judge_once(model: Any, encoded: Encoded, out: Path | None) -> tuple[dict[str
     identity = {"task": encoded.task.to_json(), "weights": weights_digest(model), "rows": encoded.digest}
     folder = ResultFolder(out, identity)
     if not folder.complete:
-        found = classify(model, encoded)
-        folder.finish({EXAMPLES: found.scores.columns, PREDICTIONS: found.columns()})
+        classified = classify(model, encoded)
+        folder.finish({EXAMPLES: classified.scores.columns, PREDICTIONS: classified.columns()})
     return class_summary(read_classes(out), encoded.task), ()
 
 
@@ -84,14 +84,14 @@ def score_all(model: Any, encoded: Encoded) -> tuple[Scores, bool, str]:
 
 def scores_of(table: LossTable) -> Scores:
     """Losses of examples from a table: counted tokens, summed."""
-    found = sums(token_mean(), Evidence(tables={REFERENCE: table}))
+    summed = sums(token_mean(), LossEvidence(tables={REFERENCE: table}))
     return Scores(
-        example=found.example.astype("int32"), n=found.n.astype("int32"), nll=found.nll.astype("float64")
+        example=summed.example.astype("int32"), n=summed.n.astype("int32"), nll=summed.nll.astype("float64")
     )
 
 
 def summary(
-    scores: Scores, evidence: Evidence | None = None, among: Sequence[Definition] | None = None
+    scores: Scores, evidence: LossEvidence | None = None, among: Sequence[Definition] | None = None
 ) -> dict[str, Any]:
     """The loss, its definitions and the gaps between them.
 
@@ -112,12 +112,12 @@ def summary(
     }
 
 
-def class_summary(found: Classes, task: Task) -> dict[str, Any]:
+def class_summary(classified: Classes, task: Task) -> dict[str, Any]:
     """The numbers of a classifier: loss per row, accuracy, macro F1, and each class by itself."""
     return {
-        "mean_nll": found.scores.token_mean_nll,
-        "accuracy": found.accuracy,
-        "macro_f1": found.macro_f1,
-        "examples": len(found.label),
-        "classes": by_class(found.label, found.predicted, task.labels),
+        "mean_nll": classified.scores.token_mean_nll,
+        "accuracy": classified.accuracy,
+        "macro_f1": classified.macro_f1,
+        "examples": len(classified.label),
+        "classes": by_class(classified.label, classified.predicted, task.labels),
     }

@@ -10,7 +10,7 @@ from typing import Any
 from loratlas.evaluation.class_losses import classify
 from loratlas.evaluation.score import score
 from loratlas.loss_audit.audit_passes import Subject, further
-from loratlas.loss_audit.definitions import REFERENCE, Evidence
+from loratlas.loss_audit.definitions import REFERENCE, LossEvidence
 from loratlas.loss_audit.log_numbers import Log
 from loratlas.loss_audit.match_logs import Explained, by_example, explain
 from loratlas.loss_audit.text_units import Texts
@@ -60,9 +60,9 @@ class LogAudit:
         return any(one.verdict in OPEN for each in self.explained for one in each)
 
     @property
-    def evidence(self) -> Evidence:
+    def evidence(self) -> LossEvidence:
         """Everything measured so far."""
-        return Evidence(tables=self.tables, texts=self.texts)
+        return LossEvidence(tables=self.tables, texts=self.texts)
 
     @property
     def _sizes(self) -> tuple[int, ...]:

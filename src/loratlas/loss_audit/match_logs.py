@@ -22,7 +22,7 @@ from loratlas.errors import DataError
 from loratlas.loss_audit.candidates import COVERS, EXACT, Candidate, CandidateMaker
 from loratlas.loss_audit.catalogue import token_mean
 from loratlas.loss_audit.chance import accepted_tolerances
-from loratlas.loss_audit.definitions import REFERENCE, Definition, Evidence, example_means, sums
+from loratlas.loss_audit.definitions import REFERENCE, Definition, LossEvidence, example_means, sums
 from loratlas.loss_audit.gaps import decompose
 from loratlas.loss_audit.log_numbers import Log, Number, Setting
 
@@ -69,7 +69,7 @@ class Explained:
     could_be: tuple[str, ...] = ()
     tried: int = 0
 
-    def to_json(self, evidence: Evidence) -> dict[str, Any]:
+    def to_json(self, evidence: LossEvidence) -> dict[str, Any]:
         """Plain data; of the best match also the terms that take the token mean there."""
         n = self.number
 
@@ -104,7 +104,7 @@ class Explained:
         }
 
 
-def _condition(definition: Definition, evidence: Evidence) -> str | None:
+def _condition(definition: Definition, evidence: LossEvidence) -> str | None:
     if definition.table == REFERENCE:
         return None
     return evidence.tables[definition.table].condition or definition.table
@@ -112,7 +112,7 @@ def _condition(definition: Definition, evidence: Evidence) -> str | None:
 
 def explain(
     log: Log,
-    evidence: Evidence,
+    evidence: LossEvidence,
     *,
     batch_sizes: Sequence[int] = (),
     smoothing: Sequence[float] = (0.1,),
@@ -224,7 +224,7 @@ class ListedExamples:
     computed: float
 
 
-def by_example(log: Log, evidence: Evidence) -> ListedExamples | None:
+def by_example(log: Log, evidence: LossEvidence) -> ListedExamples | None:
     """Which examples of a list are reproduced, by the cover and condition that fit most of them.
 
     None where the log lists no examples, or another number of them than there are rows.

@@ -50,15 +50,15 @@ def read_logs(path: Path) -> list[Log]:
         DataError: nothing there, or a file that holds no loss and no perplexity.
     """
     if path.is_dir():
-        found = [path / name for name in KNOWN if (path / name).is_file()]
-        found += sorted(path.glob("results_*.json"))
-        if not found:
+        files = [path / name for name in KNOWN if (path / name).is_file()]
+        files += sorted(path.glob("results_*.json"))
+        if not files:
             raise DataError(
                 given=f"the folder {path}",
                 found="none of the files that tools write",
                 instead=f"a folder with {', '.join(KNOWN)} or results_*.json, or the file itself",
             )
-        return _without_repeats([read_log(file) for file in found])
+        return _without_repeats([read_log(file) for file in files])
     return [read_log(path)]
 
 
@@ -119,28 +119,28 @@ def _perplexities(path: Path, values: list[Any]) -> Log:
     """A bare list of numbers: LLaMA-Factory's ``cal_ppl.py``. What it prints is their mean."""
     if not values or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         return Log(tool="LLaMA-Factory cal_ppl", path=path, numbers=())
-    found = np.asarray([float(v) for v in values])
-    bad = np.flatnonzero(~np.isfinite(found))
+    numbers = np.asarray([float(v) for v in values])
+    bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
         raise DataError(
             given=f"the log {path}",
-            found=f"example {bad[0]} has the perplexity {found[bad[0]]} ({len(bad)} such): it has no answer "
+            found=f"example {bad[0]} has the perplexity {numbers[bad[0]]} ({len(bad)} such): it has no answer "
             "tokens, or a log-probability of −inf",
             instead="rows with an answer, or a list without these examples",
         )
     mean = Number(
         name="average perplexity",
-        value=float(found.mean()),
+        value=float(numbers.mean()),
         kind="perplexity",
-        where=f"mean of {len(found)} numbers",
+        where=f"mean of {len(numbers)} numbers",
     )
     return Log(
         tool="LLaMA-Factory cal_ppl",
         path=path,
         numbers=(mean,),
-        settings={"examples": len(found)},
+        settings={"examples": len(numbers)},
         missing=CAL_PPL,
-        examples=found,
+        examples=numbers,
     )
 
 

@@ -144,11 +144,11 @@ def hub_error(source: str, error: Exception) -> ModelError:
         )
     text = str(error).lower()
     if "not a valid model identifier" in text or "404" in text or "repository not found" in text:
-        found = "neither a local directory nor a model on the Hub that can be read without logging in"
+        reason = "neither a local directory nor a model on the Hub that can be read without logging in"
     else:
-        found = "no local directory of that name, no copy in the cache, and the Hub could not be reached"
+        reason = "no local directory of that name, no copy in the cache, and the Hub could not be reached"
     return ModelError(
-        given=source, found=found, instead="a local directory with a config.json, or a Hub id while online"
+        given=source, found=reason, instead="a local directory with a config.json, or a Hub id while online"
     )
 
 

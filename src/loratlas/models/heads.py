@@ -47,9 +47,9 @@ def head_modules(model: Any) -> tuple[str, ...]:
     if not is_classifier(model):
         return ()
     prefix = model.base_model_prefix
-    beside = [name for name, child in model.named_children() if name != prefix and _weighs(child)]
+    others = [name for name, child in model.named_children() if name != prefix and _weighs(child)]
     pooler = getattr(getattr(model, prefix), "pooler", None)
-    return (*([f"{prefix}.pooler"] if pooler is not None and _weighs(pooler) else ()), *beside)
+    return (*([f"{prefix}.pooler"] if pooler is not None and _weighs(pooler) else ()), *others)
 
 
 def head_parameters(model: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def own_labels(config: PretrainedConfig) -> tuple[str, ...]:
     names: Any = config.id2label or {}
     named = [str(names[index]) for index in range(len(names))]
     counts = [_COUNTED.fullmatch(name) for name in named]
-    counted = all(found and int(found[1]) == index for index, found in enumerate(counts))
+    counted = all(match and int(match[1]) == index for index, match in enumerate(counts))
     return tuple(str(index) for index in range(len(named))) if counted else tuple(named)
 
 
@@ -51,5 +51,5 @@ def label_index(label: int | str, labels: Sequence[str]) -> int | None:
 
 def knows(own: Sequence[str], labels: Iterable[int | str]) -> bool:
     """Whether classes are those of some labels, each label one of them and no two of them the same."""
-    found = [label_index(label, own) for label in dict.fromkeys(labels)]
-    return bool(own) and None not in found and len(set(found)) == len(found)
+    indices = [label_index(label, own) for label in dict.fromkeys(labels)]
+    return bool(own) and None not in indices and len(set(indices)) == len(indices)

@@ -47,14 +47,14 @@ def check_sizes(data: Mapping[str, Any], given: str) -> None:
         if isinstance(value, bool):
             continue
         if isinstance(value, int) and _DEPTH.fullmatch(name) and value > MOST_LAYERS:
-            found = f"{name[:60]} is {_short(value)}, more than the {MOST_LAYERS:,} layers that are read"
+            problem = f"{name[:60]} is {_short(value)}, more than the {MOST_LAYERS:,} layers that are read"
         elif isinstance(value, int) and abs(value) > _MOST_NUMBER:
-            found = f"{name[:60]} is {_short(value)}, which is no size of a model"
+            problem = f"{name[:60]} is {_short(value)}, which is no size of a model"
         elif isinstance(value, (list, dict)) and len(value) > _MOST_ITEMS:
-            found = f"{name[:60]} has {len(value):,} entries"
+            problem = f"{name[:60]} has {len(value):,} entries"
         else:
             continue
-        raise ModelError(given=given, found=found, instead="the config of a model that exists")
+        raise ModelError(given=given, found=problem, instead="the config of a model that exists")
 
 
 def _fields(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

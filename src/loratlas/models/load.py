@@ -155,5 +155,5 @@ def native_dtype() -> str:
 
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    found = torch.cpu.get_capabilities()
-    return "bfloat16" if any(found.get(name) for name in _MULTIPLIES_BF16) else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if any(capabilities.get(name) for name in _MULTIPLIES_BF16) else "float32"

@@ -51,12 +51,12 @@ def model_class(config: PretrainedConfig) -> tuple[Any, PretrainedConfig] | None
 
 def class_kind(config: PretrainedConfig) -> str | None:
     """What the class of `model_class` is for: ``CausalLM``, ``Seq2SeqLM``, ``MaskedLM``, ``SequenceClassification``."""
-    found = classes(config)
+    known = classes(config)
     for name in getattr(config, "architectures", None) or ():
-        for kind, (cls, _) in found.items():
+        for kind, (cls, _) in known.items():
             if cls.__name__ == name:
                 return kind
-    return next((kind for kind in _order(config) if kind in found), None)
+    return next((kind for kind in _order(config) if kind in known), None)
 
 
 def classes(config: PretrainedConfig) -> dict[str, tuple[Any, PretrainedConfig]]:
@@ -67,18 +67,18 @@ def classes(config: PretrainedConfig) -> dict[str, tuple[Any, PretrainedConfig]]
     text = config.get_text_config(decoder=True)
     if type(text) is not type(config):
         parts.append(text)
-    found: dict[str, tuple[Any, PretrainedConfig]] = {}
+    known: dict[str, tuple[Any, PretrainedConfig]] = {}
     for part in parts:
         for kind in _KINDS:
             mapped = getattr(transformers, f"AutoModelFor{kind}")._model_mapping
-            if kind not in found and type(part) in mapped:
+            if kind not in known and type(part) in mapped:
                 cls = mapped[type(part)]
                 # Some types of several towers are mapped to the class of their text part.
                 fits = next((one for one in (part, text) if isinstance(one, cls.config_class)), part)
-                found[kind] = cls, fits
-        if found:
+                known[kind] = cls, fits
+        if known:
             break
-    return found
+    return known
 
 
 def _order(config: PretrainedConfig) -> tuple[str, ...]:

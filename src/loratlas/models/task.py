@@ -138,17 +138,17 @@ def _no_source(config: PretrainedConfig) -> DataError:
 
 
 def _class_for(config: PretrainedConfig, task: str) -> tuple[Any, PretrainedConfig]:
-    found = classes(config)
+    heads = classes(config)
     kind = _KINDS[task]
     # An encoder has a class that could go on with a text, if it were trained to.
-    if kind not in found or (task == CAUSAL and class_kind(config) != kind):
-        known = [name for name, of in _KINDS.items() if of in found]
+    if kind not in heads or (task == CAUSAL and class_kind(config) != kind):
+        known = [name for name, of in _KINDS.items() if of in heads]
         raise ModelError(
             given=f"task {task} with a model of type {config.model_type!r}",
             found=f"transformers has no class for it that does this (it has: {', '.join(known) or 'none'})",
             instead="another model, or another --task",
         )
-    return found[kind]
+    return heads[kind]
 
 
 def for_task(
@@ -175,7 +175,7 @@ def for_task(
     if task.name != CLASSIFICATION:
         return part
     part.id2label = dict(enumerate(task.labels))
-    part.label2id = {label: place for place, label in enumerate(task.labels)}
+    part.label2id = {label: index for index, label in enumerate(task.labels)}
     part.problem_type = "single_label_classification"
     known = part.get_text_config().pad_token_id
     if known is None or not 0 <= known < part.get_text_config().vocab_size:

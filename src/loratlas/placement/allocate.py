@@ -36,9 +36,9 @@ from loratlas.placement.budget import (
     Budget,
     Memory,
     allowance,
+    cost_of_ranks,
     parse_budget,
     rank_costs,
-    spending,
 )
 
 
@@ -143,9 +143,9 @@ def allocate(
     least: list[int] = []
     for cut in cuts:
         inside = [site for site in sites if site.layer is None or site.layer >= cut]
-        found = _Spender(anatomy, inside, gains, budget, allowed, limits, memory).spend(least)
-        if found is not None and (best is None or found.gain > best.gain):
-            best = found
+        allocation = _Allocator(anatomy, inside, gains, budget, allowed, limits, memory).spend(least)
+        if allocation is not None and (best is None or allocation.gain > best.gain):
+            best = allocation
     if best is None:
         raise BudgetError(
             given=f"a budget of {budget.text} ({allowed:,} {UNITS[budget.quantity]})",
@@ -173,7 +173,7 @@ class _Step:
     gain: float
 
 
-class _Spender:
+class _Allocator:
     """Gives ranks to units: single sites, or layers whose sites go together."""
 
     def __init__(
@@ -220,14 +220,14 @@ class _Spender:
 
     def ranks(self) -> dict[str, int]:
         """Path → rank as it stands."""
-        found = {}
+        ranks = {}
         for name, unit in self.units.items():
             for site in unit:
                 floor = min(self.limits.floor, site.max_rank - site.max_rank % self.limits.multiple)
                 rank = floor + sum(step.ranks for step in self.taken[name])
                 if rank:
-                    found[site.path] = rank
-        return {site.path: found[site.path] for site in self.sites if site.path in found}
+                    ranks[site.path] = rank
+        return {site.path: ranks[site.path] for site in self.sites if site.path in ranks}
 
     def spend(self, least: list[int]) -> Allocation | None:
         """Take steps until none fits; None, and what would have been needed, where not even one does."""
@@ -253,13 +253,13 @@ class _Spender:
                 else start
             )
             return None
-        return self._told(ranks, prices, spent)
+        return self._allocated(ranks, prices, spent)
 
     def _first(self, name: str) -> dict[str, int]:
         return {site.path: self.steps[name][0].ranks for site in self.units[name]}
 
     def _cost(self, ranks: Mapping[str, int]) -> int:
-        return spending(self.anatomy, ranks, self.budget.quantity, self.memory) if ranks else 0
+        return cost_of_ranks(self.anatomy, ranks, self.budget.quantity, self.memory) if ranks else 0
 
     def _by_arithmetic(self) -> tuple[dict[str, float], int]:
         """Costs that are not the same whatever else is adapted: priced as if every site took part, which is the most
@@ -297,12 +297,12 @@ class _Spender:
     def _greedy(self, prices: Mapping[str, float], left: float) -> None:
         """Take steps, best first, while they fit into what is left."""
         queue: list[tuple[float, int, str]] = []
-        order = {name: place for place, name in enumerate(self.units)}
+        order = {name: index for index, name in enumerate(self.units)}
 
         def offer(name: str) -> None:
-            place = len(self.taken[name])
-            if place < len(self.steps[name]):
-                step = self.steps[name][place]
+            index = len(self.taken[name])
+            if index < len(self.steps[name]):
+                step = self.steps[name][index]
                 worth = step.gain / (step.ranks * prices[name]) if prices[name] else float("inf")
                 heapq.heappush(queue, (-worth, order[name], name))
 
@@ -316,7 +316,7 @@ class _Spender:
                 self.taken[name].append(step)
                 offer(name)
 
-    def _told(self, ranks: dict[str, int], prices: Mapping[str, float], spent: int) -> Allocation:
+    def _allocated(self, ranks: dict[str, int], prices: Mapping[str, float], spent: int) -> Allocation:
         unit = UNITS[self.budget.quantity]
 
         def worth(name: str, step: _Step) -> float:

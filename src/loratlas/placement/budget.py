@@ -6,8 +6,9 @@ Ranks are solved in two steps. First the largest rank that all ``auto`` sites ca
 than its smaller side). What is left is given out one rank at a time, site by site, in an order that depends on
 the sites alone: layers spread over the depth (0, ½, ¼, ¾, …), and within a layer the model's own order; a site
 whose next rank costs more than what is left is passed over. Parameters and time are affine in the ranks:
-cost = c₀ + Σ rᵢ·mᵢ. Peak memory, which is rehearsed, is nearly so: a step is what one more rank at all sites costs,
-shared out by parameters, and the table that comes out is rehearsed once more and gives back what proves too much.
+cost = c₀ + Σ rᵢ·mᵢ. Peak memory, which a dry run measures, is nearly so: a step is what one more rank at all sites
+costs, shared out by parameters, and the table that comes out goes through one more dry run and gives back what proves
+too much.
 
 >>> parse_budget("params=1.5k"), parse_budget("like=attention:16").text
 (Budget(quantity='params', amount=1500.0, share=None, like=None), 'like=attention:16')
@@ -107,7 +108,7 @@ def parse_budget(text: str) -> Budget:
     return Budget(quantity=name, amount=amount * units[unit])  # pyright: ignore[reportArgumentType]
 
 
-def spending(
+def cost_of_ranks(
     anatomy: Anatomy, ranks: Mapping[str, int], quantity: Quantity, memory: Memory | None = None
 ) -> int:
     """What a table costs: parameters, FLOPs per token, or peak bytes.
@@ -154,7 +155,7 @@ def allowance(budget: Budget, anatomy: Anatomy, memory: Memory | None = None) ->
         raise BudgetError(
             given=budget.text, found="a rank of auto in what is to be matched", instead="a number"
         )
-    spent = spending(anatomy, {site.path: rank for site, rank in table if rank}, budget.quantity, memory)
+    spent = cost_of_ranks(anatomy, {site.path: rank for site, rank in table if rank}, budget.quantity, memory)
     return math.floor(spent * budget.amount) if budget.like is None and budget.amount else spent
 
 
@@ -181,7 +182,7 @@ def solve(
     allowed = allowance(budget, anatomy, memory)
     auto = [site for site, rank in table if rank is None]
     ranks = {site.path: rank or 1 for site, rank in table}
-    least = spending(anatomy, ranks, budget.quantity, memory)
+    least = cost_of_ranks(anatomy, ranks, budget.quantity, memory)
     if least > allowed:
         unit, plain = UNITS[budget.quantity], budget.quantity == "params" and budget.amount is not None
         raise BudgetError(
@@ -236,11 +237,11 @@ def rank_costs(
         alike.setdefault((site.scope, site.role, site.shape, site.kind, site.experts, bottom), []).append(
             site
         )
-    base = spending(anatomy, ranks, quantity, memory)
+    base = cost_of_ranks(anatomy, ranks, quantity, memory)
     steps: dict[str, int] = {}
     for sites in alike.values():
         more = {**ranks, sites[0].path: ranks[sites[0].path] + 1}
-        step = spending(anatomy, more, quantity, memory) - base
+        step = cost_of_ranks(anatomy, more, quantity, memory) - base
         steps |= dict.fromkeys((site.path for site in sites), step)
     return steps
 
@@ -286,13 +287,13 @@ def _share_out_measured(ranks: dict[str, int], auto: Sequence[Site], allowed: in
     while high - low > 1:
         # The price is close to a straight line: a few guesses meet.
         guess = low + max(1, min(high - low - 1, int((allowed - spent) // max(step, 1))))
-        found = price(alike(guess))
-        if found <= allowed:
-            step = max(1.0, (found - spent) / (guess - low))
-            low, spent = guess, found
+        measured = price(alike(guess))
+        if measured <= allowed:
+            step = max(1.0, (measured - spent) / (guess - low))
+            low, spent = guess, measured
         else:
-            step = max(1.0, (found - spent) / (guess - low))
-            high, over = guess, found
+            step = max(1.0, (measured - spent) / (guess - low))
+            high, over = guess, measured
     uniform = alike(low)
     ranks.update(uniform)
     if over == math.inf:
@@ -303,11 +304,11 @@ def _share_out_measured(ranks: dict[str, int], auto: Sequence[Site], allowed: in
     while left >= min(steps.values()):
         table = dict(uniform)
         _give(table, spread(auto), left, steps)
-        found = price(table)
-        if found <= allowed:
+        measured = price(table)
+        if measured <= allowed:
             ranks.update(table)
             return
-        left -= max(found - allowed, min(steps.values()))
+        left -= max(measured - allowed, min(steps.values()))
 
 
 def spread(sites: Sequence[Site]) -> list[Site]:
@@ -316,8 +317,8 @@ def spread(sites: Sequence[Site]) -> list[Site]:
     Layers come in van der Corput's order, so that any first few of them lie far apart.
     """
     layers = sorted({site.layer for site in sites if site.layer is not None})
-    place = {layer: _reversed_bits(i) for i, layer in enumerate(layers)}
-    return sorted(sites, key=lambda site: place[site.layer] if site.layer is not None else 1.0)
+    position = {layer: _reversed_bits(i) for i, layer in enumerate(layers)}
+    return sorted(sites, key=lambda site: position[site.layer] if site.layer is not None else 1.0)
 
 
 def _reversed_bits(number: int) -> float:

@@ -43,9 +43,9 @@ def unless_adaptable(placement: Placement, name: Name, site: Site, selection: Se
     if site.adaptable:
         return
     kind = "of no effect there" if "inert" in site.flags else f"not possible on a matrix of kind {site.kind}"
-    found, less = f"an adapter by name is {kind}: {site.path} ({site.role})", site.role
+    reason, less = f"an adapter by name is {kind}: {site.path} ({site.role})", site.role
     if site.kind == "experts":
-        found = (
+        reason = (
             f"{site.path} ({site.role}) is read outside the module that holds it: an adapter would not act "
             "while training, and change the model when it is merged"
         )
@@ -55,7 +55,7 @@ def unless_adaptable(placement: Placement, name: Name, site: Site, selection: Se
     raise Mistake(
         placement.source,
         name.position,
-        found=found,
+        found=reason,
         advice=f"the same without {scoped}",
         edits=[
             Edit(end, end, f" - {scoped}"),
@@ -139,21 +139,21 @@ def no_such_layers(placement: Placement, term: Term, name: Name, selection: Sele
     start, end = term.layers_position, term.layers_end
     near = [numbers(inside).text] if inside else []
     if not inside:
-        found, advice = f"{name.text} stands in no layer", "the name without @"
+        reason, advice = f"{name.text} stands in no layer", "the name without @"
     elif term.layers.of(count) is None:
-        found = (
+        reason = (
             f"layers {term.layers.text}, while the {scope} of {selection.anatomy.model} has {count}: 0 to "
         )
-        found += f"{count - 1}"
+        reason += f"{count - 1}"
         advice = f"layers below {count}" if count > 1 else "layer 0"
         near = [*_clipped(term.layers, count), *near]
     else:
-        found = f"no such matrix in layers {term.layers.text}"
+        reason = f"no such matrix in layers {term.layers.text}"
         advice = f"layers among {', '.join(map(str, inside[:12]))}{', …' if len(inside) > 12 else ''}"
     raise Mistake(
         placement.source,
         start,
-        found=found,
+        found=reason,
         advice=advice,
         edits=[*(Edit(start, end, text) for text in near), Edit(term.names_end, end, "")][
             : 2 if inside else 1
@@ -200,7 +200,7 @@ def no_such_name(placement: Placement, term: Term, name: Name, selection: Select
     anatomy = selection.anatomy
     unsure = [item for item in anatomy.unresolved if name.word in (item.path, item.module)]
     if unsure:
-        found = f"{unsure[0].path} is unresolved: {unsure[0].reason}"
+        reason = f"{unsure[0].path} is unresolved: {unsure[0].reason}"
         advice = "a matrix whose role is known (`loratlas map`)"
         words = _near_paths(name.word, selection)
     else:
@@ -208,13 +208,13 @@ def no_such_name(placement: Placement, term: Term, name: Name, selection: Select
             f"; {len(anatomy.unresolved)} matrices are unresolved there" if anatomy.unresolved else ""
         )
         shown = name.text if len(name.text) <= _LONGEST else f"{name.text[:_LONGEST]}…"
-        found = f"{shown} matches nothing in {anatomy.model} ({anatomy.model_type}){unresolved}"
+        reason = f"{shown} matches nothing in {anatomy.model} ({anatomy.model_type}){unresolved}"
         words, advice = _near(name, selection)
     less = not term.adds or len(placement.terms) > 1 or len(term.names) > 1
     raise Mistake(
         placement.source,
         name.position,
-        found=found,
+        found=reason,
         advice=advice,
         edits=[
             *(Edit(name.position, name.end, word) for word in words),

@@ -154,8 +154,8 @@ class Mistake(Exception):
             read: reads a whole text, and raises a Mistake where it cannot be. A text works if it can be read, or if
                 the next trouble lies behind the change.
         """
-        found = (_mended(edit, self.source, read) for edit in dict.fromkeys(self.edits))
-        texts = tuple(islice(dict.fromkeys(text for text in found if text is not None), _MOST_SHOWN))
+        mended = (_mended(edit, self.source, read) for edit in dict.fromkeys(self.edits))
+        texts = tuple(islice(dict.fromkeys(text for text in mended if text is not None), _MOST_SHOWN))
         texts = tuple(text for text in texts if len(text) <= _LONG) or texts
         if any(len(text) > _LONG for text in texts):
             pieces = (_changed(self.source, text) for text in texts)

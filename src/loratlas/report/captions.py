@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loratlas.report.quotes import Ledger, Phrase
+from loratlas.report.quotes import Phrase, QuotedStudy
 
 COSTS = {
     "params": ("trainable parameters", "trainable", "count"),
@@ -13,7 +13,7 @@ COSTS = {
 }
 
 
-def pareto(ledger: Ledger, axis: str) -> Phrase:
+def pareto(ledger: QuotedStudy, axis: str) -> Phrase:
     """Every arm's loss and cost, then who stands on the frontier."""
     word, field, form = COSTS[axis]
     parts: list[Any] = [f"Loss against {word}. "]
@@ -31,7 +31,7 @@ def pareto(ledger: Ledger, axis: str) -> Phrase:
     return tuple(parts)
 
 
-def curves(ledger: Ledger) -> Phrase:
+def curves(ledger: QuotedStudy) -> Phrase:
     """Where every arm's training loss begins and ends."""
     parts: list[Any] = ["Training loss over steps. "]
     for i in ledger.items("/arms"):
@@ -43,7 +43,7 @@ def curves(ledger: Ledger) -> Phrase:
     return tuple(parts)
 
 
-def tuning(ledger: Ledger) -> Phrase:
+def tuning(ledger: QuotedStudy) -> Phrase:
     """The learning rate that was chosen for every arm."""
     parts: list[Any] = ["Loss on the tuning rows over the learning rate. "]
     for i in ledger.items("/arms"):
@@ -57,7 +57,7 @@ def tuning(ledger: Ledger) -> Phrase:
     return tuple(parts)
 
 
-def model_map(ledger: Ledger, i: int) -> Phrase:
+def model_map(ledger: QuotedStudy, i: int) -> Phrase:
     """The placement of an arm and what it trains."""
     at = f"/arms/{i}"
     name, placement = ledger.word(f"{at}/name"), ledger.word(f"{at}/placement")
@@ -65,7 +65,7 @@ def model_map(ledger: Ledger, i: int) -> Phrase:
     return ("Map of ", name, ": placement ", placement, ", ", trainable, " trainable parameters.")
 
 
-def forest(ledger: Ledger, i: int) -> Phrase:
+def forest(ledger: QuotedStudy, i: int) -> Phrase:
     """The interval of a finding, as it is drawn."""
     at = f"/findings/{i}"
     low, high = ledger.quote("signed", f"{at}/ci/0"), ledger.quote("signed", f"{at}/ci/1")

@@ -10,7 +10,7 @@ from typing import Any
 
 from loratlas.report.figure_theme import THEMES, Theme, blank_figure, colour, label
 from loratlas.report.model_maps import model_map, scan_map
-from loratlas.report.quotes import Ledger
+from loratlas.report.quotes import QuotedStudy
 
 AXES: dict[str, tuple[str, str, str]] = {
     # name of the choice: field of the arm, title of the axis, word on the button
@@ -23,7 +23,7 @@ _MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexa
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
 
 
-def figures(ledger: Ledger) -> dict[str, dict[str, dict[str, Any]]]:
+def figures(ledger: QuotedStudy) -> dict[str, dict[str, dict[str, Any]]]:
     """Every figure for both themes: ``{figure: {theme: plotly JSON}}``.
 
     Figures are named ``pareto.params``, ``pareto.time``, ``pareto.memory``, ``curves``, ``tuning``, ``scan`` and
@@ -50,7 +50,7 @@ def figures(ledger: Ledger) -> dict[str, dict[str, dict[str, Any]]]:
     return drawn
 
 
-def pareto(ledger: Ledger, axis: str, theme: Theme) -> Any:
+def pareto(ledger: QuotedStudy, axis: str, theme: Theme) -> Any:
     """Loss against one cost, and the frontier of arms that none beats in both; None without points."""
     field, title, _ = AXES[axis]
     points: list[tuple[int, float, float]] = []
@@ -112,7 +112,7 @@ def _range(low: float, high: float, *, log: bool) -> list[float]:
     return [max(0.0, low - room), high + room]
 
 
-def _spread(ledger: Ledger) -> float:
+def _spread(ledger: QuotedStudy) -> float:
     """How far apart the ends of the arms' intervals lie, nats per token."""
     ends = [
         ledger.number(f"/arms/{i}/{key}") for i in ledger.items("/arms") for key in ("nll", "ci/0", "ci/1")
@@ -121,7 +121,7 @@ def _spread(ledger: Ledger) -> float:
     return max(known) - min(known)
 
 
-def _point(ledger: Ledger, i: int, x: float, y: float, theme: Theme, *, right: bool) -> dict[str, Any]:
+def _point(ledger: QuotedStudy, i: int, x: float, y: float, theme: Theme, *, right: bool) -> dict[str, Any]:
     low, high = ledger.number(f"/arms/{i}/ci/0"), ledger.number(f"/arms/{i}/ci/1")
     bars = {}
     if low is not None and high is not None:
@@ -150,7 +150,7 @@ def _point(ledger: Ledger, i: int, x: float, y: float, theme: Theme, *, right: b
     }
 
 
-def curves(ledger: Ledger, theme: Theme) -> Any:
+def curves(ledger: QuotedStudy, theme: Theme) -> Any:
     """Training loss over steps, mean and spread over the evaluation seeds; None without any."""
     figure = blank_figure(
         theme,
@@ -184,7 +184,7 @@ def _see_through(colour_: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def tuning(ledger: Ledger, theme: Theme) -> Any:
+def tuning(ledger: QuotedStudy, theme: Theme) -> Any:
     """Loss on the tuning rows over the learning rate: marks are runs, lines means, the ring was chosen."""
     figure = blank_figure(
         theme,
@@ -209,7 +209,7 @@ def tuning(ledger: Ledger, theme: Theme) -> Any:
     return figure if figure.data else None
 
 
-def _tuned(figure: Any, ledger: Ledger, i: int, theme: Theme, runs: dict[float, list[float]]) -> None:
+def _tuned(figure: Any, ledger: QuotedStudy, i: int, theme: Theme, runs: dict[float, list[float]]) -> None:
     shade, symbol = colour(theme, i), _MARKERS[i % len(_MARKERS)]
     name = label(ledger.at(f"/arms/{i}/name"))
     rates = sorted(runs)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from loratlas.report.figure_theme import Theme, blank_figure, label
-from loratlas.report.quotes import Ledger
+from loratlas.report.quotes import QuotedStudy
 from loratlas.report.scan_section import deciding
 
 
-def positions(ledger: Ledger) -> dict[str, tuple[int | None, str]]:
+def positions(ledger: QuotedStudy) -> dict[str, tuple[int | None, str]]:
     """Layer and role of every site of the base, by path; the role names its tower unless that is the decoder."""
     by_path: dict[str, tuple[int | None, str]] = {}
     for site in ledger.at("/anatomy/sites") or []:
@@ -19,7 +19,7 @@ def positions(ledger: Ledger) -> dict[str, tuple[int | None, str]]:
     return by_path
 
 
-def cells(ledger: Ledger, i: int) -> dict[tuple[int | None, str], int]:
+def cells(ledger: QuotedStudy, i: int) -> dict[tuple[int | None, str], int]:
     """Ranks of an arm's plan by (layer, role); the largest where a role has several sites in a layer."""
     known = positions(ledger)
     ranks: dict[tuple[int | None, str], int] = {}
@@ -30,7 +30,7 @@ def cells(ledger: Ledger, i: int) -> dict[tuple[int | None, str], int]:
     return ranks
 
 
-def model_map(ledger: Ledger, i: int, theme: Theme) -> Any:
+def model_map(ledger: QuotedStudy, i: int, theme: Theme) -> Any:
     """Layers upwards, roles sideways, colour for the rank, one scale for all arms. None without a plan."""
     ranks = cells(ledger, i)
     if not ranks:
@@ -74,7 +74,7 @@ def model_map(ledger: Ledger, i: int, theme: Theme) -> Any:
     return figure
 
 
-def scores(ledger: Ledger) -> dict[tuple[int | None, str], float]:
+def scores(ledger: QuotedStudy) -> dict[tuple[int | None, str], float]:
     """What the score that decided the study's scan says, by (layer, role); the mean where a role has several sites."""
     known, column = positions(ledger), ledger.at(f"/scan/signals/{deciding(ledger)}/name")
     values: dict[tuple[int | None, str], list[float]] = {}
@@ -85,7 +85,7 @@ def scores(ledger: Ledger) -> dict[tuple[int | None, str], float]:
     return {position: sum(all_of_it) / len(all_of_it) for position, all_of_it in values.items()}
 
 
-def scan_map(ledger: Ledger, theme: Theme) -> Any:
+def scan_map(ledger: QuotedStudy, theme: Theme) -> Any:
     """Layers upwards, roles sideways, colour for the score. None without a scan."""
     by_position = scores(ledger)
     if not by_position:

@@ -21,7 +21,7 @@ from loratlas.report import sentences
 from loratlas.report.figure_theme import DARK, LIGHT, Theme
 from loratlas.report.figures import figures
 from loratlas.report.markup import asset, templates
-from loratlas.report.quotes import Ledger
+from loratlas.report.quotes import QuotedStudy
 from loratlas.report.sections import sections
 
 
@@ -61,7 +61,7 @@ def build(study: Mapping[str, Any], out: str | Path) -> Path:
     return path
 
 
-def render(ledger: Ledger) -> str:
+def render(ledger: QuotedStudy) -> str:
     """The page's whole text."""
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs

@@ -5,7 +5,7 @@ and the form it is printed in. Sentences and table cells are phrases: tuples of 
 is how "the report says nothing that is not in the ledger" can be tested: whoever has the study can print
 every quote again, and the words between quotes hold no numbers.
 
->>> ledger = Ledger({"arms": [{"name": "all", "nll": 3.57912}]})
+>>> ledger = QuotedStudy({"arms": [{"name": "all", "nll": 3.57912}]})
 >>> name, loss = ledger.word("/arms/0/name"), ledger.quote("loss", "/arms/0/nll")
 >>> plain(("The loss of ", name, " is ", loss)), loss.paths
 ('The loss of all is 3.579', ('/arms/0/nll',))
@@ -77,7 +77,7 @@ def _unprintable(character: str) -> bool:
     return character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
-class Ledger:
+class QuotedStudy:
     """A study that can be quoted from.
 
     Args:
@@ -134,7 +134,7 @@ class Ledger:
     def per(self) -> str:
         """What a loss is told in.
 
-        >>> Ledger({}).per, Ledger({"task": {"unit": "nats per row"}}).per
+        >>> Ledger({}).per, QuotedStudy({"task": {"unit": "nats per row"}}).per
         ('nats per token', 'nats per row')
         """
         return clean(str(self.at("/task/unit") or "nats per token"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from loratlas.report.quotes import Ledger, Phrase
+from loratlas.report.quotes import Phrase, QuotedStudy
 from loratlas.report.tables import Table
 from loratlas.scan.advice import DECIDES
 from loratlas.signals.registry import TRIAL_COLUMNS
 
 
-def lead(ledger: Ledger) -> Phrase:
+def lead(ledger: QuotedStudy) -> Phrase:
     """How the scan was made, and whether its order held."""
     arms = [i for i in ledger.items("/arms") if ledger.at(f"/arms/{i}/plan/sites/0/why")]
     named: list[Phrase] = [(ledger.word(f"/arms/{i}/name"),) for i in arms]
@@ -26,13 +26,13 @@ def lead(ledger: Ledger) -> Phrase:
     return parts
 
 
-def deciding(ledger: Ledger) -> int:
+def deciding(ledger: QuotedStudy) -> int:
     """Index of the score that decided, among the scan's signals."""
     by = ledger.at("/scan/by") or DECIDES
     return next((i for i in ledger.items("/scan/signals") if ledger.at(f"/scan/signals/{i}/name") == by), 0)
 
 
-def caption(ledger: Ledger) -> Phrase:
+def caption(ledger: QuotedStudy) -> Phrase:
     """The map of scores in words."""
     index = deciding(ledger)
     return (
@@ -44,7 +44,7 @@ def caption(ledger: Ledger) -> Phrase:
     )
 
 
-def signals(ledger: Ledger) -> Table:
+def signals(ledger: QuotedStudy) -> Table:
     """One row for each score: what it is and how far its order repeats."""
     indices = tuple(ledger.items("/scan/signals"))
     return Table(
@@ -64,7 +64,7 @@ def signals(ledger: Ledger) -> Table:
     )
 
 
-def reasons(ledger: Ledger) -> Table:
+def reasons(ledger: QuotedStudy) -> Table:
     """Every site of every arm that a scan placed: its rank, and why."""
     rows: list[tuple[Phrase, ...]] = []
     keys: list[int | None] = []

@@ -15,7 +15,7 @@ import yaml
 from loratlas.report import captions, forest_plot, scan_section, sentences, side_tables, tables
 from loratlas.report.figure_theme import DARK, LIGHT
 from loratlas.report.figures import AXES
-from loratlas.report.quotes import Ledger, Phrase, clean
+from loratlas.report.quotes import Phrase, QuotedStudy, clean
 
 _SIGNS = {"better": "▼", "worse": "▲", "equivalent": "≈", "undetermined": "?"}
 _DIFFERENT_COSTS = {"params": ("time", "memory", "params"), "memory": ("time", "params", "memory")}
@@ -47,7 +47,7 @@ Made = tuple[str, Phrase, Mapping[str, Any]] | None
 """Heading, lead and view of a section; None where the study has nothing for it."""
 
 
-def sections(ledger: Ledger, drawn: Figures) -> list[Section]:
+def sections(ledger: QuotedStudy, drawn: Figures) -> list[Section]:
     """The sections that this study has something for."""
     made = ((key, name, make(ledger, drawn)) for key, name, make in SECTIONS)
     return [
@@ -57,13 +57,13 @@ def sections(ledger: Ledger, drawn: Figures) -> list[Section]:
     ]
 
 
-def _findings(ledger: Ledger, drawn: Figures) -> Made:
-    found = sentences.findings(ledger)
-    if not found:
+def _findings(ledger: QuotedStudy, drawn: Figures) -> Made:
+    findings = sentences.findings(ledger)
+    if not findings:
         return "Findings", sentences.answer(ledger), {"cards": [], "per": ledger.per}
     lead: Phrase = ("Every arm against the reference, ", ledger.word("/findings/0/versus"))
     lead += (". A difference below 0 is better: a lower loss on held-out rows.",)
-    half = forest_plot.scale([fact.interval for fact in found])
+    half = forest_plot.scale([fact.interval for fact in findings])
     cards = [
         {
             "fact": fact,
@@ -74,16 +74,16 @@ def _findings(ledger: Ledger, drawn: Figures) -> Made:
             "drawing": forest_plot.drawing(fact.interval, half=half),
             "label": captions.forest(ledger, i),
         }
-        for i, fact in enumerate(found)
+        for i, fact in enumerate(findings)
     ]
     return "Findings", lead, {"cards": cards, "per": ledger.per}
 
 
-def _word(ledger: Ledger, path: str) -> Phrase:
+def _word(ledger: QuotedStudy, path: str) -> Phrase:
     return (ledger.word(path),) if ledger.at(path) else ()
 
 
-def _arms(ledger: Ledger, drawn: Figures) -> Made:
+def _arms(ledger: QuotedStudy, drawn: Figures) -> Made:
     content = _with_columns(ledger, tables.arms(ledger))
     if not content.rows:
         return None
@@ -96,7 +96,7 @@ def _arms(ledger: Ledger, drawn: Figures) -> Made:
     return "Arms", lead, {"arms": content, "runs": tables.runs(ledger)}
 
 
-def _with_columns(ledger: Ledger, content: tables.Table) -> tables.Table:
+def _with_columns(ledger: QuotedStudy, content: tables.Table) -> tables.Table:
     """The table of arms with the side metrics, where there are any."""
     more = [
         (heading, make)
@@ -117,7 +117,7 @@ def _with_columns(ledger: Ledger, content: tables.Table) -> tables.Table:
     )
 
 
-def _definitions(ledger: Ledger, drawn: Figures) -> Made:
+def _definitions(ledger: QuotedStudy, drawn: Figures) -> Made:
     if not ledger.number("/ranks/compared"):
         return None
     lead: Phrase = (
@@ -128,7 +128,7 @@ def _definitions(ledger: Ledger, drawn: Figures) -> Made:
     return "Would another definition rank the arms otherwise?", lead, view
 
 
-def _trade_offs(ledger: Ledger, drawn: Figures) -> Made:
+def _trade_offs(ledger: QuotedStudy, drawn: Figures) -> Made:
     axes = [axis for axis in AXES if f"pareto.{axis}" in drawn]
     if not axes:
         return None
@@ -149,7 +149,7 @@ def _trade_offs(ledger: Ledger, drawn: Figures) -> Made:
     return "What a lower loss costs", (lead,), view
 
 
-def _training(ledger: Ledger, drawn: Figures) -> Made:
+def _training(ledger: QuotedStudy, drawn: Figures) -> Made:
     if "curves" not in drawn:
         return None
     lead = (
@@ -158,7 +158,7 @@ def _training(ledger: Ledger, drawn: Figures) -> Made:
     return "Training", (lead,), {"alternative": captions.curves(ledger)}
 
 
-def _tuning(ledger: Ledger, drawn: Figures) -> Made:
+def _tuning(ledger: QuotedStudy, drawn: Figures) -> Made:
     if "tuning" not in drawn:
         return None
     lead = "Every arm was tuned on the same learning rates with the same seeds, on rows kept for that. Marks"
@@ -167,7 +167,7 @@ def _tuning(ledger: Ledger, drawn: Figures) -> Made:
     return "Tuning of the learning rate", (lead,), view
 
 
-def _scan(ledger: Ledger, drawn: Figures) -> Made:
+def _scan(ledger: QuotedStudy, drawn: Figures) -> Made:
     """What placed the arms whose placement is ``auto``."""
     if "scan" not in drawn:
         return None
@@ -179,7 +179,7 @@ def _scan(ledger: Ledger, drawn: Figures) -> Made:
     return "Where adapters help most, measured before training", scan_section.lead(ledger), view
 
 
-def _maps(ledger: Ledger, drawn: Figures) -> Made:
+def _maps(ledger: QuotedStudy, drawn: Figures) -> Made:
     shown = [i for i in ledger.items("/arms") if f"map.{i}" in drawn]
     if not shown:
         return None
@@ -203,7 +203,7 @@ def _maps(ledger: Ledger, drawn: Figures) -> Made:
     return "Where the adapters are", (lead,), view
 
 
-def _map(ledger: Ledger, i: int) -> Mapping[str, Any]:
+def _map(ledger: QuotedStudy, i: int) -> Mapping[str, Any]:
     trainable = ledger.quote("count", f"/arms/{i}/trainable")
     return {
         "arm": i,
@@ -214,22 +214,22 @@ def _map(ledger: Ledger, i: int) -> Mapping[str, Any]:
     }
 
 
-def _limits(ledger: Ledger, drawn: Figures) -> Made:
+def _limits(ledger: QuotedStudy, drawn: Figures) -> Made:
     return "What this does not say", (), {"sentences": sentences.reach(ledger)}
 
 
-def _repeat(ledger: Ledger, drawn: Figures) -> Made:
+def _repeat(ledger: QuotedStudy, drawn: Figures) -> Made:
     view = {"spec": spec_text(ledger), "data": tables.data(ledger), "settings": tables.settings(ledger)}
     return "Repeat it", ("Save the spec, run the command, compare the digests.",), view
 
 
-def spec_text(ledger: Ledger) -> str:
+def spec_text(ledger: QuotedStudy) -> str:
     """The study's spec as YAML, to be saved and run again."""
     text = yaml.safe_dump(ledger.at("/spec") or {}, sort_keys=False, allow_unicode=True, width=100)
     return "\n".join(clean(line) for line in text.split("\n")).rstrip()
 
 
-SECTIONS: tuple[tuple[str, str, Callable[[Ledger, Figures], Made]], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable[[QuotedStudy, Figures], Made]], ...] = (
     ("findings", "Findings", _findings),
     ("arms", "Arms", _arms),
     ("definitions", "Definitions", _definitions),

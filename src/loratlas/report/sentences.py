@@ -12,7 +12,7 @@ from string import Formatter
 from typing import Any
 
 from loratlas.errors import RequestError
-from loratlas.report.quotes import Ledger, Phrase, Quote
+from loratlas.report.quotes import Phrase, Quote, QuotedStudy
 from loratlas.study.results.findings import HEADLINES
 
 SCHEMA = "loratlas.study"
@@ -75,7 +75,7 @@ class FindingFact:
         return self.verdict == "undetermined" and outside and bool(self.reason)
 
 
-def read(study: Any) -> Ledger:
+def read(study: Any) -> QuotedStudy:
     """A study that can be quoted from.
 
     Raises:
@@ -93,10 +93,10 @@ def read(study: Any) -> Ledger:
             found=f"a report is made from schema {SCHEMA!r}, version {VERSION}",
             instead="the findings.json of a study, or what `loratlas study SPEC --json` prints",
         )
-    return Ledger(study)
+    return QuotedStudy(study)
 
 
-def title(ledger: Ledger) -> Phrase:
+def title(ledger: QuotedStudy) -> Phrase:
     """The question of the study."""
     return (
         "Where should LoRA go in ",
@@ -107,28 +107,28 @@ def title(ledger: Ledger) -> Phrase:
     )
 
 
-def answer(ledger: Ledger) -> Phrase:
+def answer(ledger: QuotedStudy) -> Phrase:
     """The whole study in one sentence: every arm with its verdict, or how many are still open."""
-    found = findings(ledger)
-    reference = ledger.word("/findings/0/versus") if found else ledger.word("/spec/reference")
+    statements = findings(ledger)
+    reference = ledger.word("/findings/0/versus") if statements else ledger.word("/spec/reference")
     opening = "" if ledger.at("/complete") else "So far, "
-    if not found:
+    if not statements:
         return ("Nothing has been compared with ", reference, " yet.")
     clauses: list[Phrase] = []
     for verdict in VERDICTS:
         members = sorted(
-            (i for i, fact in enumerate(found) if fact.verdict == verdict),
-            key=lambda i: found[i].interval.value or 0.0,
+            (i for i, fact in enumerate(statements) if fact.verdict == verdict),
+            key=lambda i: statements[i].interval.value or 0.0,
         )
         if verdict in ("better", "worse"):
             for i in members:
                 clauses.append(_better_or_worse(ledger, i, verdict, reference, first=not clauses))
         elif members:
-            clauses += _alike(ledger, found, members, verdict, reference, sentence=not opening)
+            clauses += _alike(ledger, statements, members, verdict, reference, sentence=not opening)
     return (opening, *_joined(clauses), ".")
 
 
-def _better_or_worse(ledger: Ledger, i: int, verdict: str, reference: Quote, *, first: bool) -> Phrase:
+def _better_or_worse(ledger: QuotedStudy, i: int, verdict: str, reference: Quote, *, first: bool) -> Phrase:
     return filled(
         HEADLINES[verdict] if first else HEADLINES[verdict].removesuffix(" {per}"),
         arm=ledger.word(f"/findings/{i}/arm"),
@@ -139,8 +139,8 @@ def _better_or_worse(ledger: Ledger, i: int, verdict: str, reference: Quote, *, 
 
 
 def _alike(
-    ledger: Ledger,
-    found: Sequence[FindingFact],
+    ledger: QuotedStudy,
+    same: Sequence[FindingFact],
     members: Sequence[int],
     verdict: str,
     reference: Quote,
@@ -149,13 +149,13 @@ def _alike(
 ) -> list[Phrase]:
     """Arms of one verdict in one clause; those whose interval alone would say more come with the reason."""
     clauses: list[Phrase] = []
-    plain_ones = [i for i in members if verdict == "equivalent" or not found[i].contradicts]
+    plain_ones = [i for i in members if verdict == "equivalent" or not same[i].contradicts]
     names = _listed(tuple(ledger.word(f"/findings/{i}/arm") for i in plain_ones))
     verb = " is" if len(plain_ones) == 1 else " are"
     if verdict == "equivalent":
         margin = ledger.quote("rate", "/spec/delta")
         clauses.append((*names, verb, " equivalent to ", reference, " within ±", margin))
-    elif len(plain_ones) == len(found):
+    elif len(plain_ones) == len(same):
         this = "This study" if sentence else "this study"
         clauses.append((this, " cannot distinguish ", *names, " from ", reference))
     elif plain_ones:
@@ -167,7 +167,7 @@ def _alike(
     return clauses
 
 
-def conditions(ledger: Ledger) -> Phrase:
+def conditions(ledger: QuotedStudy) -> Phrase:
     """What the answer holds under, in a line: size of the base, training, spending, seeds and examples."""
     parts: list[Any] = [ledger.quote("millions", "/base/parameters"), " parameters · "]
     parts += [ledger.quote("count", "/spec/steps"), " steps of ", ledger.quote("count", "/spec/batch_size")]
@@ -220,13 +220,13 @@ def _joined(clauses: Sequence[Phrase]) -> Phrase:
     return tuple(parts)
 
 
-def findings(ledger: Ledger) -> tuple[FindingFact, ...]:
+def findings(ledger: QuotedStudy) -> tuple[FindingFact, ...]:
     """Every finding of the study, in the study's order."""
     names = [arm.get("name") for arm in ledger.at("/arms") or []]
     return tuple(_finding(ledger, i, names) for i in ledger.items("/findings"))
 
 
-def _finding(ledger: Ledger, i: int, names: list[Any]) -> FindingFact:
+def _finding(ledger: QuotedStudy, i: int, names: list[Any]) -> FindingFact:
     at = f"/findings/{i}"
     name = ledger.at(f"{at}/arm")
     verdict = ledger.at(f"{at}/verdict")
@@ -257,7 +257,7 @@ def _finding(ledger: Ledger, i: int, names: list[Any]) -> FindingFact:
     )
 
 
-def _numbers(ledger: Ledger, at: str) -> tuple[tuple[Phrase, Phrase], ...]:
+def _numbers(ledger: QuotedStudy, at: str) -> tuple[tuple[Phrase, Phrase], ...]:
     """Difference, interval, p, what could have been found; those that the study has."""
     low, high = ledger.quote("signed", f"{at}/ci/0"), ledger.quote("signed", f"{at}/ci/1")
     level, p = ledger.quote("percent", f"{at}/level"), ledger.quote("probability", f"{at}/p_holm")
@@ -274,26 +274,26 @@ def _numbers(ledger: Ledger, at: str) -> tuple[tuple[Phrase, Phrase], ...]:
     return tuple((label, phrase) for label, phrase, known in pairs if known is not None)
 
 
-def banners(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
+def banners(ledger: QuotedStudy) -> tuple[tuple[str, Phrase], ...]:
     """Warnings that stand above everything: a kind and a sentence each."""
-    found: list[tuple[str, Phrase]] = []
+    shown: list[tuple[str, Phrase]] = []
     if not ledger.at("/complete"):
         parts: list[Any] = ["This study is not complete"]
         if ledger.number("/runs/planned"):
             finished = ledger.quote("count", "/runs/finished")
             parts += [": ", finished, " of ", ledger.quote("count", "/runs/planned"), " runs are finished"]
         parts.append(". Numbers on this page will change; run the same command again to go on.")
-        found.append(("incomplete", tuple(parts)))
+        shown.append(("incomplete", tuple(parts)))
     if ledger.at("/demonstration"):
         sentence: Phrase = (
             "A demonstration: fewer learning rates, tuning seeds and steps than a study needs, so that it"
             " ends within minutes. It shows what loratlas does; do not choose a placement by it.",
         )
-        found.append(("demonstration", sentence))
-    return tuple(found)
+        shown.append(("demonstration", sentence))
+    return tuple(shown)
 
 
-def reach(ledger: Ledger) -> tuple[Phrase, ...]:
+def reach(ledger: QuotedStudy) -> tuple[Phrase, ...]:
     """What the findings are about, what they are not, and what the study itself notes."""
     base, size = ledger.quote("name", "/base/model"), ledger.quote("millions", "/base/parameters")
     task, steps = ledger.quote("name", "/data/train/source"), ledger.quote("count", "/spec/steps")
@@ -320,24 +320,24 @@ def reach(ledger: Ledger) -> tuple[Phrase, ...]:
     return tuple(phrases)
 
 
-def _arm_limits(ledger: Ledger) -> list[Phrase]:
+def _arm_limits(ledger: QuotedStudy) -> list[Phrase]:
     """Which arms were not tuned well enough, or diverged: a sentence each, none where all is well."""
     at_edge = [i for i in ledger.items("/arms") if ledger.at(f"/arms/{i}/lr_at_edge")]
     diverged = [i for i in ledger.items("/arms") if ledger.number(f"/arms/{i}/diverged")]
-    told: list[Phrase] = []
+    limits: list[Phrase] = []
     if at_edge:
         named = [
             (ledger.word(f"/arms/{i}/name"), " (", ledger.quote("rate", f"/arms/{i}/lr"), ")")
             for i in at_edge
         ]
-        told.append(("The best learning rate lies at the edge of those tried: ", *_flat(named), "."))
+        limits.append(("The best learning rate lies at the edge of those tried: ", *_flat(named), "."))
     if diverged:
         named = [
             (ledger.word(f"/arms/{i}/name"), " (", ledger.quote("count", f"/arms/{i}/diverged"), ")")
             for i in diverged
         ]
-        told.append(("Evaluation runs that diverged: ", *_flat(named), "."))
-    return told
+        limits.append(("Evaluation runs that diverged: ", *_flat(named), "."))
+    return limits
 
 
 def _flat(phrases: Sequence[Phrase]) -> Phrase:
@@ -348,7 +348,7 @@ def _flat(phrases: Sequence[Phrase]) -> Phrase:
     return tuple(parts)
 
 
-def gap(ledger: Ledger) -> Phrase:
+def gap(ledger: QuotedStudy) -> Phrase:
     """The loss of the bare base, which every arm starts from; () where the study has none."""
     if ledger.number("/base_nll") is None:
         return ()

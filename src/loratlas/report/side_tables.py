@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loratlas.report.quotes import MISSING, Ledger, Phrase
+from loratlas.report.quotes import MISSING, Phrase, QuotedStudy
 from loratlas.report.tables import Table
 
 _VALUES = {"perplexity": "perplexity", "share": "percent"}
@@ -21,28 +21,28 @@ _TASK = ("share", "f1", "rouge")
 """Units of task metrics."""
 
 
-def flips(ledger: Ledger, i: int) -> tuple[Phrase, ...]:
+def flips(ledger: QuotedStudy, i: int) -> tuple[Phrase, ...]:
     """Of a finding: a sentence for every measure that puts the other arm ahead; none where all agree."""
     at = f"/findings/{i}/flip_sentences"
     return tuple((ledger.word(f"{at}/{j}"),) for j in ledger.items(at))
 
 
-def mark(ledger: Ledger, i: int) -> str:
+def mark(ledger: QuotedStudy, i: int) -> str:
     """How a finding is marked: "" where every measure agrees with it.
 
     >>> study = {"findings": [{"flips": ["median"], "flips_established": False}, {"flips": []}]}
-    >>> mark(Ledger(study), 0), mark(Ledger(study), 1)
+    >>> mark(Ledger(study), 0), mark(QuotedStudy(study), 1)
     ('flips with the definition', '')
     """
     if not ledger.items(f"/findings/{i}/flips"):
         return ""
-    told = ledger.at(f"/findings/{i}/by_measure") or []
-    task = {measure.get("by") for measure in told if measure.get("unit") in _TASK}
+    measures = ledger.at(f"/findings/{i}/by_measure") or []
+    task = {measure.get("by") for measure in measures if measure.get("unit") in _TASK}
     only_task = set(ledger.at(f"/findings/{i}/flips")) <= task
     return "flips with the task metric" if only_task else "flips with the definition"
 
 
-def orders(ledger: Ledger) -> Table:
+def orders(ledger: QuotedStudy) -> Table:
     """For every measure the arms, best first, with their values."""
     rows: list[tuple[Phrase, ...]] = []
     for i in ledger.items("/ranks/orders"):
@@ -57,7 +57,7 @@ def orders(ledger: Ledger) -> Table:
     return Table(columns=("Measure", "Arms, best first", "Unit"), rows=tuple(rows), keys=(None,) * len(rows))
 
 
-def opposed(ledger: Ledger) -> Table:
+def opposed(ledger: QuotedStudy) -> Table:
     """Every pair of arms that another measure ranks the other way."""
     rows: list[tuple[Phrase, ...]] = []
     units = {m.get("name"): m.get("unit") for m in ledger.at("/ranks/measures") or []}
@@ -80,26 +80,26 @@ def opposed(ledger: Ledger) -> Table:
     return Table(columns=columns, rows=tuple(rows), keys=(None,) * len(rows))
 
 
-def counted(ledger: Ledger) -> Phrase:
+def counted(ledger: QuotedStudy) -> Phrase:
     """How many pairs were held against how many measures, and how many disagree."""
-    compared, found = (
+    compared, rows = (
         ledger.quote("count", "/ranks/compared"),
         ledger.quote("count", "/ranks/opposed", how="number of"),
     )
     parts: list[Any] = [f"Comparisons of two arms by another measure than the {_loss(ledger)}: ", compared]
-    return (*parts, "; ranked the other way round: ", found, ".")
+    return (*parts, "; ranked the other way round: ", rows, ".")
 
 
-def _loss(ledger: Ledger) -> str:
+def _loss(ledger: QuotedStudy) -> str:
     return "mean loss" if ledger.per == "nats per row" else "token mean"
 
 
-def has(ledger: Ledger, what: str) -> bool:
+def has(ledger: QuotedStudy, what: str) -> bool:
     """Whether any arm has a ``metric`` or a ``forgetting``."""
     return any(ledger.at(f"/arms/{i}/{what}") for i in ledger.items("/arms"))
 
 
-def forgetting(ledger: Ledger, i: int) -> Phrase:
+def forgetting(ledger: QuotedStudy, i: int) -> Phrase:
     """Change of the loss on rows that the arm was not trained for, with its interval, then before and after."""
     at = f"/arms/{i}/forgetting"
     if not ledger.at(at):
@@ -112,7 +112,7 @@ def forgetting(ledger: Ledger, i: int) -> Phrase:
     return (change, "\n", "[", low, ", ", high, "], ", before, " → ", after)
 
 
-def metric(ledger: Ledger, i: int) -> Phrase:
+def metric(ledger: QuotedStudy, i: int) -> Phrase:
     """The task metrics of an arm, each with its interval, the one that was asked for first."""
     parts: list[Any] = []
     # A study of before there was more than one has only the first.
@@ -131,7 +131,7 @@ def metric(ledger: Ledger, i: int) -> Phrase:
     return tuple(parts) or (MISSING,)
 
 
-def lead(ledger: Ledger) -> Phrase:
+def lead(ledger: QuotedStudy) -> Phrase:
     """What the column of forgetting is about; () where the study has none."""
     if not has(ledger, "forgetting"):
         return ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from loratlas.report.quotes import MISSING, Ledger, Phrase, Quote, clean, pointer
+from loratlas.report.quotes import MISSING, Phrase, Quote, QuotedStudy, clean, pointer
 from loratlas.report.sentences import findings
 
 _SHORT = 48  # characters of a solved placement that stand well in a table; the map shows any
@@ -29,7 +29,7 @@ class Table:
     keys: tuple[int | None, ...]
 
 
-def arms(ledger: Ledger) -> Table:
+def arms(ledger: QuotedStudy) -> Table:
     """What every arm is, what it cost and what it reached."""
     indices = tuple(ledger.items("/arms"))
     perplexity = () if ledger.at("/task/name") == "classification" else ("Perplexity",)
@@ -50,7 +50,7 @@ def arms(ledger: Ledger) -> Table:
     )
 
 
-def _arm(ledger: Ledger, i: int, *, perplexity: bool) -> tuple[Phrase, ...]:
+def _arm(ledger: QuotedStudy, i: int, *, perplexity: bool) -> tuple[Phrase, ...]:
     at = f"/arms/{i}"
     reference = ledger.at(f"{at}/name") == ledger.at("/spec/reference")
     name: Phrase = (
@@ -78,7 +78,7 @@ def _arm(ledger: Ledger, i: int, *, perplexity: bool) -> tuple[Phrase, ...]:
     )
 
 
-def placement(ledger: Ledger, i: int) -> Phrase:
+def placement(ledger: QuotedStudy, i: int) -> Phrase:
     """The placement as it was written and, where that is short and says more, with its ranks solved."""
     written, solved = ledger.at(f"/arms/{i}/placement"), ledger.at(f"/arms/{i}/plan/text")
     text: Phrase = (ledger.word(f"/arms/{i}/placement"),)
@@ -87,7 +87,7 @@ def placement(ledger: Ledger, i: int) -> Phrase:
     return text
 
 
-def loss(ledger: Ledger, i: int, *, between: str = " ") -> Phrase:
+def loss(ledger: QuotedStudy, i: int, *, between: str = " ") -> Phrase:
     """Loss of an arm with its interval, ``3.512 [3.498, 3.526]``."""
     at = f"/arms/{i}"
     value: Phrase = (ledger.quote("loss", f"{at}/nll"),)
@@ -97,7 +97,7 @@ def loss(ledger: Ledger, i: int, *, between: str = " ") -> Phrase:
     return (*value, between, "[", low, ", ", high, "]")
 
 
-def match(ledger: Ledger, i: int) -> Phrase:
+def match(ledger: QuotedStudy, i: int) -> Phrase:
     """How near an arm came to spending what the reference spends."""
     at = f"/arms/{i}/match"
     if not ledger.at(at):
@@ -110,7 +110,7 @@ def match(ledger: Ledger, i: int) -> Phrase:
     return (share, given, "\n", got, " of ", wanted, unit)
 
 
-def tuning(ledger: Ledger) -> Table:
+def tuning(ledger: QuotedStudy) -> Table:
     """Every tuning run: arm, learning rate, seed, loss. Equal rows for all arms are equal tuning."""
     rows: list[tuple[Phrase, ...]] = []
     keys: list[int | None] = []
@@ -130,7 +130,7 @@ def tuning(ledger: Ledger) -> Table:
     )
 
 
-def runs(ledger: Ledger) -> Table:
+def runs(ledger: QuotedStudy) -> Table:
     """Every evaluation run: arm, seed, losses, cost and the digest that names its record."""
     rows: list[tuple[Phrase, ...]] = []
     keys: list[int | None] = []
@@ -153,7 +153,7 @@ def runs(ledger: Ledger) -> Table:
     return Table(columns=columns, rows=tuple(rows), keys=tuple(keys))
 
 
-def data(ledger: Ledger) -> Table:
+def data(ledger: QuotedStudy) -> Table:
     """The rows that were trained on, tuned on and judged on."""
     rows: list[tuple[Phrase, ...]] = []
     for part in ("train", "tuning", "evaluation", "forgetting"):
@@ -169,7 +169,7 @@ def data(ledger: Ledger) -> Table:
     return Table(columns=columns, rows=tuple(rows), keys=(None,) * len(rows))
 
 
-def settings(ledger: Ledger) -> tuple[tuple[str, Phrase], ...]:
+def settings(ledger: QuotedStudy) -> tuple[tuple[str, Phrase], ...]:
     """What names this study exactly: digests, revision, versions, machine, seeds. Label and value each."""
     pairs: list[tuple[str, Phrase]] = [
         ("Base", (ledger.word("/base/model"),)),
@@ -199,21 +199,21 @@ def _known(phrase: Phrase) -> bool:
     return any(not isinstance(part, Quote) or part.text != MISSING for part in phrase)
 
 
-def _labels(ledger: Ledger) -> Phrase:
+def _labels(ledger: QuotedStudy) -> Phrase:
     """The classes of a classification, in their order."""
     parts: list[Any] = []
-    for place in ledger.at("/task/id2label") or ():
+    for index in ledger.at("/task/id2label") or ():
         parts += [", "] if parts else []
-        parts.append(ledger.word(pointer("task", "id2label", place)))
+        parts.append(ledger.word(pointer("task", "id2label", index)))
     return tuple(parts)
 
 
-def _any(ledger: Ledger, path: str) -> Phrase:
+def _any(ledger: QuotedStudy, path: str) -> Phrase:
     form = "bytes" if path.endswith("_bytes") else "yes"
     return (ledger.quote(form, path),)
 
 
-def _seeds(ledger: Ledger) -> Phrase:
+def _seeds(ledger: QuotedStudy) -> Phrase:
     """Evaluation seeds of the first arm that has runs; all arms share them."""
     for i in ledger.items("/arms"):
         parts: list[Any] = []
@@ -225,7 +225,7 @@ def _seeds(ledger: Ledger) -> Phrase:
     return ()
 
 
-def summary(ledger: Ledger) -> Table:
+def summary(ledger: QuotedStudy) -> Table:
     """One row for each arm, short enough for a terminal of 80 columns.
 
     Columns: arm, placement, learning rate, loss with its interval, difference from the reference, verdict.

@@ -19,7 +19,7 @@ DECIDES = "probe_yield"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class RegretRecord:
     """Where regrets were measured, and that of adapters on everything at one rank.
 
     Args:
@@ -34,7 +34,7 @@ class Measured:
     unseen: float
 
 
-MEASURED = Measured(
+MEASURED = RegretRecord(
     tasks={"llama-mini": ("e2e", "facts-300", "nl2bash", "retrieval"), "gpt2-mini": ("nl2bash",)},
     budget="all:1",
     everywhere=0.517,

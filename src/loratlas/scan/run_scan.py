@@ -125,7 +125,7 @@ def scan(
             folder.keep_measured(scanned.to_json())
     if not trains:
         return _finished(replace(scanned, seconds=time.perf_counter() - began), folder)
-    from loratlas.scan.trial_runs import SEEDS, Watch
+    from loratlas.scan.trial_runs import SEEDS, TrialListener
     from loratlas.scan.trial_training import probe
 
     trials = probe(
@@ -138,7 +138,7 @@ def scan(
         packed=packed,
         steps=steps,
         folders=folder.trials(SEEDS) if folder is not None else None,
-        watch=Watch(
+        watch=TrialListener(
             step=lambda: pace.done("trials"),
             removal=lambda: pace.done("removals"),
             resumed=lambda done: pace.start_at("trials", done),

@@ -42,7 +42,7 @@ COST = SEEDS * STEPS * BATCH / STEP
 
 
 @dataclass(slots=True, kw_only=True)
-class Watch:
+class TrialListener:
     """What listens to trials.
 
     Args:
@@ -79,7 +79,7 @@ class Trials:
         ]
         return frozenset(np.concatenate(orders).reshape(-1).tolist())
 
-    def run(self, model: Any, watch: Watch) -> Iterator[tuple[Any, FitResult, Mapping[str, float]]]:
+    def run(self, model: Any, watch: TrialListener) -> Iterator[tuple[Any, FitResult, Mapping[str, float]]]:
         """(trained model, its result, parameter → descent), one after the other; the one before must be detached."""
         from loratlas.training.fleet.train_fleet import Fleet
         from loratlas.training.loss_change import LossChangeAllocation
@@ -132,7 +132,11 @@ class Trials:
         ]
 
     def _one_by_one(
-        self, model: Any, members: Sequence[Member], descents: Sequence[LossChangeAllocation], watch: Watch
+        self,
+        model: Any,
+        members: Sequence[Member],
+        descents: Sequence[LossChangeAllocation],
+        watch: TrialListener,
     ) -> Iterator[tuple[Any, FitResult, Mapping[str, float]]]:
         from loratlas.adapters.attach import attach
         from loratlas.adapters.trained_heads import detach_adapters

@@ -12,7 +12,7 @@ from loratlas.adapters.plan_row import PlanRow
 from loratlas.anatomy.sites import Site
 from loratlas.errors import ModelError
 from loratlas.scan.scores import STEP
-from loratlas.scan.trial_runs import BATCH, LR, SEEDS, STEPS, Trials, Watch
+from loratlas.scan.trial_runs import BATCH, LR, SEEDS, STEPS, TrialListener, Trials
 from loratlas.signals.column import Column
 from loratlas.signals.measure_signals import LEVEL, Reading
 from loratlas.signals.rank_correlation import chance, tau, tau_of_top
@@ -55,7 +55,7 @@ def probe(
     steps: int = STEPS,
     lr: float = LR,
     folders: Sequence[Path] | None = None,
-    watch: Watch | None = None,
+    watch: TrialListener | None = None,
 ) -> Probed:
     """Train adapters of rank 1 at every site for some steps; if asked, take each away by itself.
 
@@ -103,7 +103,7 @@ def probe(
     device = model.get_input_embeddings().weight.device
     batches = [batch.to(device) for batch in judged]
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in TRIAL_COLUMNS}
-    watch = watch or Watch()
+    watch = watch or TrialListener()
     trials = Trials(plan=plan, rows=rows, seed=seed, steps=steps, lr=lr, packed=packed, folders=folders)
     tokens = labelled = 0
     lost_at: int | None = None

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 
-from loratlas.signals.base import ALL_FOLDS, Key, Output, Signal, Sums, Use, experts_of
+from loratlas.signals.base import ALL_FOLDS, FoldSums, Key, Output, Signal, Use, experts_of
 from loratlas.signals.column import Column
 from loratlas.signals.sketch import eigenvalues
 
@@ -64,21 +64,21 @@ class Activation(Signal):
         self.gradients.add(self.fold, use.key, g)
 
     def values(self, folds: Sequence[int] = ALL_FOLDS) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {column.name: {} for column in self.columns}
+        columns: dict[str, dict[str, float]] = {column.name: {} for column in self.columns}
         for site in self.sites:
             shares = self._shares(site, folds)
             for name, share in shares.items():
                 if share:
-                    found[name][site.path] = sum(share[: self.rank])
-        return found
+                    columns[name][site.path] = sum(share[: self.rank])
+        return columns
 
     def gains(self, ranks: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """λ_j / tr C of each further direction; of the inputs it is EVA's order."""
-        found: dict[str, dict[str, list[float]]] = {column.name: {} for column in self.columns}
+        columns: dict[str, dict[str, list[float]]] = {column.name: {} for column in self.columns}
         for site in self.sites:
             for name, share in self._shares(site, ALL_FOLDS).items():
-                found[name][site.path] = (share + [0.0] * ranks)[: min(ranks, site.max_rank)]
-        return found
+                columns[name][site.path] = (share + [0.0] * ranks)[: min(ranks, site.max_rank)]
+        return columns
 
     def _shares(self, site: Any, folds: Sequence[int]) -> dict[str, list[float]]:
         """λ_j / tr C; of a stack the mean over its experts, weighted by their tokens."""
@@ -86,15 +86,15 @@ class Activation(Signal):
             "activation": (self.inputs, True, [(self._groups[site.path], e) for e in experts_of(site)]),
             "activation_gradient": (self.gradients, False, [(site.path, e) for e in experts_of(site)]),
         }
-        found = {}
+        by_site = {}
         for name, (kept, centred, parts) in keys.items():
-            told = [t for key in parts if (t := kept.shares(key, folds, centred=centred)) is not None]
-            tokens = sum(n for n, _ in told)
-            size = max((len(share) for _, share in told), default=0)
-            found[name] = [
-                sum(n * share[j] for n, share in told if j < len(share)) / tokens for j in range(size)
+            shares = [t for key in parts if (t := kept.shares(key, folds, centred=centred)) is not None]
+            tokens = sum(n for n, _ in shares)
+            size = max((len(share) for _, share in shares), default=0)
+            by_site[name] = [
+                sum(n * share[j] for n, share in shares if j < len(share)) / tokens for j in range(size)
             ]
-        return found
+        return by_site
 
 
 class _Covariances:
@@ -102,7 +102,7 @@ class _Covariances:
 
     def __init__(self, owner: Activation, what: str) -> None:
         self.owner, self.what = owner, what
-        self.Y, self.rows, self.about = Sums(), Sums(), Sums()
+        self.Y, self.rows, self.about = FoldSums(), FoldSums(), FoldSums()
         self._random: dict[Key, torch.Tensor] = {}
 
     def add(self, fold: int, key: Key, x: torch.Tensor) -> None:

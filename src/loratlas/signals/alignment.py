@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 
-from loratlas.signals.base import ALL_FOLDS, Key, Output, Signal, Sums, Use, experts_of
+from loratlas.signals.base import ALL_FOLDS, FoldSums, Key, Output, Signal, Use, experts_of
 from loratlas.signals.column import Column
 
 DRAWS = 64
@@ -42,7 +42,7 @@ class Alignment(Signal):
     needs = "forward"
 
     def reset(self, model: Any) -> None:
-        self.ratios = Sums()
+        self.ratios = FoldSums()
         self._baseline: dict[Key, torch.Tensor] = {}
 
     def read(self, use: Use, output: Output) -> None:
@@ -59,7 +59,7 @@ class Alignment(Signal):
         self.ratios.add(self.fold, use.key, torch.stack([ratio, alive.sum().double()]))
 
     def values(self, folds: Sequence[int] = ALL_FOLDS) -> dict[str, dict[str, float]]:
-        found = {}
+        by_site = {}
         for site in self.sites:
             parts = [
                 t for e in experts_of(site) if (t := self.ratios.total((site.path, e), folds)) is not None
@@ -67,5 +67,5 @@ class Alignment(Signal):
             if parts:
                 total = torch.stack(parts).sum(0)
                 if total[1] > 0:
-                    found[site.path] = float(total[0] / total[1])
-        return {"alignment": found}
+                    by_site[site.path] = float(total[0] / total[1])
+        return {"alignment": by_site}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from loratlas.anatomy.role_table import ATTENTION_FAMILIES
-from loratlas.signals.base import ALL_FOLDS, Signal, Sums
+from loratlas.signals.base import ALL_FOLDS, FoldSums, Signal
 from loratlas.signals.column import Column
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Attention(Signal):
     needs = "backward"
 
     def reset(self, model: Any) -> None:
-        self.moved, self.entropy, self.queries = Sums(), Sums(), Sums()
+        self.moved, self.entropy, self.queries = FoldSums(), FoldSums(), FoldSums()
         names = {id(module): name for name, module in model.named_modules()}
         self._names = names
         self._sites = {
@@ -70,12 +70,12 @@ class Attention(Signal):
     @contextmanager
     def during(self, model: Any, batch: Batch) -> Iterator[None]:
         def seen(module: Any, heads: AttentionHeads, out: torch.Tensor) -> None:
-            self._tell(self._names[id(module)], heads, out)
+            self._report(self._names[id(module)], heads, out)
 
         with watched_attention(batch, seen):
             yield
 
-    def _tell(self, name: str, heads: AttentionHeads, out: torch.Tensor) -> None:
+    def _report(self, name: str, heads: AttentionHeads, out: torch.Tensor) -> None:
         fold = self.fold
         with torch.no_grad():
             self.entropy.add(fold, (name, 0), heads.entropy())
@@ -91,20 +91,20 @@ class Attention(Signal):
     def heads(self, path: str, folds: Sequence[int] = ALL_FOLDS) -> dict[str, list[float]]:
         """Column → value of each query head of the layer that a site stands in; empty where there is none."""
         layer = self._layer(path)
-        found = {}
+        by_site = {}
         for name, sums in (("attention", self.moved), ("attention_entropy", self.entropy)):
             total = sums.total((layer, 0), folds) if layer else None
             queries = self.queries.total((layer, 0), folds) if layer else None
             if total is not None and queries is not None:
-                found[name] = (total.double() / queries.double()).tolist()
-        return found
+                by_site[name] = (total.double() / queries.double()).tolist()
+        return by_site
 
     def values(self, folds: Sequence[int] = ALL_FOLDS) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {column.name: {} for column in self.columns}
+        columns: dict[str, dict[str, float]] = {column.name: {} for column in self.columns}
         for path in self._sites:
             for name, heads in self.heads(path, folds).items():
-                found[name][path] = sum(heads)
-        return found
+                columns[name][path] = sum(heads)
+        return columns
 
 
 @contextmanager

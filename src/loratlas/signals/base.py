@@ -4,7 +4,7 @@ A signal watches some passes of a frozen model. It keeps sums, never what was su
 **fold**: pass number b belongs to fold b mod `FOLDS`. Scores can then be had from any set of folds: from all of them,
 from all but one (the jackknife gives every score its error), from one half and the other (how stable is the order?).
 
->>> sums = Sums()
+>>> sums = FoldSums()
 >>> import torch
 >>> sums.add(0, ("w", 0), torch.ones(2)); sums.add(1, ("w", 0), torch.ones(2))
 >>> sums.total(("w", 0), folds=(0, 1)).tolist(), sums.total(("w", 0), folds=(2,)) is None
@@ -76,7 +76,7 @@ class Output:
     weight: Callable[[torch.Tensor], torch.Tensor]
 
 
-class Sums:
+class FoldSums:
     """Sums by fold and key."""
 
     def __init__(self) -> None:
@@ -92,8 +92,8 @@ class Sums:
 
     def total(self, key: Key, folds: Iterable[int]) -> torch.Tensor | None:
         """The sum over these folds; None where nothing was added."""
-        found = [kept for fold in folds if (kept := self._kept.get(key, [None] * FOLDS)[fold]) is not None]
-        return torch.stack(found).sum(0) if found else None
+        sums = [kept for fold in folds if (kept := self._kept.get(key, [None] * FOLDS)[fold]) is not None]
+        return torch.stack(sums).sum(0) if sums else None
 
     def keys(self) -> set[Key]:
         """For what anything was added."""
@@ -193,7 +193,7 @@ class Signal(ABC):
     def held(self) -> Iterator[torch.Tensor]:
         """The tensors that it keeps between passes."""
         for value in vars(self).values():
-            if isinstance(value, Sums):
+            if isinstance(value, FoldSums):
                 yield from value.tensors()
 
     def draw(self, what: str, rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:

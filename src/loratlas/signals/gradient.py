@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 
 from loratlas.anatomy.sites import Site
-from loratlas.signals.base import ALL_FOLDS, Key, Signal, Sums, Use, experts_of
+from loratlas.signals.base import ALL_FOLDS, FoldSums, Key, Signal, Use, experts_of
 from loratlas.signals.column import Column
 from loratlas.signals.sketch import singular
 
@@ -80,7 +80,7 @@ class Gradient(Signal):
             self.columns = (*type(self).columns, column)
 
     def reset(self, model: Any) -> None:
-        self.Y, self.W, self.squares = Sums(), Sums(), Sums()
+        self.Y, self.W, self.squares = FoldSums(), FoldSums(), FoldSums()
         self._random: dict[tuple[Key, str], torch.Tensor] = {}
 
     def sizes(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -128,16 +128,16 @@ class Gradient(Signal):
         return None if Y is None or W is None else singular(Y, W, self._random[key, "left"])[2]
 
     def values(self, folds: Sequence[int] = ALL_FOLDS) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {column.name: {} for column in self.columns}
+        columns: dict[str, dict[str, float]] = {column.name: {} for column in self.columns}
         for site in self.sites:
             parts = [s for e in experts_of(site) if (s := self.spectrum((site.path, e), folds)) is not None]
             if not parts:
                 continue
             first = slice(self.rank)
-            found["gradient"][site.path] = sum(
+            columns["gradient"][site.path] = sum(
                 float((sigma * U.abs().sum(0))[first].sum()) for U, sigma in parts
             )
-            found["gradient_energy"][site.path] = sum(
+            columns["gradient_energy"][site.path] = sum(
                 float(sigma.square()[first].sum()) for _, sigma in parts
             )
             if self.fisher:
@@ -146,12 +146,12 @@ class Gradient(Signal):
                     s is not None for s in squares
                 ) else None  # fmt: skip
                 if total is not None:
-                    found["fisher"][site.path] = float(total[0] / total[1])
-        return found
+                    columns["fisher"][site.path] = float(total[0] / total[1])
+        return columns
 
     def gains(self, ranks: int) -> Mapping[str, Mapping[str, Sequence[float]]]:
         """What each further rank adds; beyond the k ranks of the sketch, the energy that is left, spread evenly."""
-        found: dict[str, dict[str, list[float]]] = {"gradient": {}, "gradient_energy": {}}
+        columns: dict[str, dict[str, list[float]]] = {"gradient": {}, "gradient_energy": {}}
         for site in self.sites:
             size = min(ranks, site.max_rank)
             total = torch.zeros(2, size, dtype=torch.float64)
@@ -162,9 +162,9 @@ class Gradient(Signal):
                     sketched = torch.stack([sigma * U.abs().sum(0), sigma.square()]).cpu()[:, :size]
                     total[:, : sketched.shape[1]] += sketched
                     total[:, sketched.shape[1] :] += self._beyond((site.path, expert), sigma, site)
-            for name, gains in zip(found, total.tolist(), strict=True):
-                found[name][site.path] = gains
-        return found
+            for name, gains in zip(columns, total.tolist(), strict=True):
+                columns[name][site.path] = gains
+        return columns
 
     def _beyond(self, key: Key, sigma: torch.Tensor, site: Site) -> torch.Tensor:
         """(σ‖u‖₁, σ²) [2, 1] of one direction that the sketch does not reach: an equal share of the energy left."""

@@ -16,7 +16,7 @@ from loratlas.anatomy.sites import Site
 from loratlas.signals.base import ALL_FOLDS, FOLDS, HALVES, Signal
 from loratlas.signals.column import Column
 from loratlas.signals.rank_correlation import chance, tau, tau_of_top
-from loratlas.signals.rematerialize import Again
+from loratlas.signals.rematerialize import Rematerialize
 from loratlas.signals.site_hooks import Loss, one_pass
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class Measurement:
     """What the signals say.
 
     Args:
@@ -89,7 +89,7 @@ def measure(
     ranks: int = 16,
     on_weights: Callable[[int, int], object] | None = None,
     on_pass: Callable[[int], object] | None = None,
-) -> Measured:
+) -> Measurement:
     """Make the passes and read the signals.
 
     Args:
@@ -113,11 +113,11 @@ def measure(
     device = model.get_input_embeddings().weight.device
     summed, passes, rows, tokens, labelled = 0.0, 0, 0, 0, 0
     settled: bool | None = None
-    again = Again()
+    rematerialize = Rematerialize()
     for number, batch in enumerate(batches if moving else ()):
         for signal in moving:
             signal.fold = number % FOLDS
-        summed += one_pass(model, batch.to(device), sites, moving, loss, again) * batch.labelled
+        summed += one_pass(model, batch.to(device), sites, moving, loss, rematerialize) * batch.labelled
         passes, rows = passes + 1, rows + len(batch.lengths)
         tokens, labelled = tokens + batch.tokens, labelled + batch.labelled
         if on_pass is not None:
@@ -129,7 +129,7 @@ def measure(
     readings: dict[str, Reading] = {}
     for signal in signals:
         readings |= _readings(signal, passes, ranks)
-    return Measured(
+    return Measurement(
         readings=readings,
         loss=summed / labelled if labelled else math.nan,
         passes=passes,
@@ -178,14 +178,14 @@ def _readings(signal: Signal, passes: int, ranks: int) -> dict[str, Reading]:
     halves = [] if still else [signal.values(half) for half in HALVES]
     order = [site.path for site in signal.sites]
     gains = signal.gains(ranks)
-    found = {}
+    readings = {}
     for column in signal.columns:
         name = column.name
         values = {path: whole[name][path] for path in order if math.isfinite(whole[name].get(path, math.nan))}
         errors, repeats, top = {}, None, None
         silent = _silent(values)
         if not still and passes >= FOLDS:
-            errors = {path: _jackknife([told[name].get(path) for told in left_out]) for path in values}
+            errors = {path: _jackknife([fold[name].get(path) for fold in left_out]) for path in values}
             errors = {path: error for path, error in errors.items() if error is not None}
             one, two = (_worth(column, half[name]) for half in halves)
             repeats, top = tau(one, two), tau_of_top(one, two)
@@ -193,7 +193,7 @@ def _readings(signal: Signal, passes: int, ranks: int) -> dict[str, Reading]:
                 silent = (
                     f"the order does not repeat from one half of the rows to the other (τ = {repeats:.2f})"
                 )
-        found[name] = Reading(
+        readings[name] = Reading(
             column=column,
             values=values,
             errors=errors,
@@ -202,7 +202,7 @@ def _readings(signal: Signal, passes: int, ranks: int) -> dict[str, Reading]:
             silent=silent,
             gains=gains.get(name),
         )
-    return found
+    return readings
 
 
 def _silent(values: Mapping[str, float]) -> str | None:

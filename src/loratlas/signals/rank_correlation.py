@@ -46,8 +46,8 @@ def chance(one: Mapping[str, float], two: Mapping[str, float]) -> float:
     a, b = _both(one, two)
     if len(a) < FEWEST or np.ptp(a) == 0 or np.ptp(b) == 0:
         return 1.0
-    found = kendalltau(a, b, alternative="greater")
-    return float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    test = kendalltau(a, b, alternative="greater")
+    return float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _both(one: Mapping[str, float], two: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ ROUNDING = 4
 """Distances between neighbouring numbers by which a remade tensor may be off, in the mean over its entries."""
 
 
-class Again:
+class Rematerialize:
     """Knows, site by site, whether a tensor can be remade."""
 
     def __init__(self) -> None:
@@ -47,12 +47,12 @@ class Again:
 def _equal(make: Make, x: torch.Tensor) -> bool:
     try:
         with torch.no_grad():
-            again = make()
+            made = make()
     except RuntimeError:  # a step that needs what autograd did not keep after all
         return False
-    if again.shape != x.shape or again.dtype != x.dtype:
+    if made.shape != x.shape or made.dtype != x.dtype:
         return False
-    off = torch.linalg.vector_norm(again - x, dtype=torch.float32)
+    off = torch.linalg.vector_norm(made - x, dtype=torch.float32)
     return bool(off <= ROUNDING * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x, dtype=torch.float32))
 
 

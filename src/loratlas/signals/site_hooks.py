@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from loratlas.anatomy.sites import Site
 from loratlas.errors import DataError, ModelError, SettingsError
 from loratlas.signals.base import Output, Signal, Use
-from loratlas.signals.rematerialize import Again, Make
+from loratlas.signals.rematerialize import Make, Rematerialize
 
 if TYPE_CHECKING:
     from loratlas.data.batches.batching import Batch
@@ -38,7 +38,7 @@ def one_pass(
     sites: Sequence[Site],
     signals: Sequence[Signal],
     loss: Loss,
-    again: Again | None = None,
+    rematerialize: Rematerialize | None = None,
 ) -> float:
     """One forward pass, and one backward pass where a signal needs it.
 
@@ -47,7 +47,7 @@ def one_pass(
         batch: on the model's device.
         sites: to be watched.
         signals: told what happens.
-        again: what earlier passes through this model have proven; None for the first.
+        rematerialize: what earlier passes through this model have proven; None for the first.
         loss: gives the losses; their sum is what is differentiated, and signals divide by the counted tokens.
 
     Returns:
@@ -67,7 +67,7 @@ def one_pass(
     backward = any(signal.needs == "backward" for signal in signals)
     if backward:
         _check_gradients(model)
-    watch = _Watch(model, batch, sites, signals, backward, again or Again())
+    watch = _Watch(model, batch, sites, signals, backward, rematerialize or Rematerialize())
     with ExitStack() as stack:
         stack.enter_context(_frozen(model))
         stack.enter_context(torch.set_grad_enabled(backward))
@@ -124,7 +124,7 @@ class _Watch:
         sites: Sequence[Site],
         signals: Sequence[Signal],
         backward: bool,
-        again: Again,
+        rematerialize: Rematerialize,
     ) -> None:
         self.model, self.signals, self.backward = model, signals, backward
         self.owner = batch.example.reshape(-1)
@@ -137,7 +137,7 @@ class _Watch:
             for path in (site.called_as or (f"{site.module}.",))
         }
         self.stacks = {site.path: site for site in sites if site.kind == "experts"}
-        self.again = again
+        self.rematerialize = rematerialize
         self.met: list[tuple[str, torch.Tensor]] = []
 
     @contextmanager
@@ -207,13 +207,13 @@ class _Watch:
                     Output(y=out, bias=bias, weight=weight),
                 )
         if self.backward and y.requires_grad:
-            y.register_hook(self._learner(site, expert, self.again(site.path, x), here, real, owner))
+            y.register_hook(self._learner(site, expert, self.rematerialize(site.path, x), here, real, owner))
 
     def _learner(
         self,
         site: Site,
         expert: int,
-        again: Make,
+        make: Make,
         here: slice | int,
         real: torch.Tensor | None,
         owner: torch.Tensor | None,
@@ -222,7 +222,7 @@ class _Watch:
 
         def learn(g: torch.Tensor) -> None:
             with torch.no_grad():
-                x, g = (t.detach()[here].flatten(0, -2) for t in (again(), g))
+                x, g = (t.detach()[here].flatten(0, -2) for t in (make(), g))
                 if real is not None:
                     x, g = x[real], g[real]
                 self._mark(site, g)
@@ -284,16 +284,16 @@ class _Products(TorchFunctionMode):
         y = func(*args, **(kwargs or {}))
         if func in _PRODUCTS:
             tensors = [a for a in args if isinstance(a, torch.Tensor) and a.dim() > 1]
-            for place, slice_ in enumerate(tensors[:2]):
-                found = self.stacks.get(slice_.untyped_storage().data_ptr())
-                if found is not None and len(tensors) > 1:
+            for index, slice_ in enumerate(tensors[:2]):
+                stack = self.stacks.get(slice_.untyped_storage().data_ptr())
+                if stack is not None and len(tensors) > 1:
                     bias = next((a for a in args if isinstance(a, torch.Tensor) and a.dim() == 1), None)
                     W = slice_.t() if func is torch.nn.functional.linear else slice_
-                    self._tell(*found, W, tensors[1 - place], y, bias)
+                    self._report(*stack, W, tensors[1 - index], y, bias)
                     break
         return y
 
-    def _tell(
+    def _report(
         self,
         site: Site,
         stack: torch.Tensor,
@@ -306,5 +306,5 @@ class _Products(TorchFunctionMode):
         if W.dim() == 2:
             self.watch.use(site, first, x, y, bias, lambda z: z @ W)
             return
-        for place in range(len(W)):  # every expert at once: [E, n, d_in] times [E, d_in, d_out]
-            self.watch.use(site, first + place, x, y, bias, lambda z, W=W[place]: z @ W, part=place)
+        for index in range(len(W)):  # every expert at once: [E, n, d_in] times [E, d_in, d_out]
+            self.watch.use(site, first + index, x, y, bias, lambda z, W=W[index]: z @ W, part=index)

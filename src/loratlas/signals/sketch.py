@@ -68,7 +68,7 @@ def eigenvalues(Y: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
         E = (Y @ vectors[:, kept]) / values[kept].sqrt()
     else:
         E = torch.linalg.solve_triangular(root, Y.t(), upper=False).t()
-    found = torch.linalg.svdvals(E).square() - shift
+    squares = torch.linalg.svdvals(E).square() - shift
     padded = Y.new_zeros(Y.shape[1])
-    padded[: len(found)] = found.clamp(min=0)
+    padded[: len(squares)] = squares.clamp(min=0)
     return padded

@@ -156,7 +156,7 @@ def _enter(ledger: Ledger, prepared: Prepared, spec: StudySpec, out: Path) -> No
                 found=f"other {name} rows than this study began with",
                 instead="the rows as they were, or another --out",
             )
-    tables = [{name: plan["digest"] for name, plan in found["plans"].items()} for found in (known, about)]
+    tables = [{name: plan["digest"] for name, plan in record["plans"].items()} for record in (known, about)]
     if tables[0] != tables[1] or known["base"] != about["base"]:
         raise OutputError(
             given=str(out), found="a study of another base or with other plans", instead="another --out"

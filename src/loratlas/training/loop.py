@@ -12,7 +12,7 @@ from loratlas.adapters.layers.lean_lora import lean
 from loratlas.errors import SettingsError
 from loratlas.training.checkpoint import describe_base
 from loratlas.training.master_weights import MasterWeights
-from loratlas.training.run import Run
+from loratlas.training.run import RunState
 from loratlas.training.run_context import interruptible
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
@@ -71,7 +71,7 @@ def fit(
     packed, reason = _packing(model, data, settings, packed)
     steps = settings.steps_for(len(data))
     gradients = ModelGradients(model, data, masters, settings, packed=packed, steps=steps)
-    run = Run(
+    run = RunState(
         model,
         data,
         settings,

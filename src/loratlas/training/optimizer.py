@@ -118,7 +118,7 @@ class Optimizer:
 
     def moments(self) -> dict[str, Moments]:
         """Name → moments of every parameter, as views; empty before the first step."""
-        found = {}
+        moments = {}
         for group in self.masters.groups:
             if group.master in self._adam.state:
                 flat = self._adam.state[group.master]
@@ -126,8 +126,8 @@ class Optimizer:
                 ages = self._ages.get(group.master)
                 shaped = [None] * len(first) if ages is None else group.shaped(ages)
                 for name, one, two, age in zip(group.names, first, second, shaped, strict=True):
-                    found[name] = Moments(first=one, second=two, age=age)
-        return found
+                    moments[name] = Moments(first=one, second=two, age=age)
+        return moments
 
     def rebuild(self, moments: Mapping[str, Moments], step: int) -> None:
         """Begin anew over master weights that were laid out anew.

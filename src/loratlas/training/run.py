@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from loratlas.data.examples import Encoded
 
 
-class Run:
+class RunState:
     """One run. It asks ``gradients`` for the gradient of every step and does everything else.
 
     Args:
@@ -287,16 +287,16 @@ class Run:
         Args:
             by: what asked for an end, such as Ctrl-C.
         """
-        found = f"training stopped after step {self.counters.done} of {self.steps}"
+        reason = f"training stopped after step {self.counters.done} of {self.steps}"
         if self.checkpoints is None:
             return Interrupted(
-                given=by, found=found, instead="an output folder, so that a run can go on later"
+                given=by, found=reason, instead="an output folder, so that a run can go on later"
             )
         if not self._updating:
             self.save()
         return Interrupted(
             given=by,
-            found=f"{found}; its state is in {self.checkpoints.folder}",
+            found=f"{reason}; its state is in {self.checkpoints.folder}",
             instead="the same command with --resume to go on from there",
         )
 

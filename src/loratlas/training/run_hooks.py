@@ -21,7 +21,7 @@ Tensors = dict[str, "torch.Tensor"]
 
 
 class HookedRun(Protocol):
-    """What a `loratlas.training.run.Run` shows to its hooks.
+    """What a `loratlas.training.run.RunState` shows to its hooks.
 
     Attributes:
         model: a `PeftModel`; in a fleet the bare base.
@@ -44,11 +44,11 @@ class HookedRun(Protocol):
     counters: RunCounters
 
     def change_parameters(self, change: Callable[[], Mapping[str, Moments] | None]) -> None:
-        """See `loratlas.training.run.Run.change_parameters`."""
+        """See `loratlas.training.run.RunState.change_parameters`."""
 
 
 class RunHook:
-    """Called by a `loratlas.training.run.Run` at fixed points of every step; every method may be left as it is.
+    """Called by a `loratlas.training.run.RunState` at fixed points of every step; every method may be left as it is.
 
     A step: the gradient is taken → `on_gradient` → clipping, update, rounding → `after_step` → checkpoint, if one is
     due. A hook reads and changes what the run shows it: `HookedRun`; ranks and sites only through

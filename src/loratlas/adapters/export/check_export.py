@@ -132,8 +132,8 @@ def fixed_logits(model: Any, request: Request) -> Any:
     longest = getattr(config, "max_position_embeddings", None)
     length = min(TOKENS, longest - 4) if isinstance(longest, int) else TOKENS
     tokens = torch.randint(0, config.vocab_size, (ROWS, length), generator=generator)
-    for place, token in enumerate(request.tokens):
-        tokens[:, place % length] = token
+    for index, token in enumerate(request.tokens):
+        tokens[:, index % length] = token
     with torch.no_grad():
         if request.kind == "SequenceClassification":
             # One row at a time, ended once: what a classifier reads is then the same whatever fills rows.

@@ -102,20 +102,20 @@ def write_export(
     source = str(base or contents.base or "")
     if not source:
         raise ModelError(given=str(adapter_dir), found="it does not name its base", instead="--base MODEL")
-    found, config = open_base_config(contents, source)
+    adapter_task, config = open_base_config(contents, source)
     model = _adapted(contents, source, config)
     own = own_labels(load_config(source))
     options = base_options(
-        found.task,
+        adapter_task.task,
         getattr(config, "pad_token_id", None),
-        new_head=bool(own) and len(own) != len(found.task.labels),
+        new_head=bool(own) and len(own) != len(adapter_task.task.labels),
     )
     trained = contents.dtype or "float32"
-    remarks = [found.remark] if found.remark else []
+    remarks = [adapter_task.remark] if adapter_task.remark else []
     if target == "peft":
         compared = "float32" if contents.changed_base else trained
-        save_adapter(model, out, plan_json=contents.notes.get("plan"), extra=_extra(contents, found))
-        recipe = adapter_recipe(source, str(out), task=found.task, dtype=trained, options=options)
+        save_adapter(model, out, plan_json=contents.notes.get("plan"), extra=_extra(contents, adapter_task))
+        recipe = adapter_recipe(source, str(out), task=adapter_task.task, dtype=trained, options=options)
         if contents.changed_base:
             remarks.append(
                 f"It was started by {contents.changed_base}, which takes a part out of the base: written as the "
@@ -124,7 +124,7 @@ def write_export(
     else:
         compared = "float32"
         _save_merged(model, out, source, dtype)
-        recipe = model_recipe(str(out), task=found.task, dtype=dtype)
+        recipe = model_recipe(str(out), task=adapter_task.task, dtype=dtype)
         if trained != dtype:
             remarks.append(
                 f"Written in {dtype}; it was trained in {trained}, in which losses differ by rounding."
@@ -132,7 +132,7 @@ def write_export(
     del model
     request = Request(
         base=source,
-        kind=class_name(found.task).removeprefix("AutoModelFor"),
+        kind=class_name(adapter_task.task).removeprefix("AutoModelFor"),
         options=options,
         dtype=compared,
         adapter=str(contents.folder),
@@ -154,11 +154,11 @@ def _adapted(contents: AdapterFolder, source: str, config: Any) -> PeftModel:
     return refuse_untrained(model, contents.folder)
 
 
-def _extra(contents: AdapterFolder, found: Any) -> dict[str, Any]:
+def _extra(contents: AdapterFolder, adapter_task: Any) -> dict[str, Any]:
     """Notes of the adapter, with the task that was recognised where it had none."""
     extra = dict(contents.notes.get("extra") or {})
-    if found.task.name == CLASSIFICATION:
-        extra.setdefault("task", found.task.to_json())
+    if adapter_task.task.name == CLASSIFICATION:
+        extra.setdefault("task", adapter_task.task.to_json())
     return extra
 
 

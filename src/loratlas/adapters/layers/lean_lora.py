@@ -85,15 +85,15 @@ class _LowRank(torch.autograd.Function):
         small: list[torch.Tensor] = []
         d_up: list[torch.Tensor | None] = []
         start = 0
-        for place, (g, scale) in enumerate(zip(upstream, ctx.scales, strict=True)):
-            W, B = weights[2 * place], weights[2 * place + 1]
+        for index, (g, scale) in enumerate(zip(upstream, ctx.scales, strict=True)):
+            W, B = weights[2 * index], weights[2 * index + 1]
             rank = B.shape[1]
             if g is None:  # an output that nobody used
                 small.append(h.new_zeros(len(h), rank))
                 d_up.append(None)
             else:
                 small.append((g @ B).mul_(scale * ctx.lift))
-                needed = ctx.needs_input_grad[4 + 4 * place + 3]
+                needed = ctx.needs_input_grad[4 + 4 * index + 3]
                 # hᵀg and its transpose, which matrix libraries take two thirds of the time of gᵀh for.
                 d_up.append((h[:, start : start + rank].t() @ g).mul_(scale).t() if needed else None)
                 if ctx.needs_input_grad[0]:
@@ -107,8 +107,8 @@ class _LowRank(torch.autograd.Function):
         d_down = gh.t() @ dropped(x, drop)
         gradients: list[Any] = [dx, None, None, None]
         start = 0
-        for place, d_B in enumerate(d_up):
-            rank = weights[2 * place + 1].shape[1]
+        for index, d_B in enumerate(d_up):
+            rank = weights[2 * index + 1].shape[1]
             gradients += [None, None, d_down[start : start + rank], d_B]
             start += rank
         return tuple(gradients)
@@ -144,27 +144,27 @@ class _Group:
     read: Any = None  # weak reference to the tensor that the outputs in waiting belong to
     version: int = 0
     waiting: dict[int, torch.Tensor] = field(default_factory=dict)
-    apart: bool = False
+    separate: bool = False
 
     def output(self, layer: Any, x: torch.Tensor, own: _Site) -> torch.Tensor:
         """The layer's output, flat: [T, d_out]."""
         version = 0 if x.is_inference() else x._version
         if self.read is not None and self.read() is x and self.version == version:
-            found = self.waiting.pop(id(layer), None)
-            if found is not None:
-                return found
+            values = self.waiting.pop(id(layer), None)
+            if values is not None:
+                return values
         elif self.waiting:
-            self.apart = True
+            self.separate = True
             self.waiting = {}
         flat = x.reshape(-1, x.shape[-1])
-        if self.apart or self.waiting:
+        if self.separate or self.waiting:
             return _run(flat, [own])[0]
         members, sites = [layer], [own]
         for other in self.layers:
-            found = None if other is layer else _plain(other, x)
-            if found is not None and found.dropout == own.dropout and len(found.W) == len(own.W):
+            values = None if other is layer else _plain(other, x)
+            if values is not None and values.dropout == own.dropout and len(values.W) == len(own.W):
                 members.append(other)
-                sites.append(found)
+                sites.append(values)
         outputs = _run(flat, sites)
         self.read, self.version = weakref.ref(x), version
         self.waiting = {id(m): y for m, y in zip(members[1:], outputs[1:], strict=True)}
@@ -175,15 +175,15 @@ class LeanLinear(Linear):
     """PEFT's low-rank layer over a plain matrix; what it does not cover goes through PEFT's own forward pass."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        found = None if args or kwargs else _plain(self, x)
-        if found is None:
+        plain = None if args or kwargs else _plain(self, x)
+        if plain is None:
             return super().forward(x, *args, **kwargs)
         group: _Group | None = vars(self).get("_group")
         # A compiler fuses what reads the same tensor by itself, and outputs in waiting would be a state it cannot see.
         if group is None or torch.compiler.is_compiling():
-            y = _run(x.reshape(-1, x.shape[-1]), [found])[0]
+            y = _run(x.reshape(-1, x.shape[-1]), [plain])[0]
         else:
-            y = group.output(self, x, found)
+            y = group.output(self, x, plain)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -347,7 +347,7 @@ def _groups(model: Any, layers: dict[str, Any]) -> list[_Group]:
     prefix = next((name for name, module in model.named_modules() if module is inner), "")
     named = {name.removeprefix(f"{prefix}."): layer for name, layer in layers.items()}
     members = [[named[path] for path in paths if path in named] for paths in _INPUTS[inner]]
-    return [_Group(found) for found in members if len(found) > 1]
+    return [_Group(same_input) for same_input in members if len(same_input) > 1]
 
 
 def _inputs(config: Any) -> list[list[str]]:
@@ -359,8 +359,8 @@ def _inputs(config: Any) -> list[list[str]]:
         sites = read(config).sites
     except LoratlasError:
         return []
-    found: dict[Any, list[str]] = {}
+    readers: dict[Any, list[str]] = {}
     for site in sites:
         if site.input_group is not None and site.kind in ("linear", "conv1d"):
-            found.setdefault(site.input_group, []).append(site.module)
-    return [paths for paths in found.values() if len(paths) > 1]
+            readers.setdefault(site.input_group, []).append(site.module)
+    return [paths for paths in readers.values() if len(paths) > 1]

@@ -41,16 +41,16 @@ def draw(x: torch.Tensor, p: float) -> torch.Tensor:
     compiled = torch.compiler.is_compiling()
     if compiled or p > MOST or x.device.type != "cpu" or x.numel() >= 2**31:
         return torch.rand(x.shape, device=x.device) >= p
-    places = _places(x.numel(), p)
-    if isinstance(x, FakeTensor):  # shapes without numbers, in a rehearsal: as many as are to be expected
-        return places[: round(x.numel() * p)].int()
-    while not len(places) or int(places[-1]) < x.numel():  # drawn too few
-        more = _places(x.numel(), p)
-        places = torch.cat([places, more + (places[-1] + 1 if len(places) else 0)])
-    return places[: int(torch.searchsorted(places, x.numel()))].int()
+    positions = _positions(x.numel(), p)
+    if isinstance(x, FakeTensor):  # shapes without numbers, in a dry run: as many as are to be expected
+        return positions[: round(x.numel() * p)].int()
+    while not len(positions) or int(positions[-1]) < x.numel():  # drawn too few
+        more = _positions(x.numel(), p)
+        positions = torch.cat([positions, more + (positions[-1] + 1 if len(positions) else 0)])
+    return positions[: int(torch.searchsorted(positions, x.numel()))].int()
 
 
-def _places(n: int, p: float) -> torch.Tensor:
+def _positions(n: int, p: float) -> torch.Tensor:
     """Dropped places from 0 on, int64; most often enough of them to reach n."""
     expected = n * p
     u = torch.rand(int(expected + 4 * math.sqrt(expected)) + 16)

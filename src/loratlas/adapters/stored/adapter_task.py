@@ -68,9 +68,9 @@ def task_of(contents: AdapterFolder, config: PretrainedConfig) -> AdapterTask:
     word = contents.config.get("task_type")
     if word in _ELSEWHERE:
         raise _refused(contents, f"an adapter for {_ELSEWHERE[word]} (task_type {word})")
-    found = _classes(contents, config)
-    if found is not None:
-        task = Task(name=CLASSIFICATION, labels=_labels(found, config))
+    head = _classes(contents, config)
+    if head is not None:
+        task = Task(name=CLASSIFICATION, labels=_labels(head, config))
     elif word == WORDS[CLASSIFICATION]:
         raise _refused(
             contents,
@@ -139,17 +139,17 @@ def open_base_config(contents: AdapterFolder, source: Any) -> tuple[AdapterTask,
         The task, and a config; None for a causal language model, which is read as its directory says.
     """
     config = load_config(source)
-    found = task_of(contents, config)
-    if found.task.name == CAUSAL:
-        return found, None
-    return found, for_task(config, found.task, pad_id=_pad_id(found, source, config))
+    task = task_of(contents, config)
+    if task.task.name == CAUSAL:
+        return task, None
+    return task, for_task(config, task.task, pad_id=_pad_id(task, source, config))
 
 
-def _pad_id(found: AdapterTask, source: Any, config: PretrainedConfig) -> int | None:
+def _pad_id(task: AdapterTask, source: Any, config: PretrainedConfig) -> int | None:
     """A token to fill rows of a classifier with, where neither adapter nor base names one: the tokenizer's."""
     named = config.get_text_config().pad_token_id is not None
-    if named or found.pad_id is not None or found.task.name != CLASSIFICATION:
-        return found.pad_id
+    if named or task.pad_id is not None or task.task.name != CLASSIFICATION:
+        return task.pad_id
     from transformers import AutoTokenizer
 
     try:

@@ -75,12 +75,12 @@ class AdapterFolder:
         """
         from safetensors import safe_open
 
-        found = {}
+        tensors = {}
         with safe_open(self.folder / WEIGHTS, framework="pt", device="cpu") as file:
             for name in self.tensors:
-                found[name] = file.get_tensor(name)
-        refuse_nonfinite(found, given=str(self.folder / WEIGHTS))
-        return found
+                tensors[name] = file.get_tensor(name)
+        refuse_nonfinite(tensors, given=str(self.folder / WEIGHTS))
+        return tensors
 
 
 def read_adapter(folder: str | Path) -> AdapterFolder:

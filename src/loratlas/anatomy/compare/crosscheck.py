@@ -33,7 +33,7 @@ from loratlas.models.config import load_config
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from loratlas.anatomy.compare.decide_roles import Decision
+    from loratlas.anatomy.compare.decide_roles import RoleDecision
 
 
 def prove(source: str | Path | PretrainedConfig | Any) -> Proof:
@@ -112,14 +112,14 @@ def _judged(anatomy: Anatomy, opinions_of: Iterable[MatrixOpinions]) -> Anatomy:
 class _Heard:
     """What one reader said on a small instance, asked by the paths of the model that it stands for."""
 
-    def __init__(self, said: dict[str, str], decisions: dict[str, Decision]) -> None:
+    def __init__(self, said: dict[str, str], decisions: dict[str, RoleDecision]) -> None:
         self.by_role: dict[tuple[str, str | None], set[str]] = {}
         self.by_name: dict[str, set[str]] = {}
         for path, opinion in said.items():
             self.by_role.setdefault((pattern(path), decisions[path].role), set()).add(opinion)
             self.by_name.setdefault(pattern(path), set()).add(opinion)
 
-    def of(self, path: str, decision: Decision) -> str | None:
+    def of(self, path: str, decision: RoleDecision) -> str | None:
         for heard in (
             self.by_role.get((pattern(path), decision.role), set()),
             self.by_name.get(pattern(path), set()),
@@ -148,7 +148,7 @@ def pattern(path: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
 
 
-def _try(config: PretrainedConfig, anatomy: Anatomy, decisions: dict[str, Decision]) -> _Trial:
+def _try(config: PretrainedConfig, anatomy: Anatomy, decisions: dict[str, RoleDecision]) -> _Trial:
     """Probe the first small instance that runs, and trace it too: with numbers where a pass without them fails."""
     failed = ""
     layers = max(LAYERS, _kinds(anatomy))
@@ -159,10 +159,10 @@ def _try(config: PretrainedConfig, anatomy: Anatomy, decisions: dict[str, Decisi
         try:
             tiny = less()
             model = instance(tiny)
-            found = matrices(model)
-            probed = probe(model, found)
+            sites = matrices(model)
+            probed = probe(model, sites)
             numbers = sizes(model.config)
-            traced = opinions(observe(model, found), found, kv_heads=numbers.kv_heads, heads=numbers.heads)
+            traced = opinions(observe(model, sites), sites, kv_heads=numbers.kv_heads, heads=numbers.heads)
             if config_digest(tiny) != anatomy.config_digest:
                 decisions = examine(tiny)[1]
         except Exception as error:

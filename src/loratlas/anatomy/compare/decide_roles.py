@@ -24,7 +24,7 @@ from loratlas.anatomy.names.shape_check import bears_out
 from loratlas.anatomy.role_table import EXPERT_FAMILIES, OBSERVED_FAMILIES, family_of, observable
 from loratlas.anatomy.structure import Matrix
 from loratlas.anatomy.trace.evidence import paths
-from loratlas.anatomy.trace.flow_records import Call, Flow
+from loratlas.anatomy.trace.flow_records import Flow, MatrixCall
 from loratlas.anatomy.trace.observe import observe
 from loratlas.anatomy.trace.trace_reader import Opinion, opinions
 
@@ -35,7 +35,7 @@ _ELEMENTWISE = frozenset({"mul", "add", "sub", "div"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class RoleDecision:
     """The role of one matrix, or why it has none.
 
     Args:
@@ -53,11 +53,11 @@ class Decision:
     input_group: str | None = None
     reason: str = ""
     opinions: tuple[str, ...] = ()
-    call: Call | None = None
+    call: MatrixCall | None = None
     flags: frozenset[str] = frozenset()
 
 
-def decide(model: PreTrainedModel, matrices: list[Matrix], sizes: Sizes) -> dict[str, Decision]:
+def decide(model: PreTrainedModel, matrices: list[Matrix], sizes: Sizes) -> dict[str, RoleDecision]:
     """Give every matrix a role, or a reason for having none.
 
     Args:
@@ -117,7 +117,7 @@ class _Reader:
             return matrix.path
         return twin + matrix.path[len(matrix.block) :]
 
-    def flags(self, matrix: Matrix, call: Call) -> frozenset[str]:
+    def flags(self, matrix: Matrix, call: MatrixCall) -> frozenset[str]:
         path = self.observed(matrix)
         return frozenset(
             flag
@@ -128,7 +128,7 @@ class _Reader:
             if true
         )
 
-    def decision(self, matrix: Matrix) -> Decision:
+    def decision(self, matrix: Matrix) -> RoleDecision:
         named, opinion = self.named.get(matrix.path), self.seen.get(matrix.path)
         traced = opinion.role if opinion else None
         said = tuple(
@@ -136,55 +136,57 @@ class _Reader:
         )
         role = settled(self.model.config.model_type, matrix.path)
         if role is not None:
-            return Decision(role=role, opinions=(*said, f"table: {role}"), layout=_layout(role, opinion))
+            return RoleDecision(role=role, opinions=(*said, f"table: {role}"), layout=_layout(role, opinion))
         if matrix.kind == "embedding" and matrix.holder is self.embedding:
-            return Decision(role="embed", opinions=said)
+            return RoleDecision(role="embed", opinions=said)
         if matrix.kind == "parameter" and self._scales(matrix):
-            return Decision(role="vector", opinions=said)
+            return RoleDecision(role="vector", opinions=said)
         if matrix.block is None and traced is not None and traced.startswith("ffn.") and named != traced:
             traced = None  # outside the blocks a head or a projector may be built like a feed-forward
         if matrix.block is None and not _within(named, traced):
             outer = self.outside.get(matrix.path)
             if outer is None:
-                return Decision(
+                return RoleDecision(
                     reason="stands outside the blocks and fits nothing known there", opinions=said
                 )
-            return Decision(role=outer, opinions=said)
+            return RoleDecision(role=outer, opinions=said)
         if named is not None and traced is not None:
             return self._both(matrix, named, traced, opinion, said)
         if traced is not None and opinion is not None:
             return self._behaviour(matrix, opinion, said)
         if named is not None:
             return self._name(matrix, named, said)
-        return Decision(reason=self._silence(matrix), opinions=said)
+        return RoleDecision(reason=self._silence(matrix), opinions=said)
 
     def _both(
         self, matrix: Matrix, named: str, traced: str, opinion: Opinion | None, said: tuple[str, ...]
-    ) -> Decision:
+    ) -> RoleDecision:
         role = agreed(named, traced)
         if role is None and traced.startswith("ffn.") and self._with_experts(matrix):
             role = agreed(named, "*" + traced.removeprefix("ffn"))
         if role is None:
             reason = f"behaves as {traced} but is named after {named}"
-            return Decision(reason=reason, opinions=said)
-        return Decision(role=role, layout=_layout(role, opinion), opinions=said)
+            return RoleDecision(reason=reason, opinions=said)
+        return RoleDecision(role=role, layout=_layout(role, opinion), opinions=said)
 
-    def _behaviour(self, matrix: Matrix, opinion: Opinion, said: tuple[str, ...]) -> Decision:
+    def _behaviour(self, matrix: Matrix, opinion: Opinion, said: tuple[str, ...]) -> RoleDecision:
         if opinion.role.startswith("*") or opinion.role in OBSERVED_FAMILIES:
-            return Decision(
+            return RoleDecision(
                 reason=f"behaves as part of {opinion.role}, and no name says which", opinions=said
             )
-        return Decision(role=opinion.role, layout=opinion.layout, opinions=said)
+        return RoleDecision(role=opinion.role, layout=opinion.layout, opinions=said)
 
-    def _name(self, matrix: Matrix, named: str, said: tuple[str, ...]) -> Decision:
+    def _name(self, matrix: Matrix, named: str, said: tuple[str, ...]) -> RoleDecision:
         if observable(named):
             if matrix.block is not None and self.observed(matrix) in self.flow.calls and self.flow.complete:
-                return Decision(
+                return RoleDecision(
                     reason="what was observed fits neither attention, feed-forward nor mixer", opinions=said
                 )
             if not bears_out(matrix, named, self.by_block[matrix.block], self.named):
-                return Decision(reason=f"only its name says {named}: {self._silence(matrix)}", opinions=said)
-        return Decision(role=named, opinions=said)
+                return RoleDecision(
+                    reason=f"only its name says {named}: {self._silence(matrix)}", opinions=said
+                )
+        return RoleDecision(role=named, opinions=said)
 
     def _with_experts(self, matrix: Matrix) -> bool:
         """Whether a stack of experts in the same block reads what this one, or what leads to it, reads."""
@@ -237,7 +239,7 @@ def input_embedding(model: PreTrainedModel) -> object:
         return None
 
 
-def _plain(matrix: Matrix, call: Call) -> bool:
+def _plain(matrix: Matrix, call: MatrixCall) -> bool:
     """Whether a module did with its weight what its class promises: one map from all columns to all rows."""
     return matrix.kind not in ("linear", "conv1d") or matrix.linear_shape == (call.width, call.into)
 

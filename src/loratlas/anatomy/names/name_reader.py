@@ -40,10 +40,10 @@ def family(matrix: Matrix) -> str | None:
     levels = [(), *reversed(matrix.trail)]
     for number, level in enumerate(levels):
         attribute, cls = level or ((), _holder(matrix))
-        found = _vote(frozenset(cls) - deaf, frozenset(attribute) - deaf)
-        if found is not None:
+        vote = _vote(frozenset(cls) - deaf, frozenset(attribute) - deaf)
+        if vote is not None:
             # The class here has had its vote; its attribute and all that stands around may refine it.
-            return _refined(found, [set(attribute), *({*a, *c} for a, c in levels[number + 1 :])])
+            return _refined(vote, [set(attribute), *({*a, *c} for a, c in levels[number + 1 :])])
     return None
 
 
@@ -178,9 +178,9 @@ def _inside(matrix: Matrix, said: frozenset[str], voted: str | None, siblings: l
 def _adapter(matrix: Matrix) -> str:
     """An adapter of the base itself: of attention, of the feed-forward, or of the stream."""
     for attribute, cls in reversed(matrix.trail):
-        found = _vote(frozenset(cls), frozenset(attribute))
-        if found in ("attn", "ffn"):
-            return f"{found}.adapter"
+        vote = _vote(frozenset(cls), frozenset(attribute))
+        if vote in ("attn", "ffn"):
+            return f"{vote}.adapter"
     return "adapter"
 
 

@@ -70,9 +70,9 @@ def _attention(parts: dict[str, set[tuple[int, int]]], family: str) -> bool:
 
 def _latent(parts: dict[str, set[tuple[int, int]]], o_out: int, o_in: int) -> bool:
     """Queries or keys and values through a narrow middle; beside the latter may stand keys of the position."""
-    if any(len(found) != 1 for found in parts.values()) or not {"kv_a", "kv_b"} <= parts.keys():
+    if any(len(sizes) != 1 for sizes in parts.values()) or not {"kv_a", "kv_b"} <= parts.keys():
         return False
-    shapes = {part: next(iter(found)) for part, found in parts.items()}
+    shapes = {part: next(iter(sizes)) for part, sizes in parts.items()}
     (kv_a_rows, kv_a_in), (kv_b_rows, kv_b_in) = shapes["kv_a"], shapes["kv_b"]
     if kv_a_in != o_out or kv_b_in > kv_a_rows or o_in > kv_b_rows:
         return False

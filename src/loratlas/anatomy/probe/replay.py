@@ -28,7 +28,7 @@ Forward = Callable[..., Any]
 
 
 @dataclass(slots=True)
-class Seen:
+class ModuleCall:
     """What a module was called with, once, and what was found out about it."""
 
     args: tuple[Any, ...]
@@ -54,7 +54,7 @@ class Reruns:
     def __init__(self, lengths: set[int]) -> None:
         self.lengths = lengths
         self.modules: dict[str, nn.Module] = {}
-        self.seen: dict[str, Seen] = {}
+        self.seen: dict[str, ModuleCall] = {}
 
     def heed(self, given: Any, block: nn.Module) -> None:
         """A model may pad or pool its text before the blocks: what they are given has another length then.

@@ -12,9 +12,9 @@ from loratlas.anatomy.dummy_inputs import inputs, silent_towers, tower_inputs
 from loratlas.anatomy.probe.replay import (
     EVERYWHERE,
     Forward,
+    ModuleCall,
     Recorded,
     Reruns,
-    Seen,
     copied,
     replaced,
     tensors,
@@ -113,7 +113,7 @@ class Mixing(Reruns):
         def around(name: str, forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
                 if name not in self.seen:
-                    self.seen[name] = Seen(copied(args), copied(kwargs))
+                    self.seen[name] = ModuleCall(copied(args), copied(kwargs))
                 if not running:
                     self.heed((args, kwargs), self.modules[name])
                 running.append(name)
@@ -137,10 +137,10 @@ class Mixing(Reruns):
                 product of attention, is part of what the owner does.
             but: a module; what holds it is left out.
         """
-        found = set[str]()
+        mixing = set[str]()
         for other in self.inside.get(name, ()):
             if f"{but}.".startswith(other + ".") or any(
-                other.startswith(one + ".") for one in found & self.bare
+                other.startswith(one + ".") for one in mixing & self.bare
             ):
                 continue
             if other in self.bare:
@@ -148,8 +148,8 @@ class Mixing(Reruns):
             else:
                 own = self.mixes(other, self.mixers(other, owner=other))
             if own:
-                found.add(other)
-        return frozenset(found)
+                mixing.add(other)
+        return frozenset(mixing)
 
     def mixes(self, name: str, inner: frozenset[str] = frozenset()) -> bool | None:
         """Whether it mixes while ``inner`` let only the changed token through; None where that cannot be seen.
@@ -172,7 +172,7 @@ class Mixing(Reruns):
         with self.recorded(inner, kept):
             before = self.call(name, None)
         outermost = {one for one in inner if not any(one.startswith(other + ".") for other in inner)}
-        found: bool | None = None
+        mixes: bool | None = None
         for position in (1, -2):
             with self.held(kept, position) as handed:
                 after = self.call(name, position)
@@ -183,8 +183,8 @@ class Mixing(Reruns):
             if any(said) or any(handed.get(one, False) for one in outermost):
                 return True
             if said.count(None) < len(said):
-                found = False
-        return found
+                mixes = False
+        return mixes
 
     def takes_part(self, name: str, path: str) -> bool:
         """Whether a module that ran returns something else once this parameter in it is changed."""

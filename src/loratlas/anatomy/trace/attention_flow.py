@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from loratlas.anatomy.trace.evidence import Evidence, Opinion, Part, paths
-from loratlas.anatomy.trace.flow_records import MIXED, Attention, Labels, View
+from loratlas.anatomy.trace.evidence import Opinion, Part, TraceEvidence, paths
+from loratlas.anatomy.trace.flow_records import MIXED, AttentionFlow, Labels, View
 
 Paths = frozenset[str]
 
 
-def attention(seen: Evidence, event: Attention, outputs: list[str]) -> None:
+def attention(seen: TraceEvidence, event: AttentionFlow, outputs: list[str]) -> None:
     """Say which matrices made queries, keys and values of one attention, and which reads what came out.
 
     Args:
@@ -19,10 +19,10 @@ def attention(seen: Evidence, event: Attention, outputs: list[str]) -> None:
     adapters: dict[str, str] = {}
 
     def sources(labels: Labels) -> Paths:
-        found = seen.sources(labels)
-        paired = seen.pairs(found)
+        makers = seen.sources(labels)
+        paired = seen.pairs(makers)
         adapters.update(paired)
-        return found - paired.keys()
+        return makers - paired.keys()
 
     v = sources(event.v)
     pairs = [(sources(q), sources(k)) for q, k in event.pairs]
@@ -63,9 +63,9 @@ def attention(seen: Evidence, event: Attention, outputs: list[str]) -> None:
     _outputs(seen, outputs, family, q | k | v)
 
 
-def _queries(seen: Evidence, pairs: list[tuple[Paths, Paths]], v: Paths, outputs: list[str]) -> None:
+def _queries(seen: TraceEvidence, pairs: list[tuple[Paths, Paths]], v: Paths, outputs: list[str]) -> None:
     """Keys and values that another block made: what is left are queries and the output."""
-    q = {path for found, k in pairs for path in found if not k}
+    q = {path for makers, k in pairs for path in makers if not k}
     if v or len(q) != 1 or len(pairs) != 1:
         return
     for path in q:
@@ -73,7 +73,7 @@ def _queries(seen: Evidence, pairs: list[tuple[Paths, Paths]], v: Paths, outputs
     _outputs(seen, outputs, "attn", frozenset(q))
 
 
-def _content(seen: Evidence, pairs: list[tuple[Paths, Paths]], v: Paths) -> tuple[Paths, Paths] | None:
+def _content(seen: TraceEvidence, pairs: list[tuple[Paths, Paths]], v: Paths) -> tuple[Paths, Paths] | None:
     """Of the products that were summed to the scores the one of queries and keys."""
     real = [(q, k) for q, k in pairs if q and k]
     if len(real) <= 1:
@@ -85,7 +85,7 @@ def _content(seen: Evidence, pairs: list[tuple[Paths, Paths]], v: Paths) -> tupl
 
 
 def _fused(
-    seen: Evidence, q: Paths, k: Paths, v: Paths, labels: tuple[Labels, Labels], values: Labels
+    seen: TraceEvidence, q: Paths, k: Paths, v: Paths, labels: tuple[Labels, Labels], values: Labels
 ) -> dict[str, Part] | None:
     parts = {"q": (q, labels[0]), "k": (k, labels[1]), "v": (v, values)}
     if q == k == v and len(q) == 1:
@@ -100,10 +100,10 @@ def _fused(
         return separate
     if q & k or q & v or k & v:
         return None
-    return {path: (name, None) for name, (found, _) in parts.items() for path in found}
+    return {path: (name, None) for name, (paths, _) in parts.items() for path in paths}
 
 
-def _low_rank(seen: Evidence, path: str) -> str | None:
+def _low_rank(seen: TraceEvidence, path: str) -> str | None:
     """The matrix that compresses what this one expands: its only source, read by nothing outside."""
     labels = seen.calls[path].labels
     feeders = paths(labels)
@@ -121,14 +121,14 @@ def _low_rank(seen: Evidence, path: str) -> str | None:
     return None if others else feeder
 
 
-def _cross(seen: Evidence, event: Attention, q: frozenset[str], k: frozenset[str]) -> bool:
+def _cross(seen: TraceEvidence, event: AttentionFlow, q: frozenset[str], k: frozenset[str]) -> bool:
     mine, theirs = seen.streams(q), seen.streams(k)
     if mine and theirs:
         return not mine & theirs
     return event.lengths[0] != event.lengths[1] and bool(q) and not seen.reads(q) & seen.reads(k)
 
 
-def _outputs(seen: Evidence, outputs: list[str], family: str, sources: frozenset[str]) -> None:
+def _outputs(seen: TraceEvidence, outputs: list[str], family: str, sources: frozenset[str]) -> None:
     known = {path for path in outputs if path not in seen.given or seen.given[path].role == f"{family}.o"}
     direct = [path for path in known if not seen.fed_by(path, known)]
     if len(direct) != 1:
@@ -149,7 +149,7 @@ def _outputs(seen: Evidence, outputs: list[str], family: str, sources: frozenset
             _gates(seen, origin.path, family)
 
 
-def _gates(seen: Evidence, path: str, family: str) -> None:
+def _gates(seen: TraceEvidence, path: str, family: str) -> None:
     if path not in seen.calls or seen.calls[path].kernel or path in seen.given:
         return
     seen.say(path, f"{family}.gate")

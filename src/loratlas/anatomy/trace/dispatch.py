@@ -41,7 +41,7 @@ _SCANS = frozenset({"cumsum", "logcumsumexp"})
 _ELEMENTWISE = frozenset({"mul", "add", "sub", "div", "addcmul", "lerp", "where"})
 
 
-class Watch(TorchDispatchMode):
+class LabelDispatch(TorchDispatchMode):
     """See the module's docstring.
 
     Args:
@@ -118,7 +118,7 @@ class Watch(TorchDispatchMode):
         if packet == "mul" and len(labels) == 2:
             known.gate(*labels)
         if packet == "add" and known.sum(
-            [value for value, found in zip(inputs, labels, strict=True) if found], outputs[0]
+            [value for value, carried in zip(inputs, labels, strict=True) if carried], outputs[0]
         ):
             return
         if packet in _NONLINEAR:
@@ -167,9 +167,9 @@ class Watch(TorchDispatchMode):
                 marks[known.key(value)] = union
                 known.lengths[known.key(value)] = known.lengths[held[0]]
             if marks is known.products and packet == "add":
-                for key, found in zip(keys, labels, strict=True):
+                for key, carried in zip(keys, labels, strict=True):
                     if key not in marks:
-                        known.flow.biases |= {i.origin.path for i in found if isinstance(i.origin, View)}
+                        known.flow.biases |= {i.origin.path for i in carried if isinstance(i.origin, View)}
 
 
 def tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:

@@ -10,7 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loratlas.anatomy.trace.flow_records import MIXED, ROUTED, Attended, Call, Flow, Labels, Stream, View
+from loratlas.anatomy.trace.flow_records import (
+    MIXED,
+    ROUTED,
+    Attended,
+    Flow,
+    Labels,
+    MatrixCall,
+    Stream,
+    View,
+)
 from loratlas.anatomy.trace.row_layout import layout
 
 if TYPE_CHECKING:
@@ -33,7 +42,7 @@ class Opinion:
     layout: str | None = None
 
 
-class Evidence:
+class TraceEvidence:
     """See the module's docstring.
 
     Args:
@@ -85,38 +94,38 @@ class Evidence:
             for label in self.calls[path].labels
         )
 
-    def pairs(self, found: Iterable[str]) -> dict[str, str]:
+    def pairs(self, matrices: Iterable[str]) -> dict[str, str]:
         """Of matrices whose outputs were summed: the second one of a pair beside another matrix → the first.
 
         The other reads what the first one reads and is as wide as the second, and nothing lies between the two:
         an adapter that the model brings along.
         """
-        found = set(found)
+        matrices = set(matrices)
         pairs: dict[str, str] = {}
-        for path in found:
+        for path in matrices:
             feeders = self.direct(path)
             if len(feeders) != 1 or any(label.marks for label in self.calls[path].labels):
                 continue
             first = next(iter(feeders))
             call = self.calls[first]
-            if first not in found and any(
+            if first not in matrices and any(
                 other != path
                 and self.calls[other].reads == call.reads
                 and self.calls[other].width == self.calls[path].width
-                for other in found
+                for other in matrices
             ):
                 pairs[path] = first
         return pairs
 
     def chain(self, path: str) -> set[str]:
         """Matrices of which alone this one's input is made, and theirs."""
-        found: set[str] = set()
+        above: set[str] = set()
         labels = self.calls[path].labels
         if labels and all(isinstance(label.origin, View) for label in labels):
             for feeder in paths(labels):
-                if not self.calls[feeder].lookup and feeder not in found and feeder != path:
-                    found |= {feeder} | self.chain(feeder)
-        return found
+                if not self.calls[feeder].lookup and feeder not in above and feeder != path:
+                    above |= {feeder} | self.chain(feeder)
+        return above
 
     def direct(self, path: str) -> set[str]:
         """The matrices whose outputs this one reads."""
@@ -124,13 +133,13 @@ class Evidence:
 
     def sources(self, labels: Labels) -> frozenset[str]:
         """The matrices whose outputs these are, without those that only feed another of them."""
-        found = {path for path in paths(labels) if path in self.calls and not self.calls[path].kernel}
-        inner = {one for path in found for one in paths(self.calls[path].labels) if one in found}
-        return frozenset(found - inner if found - inner else found)
+        makers = {path for path in paths(labels) if path in self.calls and not self.calls[path].kernel}
+        inner = {one for path in makers for one in paths(self.calls[path].labels) if one in makers}
+        return frozenset(makers - inner if makers - inner else makers)
 
-    def streams(self, found: Iterable[str]) -> set[int]:
+    def streams(self, matrices: Iterable[str]) -> set[int]:
         """Which of the block's inputs these matrices read, directly or through others."""
-        numbers, seen, todo = set[int](), set[str](), list(found)
+        numbers, seen, todo = set[int](), set[str](), list(matrices)
         while todo:
             path = todo.pop()
             if path in seen or path not in self.calls:
@@ -143,9 +152,9 @@ class Evidence:
                     todo.append(label.origin.path)
         return numbers
 
-    def reads(self, found: Iterable[str]) -> set[tuple[int, ...]]:
+    def reads(self, matrices: Iterable[str]) -> set[tuple[int, ...]]:
         """Keys of the tensors that these matrices read."""
-        return {self.calls[path].reads for path in found}
+        return {self.calls[path].reads for path in matrices}
 
     def fed_by(self, path: str, others: Iterable[str]) -> bool:
         """Whether this matrix reads the output of one of the others."""
@@ -153,16 +162,16 @@ class Evidence:
 
     def only_reader(self, path: str) -> str | None:
         """The one matrix that reads this one's output and nothing else, where there is one."""
-        found = self.readers.get(path, [])
-        if len(found) != 1 or self.blocks.get(found[0]) is None:
+        readers = self.readers.get(path, [])
+        if len(readers) != 1 or self.blocks.get(readers[0]) is None:
             return None
-        labels = self.calls[found[0]].labels
-        if self.calls[found[0]].kernel or self.calls[path].kernel:
+        labels = self.calls[readers[0]].labels
+        if self.calls[readers[0]].kernel or self.calls[path].kernel:
             return None
         alone = all(isinstance(i.origin, View) and i.origin.path == path and not i.marks for i in labels)
-        return found[0] if alone and self.blocks[found[0]] == self.blocks[path] else None
+        return readers[0] if alone and self.blocks[readers[0]] == self.blocks[path] else None
 
-    def mixes(self, call: Call) -> bool:
+    def mixes(self, call: MatrixCall) -> bool:
         """Whether tokens were mixed, without a softmax, on the way to what this call reads."""
         return any(label.marks & MIXED for label in call.labels)
 

@@ -63,15 +63,15 @@ def columns(geometry: Geometry, width: int) -> frozenset[int]:
     sizes, strides, offset = geometry
     if 0 in sizes:
         return frozenset()
-    found = {offset % width}
+    touched = {offset % width}
     for size, stride in zip(sizes, strides, strict=True):
         if size > 1 and stride % width:
-            found = {(column + step * stride) % width for column in found for step in range(size)}
-    return frozenset(found)
+            touched = {(column + step * stride) % width for column in touched for step in range(size)}
+    return frozenset(touched)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class MatrixCall:
     """The first use of a matrix as a map.
 
     Args:
@@ -100,7 +100,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Attention:
+class AttentionFlow:
     """One product → softmax → product, and what went in.
 
     ``pairs`` are all products that were summed to the scores; ``lengths`` the numbers of queries and keys.
@@ -148,8 +148,8 @@ class Flow:
         reason: why it did not.
     """
 
-    calls: dict[str, Call] = field(default_factory=dict)
-    attentions: list[Attention] = field(default_factory=list)
+    calls: dict[str, MatrixCall] = field(default_factory=dict)
+    attentions: list[AttentionFlow] = field(default_factory=list)
     gates: list[Gate] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     biases: set[str] = field(default_factory=set)

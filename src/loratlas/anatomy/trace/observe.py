@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loratlas.anatomy.dummy_inputs import inputs, silent_towers, tower_inputs
-from loratlas.anatomy.trace.dispatch import Watch
+from loratlas.anatomy.trace.dispatch import LabelDispatch
 from loratlas.anatomy.trace.flow_records import Flow
 from loratlas.anatomy.trace.provenance import Labelled
 from loratlas.anatomy.trace.python_calls import Shortcuts
@@ -104,7 +104,7 @@ def _run(model: nn.Module, matrices: list[Matrix], given: dict[str, Any]) -> Flo
             next(model.parameters()).device,
             _plainly(model),
             _once(model, blocks, flow),
-            Watch(known),
+            LabelDispatch(known),
             Shortcuts(known),
         ):
             try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loratlas.anatomy.trace.flow_records import MIXED, NOTHING, Call, Label, View
+from loratlas.anatomy.trace.flow_records import MIXED, NOTHING, Label, MatrixCall, View
 from loratlas.anatomy.trace.provenance import Labelled, marked
 
 # Product → positions of its factors among the tensors it is given. Names are without the underscore of in-place.
@@ -96,7 +96,7 @@ def _apply(
         if before is not None and before.stage != known.stage:
             known.flow.repeated.add(first)
         if before is None:
-            known.flow.calls[first] = Call(
+            known.flow.calls[first] = MatrixCall(
                 order=len(known.flow.calls),
                 stage=known.stage,
                 reads=(known.stage, known.key(read), int(read.storage_offset()), read.numel()),

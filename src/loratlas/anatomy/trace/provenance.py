@@ -9,7 +9,7 @@ import torch
 from loratlas.anatomy.trace.flow_records import (
     NOTHING,
     Attended,
-    Attention,
+    AttentionFlow,
     Choice,
     Flow,
     Gate,
@@ -94,7 +94,7 @@ class Labelled:
         key = self.key(output)
         self.roots.pop(key, None)
         self.labels[key] = frozenset({Label(Attended(len(self.flow.attentions)))})
-        self.flow.attentions.append(Attention(pairs, v, lengths))
+        self.flow.attentions.append(AttentionFlow(pairs, v, lengths))
 
     def gate(self, left: Labels, right: Labels) -> None:
         """Note an elementwise product of two different outputs, one of them activated."""

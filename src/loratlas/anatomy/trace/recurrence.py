@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from loratlas.anatomy.trace.evidence import Evidence
-from loratlas.anatomy.trace.flow_records import MIXED, POSITIVE, Attended, Call, Stream, View
+from loratlas.anatomy.trace.evidence import TraceEvidence
+from loratlas.anatomy.trace.flow_records import MIXED, POSITIVE, Attended, MatrixCall, Stream, View
 
 
-def recurrences(seen: Evidence) -> None:
+def recurrences(seen: TraceEvidence) -> None:
     """Say which matrices lead into and out of every mixing of tokens that was no attention."""
     for path, call in seen.calls.items():
         if path in seen.given or call.kernel or not seen.mixes(call) or seen.blocks.get(path) is None:
@@ -20,7 +20,7 @@ def recurrences(seen: Evidence) -> None:
         _recurrence(seen, path, call)
 
 
-def _recurrence(seen: Evidence, out: str, call: Call) -> None:
+def _recurrence(seen: TraceEvidence, out: str, call: MatrixCall) -> None:
     members = {path for path in seen.chain(out) if not seen.calls[path].kernel}
     # What reads the mixed stream and is mixed again stands inside (Mamba's x); the last reader is the way out.
     inside = [one for one in seen.readers.get(out, []) if seen.mixes(seen.calls[one])]
@@ -47,6 +47,6 @@ def _recurrence(seen: Evidence, out: str, call: Call) -> None:
             seen.say(origin.path, "mixer.gate")
 
 
-def _convolves(seen: Evidence, path: str) -> bool:
+def _convolves(seen: TraceEvidence, path: str) -> bool:
     """Whether it is a convolution over single tokens: before or behind a longer one it is a part of that."""
     return seen.matrices[path].kind == "conv"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from loratlas.anatomy.trace.evidence import Evidence, paths
+from loratlas.anatomy.trace.evidence import TraceEvidence, paths
 from loratlas.anatomy.trace.flow_records import MIXED
 
 
-def choices(seen: Evidence) -> None:
+def choices(seen: TraceEvidence) -> None:
     """Say which matrices made what a top-k chose by."""
     for choice in seen.flow.choices:
         for path in paths(choice.labels):
@@ -20,7 +20,7 @@ def choices(seen: Evidence) -> None:
                     seen.say(feeder, "router")
 
 
-def _fits(seen: Evidence, path: str, size: int) -> bool:
+def _fits(seen: TraceEvidence, path: str, size: int) -> bool:
     """Whether it is as wide as the choice: or a few times so, or wider by some experts that are always on."""
     width = seen.calls[path].width
     return 0 < size <= width < 2 * size or (size > 0 and width % size == 0 and width // size <= 8)

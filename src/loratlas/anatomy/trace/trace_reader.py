@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loratlas.anatomy.trace.attention_flow import attention
-from loratlas.anatomy.trace.evidence import Evidence, Opinion
+from loratlas.anatomy.trace.evidence import Opinion, TraceEvidence
 from loratlas.anatomy.trace.feedforward_flow import feedforward, gated_outputs
 from loratlas.anatomy.trace.flow_records import Flow
 from loratlas.anatomy.trace.recurrence import recurrences
@@ -30,7 +30,7 @@ def opinions(flow: Flow, matrices: list[Matrix], *, kv_heads: int, heads: int) -
         kv_heads: of the config, to name layouts.
         heads: of the config.
     """
-    return _spread(_read(Evidence(flow, matrices, kv_heads, heads)), flow, matrices)
+    return _spread(_read(TraceEvidence(flow, matrices, kv_heads, heads)), flow, matrices)
 
 
 def _spread(seen: dict[str, Opinion], flow: Flow, matrices: list[Matrix]) -> dict[str, Opinion]:
@@ -65,7 +65,7 @@ def _experts(seen: dict[str, Opinion], matrices: list[Matrix]) -> dict[str, Opin
     return by_path
 
 
-def _read(seen: Evidence) -> dict[str, Opinion]:
+def _read(seen: TraceEvidence) -> dict[str, Opinion]:
     """In this order: what an earlier reader took, a later one leaves alone."""
     for path, call in seen.calls.items():
         if call.kernel:

@@ -32,7 +32,7 @@ BLOCK_PAIRS = 2**16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
+class SegmentBlock:
     """Segments side by side.
 
     Args:
@@ -56,7 +56,7 @@ class Layout:
         scatter: int64 [T]; index of each token of the pack among those N.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[SegmentBlock, ...]
     gather: torch.Tensor
     padding: torch.Tensor
     scatter: torch.Tensor
@@ -77,7 +77,7 @@ class Layout:
         starts = np.cumsum(lens) - lens
         order = np.argsort(-lens, kind="stable")
         scatter = np.empty(int(lens.sum()), dtype=np.int64)
-        blocks, gathers, paddings = list[Block](), list[np.ndarray](), list[np.ndarray]()
+        blocks, gathers, paddings = list[SegmentBlock](), list[np.ndarray](), list[np.ndarray]()
         first = base = 0
         while first < len(order):
             longest = int(lens[order[first]])
@@ -89,7 +89,7 @@ class Layout:
             padding = column >= lens[members][:, None]
             gather = starts[members][:, None] + np.minimum(column, lens[members][:, None] - 1)
             scatter[gather[~padding]] = base + np.flatnonzero(~padding)
-            blocks.append(Block(segments=len(members), length=longest))
+            blocks.append(SegmentBlock(segments=len(members), length=longest))
             gathers.append(gather.reshape(-1))
             paddings.append(base + np.flatnonzero(padding))
             base += gather.size

@@ -75,19 +75,19 @@ def answer_spans(
     counted = [n for n, turn in enumerate(turns) if turn.role == "assistant" and turn.counted]
     spoken = [n for n in counted if turns[n].content.strip()]
     simple = not variables and not any(turn.extras for turn in turns)
-    found = _ends_by_pattern(turns, messages, text, writer) if simple else None
+    end_of = _ends_by_pattern(turns, messages, text, writer) if simple else None
     signs = {}
-    if found is None:
+    if end_of is None:
         signs = _signs(text, counted)
         signed = [put_sign(m, signs[n]) if n in spoken else m for n, m in enumerate(messages)]
         written = writer.write(signed, **variables) if spoken else text
         ends = sign_ends(text, written, [signs[n] for n in spoken])
-        found = dict(zip(spoken, ends, strict=True)) if ends is not None else {}
+        end_of = dict(zip(spoken, ends, strict=True)) if ends is not None else {}
     spans = []
     for n in counted:
-        if n not in found and n in spoken:
-            found[n] = _end_alone(n, messages, text, writer, variables, signs[n])
-        start, end, respaced = _bounds(n, turns[n], text, found.get(n))
+        if n not in end_of and n in spoken:
+            end_of[n] = _end_alone(n, messages, text, writer, variables, signs[n])
+        start, end, respaced = _bounds(n, turns[n], text, end_of.get(n))
         if carries(turns[n], *CALLS, *THOUGHTS) or end < 0:
             start, end = carried_span(n, turns[n], messages, text, writer, variables, (start, end))
             if not (turns[n].content.strip() or carries(turns[n], *CALLS, *THOUGHTS)):
@@ -122,8 +122,8 @@ def _ends_by_pattern(
             attempt(writer, [with_text(m, s) for m, s in zip(messages, signs, strict=True)], {}) or "",
         )
         for sign in signs:
-            before, found, rest = rest.partition(sign)
-            pieces.append(before if found and rest.count(sign) == 0 else None)
+            before, matched, rest = rest.partition(sign)
+            pieces.append(before if matched and rest.count(sign) == 0 else None)
         writer.patterns[key] = None if None in pieces else [*pieces, rest]
     pieces = writer.patterns[key]
     if pieces is None:

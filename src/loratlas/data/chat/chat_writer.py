@@ -155,10 +155,10 @@ def _named(source: str, name: str) -> dict[str, Any]:
         except ValueError:  # a local path is no name of a repository
             return {}
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, (str, Path)) else {}
+        content = json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, (str, Path)) else {}
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,10 +193,10 @@ def _read_call(call: Any) -> Any:
 
 def arguments_of(messages: Iterable[Mapping[str, Any]]) -> list[Any]:
     """The arguments of all calls."""
-    found = []
+    arguments = []
     for message in messages:
         for call in message.get("tool_calls") or ():
             function = call.get("function", call) if isinstance(call, Mapping) else {}
             if isinstance(function, Mapping) and "arguments" in function:
-                found.append(function["arguments"])
-    return found
+                arguments.append(function["arguments"])
+    return arguments

@@ -43,8 +43,8 @@ def sign_ends(text: str, written: str, signs: Sequence[str]) -> list[int] | None
     """Where the signs came out, in characters of the text without them; None where the rest is another text."""
     pieces, rest, at, ends = [], written, 0, []
     for sign in signs:
-        before, found, rest = rest.partition(sign)
-        if not found:
+        before, matched, rest = rest.partition(sign)
+        if not matched:
             return None
         pieces.append(before)
         at += len(before)

@@ -132,12 +132,12 @@ def _stop(own: str, after: str, other: str, before: str, writer: ChatWriter) -> 
 
 def _run(tail: str, writer: ChatWriter) -> int | None:
     """Where the first run of tokens ends: behind one at which a model stops, else behind the last that adjoins."""
-    found = list(writer.tokens.finditer(tail))
-    if not found:
+    tokens = list(writer.tokens.finditer(tail))
+    if not tokens:
         return None
     end = None
-    for n, token in enumerate(found):
-        if n and tail[found[n - 1].end() : token.start()].strip():
+    for n, token in enumerate(tokens):
+        if n and tail[tokens[n - 1].end() : token.start()].strip():
             break
         if token[0] in writer.stops:
             return token.end()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from loratlas.data.records.line_files import Block, LineFile
+from loratlas.data.records.line_files import LineBlock, LineFile
 from loratlas.data.records.literals import STRICT, DoubledKeys, Literal
 from loratlas.data.records.plain_records import PlainRecords
 from loratlas.data.records.row_forms import WHOLE_NUMBER, RowReader
@@ -49,7 +49,7 @@ class RecordCheck:
         self.rows = 0
         self._quick: PlainRecords | None = None
 
-    def look_over(self, block: Block, limit: int | None = None) -> None:
+    def look_over(self, block: LineBlock, limit: int | None = None) -> None:
         """Check a block, at most up to a number of rows in all.
 
         Raises:
@@ -74,7 +74,7 @@ class RecordCheck:
                 StoredBlock(file=block.file, start=block.start, size=len(block.data), first=first)
             )
 
-    def records(self, block: Block) -> Iterator[dict[str, Any]]:
+    def records(self, block: LineBlock) -> Iterator[dict[str, Any]]:
         """Records of a block one by one.
 
         Raises:

@@ -78,8 +78,11 @@ def _split_of(path: Path) -> str:
     """
     named = re.fullmatch(r"(\w+(?:[.-]\w+)*)-\d{5}-of-\d{5}", path.name.split(".")[0])
     words = re.split(r"[._\- 0-9]+", path.name.lower())
-    for found in (words, *(re.split(r"[._\- 0-9]+", part.lower()) for part in reversed(path.parts[:-1]))):
+    for candidates in (
+        words,
+        *(re.split(r"[._\- 0-9]+", part.lower()) for part in reversed(path.parts[:-1])),
+    ):
         for split, keys in SPLITS.items():
-            if any(word in keys for word in found):
+            if any(word in keys for word in candidates):
                 return split
     return named[1] if named else ""

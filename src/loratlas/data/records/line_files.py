@@ -23,7 +23,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
+class LineBlock:
     """Whole lines of a file.
 
     Args:
@@ -106,10 +106,10 @@ class LineFile:
             )
         return data
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[LineBlock]:
         """All of it, in blocks of whole lines."""
         start, line = (len(BOM) if self.read(0, len(BOM)) == BOM else 0), 1
         while data := self.read(start, BLOCK, whole_line=True):
             lines = data.count(b"\n") + (not data.endswith(b"\n"))
-            yield Block(file=self, start=start, data=data, line=line, lines=lines)
+            yield LineBlock(file=self, start=start, data=data, line=line, lines=lines)
             start, line = start + len(data), line + lines

@@ -47,7 +47,7 @@ class _Kind(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class BlockSummary:
     """What a block of plain records holds.
 
     Args:
@@ -118,7 +118,7 @@ class PlainRecords:
             return Any
         return _TEXT | None | _UNSET if field in ("input", "system") else None | _UNSET
 
-    def seen(self, data: bytes, lines: int) -> Seen | None:
+    def seen(self, data: bytes, lines: int) -> BlockSummary | None:
         """What a block holds if all of it is plain; None where it has to be read record by record.
 
         Args:
@@ -135,7 +135,7 @@ class PlainRecords:
             return self._counted(records, data, lines, kind)
         return None
 
-    def _counted(self, records: Sequence[Any], data: bytes, lines: int, kind: _Kind) -> Seen | None:
+    def _counted(self, records: Sequence[Any], data: bytes, lines: int, kind: _Kind) -> BlockSummary | None:
         count = len(records)
         if count != lines:
             return None  # empty lines, or records that do not stand on a line each
@@ -153,7 +153,7 @@ class PlainRecords:
         if kind.talk and not self._talks_are_plain(records, data):
             return None
         labels = self._labels(records)
-        return None if labels is None else Seen(columns=columns, labels=labels)
+        return None if labels is None else BlockSummary(columns=columns, labels=labels)
 
     def _talks_are_plain(self, records: Sequence[Any], data: bytes) -> bool:
         names = [self._names[column] for column in self._needed]

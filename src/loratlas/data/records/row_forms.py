@@ -114,11 +114,11 @@ class RowReader:
 
         label, texts = None, ()
         if self.form == "text":
-            found = [Turn(role="text", content=needed("text"))]
+            dialogue = [Turn(role="text", content=needed("text"))]
         elif self.form == "label":
             label = self._label(values.get("label"), fail)
             texts = tuple(needed(field) for field in ("text", "text_pair") if field in self.columns)
-            found = [
+            dialogue = [
                 Turn(role="user", content="\n\n".join(texts)),
                 Turn(role="assistant", content=str(label)),
             ]
@@ -126,25 +126,25 @@ class RowReader:
             instruction, extra = needed("instruction"), text("input", needed=False)
             asked = f"{instruction}\n\n{extra}" if extra and extra.strip() else instruction
             past = read_history(values["history"], fail) if values.get("history") else []
-            found = [
+            dialogue = [
                 *past,
                 Turn(role="user", content=asked),
                 Turn(role="assistant", content=needed("output")),
             ]
         elif self.form == "prompt":
-            found = [*turns("prompt", "user"), *turns("completion", "assistant")]
+            dialogue = [*turns("prompt", "user"), *turns("completion", "assistant")]
         else:
             value = values.get("messages")
             if value is None:
                 raise fail(f"{self.blank} {self.columns['messages']!r}", "a list of {role, content}")
-            found = read_messages(value, self.columns["messages"], fail, unknown)
+            dialogue = read_messages(value, self.columns["messages"], fail, unknown)
         system = text("system", needed=False) if "system" in self.columns else None
         if system and system.strip():
-            if found[0].role == "system":
+            if dialogue[0].role == "system":
                 raise fail("two system turns, one in 'system' and one in the messages", "one of them")
-            found = [Turn(role="system", content=system), *found]
+            dialogue = [Turn(role="system", content=system), *dialogue]
         return Row(
-            turns=tuple(found),
+            turns=tuple(dialogue),
             label=label,
             texts=texts,
             source_row=index,

@@ -90,8 +90,8 @@ class StackedLayers(Engine):
             kind = self._kind(header, pair)
             if kind is not None:
                 ranks.setdefault(kind, set()).add(padded_rank(pair.rank))
-        for kind, found in ranks.items():
-            if len(found) > 1:
+        for kind, sizes in ranks.items():
+            if len(sizes) > 1:
                 yield refused(kind, f"{self.title} stacks {kind} of all layers, which have unlike ranks here")
         largest = max((pair.rank for pair in header.pairs), default=0)
         if largest > LARGEST:

@@ -217,7 +217,7 @@ class Coordinator:
     def _adopt(self) -> None:
         """Enter runs whose folder is whole although the coordinator died before it could enter them."""
         while True:
-            found = 0
+            adopted = 0
             for key in schedule(self.spec, self.finished).pending:
                 identity = self._identity(key)
                 folder = self.out / "runs" / digest(identity)
@@ -226,8 +226,8 @@ class Coordinator:
                     self._trials[key] = self.ledger.begin(key, identity)
                     self.ledger.finish(self._trials.pop(key), value=nll(record), record=record)
                     self.finished[key] = record
-                    found += 1
-            if not found:
+                    adopted += 1
+            if not adopted:
                 return
 
     def _identity(self, key: Key) -> dict[str, Any]:

@@ -223,10 +223,10 @@ class Ledger:
         """Key → record of every finished run, in the order of keys; of two for one key, the one that was done again."""
         import optuna
 
-        found: dict[Key, dict[str, Any]] = {}
+        records: dict[Key, dict[str, Any]] = {}
         for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
-            found[Key(**trial.user_attrs["key"])] = trial.user_attrs["record"]
-        return dict(sorted(found.items()))
+            records[Key(**trial.user_attrs["key"])] = trial.user_attrs["record"]
+        return dict(sorted(records.items()))
 
 
 @contextmanager

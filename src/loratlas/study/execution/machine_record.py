@@ -14,13 +14,13 @@ def machine() -> dict[str, Any]:
     """What the study runs on, without names."""
     import torch
 
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "system": platform.system(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
     }
-    return found
+    return record
 
 
 def _processor() -> str:

@@ -94,20 +94,20 @@ def read_examples(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         OutputError: the file is missing or broken.
     """
-    found = table(folder / EXAMPLES)
-    example = found["example"].to_numpy().astype(np.int64)
+    columns = table(folder / EXAMPLES)
+    example = columns["example"].to_numpy().astype(np.int64)
     order = np.argsort(example, kind="stable")
     return (
         example[order],
-        found["n"].to_numpy().astype(np.int64)[order],
-        found["nll"].to_numpy().astype(np.float64)[order],
+        columns["n"].to_numpy().astype(np.int64)[order],
+        columns["nll"].to_numpy().astype(np.float64)[order],
     )
 
 
 def read_curve(folder: Path) -> dict[str, np.ndarray]:
     """Columns of a run's training curve."""
-    found = table(folder / CURVE)
-    return {name: found[name].to_numpy() for name in CURVE_COLUMNS}
+    columns = table(folder / CURVE)
+    return {name: columns[name].to_numpy() for name in CURVE_COLUMNS}
 
 
 def table(path: Path) -> Any:

@@ -123,7 +123,7 @@ class Worker:
         """
         from loratlas.training.fleet.train_fleet import CannotShareError, Fleet, Member, why_not_in_fleet
 
-        members, places, alone = [], [], dict[int, str]()
+        members, indices, alone = [], [], dict[int, str]()
         for index, job in enumerate(jobs):
             if job["plan"] is None:
                 continue
@@ -133,15 +133,15 @@ class Worker:
             reason = why_not_in_fleet(self._model, member)
             if reason is None:
                 members.append(member)
-                places.append(index)
+                indices.append(index)
             else:
                 alone[index] = reason
         if len(members) < 2:
             return None, [], alone
         try:
-            return Fleet(self._model, self._data["train"], members, packed=self._packed), places, alone
+            return Fleet(self._model, self._data["train"], members, packed=self._packed), indices, alone
         except CannotShareError as error:
-            return None, [], alone | dict.fromkeys(places, error.found)
+            return None, [], alone | dict.fromkeys(indices, error.found)
 
     def _asked(self, job: Mapping[str, Any]) -> tuple[Any, Any]:
         """Plan and settings of a run."""
@@ -184,14 +184,14 @@ class Worker:
         rows = self._data["tuning" if key["phase"] == "tuning" else "evaluation"]
         if key["phase"] == "base":
             scores, more, tables = self._judge(self._model, rows)
-            found, others = self._side_metrics.measure(self._model, self._score)
-            found, tables = more | found, tables | others
+            numbers, others = self._side_metrics.measure(self._model, self._score)
+            numbers, tables = more | numbers, tables | others
         else:
-            scores, found, curve, tables = self._train(job, rows, trained, index)
+            scores, numbers, curve, tables = self._train(job, rows, trained, index)
             why = f": {alone}" if alone else ""
             fleet = f"in a fleet of {len(trained[0].runs)}" if trained is not None else f"alone{why}"
             record |= {"trained": fleet}
-        record |= found
+        record |= numbers
         examples = None
         if scores is not None:
             examples = {"example": scores.example, "n": scores.n, "nll": scores.nll}
@@ -209,9 +209,9 @@ class Worker:
         from loratlas.evaluation.class_losses import classify
         from loratlas.evaluation.class_metrics import PREDICTIONS
 
-        found = classify(model, rows)
-        said = {"name": "accuracy", "value": found.accuracy, "rows": len(found.label)}
-        return found.scores, {"metric": said}, {PREDICTIONS: found.columns()}
+        classified = classify(model, rows)
+        said = {"name": "accuracy", "value": classified.accuracy, "rows": len(classified.label)}
+        return classified.scores, {"metric": said}, {PREDICTIONS: classified.columns()}
 
     def _score(self, model: Any, rows: Any) -> Any:
         from loratlas.evaluation.score import score
@@ -255,7 +255,7 @@ class Worker:
                 more, tables = more | asked, tables | others
         finally:
             self._restore(model)
-        found = {
+        numbers = {
             "diverged": diverged,
             "diverged_at": result.diverged_at,
             "train_nll": result.train_nll,
@@ -271,7 +271,7 @@ class Worker:
             "trainable": plan.trainable,
             **more,
         }
-        return (None if diverged else scores), found, curve, tables
+        return (None if diverged else scores), numbers, curve, tables
 
     def _reporter(self, jobs: Sequence[Mapping[str, Any]]) -> Any:
         """A function that passes on steps of these jobs, some of them."""

@@ -33,7 +33,7 @@ def runs_per_pass(tokens: float, device: str) -> int:
 def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -> int:
     """How many runs a worker trains side by side: as many as share a pass, and as memory holds.
 
-    Of n runs the base is there once, and n times what a rehearsed run of the costliest arm takes beside it.
+    Of n runs the base is there once, and n times what a dry run of the costliest arm takes beside it.
 
     Args:
         spec: of the study.
@@ -49,7 +49,7 @@ def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -
     base = prepared.anatomy.parameters * BYTES[spec.dtype]
     try:
         own = max(prepared.memory(plan.ranks) for plan in prepared.plans.values()) - base
-    except ModelError:  # nothing can be rehearsed on this base
+    except ModelError:  # no dry run is possible on this base
         return together
     return max(1, min(together, (free - base) // max(1, own)))
 
@@ -64,4 +64,4 @@ def _tokens(spec: StudySpec, prepared: Prepared) -> float:
         return rows * prepared.train.report.tokens / len(prepared.train)
     lengths = [len(example) for example in typical(prepared.train.examples, spec.batch_size)]
     parts = buckets(lengths, most=spec.micro_batch)
-    return sum(len(part) * max(lengths[place] for place in part) for part in parts) / len(parts)
+    return sum(len(part) * max(lengths[index] for index in part) for part in parts) / len(parts)

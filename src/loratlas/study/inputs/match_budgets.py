@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Match:
+class BudgetMatch:
     """What an arm spends against what the reference spends.
 
     Args:
@@ -52,7 +52,7 @@ def plans(
     *,
     scan: Scan | None = None,
     known: Mapping[str, Plan] | None = None,
-) -> tuple[dict[str, Plan], dict[str, Match | None]]:
+) -> tuple[dict[str, Plan], dict[str, BudgetMatch | None]]:
     """The plan of every arm, and how its spending compares with the reference's.
 
     The reference comes first: its ranks are those written, or solved from the study's budget, or 16. With
@@ -68,37 +68,37 @@ def plans(
         known: plans of ``auto`` arms that the study began with, which need no scan.
 
     Returns:
-        Arm → plan, and arm → :class:`Match` (None for the reference and where nothing is to be matched).
+        Arm → plan, and arm → :class:`BudgetMatch` (None for the reference and where nothing is to be matched).
 
     Raises:
         PlacementError, BudgetError, SettingsError: of an arm; ``given`` says which.
     """
-    from loratlas.placement.budget import spending
+    from loratlas.placement.budget import cost_of_ranks
 
     def planned(name: str, budget: str | None) -> Plan:
         return (known or {}).get(name) or _plan(spec, name, anatomy, scan, budget=budget, memory=memory)
 
     reference = planned(spec.reference, spec.budget)
-    found: dict[str, Plan] = {}
-    matches: dict[str, Match | None] = {}
+    solved: dict[str, Plan] = {}
+    matches: dict[str, BudgetMatch | None] = {}
     for name, arm in spec.arms.items():
         if name == spec.reference:
-            found[name], matches[name] = reference, None
+            solved[name], matches[name] = reference, None
             continue
         if spec.match == "none":
-            found[name], matches[name] = planned(name, spec.budget), None
+            solved[name], matches[name] = planned(name, spec.budget), None
             continue
-        found[name] = planned(name, f"{_LIKE[spec.match]}={reference.text}")
-        wanted = spending(anatomy, reference.ranks, spec.match, memory)
-        got = spending(anatomy, found[name].ranks, spec.match, memory)
-        matches[name] = Match(
+        solved[name] = planned(name, f"{_LIKE[spec.match]}={reference.text}")
+        wanted = cost_of_ranks(anatomy, reference.ranks, spec.match, memory)
+        got = cost_of_ranks(anatomy, solved[name].ranks, spec.match, memory)
+        matches[name] = BudgetMatch(
             quantity=spec.match,
             wanted=wanted,
             got=got,
             relative=got / wanted - 1,
-            solved=arm.budget is None and found[name].budget is not None,
+            solved=arm.budget is None and solved[name].budget is not None,
         )
-    return found, matches
+    return solved, matches
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import is_auto
 from loratlas.sources import judged_split, model_source, open_rows, open_task
-from loratlas.study.inputs.match_budgets import Match, naming, plans
+from loratlas.study.inputs.match_budgets import BudgetMatch, naming, plans
 from loratlas.study.inputs.row_splits import draw_rows, hold_out
 from loratlas.study.results import side_metrics
 from loratlas.study.spec.study_spec import StudySpec
@@ -58,7 +58,7 @@ class Prepared:
     head: int
     anatomy: Anatomy
     plans: dict[str, Plan]
-    matches: dict[str, Match | None]
+    matches: dict[str, BudgetMatch | None]
     train: Encoded
     tuning: Encoded
     evaluation: Encoded
@@ -118,16 +118,16 @@ class Prepared:
         return {"forgetting": _data(self.forgetting, spec.forgetting.data)}
 
     def _predicted_peak(self, spec: StudySpec) -> dict[str, int | None]:
-        """Arm → peak bytes of a typical step, rehearsed, for runs whose memory was not measured; None: it cannot be."""
+        """Arm → peak bytes of a typical step, by a dry run, for runs of unmeasured memory; None: none is possible."""
         from loratlas.errors import ModelError
 
-        found: dict[str, int | None] = {}
+        peaks: dict[str, int | None] = {}
         for name, plan in self.plans.items():
             try:
-                found[name] = self.memory(plan.ranks)
+                peaks[name] = self.memory(plan.ranks)
             except ModelError:
-                found[name] = None
-        return found
+                peaks[name] = None
+        return peaks
 
 
 def prepare(
@@ -183,9 +183,9 @@ def prepare(
     scanned = None
     if autos:
         kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
-        found = None if begun else _scan(spec, anatomy, train, source, on_scan)
-        scanned = begun["scan"] if begun else found and found.to_json(gains=False)
-        resolved, matches = plans(spec, anatomy, memory, scan=found, known=kept)
+        scan = None if begun else _scan(spec, anatomy, train, source, on_scan)
+        scanned = begun["scan"] if begun else scan and scan.to_json(gains=False)
+        resolved, matches = plans(spec, anatomy, memory, scan=scan, known=kept)
         _check_arms(spec, resolved, config)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(

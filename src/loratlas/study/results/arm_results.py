@@ -65,8 +65,8 @@ def arm_losses(
             rows, scores = read_metrics(runs / record["digest"])
             same_rows(rows, answered, runs / record["digest"])
             answered = rows
-            for name, found in scores.items():
-                tasks.setdefault(name, {})[seed] = found
+            for name, by_example in scores.items():
+                tasks.setdefault(name, {})[seed] = by_example
         if "forgetting" in record:
             elsewhere[seed] = read_forgetting(runs / record["digest"])[1]
     return ArmLosses(
@@ -94,7 +94,7 @@ def side_results(
     judged: Judged, losses: ArmLosses, by: Sequence[Measure], before: tuple[np.ndarray, np.ndarray] | None
 ) -> dict[str, Any]:
     """What an arm reached by other measures than the loss, and on rows that it was not trained for."""
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "definitions": {m.name: m.value(judged) for m in by if m.definition is not None},
         "metrics": [],
         "metric": None,
@@ -104,29 +104,29 @@ def side_results(
         if measure.definition is not None or not losses.tasks.get(measure.name):
             continue
         scores = np.stack(list(losses.tasks[measure.name].values()))
-        told = estimate(scores, np.ones(scores.shape[1])) if scores.size else None
-        found["metrics"].append(
+        interval = estimate(scores, np.ones(scores.shape[1])) if scores.size else None
+        results["metrics"].append(
             {
                 "name": measure.name,
                 "unit": measure.unit,
-                "value": told and told.value,
-                "ci": interval_of(told),
+                "value": interval and interval.value,
+                "ci": interval_of(interval),
                 "rows": scores.shape[1],
             }
         )
-    found["metric"] = next(iter(found["metrics"]), None)
+    results["metric"] = next(iter(results["metrics"]), None)
     if before is not None and losses.elsewhere:
         n, nll = before
         after = np.stack(list(losses.elsewhere.values()))
         change = estimate(after - nll, n)
-        found["forgetting"] = {
+        results["forgetting"] = {
             "before": float(nll.sum() / n.sum()),
             "after": float(after.mean(axis=0).sum() / n.sum()),
             "change": change.value,
             "ci": interval_of(change),
             "rows": len(n),
         }
-    return found
+    return results
 
 
 def stacked(summed: Mapping[int, np.ndarray], order: Sequence[int]) -> np.ndarray:
@@ -145,9 +145,9 @@ def arm_result(
     name = losses.arm
     tuning, _ = seeds(spec)
     plan = about["plans"][name]
-    found = None
+    loss = None
     if losses.summed and losses.tokens is not None:
-        found = estimate(stacked(losses.summed, list(losses.summed)), losses.tokens)
+        loss = estimate(stacked(losses.summed, list(losses.summed)), losses.tokens)
     ratios = [
         record["step_seconds"] / reference.records[seed]["step_seconds"]
         for seed, record in losses.records.items()
@@ -162,8 +162,8 @@ def arm_result(
         "settings": spec.arms[name].model_dump(mode="json", exclude={"placement"}),
         "plan": plan,
         "lr": state.chosen.get(name),
-        "nll": found and found.value,
-        "ci": interval_of(found),
+        "nll": loss and loss.value,
+        "ci": interval_of(loss),
         "trainable": about["trainable"][name],
         "step_time_ratio": _median(ratios),
         "step_seconds": _median([record["step_seconds"] for record in losses.records.values()]),
@@ -201,10 +201,10 @@ def arm_result(
     }
 
 
-def interval_of(found: Estimate | None) -> list[float | None]:
-    if found is None or math.isnan(found.error):
+def interval_of(estimate: Estimate | None) -> list[float | None]:
+    if estimate is None or math.isnan(estimate.error):
         return [None, None]
-    return list(found.interval(0.95))
+    return list(estimate.interval(0.95))
 
 
 def _largest(values: Sequence[int | None]) -> int | None:

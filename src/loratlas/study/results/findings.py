@@ -142,8 +142,8 @@ def _finding(
     p_holm: float,
     per: str,
 ) -> Finding:
-    found = comparison.estimate
-    if found is None:
+    estimate = comparison.estimate
+    if estimate is None:
         reason = "; ".join(comparison.problems) or "no pair of runs finished"
         return Finding(
             arm=comparison.arm,
@@ -163,32 +163,32 @@ def _finding(
             scope="",
             caveat="",
         )
-    interval = found.interval(level)
+    interval = estimate.interval(level)
     problems = list(comparison.problems)
-    if found.seeds < FEWEST_SEEDS:
-        problems.append(f"only {found.seeds} evaluation seeds, {FEWEST_SEEDS} are needed for a verdict")
+    if estimate.seeds < FEWEST_SEEDS:
+        problems.append(f"only {estimate.seeds} evaluation seeds, {FEWEST_SEEDS} are needed for a verdict")
     verdict = "undetermined" if problems else decide(interval, delta=delta)
-    smallest = found.detectable(alpha=1 - level)
+    smallest = estimate.detectable(alpha=1 - level)
     reason = "; ".join(problems) or _REASONS[verdict].format(
         level=percent(level), delta=f"{delta:g}", per=per
     )
     return Finding(
         arm=comparison.arm,
         versus=versus,
-        difference=_known(found.value),
+        difference=_known(estimate.value),
         ci=(_known(interval[0]), _known(interval[1])),
         level=level,
-        p=_known(found.p),
+        p=_known(estimate.p),
         p_holm=_known(p_holm),
         verdict=verdict,
         detectable=_known(smallest),
-        df=_known(found.df),
-        seeds=found.seeds,
-        examples=found.examples,
+        df=_known(estimate.df),
+        seeds=estimate.seeds,
+        examples=estimate.examples,
         reason=reason,
         statement=_statement(
             comparison,
-            found,
+            estimate,
             level=level,
             versus=versus,
             verdict=verdict,
@@ -196,7 +196,7 @@ def _finding(
             delta=delta,
             per=per,
         ),
-        scope=f"on {found.seeds} fresh seeds × {found.examples:,} examples, {reach}",
+        scope=f"on {estimate.seeds} fresh seeds × {estimate.examples:,} examples, {reach}",
         caveat=comparison.caveat,
     )
 
@@ -211,7 +211,7 @@ _REASONS = {
 
 def _statement(
     comparison: Comparison,
-    found: Estimate,
+    estimate: Estimate,
     *,
     level: float,
     versus: str,
@@ -220,23 +220,23 @@ def _statement(
     delta: float,
     per: str,
 ) -> str:
-    low, high = found.interval(level)
+    low, high = estimate.interval(level)
     between = f"{percent(level)} interval {signed(low)} to {signed(high)}"
     said = HEADLINES[verdict].format(
         arm=comparison.arm,
         versus=versus,
-        size=loss(abs(found.value)),
+        size=loss(abs(estimate.value)),
         delta=f"{delta:g}",
         per=f"nats per {per}",
     )
     if verdict in ("better", "worse"):
         said += f" ({between})"
     elif verdict == "equivalent":
-        said += f" (difference {signed(found.value)}, {between})"
+        said += f" (difference {signed(estimate.value)}, {between})"
     else:
-        said += f": {reason} (difference {signed(found.value)} nats per {per}"
-        if not math.isnan(found.error):
-            smallest = loss(found.detectable(alpha=1 - level))
+        said += f": {reason} (difference {signed(estimate.value)} nats per {per}"
+        if not math.isnan(estimate.error):
+            smallest = loss(estimate.detectable(alpha=1 - level))
             said += f", {between}; a difference of {smallest} would have been found with 80 % power"
         said += ")"
     return said

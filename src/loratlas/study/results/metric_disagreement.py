@@ -105,11 +105,11 @@ class Measure:
     def value(self, arm: Judged) -> float | None:
         """Mean over seeds of the measure; None where no run finished or it left the range of numbers."""
         if self.definition is None:
-            scores = [float(found.mean()) for found in self.scores(arm).values() if len(found)]
+            scores = [float(mean.mean()) for mean in self.scores(arm).values() if len(mean)]
         else:
             scores = [_value(self.definition, losses, arm) for losses in arm.summed.values()]
-        found = float(np.mean(scores)) if scores else math.nan
-        return found if math.isfinite(found) else None
+        mean = float(np.mean(scores)) if scores else math.nan
+        return mean if math.isfinite(mean) else None
 
     def difference(self, one: Judged, two: Judged) -> Estimate | None:
         """one − two over the seeds that both have; error NaN where the measure has no interval."""
@@ -141,7 +141,7 @@ def measures(*, tasks: Sequence[Measure] = (), per: str = "token") -> list[Measu
     if per == "row":
         loss = Measure(name=LOSS, unit="row_loss", definition=Definition(name=LOSS), said="mean loss")
         return [loss, *tasks]
-    found = [
+    losses = [
         Measure(name=LOSS, unit="loss", definition=Definition(name=LOSS)),
         Measure(
             name="example_mean",
@@ -149,7 +149,7 @@ def measures(*, tasks: Sequence[Measure] = (), per: str = "token") -> list[Measu
             definition=Definition(name="example_mean", aggregate="example"),
         ),
     ]
-    found += [
+    losses += [
         Measure(
             name=f"batch_mean_{size}",
             unit="loss",
@@ -157,7 +157,7 @@ def measures(*, tasks: Sequence[Measure] = (), per: str = "token") -> list[Measu
         )
         for size in BATCH_SIZES
     ]
-    found += [
+    losses += [
         Measure(
             name="mean_example_perplexity",
             unit="perplexity",
@@ -165,11 +165,11 @@ def measures(*, tasks: Sequence[Measure] = (), per: str = "token") -> list[Measu
         ),
         Measure(name="median", unit="loss", definition=Definition(name="median", aggregate="median")),
     ]
-    return [*found, *tasks]
+    return [*losses, *tasks]
 
 
 def _table(losses: Array, arm: Judged) -> Any:
-    from loratlas.loss_audit.definitions import REFERENCE, Evidence
+    from loratlas.loss_audit.definitions import REFERENCE, LossEvidence
     from loratlas.loss_audit.token_table import LossTable
 
     assert arm.tokens is not None
@@ -181,7 +181,7 @@ def _table(losses: Array, arm: Judged) -> Any:
         tokens=np.asarray(arm.tokens, dtype=np.int64),
         nll=np.asarray(losses, dtype=np.float64),
     )
-    return Evidence(tables={REFERENCE: table})
+    return LossEvidence(tables={REFERENCE: table})
 
 
 def _value(definition: Definition, losses: Array, arm: Judged) -> float:
@@ -242,7 +242,7 @@ class Opposed:
 
 def compare(arms: Sequence[Judged], by: Sequence[Measure]) -> list[Opposed]:
     """Every pair of arms under every measure but the first, against the first."""
-    found = []
+    pairs = []
     for one, two in combinations(arms, 2):
         loss = by[0].difference(one, two)
         for measure in by[1:]:
@@ -262,8 +262,8 @@ def compare(arms: Sequence[Judged], by: Sequence[Measure]) -> list[Opposed]:
                 pair = Opposed(**{**_fields(pair), "p": math.nan})
             elif not pair.opposed:
                 pair = Opposed(**{**_fields(pair), "p": 1.0})
-            found.append(pair)
-    return found
+            pairs.append(pair)
+    return pairs
 
 
 def _fields(pair: Opposed) -> dict[str, Any]:
@@ -278,16 +278,16 @@ def ranks(arms: Sequence[Judged], by: Sequence[Measure]) -> dict[str, Any]:
         ``compared``: how many pairs × measures were held against the loss; ``opposed``: those that disagree, each
         with both differences, p, p after Holm, whether that establishes the reversal at 5 %, and a sentence.
     """
-    found = compare(arms, by)
-    adjusted = holm([pair.p for pair in found])
+    pairs = compare(arms, by)
+    adjusted = holm([pair.p for pair in pairs])
     return {
         "measures": [
             {"name": measure.name, "unit": measure.unit, "higher_is_better": measure.higher_is_better}
             for measure in by
         ],
         "orders": [{"by": measure.name, "arms": _order(arms, measure)} for measure in by],
-        "compared": len(found),
-        "opposed": [_told(pair, p) for pair, p in zip(found, adjusted, strict=True) if pair.opposed],
+        "compared": len(pairs),
+        "opposed": [_pair_record(pair, p) for pair, p in zip(pairs, adjusted, strict=True) if pair.opposed],
     }
 
 
@@ -300,7 +300,7 @@ def _order(arms: Sequence[Judged], measure: Measure) -> list[dict[str, Any]]:
     ]
 
 
-def _told(pair: Opposed, p_holm: float) -> dict[str, Any]:
+def _pair_record(pair: Opposed, p_holm: float) -> dict[str, Any]:
     established = bool(p_holm < ALPHA)
     return {
         "first": pair.first,
@@ -337,13 +337,13 @@ def by_measure(
     loss = by[0].difference(arm, reference)
     if loss is None:
         return []
-    found = []
+    rows = []
     for measure in by:
         other = measure.difference(arm, reference)
         if other is None:
             continue
         sign = -1.0 if measure.higher_is_better else 1.0
-        found.append(
+        rows.append(
             {
                 "by": measure.name,
                 "unit": measure.unit,
@@ -351,15 +351,15 @@ def by_measure(
                 "agrees": not loss.value * other.value * sign < 0,
             }
         )
-    return found
+    return rows
 
 
-def _numbers(found: Estimate, *, level: float = 0.95) -> dict[str, Any]:
-    ends = found.interval(level)
+def _numbers(estimate: Estimate, *, level: float = 0.95) -> dict[str, Any]:
+    ends = estimate.interval(level)
     return {
-        "difference": _known(found.value),
+        "difference": _known(estimate.value),
         "ci": [_known(end) for end in ends],
-        "p": None if math.isnan(found.error) else _known(found.p),
+        "p": None if math.isnan(estimate.error) else _known(estimate.p),
     }
 
 

@@ -99,7 +99,7 @@ def asked_rows(spec: StudySpec, rows: Rows, evaluation: Encoded) -> Rows | None:
             instead="rows with prompts and answers, or no metric",
         )
     chosen = evaluation.examples[: spec.metric.rows]
-    numbered = (replace(rows.rows[example.row], source_row=place) for place, example in enumerate(chosen))
+    numbered = (replace(rows.rows[example.row], source_row=index) for index, example in enumerate(chosen))
     return replace(rows, rows=tuple(numbered))
 
 
@@ -132,12 +132,12 @@ def forgetting_rows(spec: StudySpec, task: Task, tokenizer: Any, config: Any) ->
 
 def identity(spec: StudySpec, forgetting: Encoded | None) -> dict[str, Any]:
     """What it adds to everything that decides a run's record; nothing where nothing was asked."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if spec.metric is not None and spec.metric.name in WRITTEN:
-        found["metric"] = spec.metric.model_dump(mode="json")
+        settings["metric"] = spec.metric.model_dump(mode="json")
     if forgetting is not None:
-        found["forgetting"] = forgetting.digest
-    return found
+        settings["forgetting"] = forgetting.digest
+    return settings
 
 
 def save_rows(path: Path, rows: Rows) -> None:
@@ -190,13 +190,13 @@ class SideMetrics:
         record: dict[str, Any] = {}
         tables: dict[str, dict[str, np.ndarray]] = {}
         if self._forgetting is not None:
-            found = score(model, self._forgetting)
-            record["forgetting"] = loss_record(found)
-            tables[FORGETTING] = {"example": found.example, "n": found.n, "nll": found.nll}
+            measured = score(model, self._forgetting)
+            record["forgetting"] = loss_record(measured)
+            tables[FORGETTING] = {"example": measured.example, "n": measured.n, "nll": measured.nll}
         if self._metric:
             asked = self._metric
             names = _REPORTED[asked["name"]]
-            found = samples(
+            measured = samples(
                 model,
                 self._tokenizer,
                 self._rows,
@@ -204,8 +204,8 @@ class SideMetrics:
                 max_new_tokens=asked["max_new_tokens"],
                 rouge="rouge_l" in names,
             )
-            record["metric"] = {"name": names[0], "value": found[names[0]], "rows": found["rows"]}
-            answers = found["samples"]
+            record["metric"] = {"name": names[0], "value": measured[names[0]], "rows": measured["rows"]}
+            answers = measured["samples"]
             tables[METRIC] = {"example": np.array([a["row"] for a in answers], dtype=np.int64)}
             for name in names:
                 key = "exact" if name == "exact_match" else name
@@ -220,24 +220,24 @@ def read_metrics(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         OutputError: the file is missing or broken.
     """
     if (folder / PREDICTIONS).exists():
-        found = {name: column.to_numpy() for name, column in _columns(folder / PREDICTIONS)}
-        order = np.argsort(found["example"], kind="stable")
-        label, predicted = found["label"][order], found["predicted"][order]
+        columns = {name: column.to_numpy() for name, column in _columns(folder / PREDICTIONS)}
+        order = np.argsort(columns["example"], kind="stable")
+        label, predicted = columns["label"][order], columns["predicted"][order]
         scores = {"accuracy": correct(label, predicted), "macro_f1": f1_rows(label, predicted)}
-        return found["example"][order].astype(np.int64), scores
-    found = {name: column.to_numpy() for name, column in _columns(folder / METRIC)}
-    example = found.pop("example")
+        return columns["example"][order].astype(np.int64), scores
+    columns = {name: column.to_numpy() for name, column in _columns(folder / METRIC)}
+    example = columns.pop("example")
     order = np.argsort(example, kind="stable")
     # Before there was a second metric, the column of the only one was called "score".
-    named = {"exact_match" if name == "score" else name: column for name, column in found.items()}
+    named = {"exact_match" if name == "score" else name: column for name, column in columns.items()}
     return example[order].astype(np.int64), {
         name: column[order].astype(np.float64) for name, column in named.items()
     }
 
 
 def _columns(path: Path) -> list[tuple[str, Any]]:
-    found = table(path)
-    return [(name, found[name]) for name in found.column_names]
+    read = table(path)
+    return [(name, read[name]) for name in read.column_names]
 
 
 def read_forgetting(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -246,8 +246,8 @@ def read_forgetting(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         OutputError: the file is missing or broken.
     """
-    found = table(folder / FORGETTING)
-    example, n, nll = (found[name].to_numpy() for name in ("example", "n", "nll"))
+    columns = table(folder / FORGETTING)
+    example, n, nll = (columns[name].to_numpy() for name in ("example", "n", "nll"))
     order = np.argsort(example, kind="stable")
     return n[order].astype(np.int64), nll[order].astype(np.float64)
 

@@ -56,11 +56,11 @@ def study_notes(spec: StudySpec, about: Mapping[str, Any], state: Schedule) -> l
         if spec.match != "none" and match and not match["solved"]:
             notes.append(f"{name} names its ranks, which were obeyed: its spending is not matched.")
     for name in ("train", "evaluation"):
-        told = about["data"][name]
-        if told["cut"] or told["dropped"]:
+        counts = about["data"][name]
+        if counts["cut"] or counts["dropped"]:
             notes.append(
-                f"Of the rows of {told['source']}, {told['cut']:,} were cut {_where_cut(about)} to "
-                f"{spec.max_length} tokens and {told['dropped']:,} were dropped."
+                f"Of the rows of {counts['source']}, {counts['cut']:,} were cut {_where_cut(about)} to "
+                f"{spec.max_length} tokens and {counts['dropped']:,} were dropped."
             )
     if spec.base_dropout:
         notes.append(

@@ -150,12 +150,12 @@ def _turns(
 ) -> dict[str, Any]:
     """A finding by every measure: where another one puts the other arm ahead, and whether that is established."""
     pair = {finding.arm, finding.versus}
-    against = [told for told in opposed if {told["first"], told["second"]} == pair]
+    against = [flip for flip in opposed if {flip["first"], flip["second"]} == pair]
     return {
         "by_measure": by_measure(judged[finding.arm], judged[finding.versus], by, level=finding.level),
-        "flips": [told["by"] for told in against],
-        "flips_established": any(told["established"] for told in against),
-        "flip_sentences": [told["sentence"] for told in against],
+        "flips": [flip["by"] for flip in against],
+        "flips_established": any(flip["established"] for flip in against),
+        "flip_sentences": [flip["sentence"] for flip in against],
     }
 
 
@@ -168,9 +168,9 @@ def _compare(
     arms: Mapping[str, Mapping[str, Any]],
 ) -> Comparison:
     both = [seed for seed in losses.summed if seed in reference.summed]
-    found = None
+    difference = None
     if both and losses.tokens is not None:
-        found = estimate(stacked(losses.summed, both) - stacked(reference.summed, both), losses.tokens)
+        difference = estimate(stacked(losses.summed, both) - stacked(reference.summed, both), losses.tokens)
     problems = []
     if not state.complete:
         problems.append("the study is not finished")
@@ -183,7 +183,7 @@ def _compare(
             )
     return Comparison(
         arm=losses.arm,
-        estimate=found,
+        estimate=difference,
         problems=tuple(problems),
         caveat=budget_sentence(losses.arm, reference.arm, arms, spec.match),
     )

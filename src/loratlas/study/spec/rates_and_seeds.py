@@ -45,10 +45,10 @@ def seeds(spec: StudySpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     def draw(stream: np.random.SeedSequence, count: int, first: int) -> tuple[int, ...]:
         random = np.random.Generator(np.random.PCG64(stream))
-        found: dict[int, None] = {}
-        while len(found) < count:
-            found[first + int(random.integers(0, 2**30))] = None
-        return tuple(found)
+        drawn: dict[int, None] = {}
+        while len(drawn) < count:
+            drawn[first + int(random.integers(0, 2**30))] = None
+        return tuple(drawn)
 
     # Tuning seeds lie in [0, 2³⁰) and evaluation seeds in [2³⁰, 2³¹): never the same number.
     tuning, evaluation = np.random.SeedSequence(spec.seed).spawn(2)

@@ -20,8 +20,8 @@ def check(spec: StudySpec, where: str) -> None:
     Raises:
         SpecError: so.
     """
-    for given, found, instead in _faults(spec):
-        raise SpecError(given=f"{given} in {where}", found=found, instead=instead)
+    for given, fault, instead in _faults(spec):
+        raise SpecError(given=f"{given} in {where}", found=fault, instead=instead)
 
 
 def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:

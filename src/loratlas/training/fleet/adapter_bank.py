@@ -147,7 +147,7 @@ class Bank:
         counted = any(module is self._output for _, module in sites)
         flat = x.reshape(-1, x.shape[-1])
         for own in row_slices.slices:
-            factors = [(place, own.slot.factors[name]) for place, (name, _) in enumerate(sites)
+            factors = [(index, own.slot.factors[name]) for index, (name, _) in enumerate(sites)
                        if name in own.slot.factors]  # fmt: skip
             here = row_slices.rows(own, x, counted=counted)
             if factors and here.stop > here.start:

@@ -12,7 +12,7 @@ from loratlas.adapters.layers.sparse_dropout import draw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Factors:
+class SlotFactors:
     """One run at one site. At a stack of E experts every tensor has one more dimension in front, E.
 
     Args:
@@ -29,7 +29,7 @@ class Factors:
     to_up: torch.Tensor
     scale: float
 
-    def by_expert(self, experts: int) -> Factors:
+    def by_expert(self, experts: int) -> SlotFactors:
         """PEFT's two matrices of a stack, as views by expert: A [E·r, d_in] lies expert by expert, in B [d_out, r·E]
         the experts of one rank lie side by side."""
 
@@ -39,7 +39,7 @@ class Factors:
         def up(matrix: torch.Tensor) -> torch.Tensor:
             return matrix.view(len(matrix), -1, experts).permute(2, 0, 1)
 
-        return Factors(
+        return SlotFactors(
             A=down(self.A),
             B=up(self.B),
             to_down=down(self.to_down),
@@ -58,7 +58,11 @@ class AdapterSlot:
     """
 
     def __init__(
-        self, factors: Mapping[str, Factors], *, heads: Mapping[str, Any] | None = None, dropout: float = 0.0
+        self,
+        factors: Mapping[str, SlotFactors],
+        *,
+        heads: Mapping[str, Any] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         self.factors, self.heads, self.dropout = factors, heads or {}, dropout
         self._random: torch.Tensor | None = None

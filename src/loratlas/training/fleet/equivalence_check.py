@@ -20,7 +20,7 @@ from loratlas.data.batches.batch import Batch
 from loratlas.data.batches.batching import collate
 from loratlas.data.batches.packing_proof import FLOOR, TOLERANCE
 from loratlas.evaluation.token_losses import token_losses
-from loratlas.training.fleet.adapter_slots import AdapterSlot, Factors
+from loratlas.training.fleet.adapter_slots import AdapterSlot, SlotFactors
 from loratlas.training.fleet.row_slices import RowSlices, join_batches
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def why_not_shared(model: Any, bank: Bank, data: Encoded, *, packed: bool) -> st
                 together = losses(list(zip(slots, batches, strict=True)))
     except Exception as error:  # whatever a strange model raises, its runs can still be trained one by one
         return f"a shared pass failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    for what, found, wanted in (("the base", same, bare), ("the runs alone", [together], alone)):
-        one, other = torch.cat(found), torch.cat(wanted)
+    for what, values, wanted in (("the base", same, bare), ("the runs alone", [together], alone)):
+        one, other = torch.cat(values), torch.cat(wanted)
         difference = float((one - other).norm() / other.norm())
         if not difference <= allowed:
             return (
@@ -87,26 +87,26 @@ def _stranger(bank: Bank, seed: int) -> AdapterSlot:
     """A slot with factors of rank 1 everywhere, and heads unlike the base's."""
     generator = torch.Generator().manual_seed(seed)
 
-    def factors(W: torch.Tensor, *, across: bool) -> Factors:
+    def factors(W: torch.Tensor, *, across: bool) -> SlotFactors:
         """Of W [.., d_out, d_in], or transposed."""
         *stack, d_out, d_in = W.shape if not across else (*W.shape[:-2], W.shape[-1], W.shape[-2])
         size = float(W.reshape(-1, W.shape[-1])[:16].float().pow(2).mean().sqrt())
         A = torch.randn(*stack, 1, d_in, generator=generator) * d_in**-0.5
         B = torch.randn(*stack, d_out, 1, generator=generator) * (STRONG * size * d_in**0.5)
         A, B = A.to(W), B.to(W)
-        return Factors(A=A, B=B, to_down=A, to_up=B, scale=1.0)
+        return SlotFactors(A=A, B=B, to_down=A, to_up=B, scale=1.0)
 
-    found = {
+    slot_factors = {
         path: factors(module.weight.detach(), across=not isinstance(module, torch.nn.Linear))
         for path, module in bank.matrices.items()
     }
     for path in bank.stacked:
         module, leaf = bank.stacks[path.rpartition(".")[0]], path.rpartition(".")[2]
-        found[path] = factors(getattr(module, leaf).detach(), across=module.is_transposed)
+        slot_factors[path] = factors(getattr(module, leaf).detach(), across=module.is_transposed)
     heads = copy.deepcopy(bank.heads)
     for parameter in (p for head in heads.values() for p in head.parameters()):
         noise = torch.randn(parameter.shape, generator=generator) * (
             STRONG * float(parameter.float().std(correction=0))
         )
         parameter.data.add_(noise.to(parameter))
-    return AdapterSlot(found, heads=heads)
+    return AdapterSlot(slot_factors, heads=heads)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from loratlas.training.fleet.adapter_slots import Factors
+from loratlas.training.fleet.adapter_slots import SlotFactors
 from loratlas.training.fleet.row_slices import RowSlices
 
 
@@ -112,17 +112,17 @@ def _route(
     chosen = index.reshape(-1)
     order = torch.argsort(chosen, stable=True)
     pairs = torch.bincount(chosen * many + owner, minlength=number * many).tolist()
-    found, slots, start = [], [], 0
+    experts, slots, start = [], [], 0
     for expert in range(number):
         first = start
-        for place in range(many):
-            n = pairs[expert * many + place]
+        for slot in range(many):
+            n = pairs[expert * many + slot]
             if n:
-                slots.append((expert, place, slice(start, start + n)))
+                slots.append((expert, slot, slice(start, start + n)))
             start += n
         if start > first:
-            found.append((expert, slice(first, start)))
-    return order, _Route(experts=found, slots=slots)
+            experts.append((expert, slice(first, start)))
+    return order, _Route(experts=experts, slots=slots)
 
 
 class _Stack(torch.autograd.Function):
@@ -135,7 +135,7 @@ class _Stack(torch.autograd.Function):
         anchor: torch.Tensor,
         W: torch.Tensor,
         bias: torch.Tensor | None,
-        held: Sequence[Factors | None],
+        held: Sequence[SlotFactors | None],
         route: _Route,
     ) -> torch.Tensor:
         y = x.new_empty(len(x), W.shape[-1])
@@ -144,13 +144,13 @@ class _Stack(torch.autograd.Function):
             if bias is not None:
                 y[pairs] += bias[expert]
         small = {}
-        for place, (expert, share, pairs) in enumerate(route.slots):
+        for slot, (expert, share, pairs) in enumerate(route.slots):
             f = held[share]
             if f is not None:
-                small[place] = x[pairs] @ f.A[expert].t()
-                y[pairs].addmm_(small[place], f.B[expert].t(), alpha=f.scale)
+                small[slot] = x[pairs] @ f.A[expert].t()
+                y[pairs].addmm_(small[slot], f.B[expert].t(), alpha=f.scale)
         ctx.save_for_backward(x, W, *small.values())
-        ctx.held, ctx.route, ctx.places = held, route, list(small)
+        ctx.held, ctx.route, ctx.slots = held, route, list(small)
         return y
 
     @staticmethod
@@ -158,13 +158,13 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, W, *kept = ctx.saved_tensors
         (g,) = upstream
-        small: Mapping[int, torch.Tensor] = dict(zip(ctx.places, kept, strict=True))
+        small: Mapping[int, torch.Tensor] = dict(zip(ctx.slots, kept, strict=True))
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         if dx is not None:
             for expert, pairs in ctx.route.experts:
                 torch.mm(g[pairs], W[expert].t(), out=dx[pairs])
-        for place, h in small.items():
-            expert, share, pairs = ctx.route.slots[place]
+        for slot, h in small.items():
+            expert, share, pairs = ctx.route.slots[slot]
             f = ctx.held[share]
             slope = (g[pairs] @ f.B[expert]).mul_(f.scale)
             f.to_up[expert].add_((h.t() @ g[pairs]).mul_(f.scale).t())

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loratlas.adapters.layers.lean_lora import affine, together
 from loratlas.adapters.layers.sparse_dropout import drop_, dropped
-from loratlas.training.fleet.adapter_slots import Factors
+from loratlas.training.fleet.adapter_slots import SlotFactors
 
 MATRICES = (torch.nn.Linear, Conv1D)
 """Types whose modules are plain matrices."""
@@ -42,7 +42,7 @@ class Segment:
     """A run's rows at one group of sites: factors by place of the site, what is dropped, 1/(1 − p)."""
 
     rows: slice
-    factors: list[tuple[int, Factors]]
+    factors: list[tuple[int, SlotFactors]]
     drop: torch.Tensor | None
     lift: float
 
@@ -73,9 +73,9 @@ class SegmentedLora(torch.autograd.Function):
             if part.lift != 1.0:
                 h.mul_(part.lift)
             start = 0
-            for place, f in part.factors:
+            for index, f in part.factors:
                 rank = len(f.A)
-                outputs[place][part.rows].addmm_(h[:, start : start + rank], f.B.t(), alpha=f.scale)
+                outputs[index][part.rows].addmm_(h[:, start : start + rank], f.B.t(), alpha=f.scale)
                 start += rank
             small.append(h)
         ctx.save_for_backward(x, *small)
@@ -96,8 +96,8 @@ class SegmentedLora(torch.autograd.Function):
                     dx = g @ W.t() if dx is None else dx.addmm_(g, W.t())
         for part, h in zip(ctx.parts, small, strict=True):
             slopes, start = [], 0
-            for place, f in part.factors:
-                rank, g = len(f.A), upstream[place]
+            for index, f in part.factors:
+                rank, g = len(f.A), upstream[index]
                 if g is None:  # an output that nobody used
                     slopes.append(h.new_zeros(len(h), rank))
                 else:

@@ -20,7 +20,7 @@ from loratlas.adapters.peft_targets import adapted
 from loratlas.data.batches.batching import Batch
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.models.heads import head_modules
-from loratlas.training.fleet.adapter_slots import AdapterSlot, Factors
+from loratlas.training.fleet.adapter_slots import AdapterSlot, SlotFactors
 from loratlas.training.fleet.row_slices import RowSlices, can_join, join_batches
 from loratlas.training.run_context import step_seed
 from loratlas.training.step.frozen_prefix import prefix_for
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from loratlas.training.fleet.adapter_bank import Bank
     from loratlas.training.fleet.members import Member
     from loratlas.training.master_weights import MasterWeights
-    from loratlas.training.run import Run
+    from loratlas.training.run import RunState
     from loratlas.training.step.memory import PeakMeter
 
 PASS_TOKENS = {"cpu": 2048}
@@ -106,7 +106,7 @@ def _slot(model: Any, member: Member, masters: MasterWeights) -> AdapterSlot:
         layer = layers.get(row.site.path) or layers[row.site.module]
         (A, to_down), (B, to_up) = (held[id(side["default"].weight)] for side in (layer.lora_A, layer.lora_B))
         scale = row.scaling(rslora=member.rslora)
-        own = Factors(A=A, B=B, to_down=to_down, to_up=to_up, scale=scale)
+        own = SlotFactors(A=A, B=B, to_down=to_down, to_up=to_up, scale=scale)
         if row.site.kind == "experts":
             factors[row.site.path] = own.by_expert(row.site.experts or 1)
         else:
@@ -172,7 +172,7 @@ class SharedPasses:
             if prefix is not None:
                 yield from prefix.fill(rows)
 
-    def compute(self, runs: Mapping[int, Run], peaks: Sequence[PeakMeter]) -> None:
+    def compute(self, runs: Mapping[int, RunState], peaks: Sequence[PeakMeter]) -> None:
         """Put the gradients of these runs' next steps into their master weights.
 
         Args:

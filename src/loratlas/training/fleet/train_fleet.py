@@ -1,8 +1,8 @@
 """Several runs over one frozen base, step by step: one model in memory, one order of work, K results.
 
 Every run keeps what decides it: its own masters, moments, clipping, schedule, order of rows, dropout stream, curve and
-checkpoint (each is the very `loratlas.training.run.Run` that `fit` drives, with another source of gradients). Only the
-pass through the model is shared (`loratlas.training.fleet.shared_passes`).
+checkpoint (each is the very `loratlas.training.run.RunState` that `fit` drives, with another source of gradients). Only
+the pass through the model is shared (`loratlas.training.fleet.shared_passes`).
 
 A run that diverges is left out of the next step; the others go on.
 """
@@ -24,7 +24,7 @@ from loratlas.training.fleet.equivalence_check import why_not_shared
 from loratlas.training.fleet.members import Member, why_not_in_fleet
 from loratlas.training.fleet.shared_passes import MemberGradients, SharedPasses
 from loratlas.training.master_weights import MasterWeights
-from loratlas.training.run import Run
+from loratlas.training.run import RunState
 from loratlas.training.run_context import interruptible, training_mode
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.step.memory import kept_pages
@@ -89,14 +89,14 @@ class Fleet:
             pass_tokens=pass_tokens,
         )
 
-    def _run(self, member: Member, *, packed: bool, weights: str | None) -> tuple[Run, MemberGradients]:
+    def _run(self, member: Member, *, packed: bool, weights: str | None) -> tuple[RunState, MemberGradients]:
         """A run of the fleet, and where its gradients will come from. Its adapter does not stay on the base."""
         model = self._attached(member)
         try:
             masters = MasterWeights(model, loraplus=member.settings.loraplus)
             masters.open()
             source = MemberGradients(member, model, masters)
-            run = Run(
+            run = RunState(
                 self.model,
                 self.data,
                 member.settings,

@@ -39,7 +39,7 @@ CAUTION = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class CompileMeasurement:
     """What compiling did.
 
     Args:
@@ -51,7 +51,7 @@ class Evidence:
     seconds: float
 
 
-GUESS = Evidence(ratio=0.9, seconds=30.0)
+GUESS = CompileMeasurement(ratio=0.9, seconds=30.0)
 """Of a base that this machine has not compiled yet. Measured on one core, llama-mini: 0.88 and 19 s."""
 
 BACKEND: Any = "inductor"
@@ -131,15 +131,15 @@ class Compilation:
                 given="--compile on", found=f"{words}: {str(error)[:200]}", instead="--compile auto"
             ) from error
         self._off(f"not compiled: {words}")
-        self._remember(Evidence(ratio=1.0, seconds=GUESS.seconds))
+        self._remember(CompileMeasurement(ratio=1.0, seconds=GUESS.seconds))
 
     def _decide(self, left: int) -> None:
         self._settled = True
         if self._dropout:
             self.reason = "not compiled: compiled code would draw other dropout masks"
             return
-        found = MeasurementCache("compiled", self._device(), self._folder).values.get(self._key)
-        evidence = Evidence(**found) if found else GUESS
+        measured = MeasurementCache("compiled", self._device(), self._folder).values.get(self._key)
+        evidence = CompileMeasurement(**measured) if measured else GUESS
         if evidence.ratio > FASTER:
             self.reason = (
                 f"not compiled: compiled steps took {evidence.ratio:.2f} of the time of others before"
@@ -147,12 +147,12 @@ class Compilation:
             return
         step = _pace(self._eager) * _mean_tokens(self._eager)
         saved = left * step * (1 - evidence.ratio)
-        known = "as measured before" if found else "as a guess"
+        known = "as measured before" if measured else "as a guess"
         words = (
             f"{left:,} steps of {step:.2g} s are left; compiling, {known}, takes {evidence.seconds:.0f} s "
         )
         words += f"and saves {saved:.0f} s"
-        if saved <= evidence.seconds * (1.0 if found else CAUTION):
+        if saved <= evidence.seconds * (1.0 if measured else CAUTION):
             self.reason = f"not compiled: {words}"
             return
         switch_on(self._model)
@@ -162,7 +162,7 @@ class Compilation:
         self._settled = True
         before, after = _pace(self._eager), _pace(self._compiled)
         cost = sum(max(0.0, seconds - after * tokens) for seconds, tokens in self._compiled[:WARM])
-        evidence = Evidence(ratio=after / before, seconds=cost)
+        evidence = CompileMeasurement(ratio=after / before, seconds=cost)
         self._remember(evidence)
         words = f"compiled steps took {evidence.ratio:.2f} of the time of others"
         if evidence.ratio > FASTER:
@@ -174,7 +174,7 @@ class Compilation:
         switch_off(self._model)
         self.on, self.reason, self._settled = False, reason, True
 
-    def _remember(self, evidence: Evidence) -> None:
+    def _remember(self, evidence: CompileMeasurement) -> None:
         kept = MeasurementCache("compiled", self._device(), self._folder)
         kept.values[self._key] = {"ratio": evidence.ratio, "seconds": evidence.seconds}
         kept.save()
@@ -216,8 +216,8 @@ def switch_off(model: Any) -> None:
 
 def _layers(model: Any) -> list[Any]:
     """The layers that a model repeats; all of it where there is no list of them."""
-    found = layers_of(model)
-    return list(found.modules) if found is not None else [unwrap(model).base_model]
+    layers = layers_of(model)
+    return list(layers.modules) if layers is not None else [unwrap(model).base_model]
 
 
 def is_failure(error: RuntimeError) -> bool:

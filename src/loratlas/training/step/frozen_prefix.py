@@ -59,13 +59,13 @@ class Layers:
         3
         """
         stack = self.path.rpartition(".")[0]
-        found = []
+        layers = []
         for name in names:
             if name.startswith(f"{self.path}."):
-                found.append(int(name.removeprefix(f"{self.path}.").partition(".")[0]))
+                layers.append(int(name.removeprefix(f"{self.path}.").partition(".")[0]))
             elif not stack or name.startswith(f"{stack}."):
                 return 0
-        return min(found, default=None)
+        return min(layers, default=None)
 
 
 def layers_of(model: Any) -> Layers | None:
@@ -82,7 +82,9 @@ def layers_of(model: Any) -> Layers | None:
         for name, module in inner.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == wanted
     ]
-    outer = [found for found in lists if not any(found[0].startswith(f"{name}.") for name, _ in lists)]
+    outer = [
+        candidate for candidate in lists if not any(candidate[0].startswith(f"{name}.") for name, _ in lists)
+    ]
     return Layers(path=outer[0][0], modules=tuple(outer[0][1])) if len(outer) == 1 else None
 
 
@@ -177,11 +179,11 @@ class FrozenPrefix:
         import torch
 
         (batch,) = microbatches(self.data, self._chunks[chunk], packed=True)
-        found: list[torch.Tensor] = []
+        outputs: list[torch.Tensor] = []
 
         def keep(_module: Any, _arguments: Any, output: Any) -> None:
             self._as_tuple = isinstance(output, tuple)
-            found.append(output[0] if self._as_tuple else output)
+            outputs.append(output[0] if self._as_tuple else output)
             raise _Reached
 
         hook = self._below[-1].register_forward_hook(keep)
@@ -195,7 +197,7 @@ class FrozenPrefix:
         start = 0
         for row, n in zip(batch.rows, batch.lengths, strict=True):
             if row != FILLER:
-                self._kept[row] = found[0][0, start : start + n].clone()
+                self._kept[row] = outputs[0][0, start : start + n].clone()
             start += n
 
 
@@ -302,7 +304,7 @@ def _chunks(data: Encoded, pool: Sequence[int]) -> tuple[dict[int, int], list[li
             tokens = 0
         chunks[-1].append(row)
         tokens += n
-    return {row: place for place, rows in enumerate(chunks) for row in rows}, chunks
+    return {row: index for index, rows in enumerate(chunks) for row in rows}, chunks
 
 
 @contextmanager

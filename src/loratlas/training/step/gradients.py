@@ -1,6 +1,6 @@
 """Where a run's gradients come from: the one place where a model and a batch become a loss, and who adds them up.
 
-A `loratlas.training.run.Run` asks its `GradientSource` for the gradient of every step and does the rest itself:
+A `loratlas.training.run.RunState` asks its `GradientSource` for the gradient of every step and does the rest itself:
 clipping, update, checkpoint. A run by itself has `ModelGradients`, which passes its rows through the model; runs of a
 fleet have sources of their own, which share passes (`loratlas.training.fleet.shared_passes`).
 """

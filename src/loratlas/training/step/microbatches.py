@@ -41,7 +41,7 @@ def microbatches(
         step = size or len(rows)
         parts = [rows[start : start + step] for start in range(0, len(rows), step)]
     else:
-        parts = [[rows[place] for place in part] for part in buckets(lengths, most=size)]
+        parts = [[rows[index] for index in part] for part in buckets(lengths, most=size)]
     for part in parts:
         examples = [data.examples[row] for row in part]
         missing = -sum(len(example) for example in examples) % ROUND if packed else 0
@@ -83,6 +83,6 @@ def buckets(lengths: Sequence[int], *, most: int | None = None, call: int = CALL
     parts: list[list[int]] = []
     end = n
     while end > 0:
-        parts.append([int(place) for place in order[cut[end] : end]])
+        parts.append([int(index) for index in order[cut[end] : end]])
         end = int(cut[end])
     return parts[::-1]
