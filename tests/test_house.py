@@ -36,6 +36,7 @@ FLOORS: dict[str, int] = {
     "signals": 5,
     "serving": 5,
     "sources": 6,
+    "lint": 6,
     "spectra": 6,
     "training": 6,
     "loss_audit": 6,

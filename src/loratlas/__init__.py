@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loratlas.adapters.layers.lean_lora import faster, slower
     from loratlas.anatomy.sites import Anatomy, Site
+    from loratlas.api.check_adapter import Check, check, lint
     from loratlas.api.compare import study
     from loratlas.api.evaluate_model import evaluate
     from loratlas.api.export_run import export
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterSpectrum",
     "Anatomy",
+    "Check",
     "Evaluation",
     "LoratlasError",
     "Plan",
@@ -44,9 +46,11 @@ __all__ = [
     "Site",
     "Study",
     "__version__",
+    "check",
     "evaluate",
     "export",
     "faster",
+    "lint",
     "place",
     "read",
     "scan",
@@ -61,6 +65,7 @@ __all__ = [
 _HOMES = {
     "AdapterSpectrum": "loratlas.spectra.show_adapter",
     "Anatomy": "loratlas.anatomy.sites",
+    "Check": "loratlas.api.check_adapter",
     "Evaluation": "loratlas.api.results",
     "LoratlasError": "loratlas.errors",
     "Plan": "loratlas.placement.plan",
@@ -70,8 +75,10 @@ _HOMES = {
     "Shrinkage": "loratlas.api.shrink_adapter_folder",
     "Site": "loratlas.anatomy.sites",
     "Study": "loratlas.api.results",
+    "check": "loratlas.api.check_adapter",
     "evaluate": "loratlas.api.evaluate_model",
     "export": "loratlas.api.export_run",
+    "lint": "loratlas.api.check_adapter",
     "faster": "loratlas.adapters.layers.lean_lora",
     "place": "loratlas.api.place_model",
     "read": "loratlas.sources",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loratlas.cli import audit_log, evaluate, export, mapping, scan, show_shrink, study, train
+from loratlas.cli import audit_log, check_lint, evaluate, export, mapping, scan, show_shrink, study, train
 
 ABOUT = "\n\n".join(
     (
@@ -56,6 +56,8 @@ def build() -> Any:
         ("report", study.report, "loratlas report facts-study"),
         ("demo", study.demo, "loratlas demo"),
         ("export", export.export, "loratlas export run --for merged --out model"),
+        ("check", check_lint.check_adapter, "loratlas check run --for vllm --for llama.cpp"),
+        ("lint", check_lint.lint_config, "loratlas lint adapter_config.json gpt2-medium"),
         ("show", show_shrink.show_adapter, "loratlas show run"),
         (
             "shrink",
