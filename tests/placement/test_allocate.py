@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toy import anatomy, decoder, site
 
@@ -64,17 +64,19 @@ def test_equal_prices_leave_no_remainder(curves, steps):
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(falling, min_size=3, max_size=3), st.integers(1, 9))
+@example([[2.0, 0.0, 0.0], [3.0, 0.0, 0.0], [4.0, 0.0, 0.0]], 1)  # equal gain per parameter at all three
 def test_what_has_been_spent_could_not_be_spent_better(curves, taken):
-    """After any number of steps: no table of the same cost gains more."""
+    """After any number of steps, best first, of equals the dearest: no table of the same cost gains more."""
     model = toy(SIZES)
     gains = {s.path: curve for s, curve in zip(model.sites, curves, strict=True)}
     price = {s.path: s.lora_parameters(1) for s in model.sites}
     order = sorted(
-        ((g / price[path], path, g) for path, curve in gains.items() for g in curve if g > 0), reverse=True
+        ((g / price[path], price[path], path, g) for path, curve in gains.items() for g in curve if g > 0),
+        reverse=True,
     )[:taken]
     if not order:
         return
-    spent = sum(price[path] for _, path, _ in order)
+    spent = sum(price[path] for *_, path, _ in order)
     found = allocate(model, gains, f"params={spent}")
     assert found.gain >= best(model, gains, spent) - 1e-9
 

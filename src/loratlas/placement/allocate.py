@@ -295,8 +295,9 @@ class _Allocator:
             self.taken[best].append(self.steps[best][0])
 
     def _greedy(self, prices: Mapping[str, float], left: float) -> None:
-        """Take steps, best first, while they fit into what is left."""
-        queue: list[tuple[float, int, str]] = []
+        """Take steps, best first, while they fit into what is left. Of two that gain equally much per cost the dearer
+        one comes first: the cheaper one may still fit afterwards, and not the other way round."""
+        queue: list[tuple[float, float, int, str]] = []
         order = {name: index for index, name in enumerate(self.units)}
 
         def offer(name: str) -> None:
@@ -304,12 +305,12 @@ class _Allocator:
             if index < len(self.steps[name]):
                 step = self.steps[name][index]
                 worth = step.gain / (step.ranks * prices[name]) if prices[name] else float("inf")
-                heapq.heappush(queue, (-worth, order[name], name))
+                heapq.heappush(queue, (-worth, -step.ranks * prices[name], order[name], name))
 
         for name in self.units:
             offer(name)
         while queue:
-            _, _, name = heapq.heappop(queue)
+            *_, name = heapq.heappop(queue)
             step = self.steps[name][len(self.taken[name])]
             if step.ranks * prices[name] <= left:
                 left -= step.ranks * prices[name]
