@@ -375,7 +375,7 @@ def test_printed_digits_that_prove_nothing(cli, trainer: Path, tmp_path: Path):
 def test_a_long_silence_is_broken(capsys):
     import time
 
-    from loratlas.cli.heartbeat import heartbeat
+    from loratlas.cli.progress import heartbeat
 
     with heartbeat("audit-log", every=0.02):
         while capsys.readouterr().err.count("audit-log: at work for") < 1:

@@ -13,7 +13,8 @@ import pytest
 from shell import environment, finish, spawn
 
 import loratlas
-from loratlas.cli import output, run, translate
+from loratlas.cli import run, translate
+from loratlas.cli.progress import Progress
 from loratlas.errors import Interrupted, LoratlasError
 from loratlas.files import jsonable
 
@@ -160,7 +161,7 @@ def test_json_has_no_nan():
 
 
 def test_progress_in_a_pipe_is_plain_lines(capsys: pytest.CaptureFixture[str]):
-    with output.Progress("training", total=2, unit="steps") as bar:
+    with Progress("training", total=2, unit="steps") as bar:
         bar.to(1, "loss 2.0000")
         bar.to(2, "loss 1.0000")
     said = capsys.readouterr()

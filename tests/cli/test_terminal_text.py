@@ -12,6 +12,7 @@ import pytest
 from shell import environment
 
 from loratlas.cli import output
+from loratlas.cli.progress import Progress
 from loratlas.errors import Interrupted, LoratlasError, ModelError
 from loratlas.report import build
 
@@ -89,7 +90,7 @@ def test_every_way_to_print(capsys):
         Interrupted(given=EVIL, found=EVIL, instead=EVIL),
     ):
         output.fail(error, as_json=False)
-    with output.Progress("x", total=1, unit="y") as bar:
+    with Progress("x", total=1, unit="y") as bar:
         bar.to(1, EVIL, title=EVIL)
     said = capsys.readouterr()
     assert not any(mark in said.out + said.err for mark in RAW)

@@ -100,24 +100,13 @@ class _Uncounted:
         pass
 
 
-PHASES = {
-    "weights": "weights",
-    "passes": "scanning",
-    "trials": "trial training",
-    "removals": "removing adapters",
-}
-"""Phase of a scan → the words before its bar."""
-
-
 def scan_progress(bar: Bar, listener: Listener) -> Callable[[ScanEvent], None]:
     """What a scan reports, on a bar; the first estimate as a sentence of its own."""
 
     def on_event(event: ScanEvent) -> None:
         bar.total = event.total
-        bar.to(event.done, "", title=PHASES[event.phase], left=event.seconds_left, unit=event.unit)
+        bar.to(event.done, "", title=event.title, left=event.seconds_left, unit=event.unit)
         if event.estimate and event.seconds_left is not None and event.done < event.total:
-            listener.note(
-                f"{PHASES[event.phase]}: about {formats.duration(event.seconds_left)}, by its first steps"
-            )
+            listener.note(f"{event.title}: about {formats.duration(event.seconds_left)}, by its first steps")
 
     return on_event

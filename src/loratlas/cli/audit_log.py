@@ -14,7 +14,7 @@ from loratlas.api.checks import adapter_task, check_head, rows_to_judge, to_devi
 from loratlas.api.evaluate_model import watching
 from loratlas.api.folders import adapter_folder, check_tokenizer
 from loratlas.cli import options, output
-from loratlas.cli.heartbeat import heartbeat
+from loratlas.cli.progress import Terminal, heartbeat
 from loratlas.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _run(
             output.note(remark)
     first = adapters[0] if adapters else None
     task, config = open_task(
-        source, rows, tokenizer, asked=asked, known=adapter_task(first, source, output.Terminal())
+        source, rows, tokenizer, asked=asked, known=adapter_task(first, source, Terminal())
     )
     encoded = encode_for(task, rows, tokenizer, config=config or source, max_length=audit.max_length)
     output.note(f"{rows.source}: {encoded.report.sentence()}")
@@ -205,9 +205,9 @@ def _run(
                 encoded=encoded,
                 tokenizer=tokenizer,
                 packed=False,
-                watch=watching(output.Terminal()),
+                watch=watching(Terminal()),
             )
-        made, reason = subject(base, rows, encoded, tokenizer, watch=watching(output.Terminal()))
+        made, reason = subject(base, rows, encoded, tokenizer, watch=watching(Terminal()))
         if reason:
             output.note(f"Padded instead of packed: {reason}")
         return made

@@ -11,6 +11,7 @@ from loratlas.api.evaluate_model import Also
 from loratlas.cli import options, output
 from loratlas.cli.evaluation_tables import show_definitions, show_loss
 from loratlas.cli.judging import sample_scores, show_classes, show_samples
+from loratlas.cli.progress import Terminal
 
 
 def evaluate(
@@ -137,7 +138,7 @@ def evaluate(
         rouge=rouge,
         forgetting=forgetting,
         out=out,
-        listener=output.Terminal(),
+        listener=Terminal(),
     )
     if as_json:
         output.emit(dict(evaluation.numbers))

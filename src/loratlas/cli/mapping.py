@@ -11,6 +11,7 @@ import typer
 from loratlas import formats
 from loratlas.api.place_model import check_scores, placed, read_named
 from loratlas.cli import options, output
+from loratlas.cli.progress import Terminal
 from loratlas.errors import SettingsError
 from loratlas.placement.plan import ranks_in_words
 
@@ -154,7 +155,7 @@ def plan_model(
         memory=step.memory(),
         allow_unresolved=allow_unresolved,
         round_ranks=round_ranks,
-        listener=output.Terminal(),
+        listener=Terminal(),
     )
     if peft and not as_json:
         from loratlas.models.config import load_config

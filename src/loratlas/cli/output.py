@@ -8,14 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from loratlas import formats
-from loratlas.errors import LoratlasError, printable, printable_lines
+from loratlas.errors import LoratlasError, printable_lines
 from loratlas.files import jsonable
 
 if TYPE_CHECKING:
@@ -25,12 +22,6 @@ if TYPE_CHECKING:
 
     from loratlas.data.rows import Rows
     from loratlas.display import Block
-
-PLAIN_EVERY = 10.0
-"""Seconds between two progress lines where no bar can move."""
-
-SILENT = 30.0
-"""Seconds after which a line says that work goes on, where nothing could be counted."""
 
 
 def console(*, error: bool = False) -> Console:
@@ -163,125 +154,6 @@ def table(*columns: str | tuple[str, str], title: str | None = None) -> Table:
             overflow="fold",
         )
     return drawn
-
-
-class Terminal:
-    """Hears of progress and remarks for a person at a terminal: all of it on standard error."""
-
-    def note(self, text: str) -> None:
-        """See :func:`note`."""
-        note(text)
-
-    def remark(self, rows: Rows) -> None:
-        """See :func:`remark`."""
-        remark(rows)
-
-    def progress(self, title: str, *, total: int, unit: str) -> Progress:
-        """See :class:`Progress`."""
-        return Progress(title, total=total, unit=unit)
-
-
-class Progress:
-    """A bar on a terminal, a line every few seconds elsewhere; always on standard error.
-
-    Args:
-        title: what is going on, in a word or two.
-        total: number of units.
-        unit: their name, in the plural.
-
-    >>> with Progress("training", total=3, unit="steps") as bar:  # prints on standard error
-    ...     bar.to(1, "loss 2.31")
-    """
-
-    def __init__(self, title: str, *, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
-        self._bar: Any = None
-        self._task: Any = None
-        self._said = 0.0
-        self._began = time.monotonic()
-        self._first = 0
-        self._ended = threading.Event()
-        self._line, self._spoke = "", self._began
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-            from rich.progress import Progress as Rich
-
-            self._bar = Rich(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}", markup=False),
-                TextColumn("{task.fields[remark]}", markup=False),
-                console=console(error=True),
-                expand=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, remark="", left="")
-        else:
-            threading.Thread(target=self._break_silence, daemon=True).start()
-        return self
-
-    def _break_silence(self) -> None:
-        """A line every `SILENT` seconds in which nothing else was printed."""
-        while not self._ended.wait(max(self._spoke + SILENT - time.monotonic(), 0.05)):
-            now = time.monotonic()
-            if now - self._spoke >= SILENT:
-                self._spoke = now
-                note(f"{self._line or self.title}, at work for {formats.duration(now - self._began)}")
-
-    def start_at(self, done: int) -> None:
-        """Units that were done before this process began; they do not count for the time left."""
-        self._first = done
-        self.to(done, "")
-
-    def to(
-        self,
-        done: float,
-        remark: str,
-        *,
-        title: str | None = None,
-        left: float | None = None,
-        unit: str | None = None,
-    ) -> None:
-        """Set how much is done.
-
-        Args:
-            done: units finished, of ``total``.
-            remark: what to print behind the bar.
-            title: a new word before it.
-            left: seconds left, where the caller knows better than the pace so far.
-            unit: a new name of the units.
-        """
-        self.title, self.unit = title or self.title, unit or self.unit
-        remark = printable(remark)
-        now = time.monotonic()
-        if left is None and done > self._first:
-            left = (now - self._began) / (done - self._first) * max(self.total - done, 0)
-        remaining = f"{formats.duration(left)} left" if left is not None and done < self.total else ""
-        if self._bar is not None:
-            # Of what does not fit beside a bar of ten characters, the remark gives way.
-            taken = len(self.title) + len(f"{self.total}/{self.total}") + len(remaining) + 10 + 4
-            room = max(self._bar.console.width - taken, 0)
-            self._bar.update(
-                self._task,
-                completed=done,
-                total=self.total,
-                description=self.title,
-                remark=remark if len(remark) <= room else remark[: max(room - 1, 0)] + "…",
-                left=remaining,
-            )
-        elif done >= self.total or now - self._said >= PLAIN_EVERY:
-            self._said = self._spoke = now
-            parts = [f"{self.title}: {int(done)}/{self.total} {self.unit}", remark, remaining]
-            note(", ".join(part for part in parts if part))
-        self._line = f"{self.title}: {int(done)}/{self.total} {self.unit}"
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self._bar is not None:
-            self._bar.stop()
 
 
 class _Pipe:

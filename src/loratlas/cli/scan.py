@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loratlas.cli import options, output
+from loratlas.cli.progress import Terminal
 from loratlas.cli.scan_tables import show
 from loratlas.signals.registry import SIGNALS
 
@@ -155,7 +156,7 @@ def scan(
         quantize=quantize.value if quantize else None,
         out=out,
         resume=resume,
-        listener=output.Terminal(),
+        listener=Terminal(),
     )
     if as_json:
         output.emit(dict(scanned.numbers))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options, output
+from loratlas.cli.progress import Terminal
 
 Adapter = Annotated[
     Path,
@@ -106,7 +107,7 @@ def shrink_adapter(
         limit=limit,
         max_length=max_length,
         delta=delta,
-        listener=output.Terminal(),
+        listener=Terminal(),
     )
     if as_json:
         output.emit(dict(made.numbers))

@@ -10,6 +10,7 @@ import typer
 
 from loratlas import formats
 from loratlas.cli import options, output
+from loratlas.cli.progress import Terminal
 from loratlas.errors import SpecError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def report(
 def _run(spec: StudySpec, out: Path | None, workers: int | None, as_json: bool) -> None:
     from loratlas.api.compare import study as run
 
-    data = run(spec, out=out, workers=workers, listener=output.Terminal()).numbers
+    data = run(spec, out=out, workers=workers, listener=Terminal()).numbers
     if as_json:
         output.emit(dict(data))
     else:

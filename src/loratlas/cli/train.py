@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options, output
+from loratlas.cli.progress import Terminal
 
 
 def train(
@@ -228,7 +229,7 @@ def train(
         quantize=quantize.value if quantize else None,
         base_dropout=base_dropout,
         resume=resume,
-        listener=output.Terminal(),
+        listener=Terminal(),
     )
     if as_json:
         output.emit(dict(trained.numbers))

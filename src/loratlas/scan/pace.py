@@ -16,6 +16,14 @@ from loratlas.errors import SettingsError
 RECENT = 12
 """Units that the time left is judged by."""
 
+TITLES = {
+    "weights": "weights",
+    "passes": "scanning",
+    "trials": "trial training",
+    "removals": "removing adapters",
+}
+"""Phase of a scan → the words before its bar."""
+
 WARM = 1
 """First units of a phase whose time says nothing: they prove, allocate and compile."""
 
@@ -25,7 +33,7 @@ class Phase:
     """A part of a scan.
 
     Args:
-        name: ``weights``, ``passes``, ``trials`` or ``removals``.
+        name: one of `TITLES`.
         unit: what is counted, in the plural.
         work: of each unit; comparable between phases that share a ``kind``.
         kind: phases of one kind do the same arithmetic, so that the pace of one says how long the others take.
@@ -56,6 +64,11 @@ class ScanEvent:
     total: int
     seconds_left: float | None
     estimate: bool = False
+
+    @property
+    def title(self) -> str:
+        """What is going on, in a word or two."""
+        return TITLES[self.phase]
 
 
 OnEvent = Callable[[ScanEvent], None]
