@@ -35,7 +35,7 @@ def check_adapter(
             "--base",
             metavar="MODEL",
             help="The base, where it lies elsewhere than the adapter says; a config.json will do.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     numbers: Annotated[
