@@ -109,22 +109,16 @@ def test_scores_make_a_plan_without_weights(cli, scanned: Path):
     assert by.json["digest"] != found.json["digest"]
 
 
-def test_train_places_by_a_scan_of_its_own_rows(cli, tmp_path: Path):
-    words = (
-        "train", MODEL, DATA, "--placement", "auto", "--budget", "like=all:1", "--steps", "2", "--batch-size",
-        "4", "--max-length", "48", "--limit", "32", "--dtype", "float32", "--out", tmp_path / "run", "--json",
+def test_train_places_by_a_scan_that_was_made_before(cli, scanned: Path, tmp_path: Path):
+    found = cli(
+        "train", MODEL, DATA, "--placement", "auto", "--scores", scanned, "--budget", "params=9k", "--steps", "2",
+        "--batch-size", "4", "--max-length", "48", "--limit", "32", "--dtype", "float32", "--out",
+        tmp_path / "run", "--json",
     )  # fmt: skip
-    found = cli(*words)
     assert found.code == 0, found.err
-    assert found.json["trainable"] <= 38_912
+    assert found.json["trainable"] <= 9000
     assert found.json["placement"] != "auto"
-    kept = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert kept["trainable"] == found.json["trainable"]
-    adapter = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
-    assert adapter["peft_type"] == "LORA"
-    again = cli(*words[:-1], "--resume", "--json")  # the same plan, and no new scan
-    assert again.json["placement"] == found.json["placement"]
-    assert "scanning" not in again.err
+    assert found.json["moves"] == []
 
 
 def test_plain_scans_measure_the_deciding_score_alone(cli, tmp_path: Path):
@@ -207,12 +201,14 @@ def test_bad_requests_are_sentences(cli, words, said):
 
 
 def test_a_budget_that_buys_nothing_is_refused_before_anything_is_trained(cli, tmp_path: Path):
-    train = ("--placement", "auto", "--steps", "2", "--out", tmp_path / "run")
-    for words in (("scan", MODEL, DATA), ("train", MODEL, DATA, *train)):
-        found = cli(*words, "--budget", "params=10")
-        assert found.code == 2
-        assert "smallest step anywhere costs 384" in found.words
-        assert "scanning" not in found.err
+    found = cli("scan", MODEL, DATA, "--budget", "params=10")
+    assert found.code == 2
+    assert "smallest step anywhere costs 384" in found.words
+    assert "scanning" not in found.err
+    train = ("--placement", "auto", "--steps", "20", "--out", tmp_path / "run")
+    found = cli("train", MODEL, DATA, *train, "--budget", "params=10")
+    assert found.code == 2
+    assert "rank 1 at each site costs 38,912" in found.words
     assert not (tmp_path / "run").exists()
 
 

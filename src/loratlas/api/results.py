@@ -68,6 +68,11 @@ class Run(Displayed):
         return self.numbers["eval"]
 
     @property
+    def moves(self) -> Sequence[Mapping[str, Any]]:
+        """Changes of rank within the run: step, path, before, after, reason, price, gain, losses."""
+        return self.numbers["moves"]
+
+    @property
     def adapter(self) -> Path:
         """The folder of the adapter, as PEFT loads it."""
         return Path(self.numbers["adapter"])
@@ -92,11 +97,29 @@ class Run(Displayed):
                 rows.append((f"evaluation: {name.replace('_', ' ')}", f"{value:.4f}"))
         if self.trainable:
             rows.append(("trainable parameters", formats.count(self.trainable)))
+        if numbers["decisions"]:
+            rows.append(("sites whose rank moved", str(len({move["path"] for move in self.moves}))))
         rows.append(("tokens per second", formats.count(numbers["tokens_per_second"])))
         return [
             Grid(columns=("run", ""), rows=tuple(rows), title=f"{numbers['model']} on {numbers['data']}"),
             f"Adapter: {self.adapter}",
         ]
+
+    def plot_placement(self) -> Figure:
+        """Site by step: rank as colour, moves marked, what each was expected to gain under the pointer.
+
+        Raises:
+            OutputError: the run went on with an adapter, and has no plan.
+        """
+        from loratlas.report.placement_figure import placement_figure
+
+        if self.plan is None:
+            raise OutputError(
+                given="plot_placement()",
+                found="a run that went on with an adapter and moved nothing",
+                instead="plot(), which draws its loss",
+            )
+        return placement_figure(self.plan.ranks, self.moves, self.steps)
 
     def plot(self) -> Figure:
         """The loss against steps, with that on the evaluation rows where it was measured."""

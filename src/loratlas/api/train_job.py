@@ -10,10 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.api.checks import check_head, rows_to_judge, to_device
+from loratlas.api.checks import check_head, rows_to_judge
 from loratlas.api.folders import adapter_folder, check_out
 from loratlas.api.listener import Bar, Listener
+from loratlas.api.moving_placement import Moving, check_moving, start_plan
 from loratlas.api.place_model import check_scores, placed
+from loratlas.dynamic.decision_schedule import parse_head
+from loratlas.dynamic.policies.known_policies import DEFAULT
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 from loratlas.files import write_json
 from loratlas.sources import data_name, model_name
@@ -23,13 +26,14 @@ if TYPE_CHECKING:
     from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.examples import Encoded
     from loratlas.data.rows import Rows
+    from loratlas.dynamic.controller import PlacementController
     from loratlas.models.task import Task
     from loratlas.placement.plan import Plan
     from loratlas.training.loop import FitResult, StepEvent
     from loratlas.training.settings import Settings
 
 PLAN = "plan.json"
-"""Where a run whose placement was found by a scan keeps it."""
+"""Where a run that has placed its adapters itself keeps where they ended."""
 
 MINE = ("adapter", "checkpoint", "eval", "run.json", "curve.json", "samples.json", "logs", PLAN)
 """What a run leaves in its folder."""
@@ -63,6 +67,7 @@ class Job:
     forgetting: str | None
     settings: Settings
     chooses_rate: bool
+    moving: Moving
     tokenizer: Any
     quantize: str | None
     base_dropout: bool
@@ -101,6 +106,22 @@ def check_job(job: Job) -> None:
     if job.samples and job.evaluate is None and job.eval_split is None:
         raise DataError(given="--samples without --eval", found="no rows to answer", instead="--eval DATA")
     check_scores(job.placement, job.scores)
+    if places_itself(job):
+        if job.by is not None:
+            raise SettingsError(
+                given=f"--by {job.by} without --scores",
+                found="a column of a scan, and no scan",
+                instead=f"--signal {DEFAULT}, or --scores FILE with what a scan has measured",
+            )
+        check_moving(job.moving, job.settings)
+    elif job.moving != Moving(signal=None, head=parse_head(None), every=None):
+        raise SettingsError(
+            given=f"--signal, --head or --decide with --placement {job.placement}"
+            if job.scores is None
+            else "--signal, --head or --decide with --scores",
+            found="a placement that stays as it is",
+            instead="--placement auto",
+        )
     check_out(job.out, mine=MINE if job.resume else (), what="run, or --resume to go on with the one there")
 
 
@@ -111,12 +132,11 @@ def rows_to_evaluate(job: Job) -> Rows | None:
     return rows_to_judge(job.evaluate or job.data, split=job.eval_split, columns=job.columns, limit=None)
 
 
-def scans(job: Job) -> bool:
-    """Whether the placement is to be found by a scan of this run's own rows."""
+def places_itself(job: Job) -> bool:
+    """Whether the run decides about its placement, in its first steps."""
     from loratlas.scan.plan_from_scores import is_auto
 
-    kept = job.resume and (job.out / PLAN).exists()
-    return is_auto(job.placement) and job.scores is None and not kept
+    return is_auto(job.placement) and job.scores is None
 
 
 def with_rate(job: Job, anatomy: Anatomy, listener: Listener) -> Job:
@@ -142,12 +162,18 @@ def loss_before(model: Any, test: Encoded) -> float | None:
 
 
 def plan_of(job: Job, anatomy: Anatomy, memory: PeakMemory, listener: Listener) -> Plan:
-    """The plan of a placement in words, by a scan's file, or of the run that is resumed."""
-    from loratlas.scan.plan_from_scores import is_auto
-
+    """The plan that the run begins with: of a placement in words, by a scan's file, or of `all`."""
     assert job.placement is not None  # check_job said so
-    if job.resume and is_auto(job.placement):
-        return _kept(job.out)
+    if places_itself(job):
+        return start_plan(
+            job.moving,
+            anatomy,
+            budget=job.budget,
+            alpha=job.alpha,
+            rslora=job.rslora,
+            allow_unresolved=job.allow_unresolved,
+            memory=memory,
+        )
     return placed(
         anatomy,
         job.placement,
@@ -162,55 +188,6 @@ def plan_of(job: Job, anatomy: Anatomy, memory: PeakMemory, listener: Listener) 
     )
 
 
-def scanned_plan(
-    job: Job, anatomy: Anatomy, base: Any, train: Encoded, memory: PeakMemory, listener: Listener
-) -> Plan:
-    """Find where adapters help most on this run's rows, and keep the plan for a resumed run."""
-    from loratlas.api.listener import scan_progress
-    from loratlas.scan.advice import DECIDES, track_record
-    from loratlas.scan.plan_from_scores import LIKE, check_budget, plan_from
-    from loratlas.scan.run_scan import scan
-
-    check_budget(anatomy, job.budget or LIKE)
-    with listener.progress("scanning", total=1, unit="steps") as bar:
-        scanned = scan(
-            to_device(base),
-            anatomy,
-            train,
-            by=job.by or DECIDES,
-            seed=job.settings.seed,
-            on_event=scan_progress(bar, listener),
-        )
-    plan, _ = plan_from(
-        scanned, anatomy, budget=job.budget, alpha=job.alpha, rslora=job.rslora, memory=memory
-    )
-    for remark in scanned.notes():
-        listener.note(remark)
-    listener.note(
-        f"auto: {plan.trainable:,} parameters at {len(plan.rows)} sites by {scanned.by}, from {scanned.rows:,} rows "
-        f"({scanned.cost_in_steps:.1f} training steps): {plan.placement}"
-    )
-    listener.note(track_record(scanned.by))
-    job.out.mkdir(parents=True, exist_ok=True)
-    write_json(job.out / PLAN, plan.to_json())
-    return plan
-
-
-def _kept(out: Path) -> Plan:
-    import json
-
-    from loratlas.placement.plan import Plan
-
-    try:
-        return Plan.from_json(json.loads((out / PLAN).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            given=f"--resume with --placement auto and --out {out}",
-            found=f"no {PLAN} in it that can be read",
-            instead="the folder of the stopped run, or the command without --resume",
-        ) from error
-
-
 def adapted_base(job: Job, base: Any, plan: Plan | None) -> Any:
     """The base with its adapters."""
     if plan is not None:
@@ -223,7 +200,13 @@ def adapted_base(job: Job, base: Any, plan: Plan | None) -> Any:
 
 
 def fit_job(
-    job: Job, model: Any, train: Encoded, test: Encoded | None, packed: bool | None, bar: Bar
+    job: Job,
+    model: Any,
+    train: Encoded,
+    test: Encoded | None,
+    packed: bool | None,
+    bar: Bar,
+    hook: PlacementController | None,
 ) -> FitResult:
     """Train, with progress on a bar."""
     from loratlas.training.loop import fit
@@ -245,6 +228,7 @@ def fit_job(
             out=job.out,
             resume=job.resume,
             on_step=on_step,
+            hooks=() if hook is None else (hook,),
             packed=packed,
         )
     except Interrupted as stopped:
@@ -264,6 +248,7 @@ def finish(
     judged: Rows | None,
     before: float | None,
     other: Encoded | None,
+    hook: PlacementController | None,
 ) -> dict[str, Any]:
     """Write the run's folder, and collect what was measured."""
     from loratlas.adapters.stored.adapter_files import save_adapter
@@ -277,6 +262,8 @@ def finish(
         "data": data_name(job.data),
         "placement": plan.placement if plan else None,
         "trainable": plan.trainable if plan else None,
+        "moves": [] if hook is None else [move.to_json() for move in hook.moves],
+        "decisions": [] if hook is None else [decision.to_json() for decision in hook.decisions],
         "head": head_size(model),
         "task": task.to_json(),
         "pad_id": model.config.get_text_config().pad_token_id,
@@ -315,6 +302,8 @@ def finish(
         },
     )
     numbers["adapter"] = str(adapter)
+    if hook is not None and plan is not None:
+        write_json(job.out / PLAN, plan.to_json())
     write_json(job.out / "curve.json", [asdict(point) for point in result.curve])
     if result.diverged:
         write_json(job.out / "run.json", numbers)

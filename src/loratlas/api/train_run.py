@@ -21,6 +21,7 @@ from loratlas.api.checks import (
     tokenizer_source,
 )
 from loratlas.api.listener import Listener, Silent
+from loratlas.api.moving_placement import Moving, controller, moved_plan
 from loratlas.api.place_model import read_named
 from loratlas.api.results import Run
 from loratlas.api.train_job import (
@@ -30,12 +31,12 @@ from loratlas.api.train_job import (
     finish,
     fit_job,
     loss_before,
+    places_itself,
     plan_of,
     rows_to_evaluate,
-    scanned_plan,
-    scans,
     with_rate,
 )
+from loratlas.dynamic.decision_schedule import parse_every, parse_head
 from loratlas.errors import SettingsError
 from loratlas.training.settings import Settings
 
@@ -60,6 +61,9 @@ def train(
     out: str | Path | None = None,
     evaluate: Any = None,
     eval_split: str | None = None,
+    signal: str | None = None,
+    head: str | float | None = None,
+    decide: str | int | None = None,
     scores: str | Path | None = None,
     by: str | None = None,
     alpha: float | None = None,
@@ -90,14 +94,18 @@ def train(
         model: as in :func:`loratlas.read`. A live model gets the adapters in place, and needs ``tokenizer`` unless its
             config names the folder that it came from.
         data: rows: a file, a Hub id, ``demo:…``, a `datasets.Dataset`, or a list of dicts.
-        placement: where adapters go, ``"q,v:8 + ffn.down:4"``, or ``"auto"``.
+        placement: where adapters go, ``"q,v:8 + ffn.down:4"``, or ``"auto"``: the run begins with all linear layers and
+            decides in its own first steps where adapters go on, with the parameters of ``budget``.
         budget: what the ranks may cost, ``"params=1M"``; see :func:`loratlas.place`.
         lr, steps, epochs, batch_size, seed: of ``settings``, by name; steps or epochs has to be given. ``lr="auto"``
             chooses a rate by the base's width and the batch, and so does no rate without ``settings``.
         settings: everything else about the optimisation, :class:`loratlas.training.settings.Settings`.
         out: folder of the run; None keeps the run in a temporary folder until `Run.save`.
         evaluate, eval_split: rows, or a split of ``data``, on which the loss is measured at the end.
-        scores, by: a scan's file, and the score that decides, for ``placement="auto"``.
+        signal, head, decide: of ``placement="auto"``: which policy (``"weighted"``, ``"energy"``, ``"gradient"``,
+            ``"attention"``, …), the steps before it decides (``"10%"``, or a count), and whether it decides again
+            (``"every=50"``).
+        scores, by: a scan's file, and the score that decides, for ``placement="auto"`` before the run instead.
         alpha, rslora, allow_unresolved: see :func:`loratlas.place`.
         adapter: goes on with this adapter instead of a new one.
         split, columns, limit: which rows, and which column is which field.
@@ -167,6 +175,7 @@ def train(
         forgetting=forgetting,
         settings=made,
         chooses_rate=chooses,
+        moving=Moving(signal=signal, head=parse_head(head), every=parse_every(decide)),
         tokenizer=tokenizer,
         quantize=quantize,
         base_dropout=base_dropout,
@@ -214,12 +223,6 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
         listener.note(f"{rows.source}: {encoded.report.sentence()}")
         return encoded
 
-    if scans(job) and task.name != "causal":
-        raise SettingsError(
-            given=f"--placement auto for {task.name}",
-            found="signals are measured on causal language models",
-            instead="a placement in words, such as all:8",
-        )
     train = prepare(rows)
     judged = rows_to_evaluate(job)
     check_samples(task, samples=job.samples, rouge=job.rouge)
@@ -230,11 +233,14 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     if anatomy is not None:
         job = with_rate(job, anatomy, listener)
     plan: Plan | None = None
-    memory = None
     if job.adapter is None:
         assert anatomy is not None
         memory = PeakMemory.of_run(config or load_config(source), anatomy, train, job.settings)
-        plan = None if scans(job) else plan_of(job, anatomy, memory, listener)
+        plan = plan_of(job, anatomy, memory, listener)
+    hook = None
+    if plan is not None and places_itself(job):
+        steps = job.settings.steps_for(len(train))
+        hook = controller(job.moving, plan, config or source, steps=steps, listener=listener)
     base = open_base(
         job.model,
         dtype=job.settings.dtype,
@@ -242,13 +248,13 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
         base_dropout=job.base_dropout,
         config=config,
     )
-    if anatomy is not None and memory is not None and job.adapter is None and plan is None:
-        plan = scanned_plan(job, anatomy, base, train, memory, listener)
     # Attached first: the seed then gives the same initialisation on every device.
     model = to_device(adapted_base(job, base, plan))
     packed = False if job.base_dropout else None
     before = None if test is None else loss_before(model, test)
     with listener.progress("training", total=job.settings.steps or 1, unit="steps") as bar:
-        result = fit_job(job, model, train, test, packed, bar)
-    numbers = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept)
+        result = fit_job(job, model, train, test, packed, bar, hook)
+    if hook is not None and plan is not None and anatomy is not None:
+        plan = moved_plan(plan, anatomy, hook, model)
+    numbers = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept, hook)
     return Run(numbers=numbers, plan=plan, model=model, curve=tuple(result.curve), temporary=temporary)

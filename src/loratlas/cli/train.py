@@ -20,12 +20,40 @@ def train(
         typer.Option(
             "--placement",
             metavar="TEXT",
-            help='Where the adapters go: "attention:16", "q,v:8 + feedforward.down:4", or auto: where a scan says.',
+            help='Where the adapters go: "attention:16", "q,v:8 + feedforward.down:4", or auto: the run decides in '
+            "its own first steps.",
             show_default=False,
             rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     budget: options.Budget = None,
+    signal: Annotated[
+        str | None,
+        typer.Option(
+            "--signal",
+            metavar="NAME",
+            help="With --placement auto: what decides, e.g. weighted, energy, descent, gradient, attention, adalora.",
+            rich_help_panel=options.PLACE,
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="SHARE",
+            help="With --placement auto: steps before the decision, 10% unless given, or a count.",
+            rich_help_panel=options.PLACE,
+        ),
+    ] = None,
+    decide: Annotated[
+        str | None,
+        typer.Option(
+            "--decide",
+            metavar="WHEN",
+            help="With --placement auto: once, or every=50 steps until half of the run.",
+            rich_help_panel=options.PLACE,
+        ),
+    ] = None,
     scores: options.Scores = None,
     by: options.By = None,
     alpha: options.Alpha = None,
@@ -208,6 +236,9 @@ def train(
         budget=budget,
         settings=settings,
         lr="auto" if lr is None else lr,
+        signal=signal,
+        head=head,
+        decide=decide,
         out=out,
         evaluate=evaluate,
         eval_split=eval_split,

@@ -44,6 +44,8 @@ def show_run(numbers: Mapping[str, Any], *, verbose: bool = False) -> None:
         )
     if numbers["trainable"]:
         drawn.add_row("trainable parameters", formats.count(numbers["trainable"]))
+    if numbers["decisions"]:
+        drawn.add_row("sites whose rank moved", formats.count(len({m["path"] for m in numbers["moves"]})))
     if numbers["head"]:
         drawn.add_row("and the head", formats.count(numbers["head"]))
     drawn.add_row("tokens per second", formats.count(numbers["tokens_per_second"]))

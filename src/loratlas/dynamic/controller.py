@@ -44,6 +44,11 @@ class Decision:
     loss_before: float
     loss_after: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without the moves."""
+        kept = ("step", "parameters", "note", "loss_before", "loss_after")
+        return {name: getattr(self, name) for name in kept} | {"moved": len(self.moves)}
+
     def sentence(self) -> str:
         """The decision in words."""
         if not self.moves:
@@ -167,8 +172,9 @@ class PlacementController(RunHook):
     def _watch_next(self, run: HookedRun) -> None:
         """Have the next step's gradients sketched, if it is one of those."""
         # Where layers are compiled beforehand nothing inside of them can be watched, in any process of the run.
-        watched = self._gradient is not None and run.settings.compile != "on"
-        if watched and self._deciding(run) and self._gradient.due(run.counters.done):
+        if self._gradient is None or run.settings.compile == "on":
+            return
+        if self._deciding(run) and self._gradient.due(run.counters.done):
             self._gradient.attach(run.model)
 
     def _watch(self, run: HookedRun) -> GradientWatch:

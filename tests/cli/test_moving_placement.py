@@ -1,0 +1,108 @@
+"""`train --placement auto`: moves in the JSON, in the folder and on the terminal, exact resume, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import loratlas
+from loratlas.errors import Interrupted
+from loratlas.training.run import Run
+
+MODEL, DATA = "demo:llama-mini", "demo:facts-300"
+AUTO = (
+    "train", MODEL, DATA, "--placement", "auto", "--budget", "like=all:2", "--steps", "10", "--lr", "0.02", "--head",
+    "4", "--batch-size", "4", "--max-length", "48", "--limit", "64", "--dtype", "float32", "--compile", "off",
+)  # fmt: skip
+
+
+def test_moves_are_recorded_and_a_stopped_run_goes_on_to_the_same_adapter(cli, tmp_path: Path, monkeypatch):
+    out, stopped_out = tmp_path / "whole", tmp_path / "stopped"
+    found = cli(*AUTO, "--signal", "random", "--out", out, "--json")
+    assert found.code == 0, found.err
+    numbers = found.json
+    assert [decision["step"] for decision in numbers["decisions"]] == [4]
+    assert numbers["moves"]
+    names = {"step", "path", "before", "after", "reason", "price", "loss_before", "loss_after"}
+    assert names <= set(numbers["moves"][0])
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["trainable"] == numbers["trainable"] <= 77_824
+    ranks = {site["path"]: site["rank"] for site in plan["sites"]}
+    for move in numbers["moves"]:
+        assert ranks.get(move["path"], 0) == move["after"]
+    assert all(site["alpha"] == 2 * site["rank"] for site in plan["sites"])
+    tensors = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert sum(t.numel() for t in tensors.values()) == numbers["trainable"]
+    assert "placement, step 4:" in " ".join(found.err.split())
+    assert "no step is added" in " ".join(found.err.split())
+
+    own = Run.step
+
+    def stopped(self):
+        event = own(self)
+        if self.counters.done == 6:
+            raise KeyboardInterrupt
+        return event
+
+    words = (*AUTO, "--signal", "random", "--out", stopped_out)
+    monkeypatch.setattr(Run, "step", stopped)
+    assert cli(*words).code == Interrupted.exit_code
+    monkeypatch.setattr(Run, "step", own)
+    again = cli(*words, "--resume", "--json")
+    assert again.code == 0, again.err
+    assert again.json["moves"] == numbers["moves"]
+    other = load_file(stopped_out / "adapter" / "adapter_model.safetensors")
+    assert tensors.keys() == other.keys()
+    assert all(torch.equal(tensors[name], other[name]) for name in tensors)
+    refused = cli(*AUTO, "--signal", "energy", "--out", stopped_out, "--resume")
+    assert refused.code == 2
+    assert "hooks.placement.policy was 'random', now 'energy'" in refused.words
+
+
+def test_the_api_says_and_draws_the_same():
+    run = loratlas.train(
+        MODEL,
+        DATA,
+        placement="auto",
+        budget="like=all:2",
+        signal="random",
+        head=4,
+        steps=10,
+        lr=0.02,
+        batch_size=4,
+        max_length=48,
+        limit=64,
+    )
+    assert run.moves
+    heat, marks = run.plot_placement().data
+    assert len(heat.y) == len({*run.plan.ranks, *(move["path"] for move in run.moves)})
+    assert list(marks.y) == [move["path"] for move in run.moves]
+    assert "sites whose rank moved" in str(run)
+
+
+REFUSED = [
+    (("--head", "10"), "a run of 10"),
+    (("--head", "2"), "too few"),
+    (("--head", "much"), "neither a share nor a count"),
+    (("--decide", "often"), "not understood"),
+    (("--signal", "magic"), "no such policy"),
+    (("--by", "gradient"), "a column of a scan, and no scan"),
+    (("--init", "olora"), "whose ranks cannot change"),
+    (("--budget", "params=10"), "rank 1 at each site costs 38,912"),
+    (
+        ("--placement", "all:2", "--signal", "energy", "--budget", "params=1M"),
+        "a placement that stays as it is",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_what_cannot_be_done_is_a_sentence_before_the_first_step(cli, words, said, tmp_path: Path):
+    found = cli(*AUTO, *words, "--out", tmp_path / "run")
+    assert found.code == 2, found.err
+    assert said in found.words
+    assert not (tmp_path / "run").exists()
