@@ -56,3 +56,8 @@ def test_too_long_is_refused_once_a_unit_was_timed():
     assert events[-1].seconds_left == 588
     within = Pace([trials(100)], minutes=10, clock=clock(4, 6))
     assert [within.done("trials") for _ in range(2)] == [None, 588.0]
+
+
+def test_units_that_are_computed_together_are_one_measurement():
+    pace = Pace([trials(8)], clock=clock(5, 2, 2))
+    assert [pace.done("trials", 2) for _ in range(3)] == [None, 4.0, 2.0]

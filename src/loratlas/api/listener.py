@@ -105,6 +105,8 @@ def scan_progress(bar: Bar, listener: Listener) -> Callable[[ScanEvent], None]:
 
     def on_event(event: ScanEvent) -> None:
         bar.total = event.total
+        if event.remark:
+            listener.note(event.remark)
         bar.to(event.done, "", title=event.title, left=event.seconds_left, unit=event.unit)
         if event.estimate and event.seconds_left is not None and event.done < event.total:
             listener.note(f"{event.title}: about {formats.duration(event.seconds_left)}, by its first steps")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loratlas.placement.plan import Plan
 
 MINUTES = 5.0
-"""A scan that would take longer asks for --yes."""
+"""What a scan takes at most, unless --yes."""
 
 
 def scan(
@@ -74,7 +74,7 @@ def scan(
             "--trial-steps",
             metavar="N",
             min=2,
-            help="Steps of each of the two trials; 80 unless given. Fewer are quicker and know less.",
+            help="Steps of each of the two trials. Unless given: 80, or 40 or 20 to end within --minutes.",
             show_default=False,
             rich_help_panel=options.TRAIN,
         ),
@@ -85,7 +85,7 @@ def scan(
             "--minutes",
             metavar="N",
             min=0,
-            help="Stop at once where the first steps say that it would take longer.",
+            help="How long it may take: trials are shortened to end in time, and if that is not enough it stops.",
             rich_help_panel=options.TRAIN,
         ),
     ] = MINUTES,
@@ -123,7 +123,8 @@ def scan(
     """Measure where adapters help most on these rows, before a run, and distribute a budget by that.
 
     Two short trials train adapters of rank 1 everywhere and decide, unless --by names another score.
-    The first step is timed: a scan that would take longer than --minutes stops there.
+    The first steps are timed: where 80 steps would take longer than --minutes, the trials have 40 or 20; where these do
+    too, the scan stops at once.
     Without a budget the plan gets what `all` at rank 16 has. It ends with the plan's LoraConfig and the next command.
     """
     from loratlas.api.scan_model import scan as run

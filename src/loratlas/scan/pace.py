@@ -13,6 +13,18 @@ from dataclasses import dataclass
 
 from loratlas.errors import SettingsError
 
+
+class TooLongError(SettingsError):
+    """A scan that would take longer than it may, noticed at its first steps."""
+
+    kind: str = ""
+    """Of the phases that were judged."""
+    seconds_per_work: float = 0.0
+    """Their pace."""
+    passed: float = 0.0
+    """Seconds since the scan began."""
+
+
 RECENT = 12
 """Units that the time left is judged by."""
 
@@ -56,6 +68,7 @@ class ScanEvent:
         done, total: units of it.
         seconds_left: of this phase and the later ones of its kind; None before anything is known.
         estimate: whether this is the first that is known of it.
+        remark: a sentence for people, at most times empty.
     """
 
     phase: str
@@ -64,6 +77,7 @@ class ScanEvent:
     total: int
     seconds_left: float | None
     estimate: bool = False
+    remark: str = ""
 
     @property
     def title(self) -> str:
@@ -82,6 +96,7 @@ class Pace:
         minutes: a scan that would take longer is refused as soon as a unit was timed; None for no limit.
         on_event: called after every unit.
         clock: seconds.
+        passed: seconds that the scan took before these phases.
     """
 
     def __init__(
@@ -91,26 +106,44 @@ class Pace:
         minutes: float | None = None,
         on_event: OnEvent | None = None,
         clock: Callable[[], float] = time.monotonic,
+        passed: float = 0.0,
     ) -> None:
         self._phases, self._minutes, self._on_event, self._clock = list(phases), minutes, on_event, clock
         self._done = {phase.name: 0 for phase in phases}
         self._times: dict[str, list[tuple[float, int]]] = {phase.name: [] for phase in phases}
         self._judged: set[str] = set()
-        self._began = clock()
+        self._began = clock() - passed
+        self.resumed = False
+
+    def say(self, name: str, sentence: str) -> None:
+        """Something that people should know while a phase goes on."""
+        phase = next(phase for phase in self._phases if phase.name == name)
+        if self._on_event is not None:
+            total = len(phase.work)
+            event = ScanEvent(
+                phase=name,
+                unit=phase.unit,
+                done=self._done[name],
+                total=total,
+                seconds_left=None,
+                remark=sentence,
+            )
+            self._on_event(event)
 
     def start_at(self, name: str, done: int) -> None:
         """Units that an earlier process did."""
+        self.resumed = self.resumed or done > 0
         self._done[name] = done
         self._times[name].clear()
 
-    def done(self, name: str) -> float | None:
-        """One more unit is done; seconds left, None before they are known.
+    def done(self, name: str, units: int = 1) -> float | None:
+        """More units are done, one or several that were computed together; seconds left, None before they are known.
 
         Raises:
-            SettingsError: the scan would take longer than ``minutes``.
+            TooLongError: the scan would take longer than ``minutes``.
         """
         phase = next(phase for phase in self._phases if phase.name == name)
-        self._done[name] = min(self._done[name] + 1, len(phase.work))
+        self._done[name] = min(self._done[name] + units, len(phase.work))
         now, times = self._clock(), self._times[name]
         times.append((now, self._done[name]))
         del times[: -RECENT - phase.warm]
@@ -129,28 +162,48 @@ class Pace:
             )
         if first and left is not None:
             self._judged.add(phase.kind)
-            self._refuse(now - self._began, left)
+            self._refuse(phase, now - self._began, left)
         return left
 
-    def _left(self, phase: Phase) -> float | None:
+    def _pace(self, phase: Phase) -> float | None:
+        """Seconds for a unit of work."""
         times = self._times[phase.name]
         if len(times) <= phase.warm:
             return None
         # The first times that were kept are those of the warm units, or older than the latest ones.
         (began, start), (now, done) = times[max(0, phase.warm - 1)], times[-1]
         worked = sum(phase.work[start:done])
+        return (now - began) / worked if worked else 0.0
+
+    def _left(self, phase: Phase) -> float | None:
+        pace = self._pace(phase)
+        if pace is None:
+            return None
         rest = 0.0
         for other in self._phases[self._phases.index(phase) :]:
             if other.kind == phase.kind:
                 rest += sum(other.work[self._done[other.name] :])
-        return (now - began) / worked * rest if worked else 0.0
+        return pace * rest
 
-    def _refuse(self, passed: float, left: float) -> None:
+    def _refuse(self, phase: Phase, passed: float, left: float) -> None:
         if self._minutes is None or passed + left <= 60 * self._minutes:
             return
-        whole = (passed + left) / 60
-        raise SettingsError(
-            given=f"--minutes {self._minutes:g}",
-            found=f"the pace of the first steps makes it about {whole:.1f} minutes",
-            instead=f"--yes, or --minutes {int(1.2 * whole) + 1}; shorter rows (--max-length) take less",
-        )
+        error = too_long(self._minutes, passed + left)
+        error.kind, error.seconds_per_work, error.passed = phase.kind, self._pace(phase) or 0.0, passed
+        raise error
+
+
+def too_long(minutes: float, seconds: float, even: str = "") -> TooLongError:
+    """The refusal of a scan that would take so many seconds in all.
+
+    Args:
+        minutes: that it may take.
+        seconds: that it would take.
+        even: words for what already makes it shorter.
+    """
+    whole = seconds / 60
+    return TooLongError(
+        given=f"--minutes {minutes:g}",
+        found=f"the pace of the first steps makes it about {whole:.1f} minutes{even}",
+        instead=f"--yes, or --minutes {int(1.2 * whole) + 1}; shorter rows (--max-length) take less",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ import numpy as np
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import SettingsError
 from loratlas.files import jsonable
-from loratlas.scan.advice import DECIDES
-from loratlas.scan.pace import OnEvent, Pace, Phase
+from loratlas.scan.advice import DECIDES, LENGTHS, about_length
+from loratlas.scan.pace import OnEvent, Pace, Phase, TooLongError, too_long
 from loratlas.scan.plan_from_scores import candidates
 from loratlas.scan.scan_folder import ScanFolder
 from loratlas.scan.scores import GAINS, STEP, Scan
@@ -32,6 +33,9 @@ BATCH = 8
 
 STREAM = 5
 """Word beside the seed that draws the calibration rows."""
+
+SLACK = 0.9
+"""Share of the time left that shortened trials may plan with."""
 
 BACKWARD = 3.0
 """Work of a forward and a backward pass, in forward passes."""
@@ -68,8 +72,11 @@ def scan(
         seed: draws rows and sketches.
         packed: whether batches are packed; None decides by the model's own proof.
         fisher: measure per-example second moments as well.
-        trial_steps: of a trial, 2 or more; None for `loratlas.scan.trial_runs.STEPS`.
-        minutes: a scan that would take longer ends as soon as that is known; None for no limit.
+        trial_steps: of a trial, 2 or more; None for `loratlas.scan.trial_runs.STEPS`, or fewer if only these end in
+            time.
+        minutes: how long a scan may take. Its trials are shortened to what `loratlas.scan.advice.LENGTHS` knows the
+            worth of, unless ``trial_steps`` is given; if that is not enough the scan ends as soon as that is known.
+            None for no limit.
         out: folder that keeps the state until the caller says that the result is kept.
         resume: go on with the state in ``out``, if there is one.
         on_event: called after every pass, step and matrix.
@@ -92,6 +99,7 @@ def scan(
     made = make(signals, seed=seed, fisher=fisher or by == "fisher")
     _check_measured(by, signals, made)
     steps = _checked_steps(STEPS if trial_steps is None else trial_steps)
+    shorter = [length for length in LENGTHS if length < steps] if trial_steps is None else []
     identity = {
         "config": anatomy.config_digest,
         "rows": rows.digest,
@@ -111,41 +119,68 @@ def scan(
     batches = calibration(rows, most_rows=most_rows, seed=seed, packed=packed)
     removals = "probe" in signals
     trains = any(SIGNALS[name].trains for name in signals)
-    pace = Pace(
-        _phases(sites, batches, made, steps=steps if trains else 0, removals=removals),
-        minutes=minutes,
-        on_event=on_event,
-    )
-    kept = folder.measured if folder is not None else None
-    if kept is not None:
-        scanned = Scan.from_json(kept)
-    else:
+    if folder is not None:
+        steps = folder.trial_steps or steps
+
+    def phases(steps: int) -> list[Phase]:
+        return _phases(sites, batches, made, steps=steps if trains else 0, removals=removals)
+
+    def paced(passed: float = 0.0) -> Pace:
+        return Pace(phases(steps), minutes=minutes, on_event=on_event, passed=passed)
+
+    def measured(pace: Pace) -> Scan:
+        kept = folder.measured if folder is not None else None
+        if kept is not None:
+            return Scan.from_json(kept)
         scanned = _measured(model, anatomy, sites, rows, batches, made, by=by, pace=pace)
         if folder is not None:
             folder.keep_measured(scanned.to_json())
+        return scanned
+
     if not trains:
+        scanned = measured(paced())
         return _finished(replace(scanned, seconds=time.perf_counter() - began), folder)
     from loratlas.scan.trial_runs import SEEDS, TrialListener
     from loratlas.scan.trial_training import probe
 
-    trials = probe(
-        model,
-        sites,
-        rows,
-        batches,
-        removals=removals,
-        seed=seed,
-        packed=packed,
-        steps=steps,
-        folders=folder.trials(SEEDS) if folder is not None else None,
-        watch=TrialListener(
-            step=lambda: pace.done("trials"),
-            removal=lambda: pace.done("removals"),
-            resumed=lambda done: pace.start_at("trials", done),
-        ),
-    )
+    scanned, pace = None, paced()
+    while True:
+        try:
+            scanned = scanned or measured(pace)
+            trials = probe(
+                model,
+                sites,
+                rows,
+                batches,
+                removals=removals,
+                seed=seed,
+                packed=packed,
+                steps=steps,
+                folders=folder.trials(SEEDS) if folder is not None else None,
+                watch=TrialListener(
+                    step=partial(pace.done, "trials"),
+                    removal=partial(pace.done, "removals"),
+                    resumed=partial(pace.start_at, "trials"),
+                ),
+            )
+            break
+        except TooLongError as error:
+            if pace.resumed or minutes is None:
+                raise
+            steps = _shortened(
+                error,
+                {n: phases(n) for n in shorter if n < steps},
+                minutes,
+                passes=scanned is None,
+            )
+            if folder is not None:
+                folder.shorten(steps)
+            pace = paced(error.passed)
+            pace.say("trials", about_length(steps) or "")
     passed = set([row for batch in batches for row in batch.rows][: scanned.visits])
-    return _finished(_with_trials(scanned, trials, passed, seconds=time.perf_counter() - began), folder)
+    return _finished(
+        _with_trials(scanned, trials, passed, steps=steps, seconds=time.perf_counter() - began), folder
+    )
 
 
 def _finished(scanned: Scan, folder: ScanFolder | None) -> Scan:
@@ -176,6 +211,37 @@ def _checked_steps(steps: int) -> int:
     return steps
 
 
+def _shortened(
+    error: TooLongError, phases: Mapping[int, Sequence[Phase]], minutes: float, *, passes: bool
+) -> int:
+    """Steps of the longest trials with which a scan ends in time.
+
+    Args:
+        error: what the first steps said.
+        phases: by the steps of a trial.
+        minutes: that the scan may take.
+        passes: whether those of the signals are still to come.
+
+    Raises:
+        TooLongError: not even the shortest do.
+    """
+    seconds = {}
+    for steps, planned in phases.items():
+        judged = [
+            phase for phase in planned if phase.kind == error.kind and (passes or phase.name != "passes")
+        ]
+        if any(phase.name == "trials" for phase in judged):
+            seconds[steps] = error.seconds_per_work * sum(sum(phase.work) for phase in judged)
+    if not seconds:
+        raise error
+    # A share is kept for what follows, and for a machine that slows down.
+    fitting = [steps for steps, each in seconds.items() if each <= SLACK * (60 * minutes - error.passed)]
+    if fitting:
+        return max(fitting)
+    least = min(seconds)
+    raise too_long(minutes, error.passed + seconds[least], f" even with trials of {least} steps") from None
+
+
 def _weights_digest(model: Any) -> int:
     """CRC-32 over a slice of every weight: another base, not another bit, is to be noticed."""
     import zlib
@@ -204,9 +270,8 @@ def _phases(
         each = BACKWARD if any(signal.needs == "backward" for signal in made) else 1.0
         phases.append(Phase(name="passes", unit="passes", work=[each * len(b.lengths) for b in batches]))
     if steps:
-        # The first step of each trial proves and allocates.
         work = [BACKWARD * ROWS] * (SEEDS * steps)
-        phases.append(Phase(name="trials", unit="steps", work=work, warm=SEEDS))
+        phases.append(Phase(name="trials", unit="steps", work=work))
         if removals:
             work = [float(sum(len(batch.lengths) for batch in batches))] * (SEEDS * len(sites))
             phases.append(Phase(name="removals", unit="adapters", work=work))
@@ -259,7 +324,7 @@ def _measured(
     )
 
 
-def _with_trials(scanned: Scan, trials: Probed, passed: set[int], *, seconds: float) -> Scan:
+def _with_trials(scanned: Scan, trials: Probed, passed: set[int], *, steps: int, seconds: float) -> Scan:
     """A scan with what trials said."""
     from loratlas.signals.measure_signals import SETTLED
 
@@ -275,6 +340,7 @@ def _with_trials(scanned: Scan, trials: Probed, passed: set[int], *, seconds: fl
         tokens=scanned.tokens + trials.tokens,
         labelled=scanned.labelled + trials.labelled,
         cost_in_steps=scanned.cost_in_steps + trials.cost,
+        trial_steps=steps,
         seconds=seconds,
         **settled,
     )

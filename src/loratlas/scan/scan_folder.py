@@ -2,6 +2,7 @@
 
     scan.json                      the result, with the plan
     state/scan.json                which scan this is
+    state/trials.json              steps of its trials, where these were shortened
     state/measured.json            scores of the signals that do not train
     state/scores.json              all scores; the trials are gone by then
     state/trial-0/checkpoint/      of `loratlas.training.checkpoint`, with the sums of its loss-change allocation
@@ -22,7 +23,7 @@ from loratlas.files import write_json
 from loratlas.training.checkpoint import FOLDER
 
 STATE = "state"
-IDENTITY, MEASURED, SCORES = "scan.json", "measured.json", "scores.json"
+IDENTITY, MEASURED, SCORES, TRIALS = "scan.json", "measured.json", "scores.json", "trials.json"
 SAVE_EVERY = 5
 """Steps of a trial between two checkpoints."""
 
@@ -70,6 +71,18 @@ class ScanFolder:
     def keep_measured(self, data: Mapping[str, Any]) -> None:
         """Keep it."""
         write_json(self.state / MEASURED, data)
+
+    @property
+    def trial_steps(self) -> int | None:
+        """Steps of a trial where they were shortened, else None."""
+        kept = _read(self.state / TRIALS)
+        return kept["steps"] if kept is not None else None
+
+    def shorten(self, steps: int) -> None:
+        """Begin the trials anew with fewer steps."""
+        for path in self.state.glob("trial-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        write_json(self.state / TRIALS, {"steps": steps})
 
     @property
     def scores(self) -> dict[str, Any] | None:

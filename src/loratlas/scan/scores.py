@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from loratlas.errors import RequestError
-from loratlas.scan.advice import DECIDES
+from loratlas.scan.advice import DECIDES, about_length
 from loratlas.signals.rank_correlation import tau
 from loratlas.signals.registry import TRIAL_COLUMNS
 
@@ -48,6 +48,7 @@ class Scan:
         settled: whether the order of the deciding column had settled; None where it was not watched.
         cost_in_steps: in training steps of `STEP` rows.
         seconds: that it took.
+        trial_steps: of each trial; None where nothing was trained.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Scan:
     settled: bool | None
     cost_in_steps: float
     seconds: float
+    trial_steps: int | None = None
 
     def agreement(self) -> list[dict[str, Any]]:
         """Kendall's τ between every two columns that have a signal, more being better in both."""
@@ -80,6 +82,9 @@ class Scan:
             if by in TRIAL_COLUMNS:
                 two, more = "two trials, each on rows of its own, agree", ""
             said.append(f"The order by {by} has not settled: {two} with τ = {reading.repeats:.2f}.{more}")
+        if by in TRIAL_COLUMNS and self.trial_steps is not None:
+            shorter = about_length(self.trial_steps)
+            said += [shorter] if shorter else []
         for name, one in self.readings.items():
             if one.silent is not None:
                 said.append(f"{name}: no signal, {one.silent}.")
@@ -150,7 +155,8 @@ class Scan:
                 silent=entry["silent"],
                 gains=data.get("gains", {}).get(entry["name"]),
             )
-        known = {"by": DECIDES, "visits": data.get("rows")} | dict(data)  # older files have neither
+        # Older files have none of these.
+        known = {"by": DECIDES, "visits": data.get("rows"), "trial_steps": None} | dict(data)
         return cls(**{name: known[name] for name in _PLAIN}, readings=readings)
 
 
@@ -169,6 +175,7 @@ _PLAIN = (
     "settled",
     "cost_in_steps",
     "seconds",
+    "trial_steps",
 )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import Interrupted, SettingsError
+from loratlas.scan.advice import LENGTHS
 from loratlas.scan.scan_folder import SAVE_EVERY, go_on
 from loratlas.scan.scores import STEP
 
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 SEEDS = 2
 """Trials, each with rows of its own draw; the spread between them is the error."""
 
-STEPS = 80
-"""Of a trial. Shorter ones have not seen what overshoots: plans by yields after 80, 40 and 20 steps end at 3.45, 3.46
-and 3.65 nats on the embedded base's retrieval task, at 2.05, 2.30 and 2.25 on embedded facts."""
+STEPS = max(LENGTHS)
+"""Of a trial."""
 
 EARLY = 1 / 2
 """Share of a trial whose descent is not counted. The first steps fall furthest, and any adapter would have made them:
@@ -46,12 +46,12 @@ class TrialListener:
     """What listens to trials.
 
     Args:
-        step: called after every step of a trial.
+        step: called with the number of trials that made a step, after each of their steps.
         removal: called after every adapter that was taken away and put back.
         resumed: called with the steps that an earlier process made.
     """
 
-    step: Callable[[], object] = field(default=lambda: None)
+    step: Callable[[int], object] = field(default=lambda _: None)
     removal: Callable[[], object] = field(default=lambda: None)
     resumed: Callable[[int], object] = field(default=lambda _: None)
 
@@ -95,15 +95,20 @@ class Trials:
             yield from self._one_by_one(model, members, descents, watch)
             return
 
-        def stepped(_: StepEvent) -> None:
-            watch.step()
+        last = go_on(self.folders) if self.folders is not None else 0
+        if last:
+            watch.resumed(SEEDS * last)
 
-        if self.folders is not None:
-            watch.resumed(SEEDS * go_on(self.folders))
+        def stepped(_: int, event: StepEvent) -> None:
+            nonlocal last
+            if event.step > last:  # one pass made the steps of all trials
+                last = event.step
+                watch.step(SEEDS)
+
         with _interruptible(kept=self.folders is not None):
             results = fleet.fit(
                 resume=self.folders is not None,
-                on_step=lambda index, event: stepped(event),
+                on_step=stepped,
                 measure_memory=False,
             )
         for index, result in enumerate(results):
@@ -143,11 +148,11 @@ class Trials:
         from loratlas.training.loop import fit
 
         def stepped(_: StepEvent) -> None:
-            watch.step()
+            watch.step(1)
 
-        for member, descent in zip(members, descents, strict=True):
-            if member.out is not None:
-                watch.resumed(go_on([member.out]))
+        for index, (member, descent) in enumerate(zip(members, descents, strict=True)):
+            if member.out is not None and (last := go_on([member.out])):
+                watch.resumed(index * self.steps + last)
             tuned = attach(self.plan, model, seed=member.settings.seed)
             try:
                 with _interruptible(kept=member.out is not None):
