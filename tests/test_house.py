@@ -45,6 +45,7 @@ FLOORS: dict[str, int] = {
     "scan": 8,
     "study": 9,
     "report": 10,
+    "claims": 10,
     "api": 11,
     "cli": 12,
 }

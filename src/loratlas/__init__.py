@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loratlas.api.compare import study
     from loratlas.api.evaluate_model import evaluate
     from loratlas.api.export_run import export
+    from loratlas.api.judge_claims import Claims, claims
     from loratlas.api.place_model import place
     from loratlas.api.results import Evaluation, Run, ScanResult, Study
     from loratlas.api.scan_model import scan
@@ -36,6 +37,7 @@ __all__ = [
     "AdapterSpectrum",
     "Anatomy",
     "Check",
+    "Claims",
     "Evaluation",
     "LoratlasError",
     "Plan",
@@ -47,6 +49,7 @@ __all__ = [
     "Study",
     "__version__",
     "check",
+    "claims",
     "evaluate",
     "export",
     "faster",
@@ -66,6 +69,7 @@ _HOMES = {
     "AdapterSpectrum": "loratlas.spectra.show_adapter",
     "Anatomy": "loratlas.anatomy.sites",
     "Check": "loratlas.api.check_adapter",
+    "Claims": "loratlas.api.judge_claims",
     "Evaluation": "loratlas.api.results",
     "LoratlasError": "loratlas.errors",
     "Plan": "loratlas.placement.plan",
@@ -76,6 +80,7 @@ _HOMES = {
     "Site": "loratlas.anatomy.sites",
     "Study": "loratlas.api.results",
     "check": "loratlas.api.check_adapter",
+    "claims": "loratlas.api.judge_claims",
     "evaluate": "loratlas.api.evaluate_model",
     "export": "loratlas.api.export_run",
     "lint": "loratlas.api.check_adapter",

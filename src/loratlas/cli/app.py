@@ -8,6 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from loratlas.cli import audit_log, check_lint, evaluate, export, mapping, scan, show_shrink, study, train
+<<<<<<< HEAD
+from loratlas.cli import audit_log, evaluate, export, mapping, scan, show_shrink, study, train
+=======
+from loratlas.cli import audit_log, claims, evaluate, export, mapping, scan, study, train
+>>>>>>> 0925d5f (The API page has the claims)
 
 ABOUT = "\n\n".join(
     (
@@ -54,6 +59,7 @@ def build() -> Any:
         ),
         ("study", study.study, "loratlas study demo:facts --out facts-study"),
         ("report", study.report, "loratlas report facts-study"),
+        ("claims", claims.claims, "loratlas claims --out claims.md"),
         ("demo", study.demo, "loratlas demo"),
         ("export", export.export, "loratlas export run --for merged --out model"),
         ("check", check_lint.check_adapter, "loratlas check run --for vllm --for llama.cpp"),

@@ -1,0 +1,153 @@
+"""Findings of many studies side by side: where attention and feed-forward stand against all linear layers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from loratlas.placement.terms import Placement
+
+HALVES = ("attention", "feedforward")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """One half of a model against all linear layers, in one study.
+
+    Args:
+        study: the study's extract.
+        half: "attention" or "feedforward".
+        equal: whether both spent the same parameters; otherwise the same rank, on fewer matrices.
+        finding: of the study.
+        share: of what the reference gains over the base that this arm gives back; None where it gains nothing.
+    """
+
+    study: Mapping[str, Any]
+    half: str
+    equal: bool
+    finding: Mapping[str, Any]
+    share: float | None
+
+
+def contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
+    """Every finding whose reference is `all` and whose arm is one half of it."""
+    found = []
+    for study in studies:
+        arms = {arm["name"]: arm for arm in study["arms"]}
+        reference = arms[study["reference"]]
+        if selector(reference["placement"]) != "all":
+            continue
+        gained = None
+        if study["base_nll"] is not None and reference["nll"] is not None:
+            gained = study["base_nll"] - reference["nll"]
+        for finding in study["findings"]:
+            half = selector(arms[finding["arm"]]["placement"])
+            if (
+                half in HALVES
+                and finding["versus"] == study["reference"]
+                and finding["difference"] is not None
+            ):
+                off = arms[finding["arm"]]["trainable"] / reference["trainable"]
+                share = finding["difference"] / gained if gained and gained > 0 else None
+                found.append(
+                    Contrast(study=study, half=half, equal=0.9 < off < 1.1, finding=finding, share=share)
+                )
+    return found
+
+
+def selector(placement: str) -> str | None:
+    """The set that a placement is of, whatever its rank; None for one of several terms or names, or of some layers.
+
+    >>> selector("attention:8"), selector("mlp"), selector("all:4 - router"), selector("attention@top/2")
+    ('attention', 'feedforward', None, None)
+    """
+    from loratlas.errors import PlacementError
+    from loratlas.placement.language import parse
+
+    try:
+        parsed: Placement = parse(placement)
+    except PlacementError:
+        return None
+    (first, *more) = parsed.terms
+    if more or len(first.names) > 1 or first.layers is not None:
+        return None
+    return first.names[0].word
+
+
+def tally(found: Iterable[Contrast]) -> dict[str, int]:
+    """Verdict → number of findings."""
+    counts = dict.fromkeys(("better", "equivalent", "worse", "undetermined"), 0)
+    for contrast in found:
+        counts[contrast.finding["verdict"]] += 1
+    return counts
+
+
+def middle(values: Iterable[float | None]) -> float | None:
+    """The median of those that there are.
+
+    >>> middle([3.0, None, 1.0]), middle([None])
+    (2.0, None)
+    """
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankCurve:
+    """The loss of one half of the model at several ranks, each at its own learning rate.
+
+    Args:
+        half: "attention" or "feedforward".
+        points: (rank, trainable, loss, interval), by rank.
+    """
+
+    half: str
+    points: tuple[tuple[int, int, float, tuple[float, float] | None], ...]
+
+    def gains(self) -> list[float]:
+        """How much each doubling of the rank lowers the loss, in nats."""
+        losses = [loss for _, _, loss, _ in self.points]
+        return [before - after for before, after in itertools.pairwise(losses)]
+
+
+def rank_curves(study: Mapping[str, Any]) -> list[RankCurve]:
+    """The curves of a study that sweeps ranks per half; empty for any other."""
+    from loratlas.placement.language import parse
+
+    points: dict[str, list[tuple[int, int, float, tuple[float, float] | None]]] = {
+        half: [] for half in HALVES
+    }
+    for arm in study["arms"]:
+        half = selector(arm["placement"])
+        rank = parse(arm["placement"]).terms[0].rank if half in HALVES else None
+        if half in HALVES and isinstance(rank, int) and arm["nll"] is not None:
+            interval = tuple(arm["ci"]) if arm["ci"] and None not in arm["ci"] else None
+            points[half].append((rank, arm["trainable"], arm["nll"], interval))
+    if any(len(listed) < 3 for listed in points.values()):
+        return []
+    return [RankCurve(half=half, points=tuple(sorted(listed))) for half, listed in points.items()]
+
+
+def crossing(one: RankCurve, other: RankCurve) -> float | None:
+    """The number of parameters at which two curves have the same loss, by straight lines in log parameters between
+    points; None where one lies below the other throughout the range that they share."""
+    import numpy as np
+
+    x = [np.log([point[1] for point in curve.points]) for curve in (one, other)]
+    low, high = max(values[0] for values in x), min(values[-1] for values in x)
+    if low >= high:
+        return None
+    grid = np.unique(np.concatenate([np.linspace(low, high, 200), *[v[(v >= low) & (v <= high)] for v in x]]))
+    losses = [
+        np.interp(grid, v, [p[2] for p in curve.points]) for v, curve in zip(x, (one, other), strict=True)
+    ]
+    difference = losses[0] - losses[1]
+    turns = np.flatnonzero((difference[:-1] * difference[1:] <= 0) & (difference[:-1] != difference[1:]))
+    if not len(turns):
+        return None
+    at = turns[0]
+    share = difference[at] / (difference[at] - difference[at + 1])
+    return float(np.exp(grid[at] + share * (grid[at + 1] - grid[at])))

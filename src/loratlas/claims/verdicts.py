@@ -1,0 +1,312 @@
+"""Each claim with its verdict: what the evidence says, in a sentence and in tables; nothing is said without a number.
+
+A verdict is `holds`, `does not hold`, `holds only when …` or `not measured`, by rules that are written at each claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from loratlas.claims.claim_tables import (
+    contrast_table,
+    count_table,
+    estimate,
+    over_floor,
+    rank_table,
+    span,
+    speed_of,
+    speed_table,
+    tallied,
+    where,
+    word,
+)
+from loratlas.claims.claim_verdict import FAILS, HOLDS, UNMEASURED, ClaimTable, ClaimVerdict
+from loratlas.claims.comparisons import HALVES, contrasts, crossing, middle, rank_curves
+from loratlas.claims.evidence_files import ClaimEvidence
+from loratlas.claims.published import CLAIMS, COSTS, FASTER, counts, readings
+from loratlas.formats import count
+
+
+def judge_claims(evidence: ClaimEvidence) -> list[ClaimVerdict]:
+    """All eight verdicts, by the rules in this module."""
+    rules: tuple[Callable[[ClaimEvidence], ClaimVerdict], ...] = (
+        _attention, _feedforward_figures, _attention_figures, _definitions, _learned, _carries_over, _dynamic, _sizes,
+    )  # fmt: skip
+    return [rule(evidence) for rule in rules]
+
+
+def _attention(evidence: ClaimEvidence) -> ClaimVerdict:
+    """Claim 1 holds if attention alone loses nothing against all layers at equal parameters (better or equivalent) in
+    every study, and does not hold if it is worse in every study that decides; else it holds only where it was."""
+    equal = [one for one in contrasts(evidence.standing) if one.equal]
+    attention = [one for one in equal if one.half == "attention"]
+    decided = [one for one in attention if one.finding["verdict"] != "undetermined"]
+    well = [one for one in decided if one.finding["verdict"] in ("better", "equivalent")]
+    verdict = UNMEASURED if not decided else HOLDS if len(well) == len(decided) else FAILS
+    if decided and 0 < len(well) < len(decided):
+        verdict = "holds only for " + ", ".join(sorted({where(one) for one in well}))
+    because = []
+    if attention:
+        because.append(
+            f"Against all linear layers at equal parameters, attention alone is {tallied(attention)} and feed-forward "
+            f"alone {tallied([one for one in equal if one.half == 'feedforward'])} of the studies."
+        )
+        shares = [middle(one.share for one in equal if one.half == half) for half in HALVES]
+        if None not in shares:
+            because.append(
+                f"Of what adapters gain over the base, attention alone gives back {shares[0]:.1%} and feed-forward "
+                f"alone {shares[1]:.1%} (medians over studies; below 0 % is a gain)."
+            )
+    tables = [contrast_table("At equal parameters, against all linear layers", equal)]
+    for study in evidence.standing:
+        curves = rank_curves(study)
+        if curves:
+            because.append(_diminishing(study, curves))
+            tables.append(rank_table(study, curves))
+    return _verdict(1, verdict, because, tables=tables, confound=(
+        "The published \"attention\" list also holds the feed-forward block's output matrix, and 1.1 to 2.2 times the "
+        "parameters of the feed-forward arm; the true role at equal parameters is an arm of every study here."
+    ))  # fmt: skip
+
+
+def _diminishing(study: Any, curves: Any) -> str:
+    first, last = ({curve.half: curve.gains()[at] for curve in curves} for at in (0, -1))
+    by_half = {curve.half: curve for curve in curves}
+    met = crossing(by_half["attention"], by_half["feedforward"])
+    where = (
+        "the curves do not cross" if met is None else f"the curves cross at {count(round(met))} parameters"
+    )
+    return (
+        f"Diminishing returns ({study['base']}, {study['task']}): the first doubling of the rank lowers the loss by "
+        f"{first['feedforward']:.3f} nats in feed-forward and {first['attention']:.3f} in attention, the last one by "
+        f"{last['feedforward']:.3f} and {last['attention']:.3f}; against parameters {where}."
+    )
+
+
+def _feedforward_figures(evidence: ClaimEvidence) -> ClaimVerdict:
+    return _figures(
+        evidence,
+        2,
+        half="feedforward",
+        published="feed-forward, as a list",
+        of="less_than_model",
+        said="99.45 %",
+        counted="full fine-tuning, not full LoRA",
+    )
+
+
+def _attention_figures(evidence: ClaimEvidence) -> ClaimVerdict:
+    return _figures(
+        evidence,
+        3,
+        half="attention",
+        published="attention, as a list",
+        of="less_than_full",
+        said="31 %",
+        counted="full LoRA, and only with the feed-forward output matrix in the list",
+    )
+
+
+def _figures(
+    evidence: ClaimEvidence, number: int, *, half: str, published: str, of: str, said: str, counted: str
+) -> ClaimVerdict:
+    """Claims 2 and 3 hold if all three figures do: the reduction against one stated baseline, the time within 5 points
+    at PEFT's own layers, the cost within the range that studies show. The reduction alone leaves "holds only when"."""
+    arms = {arm.name: arm for arm in counts()}
+    list_, role = arms[published], arms["attention" if half == "attention" else "feed-forward"]
+    because = [
+        f"The reduction of {said} comes out exactly, {getattr(list_, of):.2%}, for the list {list_.placement} at "
+        f"{count(list_.trainable)} parameters, against {counted}; the true role at rank 16 trains "
+        f"{count(role.trainable)}, {role.less_than_full:.2%} less than full LoRA."
+    ]
+    tables = [count_table(list(arms.values()))] if number == 2 else []
+    speed = speed_of(evidence, published)
+    if speed is None:
+        because.append("Training time on this shape: not measured.")
+    else:
+        peft, ours = (1 - speed[side]["over_full"]["median"] for side in ("peft", "ours"))
+        because.append(
+            f"A step of the published list is {peft:.1%} shorter than one of full LoRA with PEFT's layers and "
+            f"{ours:.1%} with ours, where {FASTER[number]:.0%} was published: over the frozen base's floor, PEFT's "
+            f"full LoRA costs {over_floor(evidence, 'peft')} and ours {over_floor(evidence, 'ours')}."
+        )
+        tables.append(speed_table(evidence))
+    cost = readings(COSTS[number])
+    because.append(
+        f"A performance cost of {COSTS[number]:.1%} is {cost['as_perplexity_nats']:.3f} nats if it was perplexity, and "
+        f"{cost['as_loss_nats']:.2f} nats (perplexity times {cost['as_loss_factor']:.1f}) if it was a loss near 2.5."
+    )
+    here = [one for one in contrasts(evidence.standing) if one.half == half]
+    if here:
+        widest = max(here, key=lambda one: one.finding["difference"])
+        because.append(
+            f"At its own learning rate {word(half)} alone costs {span([one.finding['difference'] for one in here])} "
+            f"nats over {len(here)} comparisons, the most on {where(widest)}."
+        )
+        tables.append(contrast_table(f"{word(half).capitalize()} alone, against all linear layers", here))
+    verdict = f"holds only when the baseline is {counted}"
+    return _verdict(number, verdict, because, tables=tables, confound=(
+        "Two baselines for two reductions; one learning rate for all arms makes an arm that is far from its own "
+        "best rate look costly."
+    ))  # fmt: skip
+
+
+def _definitions(evidence: ClaimEvidence) -> ClaimVerdict:
+    """Claim 4 holds only when two definitions are compared: perplexity is the exponential of the loss it is made of.
+    Where no study's arms change places under another definition, it does not hold."""
+    studies = evidence.standing
+    turned = [(study, pair) for study in studies for pair in study["opposed"]]
+    settled = [(study, pair) for study, pair in turned if pair["established"]]
+    compared = sum(study["compared"] for study in studies)
+    verdict = "holds only when loss and perplexity are averaged over different units" if turned else FAILS
+    because = [
+        "Perplexity is exp(loss): of one and the same average the two cannot disagree.",
+        f"In {len(studies)} studies, {len(turned)} of {compared} pairs of arms and other definitions rank the arms "
+        f"the other way round than the token mean does; {len(settled)} of these are established by "
+        "their intervals.",
+    ]
+    rows = [
+        (
+            study["name"],
+            pair["by"],
+            f"{pair['first']}, {pair['second']}",
+            "yes" if pair["established"] else "no",
+        )
+        for study, pair in turned
+    ]
+    table = ClaimTable(
+        title="Arms that another definition ranks the other way round",
+        columns=("study", "definition", "arms", "established"),
+        rows=tuple(rows),
+    )
+    return _verdict(4, verdict if studies else UNMEASURED, because, tables=[table] if rows else [], confound=(
+        "A mean over examples, a mean over batches and a mean of per-example perplexities are different numbers "
+        "under one name; docs/results/definitions.md has them all."
+    ))  # fmt: skip
+
+
+def _learned(evidence: ClaimEvidence) -> ClaimVerdict:
+    return _by_placement(evidence, 5, "placement by importance that the run's own first steps measure")
+
+
+def _dynamic(evidence: ClaimEvidence) -> ClaimVerdict:
+    return _by_placement(evidence, 7, "a placement that moves while training")
+
+
+def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdict:
+    """Claims 5 and 7 hold if, on preregistered unseen cases at equal compute, the policy is better than `all` in at
+    least two thirds of the cases and worse in none; they do not hold if it is worse as often as better."""
+    found = evidence.placement
+    cases = [case for case in (found or {}).get("cases", ()) if case.get("unseen")]
+    if not found or not cases:
+        return _verdict(number, UNMEASURED, ["No preregistered unseen case is judged yet."])
+    pooled = found["pooled_unseen"]
+    better, worse, total = pooled["better"], pooled["worse"], pooled["cases"]
+    won = sorted({f"{c['task']} on {c['base']}" for c in cases if c["auto_minus_all"]["high"] < 0})
+    verdict = f"holds only for {', '.join(won)}"
+    if 3 * better >= 2 * total and not worse:
+        verdict = HOLDS
+    elif worse >= better:
+        verdict = FAILS
+    share = pooled["share_lost"]
+    because = [
+        f"On {total} preregistered unseen cases, {what} is better than `all` at equal compute in {better} and worse in "
+        f"{worse}; of what the best placement gains over `all` it loses {share['value']:.0%} "
+        f"({share['low']:.0%} to {share['high']:.0%})."
+    ]
+    rows = [
+        (
+            case["base"], case["task"], str(case["budget"]), str(case["steps"]),
+            estimate(case["auto_minus_all"], ".4f"), estimate(case["steps_saved"], ".0f"),
+        )
+        for case in cases
+    ]  # fmt: skip
+    table = ClaimTable(
+        title="`auto` − `all` on unseen cases, at equal compute",
+        columns=("base", "task", "budget", "steps", "nats", "steps saved"),
+        rows=tuple(rows),
+    )
+    return _verdict(number, verdict, because, tables=[table])
+
+
+def _carries_over(evidence: ClaimEvidence) -> ClaimVerdict:
+    """Claim 6 holds if the better half of the model is the same in every study; else it holds only when the task, not
+    the architecture, stays the same, if studies of one task agree; else it does not hold."""
+    equal = [one for one in contrasts(evidence.standing) if one.equal]
+    ahead: dict[str, tuple[Any, str]] = {}
+    for name in dict.fromkeys(one.study["name"] for one in equal):
+        both = {one.half: one for one in equal if one.study["name"] == name}
+        if len(both) == 2:
+            half = min(both, key=lambda each: both[each].finding["difference"])
+            best = half if both[half].finding["difference"] < 0 else "all"
+            ahead[name] = (both[half].study, best)
+    if len(ahead) < 2:
+        return _verdict(
+            6, UNMEASURED, ["Fewer than two finished studies hold both halves at equal parameters."]
+        )
+    firsts = {best for _, best in ahead.values()}
+    tasks: dict[str, set[str]] = {}
+    for study, best in ahead.values():
+        tasks.setdefault(study["task"], set()).add(best)
+    agree = [task for task, found in tasks.items() if len(found) == 1]
+    verdict = HOLDS if len(firsts) == 1 else (
+        "holds only when the task stays the same" if len(agree) == len(tasks) else FAILS
+    )  # fmt: skip
+    types = sorted({study["model_type"] for study, _ in ahead.values()})
+    largest = max(study["parameters"] for study, _ in ahead.values())
+    because = [
+        f"{len(ahead)} studies on {len(types)} architectures ({', '.join(types)}), the largest base with "
+        f"{count(largest)} parameters: first is "
+        + ", ".join(f"{word(best)} in {sum(b == best for _, b in ahead.values())}" for best in sorted(firsts))
+        + f"; {len(agree)} of {len(tasks)} tasks have one and the same first on all their bases."
+    ]
+    rows = [
+        (study["base"], study["model_type"], study["task"], str(study["steps"]), word(best))
+        for study, best in ahead.values()
+    ]
+    table = ClaimTable(
+        title="Lowest loss at equal parameters",
+        columns=("base", "type", "task", "steps", "first"),
+        rows=tuple(rows),
+    )
+    return _verdict(6, verdict, because, tables=[table])
+
+
+def _sizes(evidence: ClaimEvidence) -> ClaimVerdict:
+    """Claim 8 holds if the median difference between a half and all layers, at equal parameters, is at least a tenth
+    of what adapters gain over the base; does not hold if every one is below that; else only where it is not."""
+    equal = [one for one in contrasts(evidence.standing) if one.equal and one.share is not None]
+    if not equal:
+        return _verdict(8, UNMEASURED, ["No finished study compares halves of a model at equal parameters."])
+    shares = [abs(one.share) for one in equal if one.share is not None]
+    large = [one for one in equal if one.share is not None and abs(one.share) >= 0.1]
+    middle_share = middle(shares)
+    assert middle_share is not None
+    verdict = HOLDS if middle_share >= 0.1 else FAILS if not large else (
+        "holds only for " + ", ".join(sorted({f"{word(one.half)} alone, {where(one)}" for one in large}))
+    )  # fmt: skip
+    saved = [one.finding["steps_saved"] for one in equal if one.finding.get("steps_saved")]
+    because = [
+        f"At equal parameters and at each arm's own rate, a placement's difference from all linear layers is "
+        f"{middle_share:.1%} of what adapters gain over the base (median of {len(equal)}; largest {max(shares):.1%})."
+    ]
+    if saved:
+        worth = middle(abs(one["value"]) for one in saved if one.get("value") is not None)
+        if worth is not None:
+            because.append(f"The median difference is worth {worth:.0f} steps of the reference.")
+    return _verdict(
+        8, verdict, because, tables=[contrast_table("Differences, and their share of the gain", equal)]
+    )
+
+
+def _verdict(number: int, verdict: str, because: list[str], **more: Any) -> ClaimVerdict:
+    tables = tuple(table for table in more.pop("tables", ()) if table.rows)
+    return ClaimVerdict(
+        number=number,
+        claim=CLAIMS[number - 1],
+        verdict=verdict,
+        because=tuple(because),
+        tables=tables,
+        **more,
+    )

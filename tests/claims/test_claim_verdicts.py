@@ -1,0 +1,197 @@
+"""Verdicts follow the evidence: change it, and they change; the page is what its evidence gives."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import loratlas
+from loratlas.claims.comparisons import RankCurve, crossing, selector
+from loratlas.claims.evidence_files import ClaimEvidence, packaged
+from loratlas.claims.published import counts, readings
+from loratlas.claims.verdicts import judge_claims
+
+ROOT = Path(__file__).parents[2]
+
+
+def study(name="s", *, base="toy", model_type="llama", task="rows", attention=0.1, feedforward=-0.1, **more):
+    def finding(arm, difference):
+        verdict = "worse" if difference > 0.01 else "better" if difference < -0.01 else "equivalent"
+        return {
+            "arm": arm, "versus": "full", "difference": difference, "ci": [difference - 0.01, difference + 0.01],
+            "p_holm": 0.001, "verdict": verdict, "detectable": 0.01, "seeds": 5, "examples": 100, "steps_saved": None,
+        }  # fmt: skip
+
+    def arm(name, placement, nll, trainable=1000):
+        return {"name": name, "placement": placement, "trainable": trainable, "lr": 1e-3, "nll": nll,
+                "ci": [nll - 0.1, nll + 0.1], "step_time_ratio": 1.0}  # fmt: skip
+
+    return {
+        "name": name, "base": base, "model_type": model_type, "parameters": 10**6, "task": task, "kind": "causal",
+        "steps": 100, "batch_size": 16, "match": "params", "delta": 0.01, "reference": "full", "complete": True,
+        "superseded": False, "rates_apart": 1.6, "base_nll": 4.0,
+        "arms": [arm("full", "all:8", 3.0), arm("attention", "attention", 3.0 + attention),
+                 arm("feedforward", "mlp", 3.0 + feedforward)],
+        "findings": [finding("attention", attention), finding("feedforward", feedforward)],
+        "opposed": [], "compared": 12, "runs": {"finished": 1, "planned": 1}, "spec_digest": "0" * 16, **more,
+    }  # fmt: skip
+
+
+def verdicts(*studies, **more):
+    evidence = ClaimEvidence(studies=studies, speed=None, placement=None)
+    return {one.number: one for one in judge_claims(replace(evidence, **more))}
+
+
+def test_the_published_counts_come_out_of_the_config_alone():
+    arms = {arm.name: arm for arm in counts()}
+    assert arms["attention, as a list"].trainable == 4_325_376
+    assert round(100 * arms["attention, as a list"].less_than_full, 2) == 31.25
+    assert round(100 * arms["feed-forward, as a list"].less_than_model, 2) == 99.45
+    assert "ffn.down" in arms["attention, as a list"].holds
+    assert arms["attention"].trainable == 2_359_296
+
+
+def test_a_cost_is_read_both_ways():
+    read = readings(0.376)
+    assert read["as_perplexity_nats"] == pytest.approx(math.log(1.376))
+    assert read["as_loss_factor"] == pytest.approx(math.exp(0.376 * 2.5))
+
+
+@pytest.mark.parametrize(("attention", "verdict"), [(0.1, "does not hold"), (-0.1, "holds"), (0.0, "holds")])
+def test_claim_1_follows_attention_alone(attention, verdict):
+    assert verdicts(study(attention=attention))[1].verdict == verdict
+
+
+def test_claim_1_says_where_it_holds():
+    both = verdicts(study("a", task="one", attention=0.1), study("b", task="two", attention=-0.1))
+    assert both[1].verdict == "holds only for two on toy"
+
+
+def test_claim_6_follows_what_comes_first():
+    same = verdicts(study("a", task="one"), study("b", task="two", model_type="t5"))
+    assert same[6].verdict == "holds"
+    by_task = verdicts(study("a", task="one"), study("b", task="two", feedforward=0.05))
+    assert by_task[6].verdict == "holds only when the task stays the same"
+    neither = verdicts(study("a", base="x"), study("b", base="y", feedforward=0.05))
+    assert neither[6].verdict == "does not hold"
+    assert verdicts(study())[6].verdict == "not measured"
+
+
+def test_claim_4_needs_two_definitions():
+    pair = {"by": "batch mean", "first": "full", "second": "attention", "established": True, "sentence": "…"}
+    assert verdicts(study())[4].verdict == "does not hold"
+    assert verdicts(study(opposed=[pair]))[4].verdict.startswith("holds only when")
+
+
+def test_claim_8_is_about_the_share_of_the_gain():
+    assert verdicts(study(attention=0.02, feedforward=0.02))[8].verdict == "does not hold"
+    assert verdicts(study(attention=0.5, feedforward=0.5))[8].verdict == "holds"
+
+
+def test_superseded_and_unfinished_studies_do_not_decide_beside_standing_ones():
+    old = study("old", attention=-0.1, superseded=True)
+    left = study("left", attention=-0.1, complete=False)
+    assert verdicts(old, left, study("new"))[1].verdict == "does not hold"
+    assert verdicts(old)[1].verdict == "holds"
+
+
+def case(low, high, unseen=True):
+    value = (low + high) / 2
+    return {"base": "b", "task": "t", "budget": "all:1", "steps": 100, "unseen": unseen,
+            "auto_minus_all": {"value": value, "low": low, "high": high},
+            "steps_saved": {"value": 3, "low": 1, "high": 5},
+            "share_lost": {"value": 0.1, "low": 0, "high": 0.2}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict"),
+    [(2, 0, "holds"), (2, 1, "holds only for t on b"), (0, 1, "does not hold")],
+)
+def test_claims_5_and_7_follow_the_unseen_cases(better, worse, verdict):
+    pooled = {
+        "share_lost": {"value": 0.1, "low": 0.0, "high": 0.2},
+        "better": better,
+        "worse": worse,
+        "cases": 3,
+    }
+    found = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": pooled})
+    assert found[5].verdict == found[7].verdict == verdict
+    nothing = verdicts(
+        study(), placement={"cases": [case(-0.2, -0.1, unseen=False)], "pooled_unseen": pooled}
+    )
+    assert nothing[7].verdict == "not measured"
+
+
+def test_curves_cross_where_their_losses_meet():
+    one = RankCurve(half="attention", points=((1, 100, 3.0, None), (2, 200, 2.8, None), (4, 400, 2.7, None)))
+    other = RankCurve(
+        half="feedforward", points=((1, 100, 2.9, None), (2, 200, 2.8, None), (4, 400, 2.75, None))
+    )
+    assert crossing(one, other) == pytest.approx(200, rel=0.02)
+    assert one.gains() == pytest.approx([0.2, 0.1])
+    below = RankCurve(
+        half="feedforward", points=((1, 100, 2.5, None), (2, 200, 2.4, None), (4, 400, 2.3, None))
+    )
+    assert crossing(one, below) is None
+
+
+def test_a_selector_is_a_whole_set():
+    assert selector("attention:8") == "attention"
+    assert selector("mlp") == "feedforward"
+    assert selector("attention@top/2:8") is None
+    assert selector('legacy:"c_attn":8') is None or selector('legacy:"c_attn":8') == "c_attn"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("claims_tool", ROOT / "tools/claims.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["claims_tool"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_evidence_and_the_page_are_what_the_committed_results_give(tool):
+    assert json.loads(json.dumps(tool.collected())) == [dict(study) for study in packaged().studies]
+    assert (ROOT / "docs/claims.md").read_text(encoding="utf-8") == loratlas.claims().page()
+    for name in ("placement_speed.json", "placement.json"):
+        source = ROOT / "benchmarks/results" / name
+        if source.exists():
+            assert source.read_bytes() == (tool.EVIDENCE / name).read_bytes(), name
+
+
+def test_a_reader_s_own_study_is_judged_too(tmp_path):
+    given = json.loads((ROOT / "docs/results/llama-mini-nl2bash.json").read_text(encoding="utf-8"))
+    given["name"], given["learning_rates"] = "mine", [0.001, 0.0016]
+    given["findings"][0] |= {"verdict": "better", "difference": -0.2}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(given), encoding="utf-8")
+    found = loratlas.claims(file)
+    assert found.verdicts[0].verdict == "holds"  # the only study that is not superseded
+    assert "mine" in [one["name"] for one in found.to_json()["studies"]]
+
+
+def test_the_command_prints_writes_and_refuses(tmp_path, capsys):
+    from loratlas.cli import run
+
+    page = tmp_path / "claims.md"
+    assert run(["claims", "--json", "--out", str(page)]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["schema"] == "loratlas.claims"
+    assert len(data["claims"]) == 8
+    assert page.read_text(encoding="utf-8").startswith("# The founding study")
+    assert run(["claims"]) == 0
+    assert "does not hold" in capsys.readouterr().out
+    assert run(["claims", str(tmp_path / "nowhere")]) == 2
+    assert "no such file" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text('{"schema": "x"}')
+    with pytest.raises(loratlas.LoratlasError, match="another schema"):
+        loratlas.claims(tmp_path / "other.json")
