@@ -10,9 +10,10 @@ import typer
 from loratlas.cli import audit_log, check_lint, evaluate, export, mapping, scan, show_shrink, study, train
 <<<<<<< HEAD
 from loratlas.cli import audit_log, evaluate, export, mapping, scan, show_shrink, study, train
-=======
 from loratlas.cli import audit_log, claims, evaluate, export, mapping, scan, study, train
->>>>>>> 0925d5f (The API page has the claims)
+=======
+from loratlas.cli import audit_log, claims, evaluate, export, mapping, scan, show_shrink, study, train
+>>>>>>> 071ec85 (What holds of the founding study: eight claims with verdicts by rules, from the committed studies and your own; a page and a command)
 
 ABOUT = "\n\n".join(
     (
