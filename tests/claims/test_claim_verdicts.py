@@ -14,7 +14,7 @@ import pytest
 import loratlas
 from loratlas.claims.comparisons import RankCurve, crossing, selector
 from loratlas.claims.evidence_files import ClaimEvidence, packaged
-from loratlas.claims.published import counts, readings
+from loratlas.claims.published_claims import counts, readings
 from loratlas.claims.verdicts import judge_claims
 
 ROOT = Path(__file__).parents[2]

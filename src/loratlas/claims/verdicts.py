@@ -24,7 +24,7 @@ from loratlas.claims.claim_tables import (
 from loratlas.claims.claim_verdict import FAILS, HOLDS, UNMEASURED, ClaimTable, ClaimVerdict
 from loratlas.claims.comparisons import HALVES, contrasts, crossing, middle, rank_curves
 from loratlas.claims.evidence_files import ClaimEvidence
-from loratlas.claims.published import CLAIMS, COSTS, FASTER, counts, readings
+from loratlas.claims.published_claims import CLAIMS, COSTS, FASTER, counts, readings
 from loratlas.formats import count
 
 

@@ -11,9 +11,20 @@ from loratlas.cli import audit_log, check_lint, evaluate, export, mapping, scan,
 <<<<<<< HEAD
 from loratlas.cli import audit_log, evaluate, export, mapping, scan, show_shrink, study, train
 from loratlas.cli import audit_log, claims, evaluate, export, mapping, scan, study, train
-=======
 from loratlas.cli import audit_log, claims, evaluate, export, mapping, scan, show_shrink, study, train
->>>>>>> 071ec85 (What holds of the founding study: eight claims with verdicts by rules, from the committed studies and your own; a page and a command)
+=======
+from loratlas.cli import (
+    audit_log,
+    evaluate,
+    export,
+    founding_claims,
+    mapping,
+    scan,
+    show_shrink,
+    study,
+    train,
+)
+>>>>>>> 9ca5574 (Files of the claims have names of their own)
 
 ABOUT = "\n\n".join(
     (
@@ -60,7 +71,7 @@ def build() -> Any:
         ),
         ("study", study.study, "loratlas study demo:facts --out facts-study"),
         ("report", study.report, "loratlas report facts-study"),
-        ("claims", claims.claims, "loratlas claims --out claims.md"),
+        ("claims", founding_claims.claims, "loratlas claims --out claims.md"),
         ("demo", study.demo, "loratlas demo"),
         ("export", export.export, "loratlas export run --for merged --out model"),
         ("check", check_lint.check_adapter, "loratlas check run --for vllm --for llama.cpp"),
