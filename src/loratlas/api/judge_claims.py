@@ -23,6 +23,10 @@ class Claims(Displayed):
     Args:
         verdicts: in the order of the claims.
         evidence: what they rest on.
+
+    >>> import loratlas
+    >>> loratlas.claims().verdicts[0].verdict
+    'does not hold'
     """
 
     verdicts: tuple[ClaimVerdict, ...]

@@ -7,14 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from loratlas.cli import audit_log, check_lint, evaluate, export, mapping, scan, show_shrink, study, train
-<<<<<<< HEAD
-from loratlas.cli import audit_log, evaluate, export, mapping, scan, show_shrink, study, train
-from loratlas.cli import audit_log, claims, evaluate, export, mapping, scan, study, train
-from loratlas.cli import audit_log, claims, evaluate, export, mapping, scan, show_shrink, study, train
-=======
 from loratlas.cli import (
     audit_log,
+    check_lint,
     evaluate,
     export,
     founding_claims,
@@ -24,7 +19,6 @@ from loratlas.cli import (
     study,
     train,
 )
->>>>>>> 9ca5574 (Files of the claims have names of their own)
 
 ABOUT = "\n\n".join(
     (
