@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import nn
 
-from loratlas.anatomy.compare.decide_roles import Decision, decide
+from loratlas.anatomy.compare.decide_roles import RoleDecision, decide
 from loratlas.anatomy.config_sizes import sizes
 from loratlas.anatomy.structure import matrices
 
@@ -110,7 +110,7 @@ def _unnamed(model: Any) -> list[str | None]:
     return [_alone(decisions[matrix.path]) for matrix in found]
 
 
-def _alone(decision: Decision) -> str | None:
+def _alone(decision: RoleDecision) -> str | None:
     """The role, or what the trace alone said where shapes spoke against it."""
     said = dict(opinion.split(": ", 1) for opinion in decision.opinions)
     return said.get("trace") if decision.role is None else decision.role

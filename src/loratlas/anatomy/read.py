@@ -24,7 +24,7 @@ from loratlas.models.meta import copy_on_meta, meta_model
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from loratlas.anatomy.compare.decide_roles import Decision
+    from loratlas.anatomy.compare.decide_roles import RoleDecision
     from loratlas.anatomy.structure import Matrix
 
 
@@ -46,7 +46,7 @@ def read(source: str | Path | PretrainedConfig | Any) -> Anatomy:
     return examine(source)[0]
 
 
-def examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[str, Decision]]:
+def examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[str, RoleDecision]]:
     """Map a model as :func:`read` does, and keep what led to each role.
 
     Args:
@@ -59,7 +59,7 @@ def examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[
         return _examine(source)
 
 
-def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[str, Decision]]:
+def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict[str, RoleDecision]]:
     from loratlas.anatomy.compare.decide_roles import decide
     from loratlas.anatomy.structure import matrices
 
@@ -129,7 +129,7 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
     return anatomy, decisions
 
 
-def _names(matrices: list[Matrix], decisions: dict[str, Decision]) -> dict[tuple[int, str], tuple[str, ...]]:
+def _names(matrices: list[Matrix], decisions: dict[str, RoleDecision]) -> dict[tuple[int, str], tuple[str, ...]]:
     """Parameter and role → every name under which the matrix is called in that role, where there are several."""
     names: dict[tuple[int, str], list[str]] = {}
     for matrix in matrices:
@@ -139,7 +139,7 @@ def _names(matrices: list[Matrix], decisions: dict[str, Decision]) -> dict[tuple
     return {key: tuple(paths) for key, paths in names.items() if len(paths) > 1}
 
 
-def _shape(matrix: Matrix, decision: Decision) -> tuple[int, int]:
+def _shape(matrix: Matrix, decision: RoleDecision) -> tuple[int, int]:
     """(d_out, d_in), as the matrix was used; of one that was not, as it is stored."""
     if matrix.kind == "parameter" and decision.call is not None and not decision.call.lookup:
         return decision.call.width, decision.call.into
@@ -149,7 +149,7 @@ def _shape(matrix: Matrix, decision: Decision) -> tuple[int, int]:
     return matrix.linear_shape
 
 
-def _experts(matrix: Matrix, decision: Decision) -> int | None:
+def _experts(matrix: Matrix, decision: RoleDecision) -> int | None:
     """How many maps are stacked in one parameter; None where it is one map."""
     if matrix.kind != "parameter" or decision.role is None or not ROLES[decision.role].observed:
         return None
@@ -159,7 +159,7 @@ def _experts(matrix: Matrix, decision: Decision) -> int | None:
     return count if stacked and (count > 1 or len(matrix.shape) == 3) else None
 
 
-def _flags(matrix: Matrix, decision: Decision, tied_to: str | None) -> frozenset[str]:
+def _flags(matrix: Matrix, decision: RoleDecision, tied_to: str | None) -> frozenset[str]:
     call = decision.call
     held = {
         "transposed": matrix.kind == "conv1d" or (call is not None and call.transposed),
