@@ -129,7 +129,9 @@ def _examine(source: str | Path | PretrainedConfig | Any) -> tuple[Anatomy, dict
     return anatomy, decisions
 
 
-def _names(matrices: list[Matrix], decisions: dict[str, RoleDecision]) -> dict[tuple[int, str], tuple[str, ...]]:
+def _names(
+    matrices: list[Matrix], decisions: dict[str, RoleDecision]
+) -> dict[tuple[int, str], tuple[str, ...]]:
     """Parameter and role → every name under which the matrix is called in that role, where there are several."""
     names: dict[tuple[int, str], list[str]] = {}
     for matrix in matrices:
