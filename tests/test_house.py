@@ -46,6 +46,7 @@ FLOORS: dict[str, int] = {
     "study": 9,
     "report": 10,
     "claims": 10,
+    "integrations": 10,
     "api": 11,
     "cli": 12,
 }

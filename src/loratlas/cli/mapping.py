@@ -122,6 +122,16 @@ def plan_model(
             rich_help_panel=options.OUTPUT,
         ),
     ] = False,
+    emit: Annotated[
+        str | None,
+        typer.Option(
+            "--emit",
+            metavar="TRAINER",
+            help="Print what another trainer reads, alone: peft, trl, axolotl, llama-factory, swift or unsloth.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Turn a placement into a table of exact sites and ranks, and say what it costs.
@@ -157,6 +167,13 @@ def plan_model(
         round_ranks=round_ranks,
         listener=Terminal(),
     )
+    if emit is not None:
+        from loratlas.integrations.emit_plan import emit as write
+        from loratlas.models.config import load_config
+
+        written = write(plan, anatomy, load_config(step.source), emit, model=model)
+        output.emit(written.to_json()) if as_json else output.say(written.text.rstrip())
+        return
     if peft and not as_json:
         from loratlas.models.config import load_config
         from loratlas.placement.peft_code import python_code, readable
