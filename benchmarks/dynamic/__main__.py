@@ -13,11 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.dynamic.placement import assemble, page
+from benchmarks.dynamic.placement import assemble, page, summary
 from benchmarks.dynamic.preregistration import FILE, Preregistered, load
 from benchmarks.dynamic.work import work_through
 from benchmarks.oracle.published import RULES
 from loratlas.files import write_json, write_text
+from loratlas.scan.advice import JUDGED
 
 RESULTS = FILE.parent
 PAGE = Path(__file__).parents[2] / "docs" / "results" / "placement.md"
@@ -38,9 +39,10 @@ def main() -> int:
     if asked.what == "run":
         run(registered, asked)
         return 0
-    result = assemble(registered, asked.runs)
+    result = assemble(registered, asked.runs, RESULTS / "real_base")
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result))
+    write_json(JUDGED, summary(result))
     return 0
 
 

@@ -221,6 +221,6 @@ def _bootstrapped(
     known = np.array([value for value in drawn if not math.isnan(value)])
     value = of(cases, arms)
     if math.isnan(value) or len(known) < 0.9 * DRAWS:
-        return Interval(value=value, low=math.nan, high=math.nan)
+        return Interval(value=math.nan, low=math.nan, high=math.nan)  # no scale to speak of
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value=value, low=float(low), high=float(high))

@@ -19,9 +19,11 @@ from benchmarks.dynamic.judge import (
     share_lost,
     steps_saved,
 )
+from benchmarks.dynamic.picture import pictures
 from benchmarks.dynamic.preregistration import Preregistered
 from benchmarks.dynamic.queue import best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
+from benchmarks.dynamic.scans import scans
 from benchmarks.dynamic.work import CASE
 
 AUTO = "auto"
@@ -57,8 +59,13 @@ def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
     return record.lengths.get(steps, np.full(len(tokens), np.inf))
 
 
-def assemble(registered: Preregistered, results: Path) -> dict[str, Any]:
-    """Everything that is judged so far, as plain data."""
+def assemble(registered: Preregistered, results: Path, real: Path) -> dict[str, Any]:
+    """Everything that is judged so far, as plain data.
+
+    Args:
+        registered: what is judged.
+        results: folder of the cases' records. real: of those on real bases.
+    """
     cases, judged, unseen = [], [], []
     for case, is_unseen in registered.cases():
         folder = results / case.name
@@ -66,7 +73,9 @@ def assemble(registered: Preregistered, results: Path) -> dict[str, Any]:
             continue
         tokens = np.array(json.loads((folder / CASE).read_text(encoding="utf-8"))["tokens"], dtype=float)
         protocol, records = registered.protocol(case, []), read_records(folder)
-        losses = losses_of(records, tokens, protocol.lengths[-1], protocol.first_fresh)
+        losses = losses_of(
+            records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds
+        )
         if losses is None or AUTO not in losses.losses:
             continue
         cases.append(_case(case, is_unseen, losses, records, tokens))
@@ -80,7 +89,25 @@ def assemble(registered: Preregistered, results: Path) -> dict[str, Any]:
         "cases": cases,
         "registered_cases": len(registered.cases()),
         "pooled_unseen": _pooled(chosen) if chosen else None,
+        "scans": scans(),
+        "real_base": pictures(real),
     }
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the product says of its placements: unseen cases only, as `loratlas.scan.advice` reads it."""
+    cases = [
+        {
+            "name": f"{_case_name(case)} {case['budget'].removeprefix('like=')}",
+            "auto_minus_all": case["auto_minus_all"],
+            "verdict": case["verdict"],
+        }
+        for case in result["cases"]
+        if case["unseen"]
+    ]
+    columns = {column: told["share_lost"] for column, told in result["scans"]["columns"].items()}
+    names = [name.removesuffix("-all1").replace("mini-", "mini ") for name in result["scans"]["cases"]]
+    return {"inside": {"cases": cases}, "scans": {"cases": names, "columns": columns}}
 
 
 def _case(
@@ -186,6 +213,7 @@ def page(result: Mapping[str, Any]) -> str:
     for case in result["cases"]:
         cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
         lines.append(f"| {_case_name(case)} | " + " | ".join(cells) + " |")
+    lines += _real(result["real_base"])
     return "\n".join(lines) + "\n"
 
 
@@ -198,10 +226,46 @@ def _pooled_words(pooled: Mapping[str, Any] | None) -> list[str]:
         return []
     return [
         f"**Unseen cases: better than `all` in {pooled['better']} of {pooled['cases']}, worse in {pooled['worse']}.**",
-        f"Share lost, pooled: {_interval(pooled['share_lost'], '.0%')}. Noise floor:",
-        f"{_cell(pooled['noise_floor'], '.0%')}, what the best arm, chosen on other seeds, loses to the luckiest.",
+        *_pooled_share(pooled),
         "",
     ]
+
+
+def _pooled_share(pooled: Mapping[str, Any]) -> list[str]:
+    if pooled["share_lost"]["value"] is None:
+        return [
+            "No share is lost of anything: of the arms trained so far none beats `all` by more than noise."
+        ]
+    return [
+        f"Share lost, pooled: {_interval(pooled['share_lost'], '.0%')}. Noise floor:",
+        f"{_cell(pooled['noise_floor'], '.0%')}, what the best arm, chosen on other seeds, loses to the luckiest.",
+    ]
+
+
+def _real(pictures: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["", "## Real bases: difference against steps", ""]
+    lines += [
+        "One run at a constant rate gives every length (a copy decays over its last tenth). arm − all, each at its own",
+        "rate, tuned on one seed; with one seed the interval is over rows alone.",
+    ]
+    for picture in pictures:
+        lines += [
+            "",
+            f"{_case_name(picture)} {picture['budget'].removeprefix('like=')}, {picture['batch']} rows a step.",
+            "",
+        ]
+        lines += ["Loss at the longest tuning length, by rate:", ""]
+        lines += [
+            f"- {arm}: " + ", ".join(f"{rate}: {loss:.4f}" for rate, loss in curve.items())
+            for arm, curve in picture["tuning"].items()
+        ]
+        lines += ["", "| arm | steps | seeds | arm − all |", "|---|---|---|---|"]
+        lines += [
+            f"| {point['arm']} | {point['steps']} | {point['seeds']}{' fresh' if point['fresh'] else ' of tuning'} | "
+            f"{_interval(point['minus_all'], '+.4f')} |"
+            for point in picture["points"]
+        ]
+    return lines
 
 
 def _interval(told: Mapping[str, Any], form: str) -> str:

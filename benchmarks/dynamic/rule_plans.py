@@ -26,6 +26,8 @@ LOOKS_AT = {
     "sr_lora": "stable",
     "lora_drop": "output",
     "eva": "variance",
+    "plop": "alignment",
+    "kappatune": "spectrum",
 }
 """Rule → statistic."""
 
@@ -65,6 +67,18 @@ def measure(opened: Opened, wanted: Sequence[str], *, seed: int) -> dict[str, Ma
     if "variance" in wanted:
         solved = directions(opened, seed=seed)
         found["variance"] = {path: shares for path, (shares, _) in solved.items()}
+    if {"alignment", "spectrum"} & set(wanted):
+        from loratlas.scan.run_scan import scan
+
+        read = scan(
+            opened.model,
+            opened.anatomy,
+            opened.train,
+            signals=["alignment", "spectrum"],
+            most_rows=64,
+            seed=seed,
+        )
+        found |= {name: read.readings[name].values for name in ("alignment", "spectrum")}
     if "output" in wanted:
         found["output"] = _outputs(opened, batches, seed=seed)
     return found

@@ -25,6 +25,12 @@ EVA_CAP = 2.0
 ALETHEIA_SHARE = 0.5
 """Share of the layers that Aletheia adapts."""
 
+PLOP_TYPES = 3
+"""Module types that PLoP adapts."""
+
+KAPPA_SHARE = 1 / 3
+"""Share of the matrices that KappaTune adapts."""
+
 DROP_SHARE = 0.9
 """Share of the summed importance whose layers LoRA-drop keeps."""
 
@@ -151,6 +157,34 @@ def eva(variances: Mapping[str, Sequence[float]], sites: Sequence[Site], budget:
     return {path: rank for path, rank in ranks.items() if rank}
 
 
+def plop(norms: Values, sites: Sequence[Site], budget: float) -> Ranks:
+    """PLoP (arXiv:2506.20629): the three module types whose normalised feature norm, averaged over layers, is lowest,
+    in all layers alike.
+
+    Args:
+        norms: ‖W x‖ over that of noise of the same size, of every matrix.
+        sites, budget: as of `gora`.
+    """
+    by_role: dict[str, list[float]] = {}
+    for site in sites:
+        by_role.setdefault(site.role, []).append(norms[site.path])
+    lowest = sorted(by_role, key=lambda role: (sum(by_role[role]) / len(by_role[role]), role))[:PLOP_TYPES]
+    among = [site for site in sites if site.role in lowest]
+    return proportional({site.path: 1.0 for site in among}, among, budget)
+
+
+def kappatune(conditions: Values, sites: Sequence[Site], budget: float) -> Ranks:
+    """KappaTune (arXiv:2506.16289): the third of the matrices with the lowest condition numbers, alike.
+
+    Args:
+        conditions: of every matrix.
+        sites, budget: as of `gora`.
+    """
+    ordered = sorted(sites, key=lambda site: (conditions[site.path], site.path))
+    among = ordered[: max(1, round(len(ordered) * KAPPA_SHARE))]
+    return proportional({site.path: 1.0 for site in among}, among, budget)
+
+
 RULES: Mapping[str, Callable[..., Ranks]] = {
     "gora": gora,
     "fim_lora": fim_lora,
@@ -159,6 +193,8 @@ RULES: Mapping[str, Callable[..., Ranks]] = {
     "sr_lora": sr_lora,
     "lora_drop": lora_drop,
     "eva": eva,
+    "plop": plop,
+    "kappatune": kappatune,
 }
 
 

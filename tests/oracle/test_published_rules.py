@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,16 @@ def test_eva_takes_components_in_order_up_to_twice_the_reference():
     shares = {A.path: [0.5, 0.3, 0.15], B.path: [0.4, 0.1], C.path: [0.05], D.path: [0.04]}
     # Reference 1, cap 2: a's third component (0.15) is not taken, though larger than b's second (0.1).
     assert eva(shares, FOUR, 4 * 16) == ranks(2, 2, 0, 0)
+
+
+def test_plop_takes_the_three_types_with_the_lowest_mean():
+    roles = ("attn.q", "attn.k", "ffn.up", "ffn.down")
+    sites = [replace(each, role=role) for each, role in zip(FOUR, roles, strict=True)]
+    assert published.plop(values(4, 1, 2, 3), sites, 6 * 16) == ranks(0, 2, 2, 2)
+
+
+def test_kappatune_takes_the_third_with_the_lowest_condition_numbers():
+    assert published.kappatune(values(9, 2, 5, 7), FOUR, 4 * 16) == ranks(0, 4, 0, 0)
 
 
 @pytest.fixture(scope="module")

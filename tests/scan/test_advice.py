@@ -1,4 +1,4 @@
-"""What the advice says of itself is what the oracle bench measured."""
+"""What the advice says of itself is what the bench measured on cases that chose nothing."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks.dynamic.placement import summary
 
-from loratlas.scan.advice import DECIDES, MEASURED, REGRET, track_record
+from loratlas.scan import advice
+from loratlas.scan.advice import DECIDES, auto_record, judged, track_record
 
-KEPT = Path(__file__).parents[2] / "benchmarks/results/oracle.json"
-
-
-def test_every_regret_is_the_one_that_was_measured():
-    kept = json.loads(KEPT.read_text(encoding="utf-8"))
-    upper = {row["rule"]: row["upper"] for row in kept["rules"]}
-    rules = {rule.removeprefix("rule "): value for rule, value in upper.items()}
-    assert {by: pytest.approx(rules[by], abs=5e-4) for by in REGRET} == REGRET
-    assert pytest.approx(upper["all"], abs=5e-4) == MEASURED.everywhere
-    assert pytest.approx(kept["unseen"]["upper"], abs=5e-4) == MEASURED.unseen
-    told = [json.loads(path.read_text(encoding="utf-8")) for path in (KEPT.parent / "oracle").glob("*.json")]
-    cases = {f"{base} {task} {MEASURED.budget}" for base, tasks in MEASURED.tasks.items() for task in tasks}
-    assert cases == {case["case"] for case in told if not case["tie"]}
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 
 
-def test_what_decides_has_the_lowest_regret():
-    assert min(REGRET, key=REGRET.__getitem__) == DECIDES
+def test_the_advice_is_the_newest_result():
+    kept = json.loads((RESULTS / "placement.json").read_text(encoding="utf-8"))
+    assert json.loads(json.dumps(summary(kept))) == judged()
+    assert all(case["unseen"] for case in kept["cases"])
 
 
 def test_a_score_that_was_never_measured_says_so():
-    assert track_record("fisher").startswith("What plans by fisher lose was not measured")
-    assert "not chosen by" in track_record(DECIDES)
-    assert "not chosen by" not in track_record("gradient")
-    assert "lost 4 % of" in track_record("probe_yield")
+    assert "was not measured" in track_record("fisher")
+    assert f"plans by {DECIDES} lost" in track_record(DECIDES)
+    assert "The scan's own steps are not counted" in track_record("gradient")
+
+
+def test_what_auto_is_worth_names_all_verdicts_and_both_ends(monkeypatch: pytest.MonkeyPatch):
+    def case(name: str, value: float, verdict: str) -> dict[str, object]:
+        ends = {"value": value, "low": value - 0.01, "high": value + 0.01}
+        return {"name": name, "auto_minus_all": ends, "verdict": verdict}
+
+    cases = [case("a", -0.05, "better"), case("b", 0.2, "worse"), case("c", 0.0, "undetermined")]
+    monkeypatch.setattr(advice, "judged", lambda: {"inside": {"cases": cases}})
+    said = auto_record()
+    assert "better in 1, worse in 1, undetermined in 1" in said
+    assert "-0.050 (-0.060 to -0.040; a)" in said
+    assert "+0.200 (+0.190 to +0.210; b)" in said
+    monkeypatch.setattr(advice, "judged", lambda: {"inside": {"cases": []}})
+    assert "not measured yet" in auto_record()

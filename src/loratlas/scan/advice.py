@@ -1,59 +1,54 @@
-"""The score that decides, and how good advice by a score has been where it was measured.
+"""What placements by a policy or a score were worth where they were tried: said beside every plan that they make.
 
-A scan recommends; a **regret** says what following it cost. It is measured by training everything that could have been
-chosen (``benchmarks/oracle``), and pooled over cases:
-
-    regret = Σ (loss of the plan − lowest loss of all plans) / Σ (mean loss of random plans − lowest loss)
-
-at equal parameters, every plan with its own best learning rate, on seeds that nothing was chosen on: 0 is the best
-there is, 1 is what chance loses.
+Only cases that nothing of them was chosen on count. ``judged.json`` is written by
+``python -m benchmarks.dynamic judge``. The share is what a plan does not go of the way from `all` to the best plan that
+was trained: 0 is the best, 1 is `all` itself, above 1 is worse than `all`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 DECIDES = "probe_yield"
 """The column that places adapters unless another is asked for."""
 
+JUDGED = Path(__file__).with_name("judged.json")
+"""``inside``: of ``auto``, which places inside the run, by case; ``scans``: of scores, by column."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegretRecord:
-    """Where regrets were measured, and that of adapters on everything at one rank.
 
-    Args:
-        tasks: base → its tasks, one case each. budget: that every plan spent.
-        everywhere: regret of ``all``.
-        unseen: regret of `DECIDES` in the cases that nothing of it was chosen by.
+@cache
+def judged() -> Mapping[str, Any]:
+    """What the bench has found so far."""
+    return json.loads(JUDGED.read_text(encoding="utf-8"))
+
+
+def auto_record() -> str:
+    """What ``auto`` was worth against `all` at the same steps, parameters and rows, in a sentence.
+
+    Example:
+        >>> auto_record()[:35]
+        'Measured against `all` at equal ste'
     """
-
-    tasks: Mapping[str, tuple[str, ...]]
-    budget: str
-    everywhere: float
-    unseen: float
-
-
-MEASURED = RegretRecord(
-    tasks={"llama-mini": ("e2e", "facts-300", "nl2bash", "retrieval"), "gpt2-mini": ("nl2bash",)},
-    budget="all:1",
-    everywhere=0.517,
-    unseen=0.263,
-)
-"""Without cases in which placement made no difference beyond noise."""
-
-REGRET = {
-    "probe_yield": 0.039,
-    "probe_descent": 0.208,
-    "probe_energy": 0.263,
-    "spectrum": 0.524,
-    "alignment": 0.659,
-    "gradient": 0.844,
-    "probe": 1.012,
-    "activation": 1.474,
-    "attention": 1.683,
-}
-"""Upper bound by column; as in ``benchmarks/results/oracle.json``."""
+    cases = judged()["inside"]["cases"]
+    if not cases:
+        return "What placing inside the run is worth was not measured yet; compare it with `all` in a study."
+    count = {verdict: sum(case["verdict"] == verdict for case in cases) for verdict in ("better", "worse")}
+    ends = [min(cases, key=_difference), max(cases, key=_difference)]
+    told = " and ".join(
+        f"{_difference(case):+.3f} ({case['auto_minus_all']['low']:+.3f} to {case['auto_minus_all']['high']:+.3f}; "
+        f"{case['name']})"
+        for case in ends
+    )
+    open_cases = len(cases) - count["better"] - count["worse"]
+    return (
+        f"Measured against `all` at equal steps and parameters, on {len(cases)} cases that chose nothing of it: "
+        f"better in {count['better']}, worse in {count['worse']}, undetermined in {open_cases}; between {told} nats "
+        "per token. A study compares both on your rows."
+    )
 
 
 LENGTHS: Mapping[int, tuple[float, float]] = {80: (3.45, 2.05), 40: (3.46, 2.30), 20: (3.65, 2.25)}
@@ -84,25 +79,29 @@ def about_length(steps: int) -> str | None:
 
 
 def track_record(by: str) -> str:
-    """What plans by a score have lost, in a sentence.
+    """What plans by a scan's score have lost, in a sentence.
 
     Args:
         by: the column that placed.
 
     Example:
-        >>> track_record("probe_yield")[:54]
-        'Measured by training: plans by probe_yield lost 4 % of'
+        >>> track_record("probe_yield")[:36]
+        'Measured by training, on 2 cases tha'
     """
-    if by not in REGRET:
-        best = min(REGRET, key=REGRET.__getitem__)
-        return f"What plans by {by} lose was not measured; of the scores that were, {best} loses least."
-    cases = sum(len(tasks) for tasks in MEASURED.tasks.values())
-    where = f"{cases} cases on {' and '.join(MEASURED.tasks)}, the parameters of {MEASURED.budget}"
-    unseen = f"{_percent(MEASURED.unseen)} in those that it was not chosen by; " if by == DECIDES else ""
+    scans = judged()["scans"]
+    if by not in scans["columns"]:
+        return f"What plans by {by} lose was not measured on cases that chose nothing of it."
+    lost = scans["columns"][by]
+    where = f"{len(scans['cases'])} cases that chose nothing of it ({', '.join(scans['cases'])})"
+    interval = f"{_percent(lost['value'])} ({_percent(lost['low'])} to {_percent(lost['high'])})"
     return (
-        f"Measured by training: plans by {by} lost {_percent(REGRET[by])} of what random plans lose, {unseen}"
-        f"the same rank everywhere {_percent(MEASURED.everywhere)} ({where}). Other models and tasks may differ."
+        f"Measured by training, on {where}: plans by {by} lost {interval} of what the same rank everywhere loses "
+        "against the best plan. The scan's own steps are not counted; other models and tasks may differ."
     )
+
+
+def _difference(case: Mapping[str, Any]) -> float:
+    return float(case["auto_minus_all"]["value"])
 
 
 def _percent(share: float) -> str:

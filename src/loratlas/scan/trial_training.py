@@ -94,7 +94,7 @@ def probe(
     Source: trial training is old; importance as the loss without a part is that of LeCun, Denker, Solla (1990), Optimal
     Brain Damage, here measured instead of expanded. For descents see
     `loratlas.training.loss_change.LossChangeAllocation`.
-    Their product with energies is ours, chosen by ``benchmarks/oracle``.
+    Their product with energies is ours (docs/decisions/gain-per-parameter.md).
     """
     from loratlas.adapters.peft_targets import adapted
     from loratlas.adapters.trained_heads import detach_adapters

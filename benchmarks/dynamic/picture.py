@@ -1,0 +1,98 @@
+"""Difference against steps: what is known of each arm on a real base, at every length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.dynamic.arms import REFERENCE
+from benchmarks.dynamic.judge import LEVEL, Interval
+from benchmarks.dynamic.queue import FIRST_FRESH, best_rate, tuned
+from benchmarks.dynamic.records import Record, read_records
+from benchmarks.dynamic.work import CASE
+from loratlas.study.results.estimator import estimate
+
+
+def pictures(results: Path) -> list[dict[str, Any]]:
+    """Every real case that was begun."""
+    return [_picture(path.parent) for path in sorted(results.glob(f"*/{CASE}"))]
+
+
+def _picture(folder: Path) -> dict[str, Any]:
+    shared = json.loads((folder / CASE).read_text(encoding="utf-8"))
+    tokens, records = np.array(shared["tokens"], dtype=float), read_records(folder)
+    decisive = max((length for r in records if r.seed < FIRST_FRESH for length in r.lengths), default=0)
+    rates = {
+        arm: best_rate(curve)
+        for arm in dict.fromkeys(record.arm for record in records)
+        if (curve := tuned(records, arm, decisive, tokens, 1))
+    }
+    return {
+        "base": shared["base"],
+        "task": shared["task"],
+        "budget": shared["budget"],
+        "batch": shared["batch"],
+        "rates": rates,
+        "tuning": {
+            arm: {
+                f"{rate:g}": round(loss, 4) for rate, loss in tuned(records, arm, decisive, tokens, 1).items()
+            }
+            for arm in rates
+        },
+        "points": [
+            point
+            for fresh in (False, True)
+            for arm, rate in rates.items()
+            if arm != REFERENCE
+            for point in _points(records, arm, rate, rates.get(REFERENCE), tokens, fresh=fresh)
+        ],
+    }
+
+
+def _points(
+    records: Sequence[Record], arm: str, rate: float, of_all: float | None, tokens: np.ndarray, *, fresh: bool
+) -> list[dict[str, Any]]:
+    """arm − all, each at its own best rate, at every length and over the seeds that both have."""
+
+    def runs(name: str, at: float | None) -> dict[int, Record]:
+        return {
+            r.seed: r for r in records if r.arm == name and r.rate == at and (r.seed >= FIRST_FRESH) == fresh
+        }
+
+    one, two = runs(arm, rate), runs(REFERENCE, of_all)
+    points = []
+    for length in sorted({length for record in one.values() for length in record.lengths}):
+        seeds = [s for s in one if s in two and length in one[s].lengths and length in two[s].lengths]
+        if seeds:
+            table = np.stack([one[s].lengths[length] - two[s].lengths[length] for s in seeds])
+            points.append(
+                {
+                    "arm": arm,
+                    "steps": length,
+                    "seeds": len(seeds),
+                    "fresh": fresh,
+                    "minus_all": paired(table, tokens).to_json(),
+                }
+            )
+    return points
+
+
+def paired(table: np.ndarray, tokens: np.ndarray) -> Interval:
+    """A difference of token means with its interval; over rows alone where there is one seed.
+
+    Args:
+        table: differences of summed losses [S, N]. tokens: of each row [N].
+    """
+    if table.shape[0] > 1:
+        found = estimate(table, tokens)
+        low, high = found.interval(LEVEL)
+        return Interval(value=found.value, low=low, high=high)
+    z = table[0] / tokens.mean()
+    value = float(z.mean())
+    left = z - value * tokens / tokens.mean()
+    half = 1.96 * float(left.std(ddof=1)) / len(left) ** 0.5
+    return Interval(value=value, low=value - half, high=value + half)

@@ -1,0 +1,134 @@
+"""From records and a registration to placement.json and its page; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.dynamic import judge
+from benchmarks.dynamic.cases import Case
+from benchmarks.dynamic.placement import assemble, losses_of, page
+from benchmarks.dynamic.preregistration import Preregistered, first_fresh, load
+from benchmarks.dynamic.records import Record, read_records
+
+TOKENS = np.array([2.0, 4.0, 6.0, 3.0])
+NOISE = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judge, "DRAWS", 100)
+
+
+def told(task: str, *, unseen: bool = True) -> dict[str, object]:
+    return {
+        "base": "demo:llama-mini",
+        "task": task,
+        "budget": "like=all:1",
+        "steps": 100,
+        "batch": 8,
+        "held_out": 4,
+        "unseen": unseen,
+    }
+
+
+def registered(*tasks: str) -> Preregistered:
+    content = {
+        "cases": [told(task) for task in tasks],
+        "arms": [["all", "auto"], ["half"]],
+        "policies": {"auto": {"policy": "weighted", "head": 0.1}},
+        "rates": [0.008, 0.0128],
+        "tuning_seeds": 1,
+        "fresh_seeds": 2,
+        "longer": [1.5],
+    }
+    return Preregistered(digest="d" * 64, commit="c" * 40, content=content)
+
+
+def keep(folder: Path, arm: str, loss: float, seed: int, *lengths: int) -> None:
+    Record(
+        arm=arm,
+        rate=0.008,
+        seed=seed,
+        placement=f"{arm}:1",
+        trainable=10,
+        lengths={
+            length: TOKENS * (loss - 0.1 * (length > 100)) + 0.001 * NOISE.normal(size=4)
+            for length in lengths
+        },
+    ).write(folder)
+
+
+def judged(folder: Path, task: str, *, auto: float = 1.9, halves: int = 2) -> Case:
+    case = Case(base="demo:llama-mini", task=task, batch=8, held_out=4)
+    folder = folder / case.name
+    folder.mkdir()
+    (folder / "case.json").write_text(json.dumps({"tokens": TOKENS.tolist()}))
+    for number in range(2):
+        seed = first_fresh(case) + number
+        keep(folder, "all", 2.0, seed, 100, 150)
+        keep(folder, "auto", auto, seed, 100)
+        if number < halves:
+            keep(folder, "half", 1.8, seed, 100)
+    keep(folder, "all", 2.0, 1, 100)
+    return case
+
+
+def test_a_case_is_told_in_nats_steps_and_shares(tmp_path: Path):
+    judged(tmp_path, "sorting")
+    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real")
+    (case,) = result["cases"]
+    assert case["auto_minus_all"]["value"] == pytest.approx(-0.1, abs=0.01)
+    assert case["share_lost"]["value"] == pytest.approx(0.5, abs=0.05)
+    # The curve falls by 0.1 to 150 steps, which is where the arm stands.
+    assert case["steps_saved"]["value"] == pytest.approx(50, abs=6)
+    assert case["verdict"] == "better"
+    assert case["arms"]["all"]["rate"] == 0.008
+    assert result["registered_cases"] == 2
+    assert result["preregistered"] == {"digest": "d" * 64, "commit": "c" * 40}
+
+
+def test_no_judged_case_is_left_out_of_the_pool(tmp_path: Path):
+    judged(tmp_path, "sorting")
+    judged(tmp_path, "style", auto=2.1)
+    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real")
+    pooled = result["pooled_unseen"]
+    assert (pooled["better"], pooled["worse"], pooled["cases"]) == (1, 1, 2)
+    assert pooled["share_lost"]["value"] == pytest.approx((0.1 + 0.3) / 0.4, abs=0.05)
+    assert pooled["chosen_on_other_cases"]["arms"] == ["half", "half"]
+    written = page(result)
+    assert "better than `all` in 1 of 2, worse in 1" in written
+    assert "llama-mini style" in written
+
+
+def test_an_arm_without_all_seeds_is_unfinished_and_one_that_diverged_cannot_win(tmp_path: Path):
+    case = judged(tmp_path, "sorting", halves=1)
+    folder = tmp_path / case.name
+    found = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
+    assert found is not None
+    assert set(found.losses) == {"all", "auto"}
+    keep(folder, "half", 1.8, first_fresh(case) + 1)
+    found = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
+    assert found is not None
+    assert np.isinf(found.by_seed("half")[1])
+
+
+def test_judging_waits_for_a_commit(tmp_path: Path):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    path = tmp_path / "preregistered.json"
+    with pytest.raises(SystemExit, match="missing"):
+        load(path)
+    subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
+    path.write_text("{}")
+    with pytest.raises(SystemExit, match="commit it"):
+        load(path)
+    subprocess.run([*git, "add", path.name], cwd=tmp_path, check=True)
+    subprocess.run([*git, "commit", "-qm", "registered"], cwd=tmp_path, check=True)
+    first = load(path)
+    assert len(first.commit) == 40
+    path.write_text('{"cases": []}')
+    with pytest.raises(SystemExit, match="not what was committed"):
+        load(path)
