@@ -23,8 +23,8 @@ Plans = Mapping[str, Sequence[str]]
 """Arm of a rule → placements with every rank written, one for each scan seed."""
 
 Policies = Mapping[str, Mapping[str, Any]]
-"""Arm → ``policy`` (a name in `loratlas.dynamic.policies.registry`), ``head`` (share of the judged steps), and where
-given ``every`` (steps between later decisions) and ``most`` (sites that one decision may change)."""
+"""Arm → ``policy`` (a name in `loratlas.dynamic.policies.known_policies`), ``head`` (share of the judged steps), and
+where given ``every`` (steps between later decisions) and ``most`` (sites that one decision may change)."""
 
 
 def plan_of(
@@ -47,7 +47,7 @@ def plan_of(
     if plans and arm in plans:
         return place(anatomy, plans[arm][seed % len(plans[arm])])
     if policies and arm in policies:
-        from loratlas.dynamic.policies.registry import policy_named
+        from loratlas.dynamic.policies.known_policies import policy_named
 
         reference = place(anatomy, STATIC[REFERENCE], budget=budget)
         peak = policy_named(policies[arm]["policy"]).peak
@@ -68,10 +68,9 @@ def hooks_of(
     """
     if not policies or arm not in policies:
         return ()
-    from loratlas.dynamic.policies.registry import policy_named
-
     from loratlas.dynamic.controller import PlacementController
     from loratlas.dynamic.decision_schedule import DecisionSchedule
+    from loratlas.dynamic.policies.known_policies import policy_named
     from loratlas.scan.plan_from_scores import candidates
 
     told = policies[arm]

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.dynamic import judge
+from benchmarks.dynamic.arms import hooks_of, plan_of
 from benchmarks.dynamic.cases import Case
 from benchmarks.dynamic.placement import assemble, losses_of, page
-from benchmarks.dynamic.preregistration import Preregistered, first_fresh, load
+from benchmarks.dynamic.preregistration import FILE, Preregistered, first_fresh, load
 from benchmarks.dynamic.records import Record, read_records
+
+from loratlas.dynamic.controller import PlacementController
+from loratlas.sources import read
 
 TOKENS = np.array([2.0, 4.0, 6.0, 3.0])
 NOISE = np.random.default_rng(0)
@@ -132,3 +136,23 @@ def test_judging_waits_for_a_commit(tmp_path: Path):
     path.write_text('{"cases": []}')
     with pytest.raises(SystemExit, match="not what was committed"):
         load(path)
+
+
+def test_what_is_registered_can_be_run():
+    content = json.loads(FILE.read_text(encoding="utf-8"))
+    kept = Preregistered(digest="", commit="", content=content)
+    cases = kept.cases()
+    assert sum(unseen for _, unseen in cases) >= 8
+    assert len({case.name for case, _ in cases}) == len(cases)
+    assert content["fresh_seeds"] >= 5
+    protocol = kept.protocol(cases[0][0], content["arms"][0])
+    assert protocol.arms[0] == "all"
+    assert not protocol.drop_hopeless
+    anatomy = read("demo:llama-mini")
+    for arm, policy in content["policies"].items():
+        plan = plan_of(arm, anatomy, "like=all:1", seed=0, policies=content["policies"])
+        (hook,) = hooks_of(arm, anatomy, "like=all:1", steps=100, policies=content["policies"])
+        assert isinstance(hook, PlacementController)
+        assert hook.policy.name == policy["policy"]
+        assert hook.budget <= plan.trainable <= 1.5 * hook.budget
+        assert hook.schedule.steps(90)[0] == 10

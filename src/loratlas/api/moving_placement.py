@@ -108,6 +108,7 @@ def controller(
     """
     from loratlas.adapters.peft_targets import renamed_leaves
     from loratlas.dynamic.controller import PlacementController
+    from loratlas.scan.advice import auto_record
 
     fixed = renamed_leaves(base)
     rows = [
@@ -130,6 +131,8 @@ def controller(
         f"auto: the run begins with {plan.trainable:,} parameters at {len(plan.rows)} sites and decides {times} by "
         f"{moving.signal or DEFAULT} where they go on; no step is added"
     )
+    if moving.signal in (None, DEFAULT):
+        listener.note(auto_record())
     return hook
 
 
