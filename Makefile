@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # In a folder of its own: PEFT imports it wherever it is found, which costs every process two seconds.
 QUANTIZE := $(VENV)/quantize
+# In a folder of its own as well: an engine is for its tests, and nothing else should find it.
+ENGINES := $(VENV)/engines
 
 # Tests run in this many processes at most, each with one thread, so that numbers do not depend on the machine.
 WORKERS ?= 4
@@ -36,9 +38,15 @@ $(QUANTIZE): constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ bitsandbytes
 	@touch $@
 
-test: $(READY) $(QUANTIZE) ## run the whole test suite, then what needs bitsandbytes
+$(ENGINES): constraints.txt
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --only-binary=:all: --target $@ xllamacpp
+	@touch $@
+
+test: $(READY) $(QUANTIZE) $(ENGINES) ## run the whole test suite, then what needs bitsandbytes or llama.cpp
 	$(TESTENV) $(BIN)/python -m pytest -n logical --maxprocesses $(WORKERS) --dist worksteal
 	$(TESTENV) PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest -k quantised
+	$(TESTENV) PYTHONPATH=$(ENGINES) $(BIN)/python -m pytest tests/serving/test_llama_cpp.py
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -489,3 +489,4 @@ def test_export(cli, trained: dict, tmp_path: Path, target: str):
     assert told.json["check"] <= 1e-3
     assert (tmp_path / target).is_dir()
     assert any((tmp_path / target).glob("*.safetensors"))
+    assert "| learning rate |" in (tmp_path / target / "README.md").read_text()

@@ -67,7 +67,16 @@ class Target(StrEnum):
     """What `export` writes."""
 
     peft = "peft"
+    vllm = "vllm"
+    sglang = "sglang"
+    tgi = "tgi"
+    lorax = "lorax"
+    tensorrt_llm = "tensorrt-llm"
+    llama_cpp = "llama.cpp"
+    ollama = "ollama"
+    mlx = "mlx"
     merged = "merged"
+    gguf = "gguf"
 
 
 PLACEMENT, DATA, TRAIN, OUTPUT = "Placement", "Data", "Training", "Output"

@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loratlas.adapters.export.check_export import Request, in_fresh_process
 from loratlas.adapters.export.loading_recipe import adapter_recipe, base_options, class_name, model_recipe
+from loratlas.adapters.export.merge_adapter import adapted_base, save_merged
 from loratlas.adapters.stored.adapter_files import save_adapter
 from loratlas.adapters.stored.adapter_task import open_base_config
-from loratlas.adapters.stored.load_adapter import load_adapter
 from loratlas.adapters.stored.read_adapter import AdapterFolder, read_adapter
-from loratlas.adapters.trained_heads import refuse_untrained
 from loratlas.errors import ModelError, OutputError
-from loratlas.files import whole_folder
-from loratlas.models.config import load_config, quiet
+from loratlas.models.config import load_config
 from loratlas.models.labels import own_labels
 from loratlas.models.task import CLASSIFICATION
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 FORMATS = ("peft", "merged")
 
@@ -37,6 +32,11 @@ class Export:
         dtype: numbers of the base in that comparison.
         recipe: lines of Python that load it.
         remarks: sentences about what is not as the adapter's files say.
+        compared: what ``check`` is the difference of.
+        bytes: of the factors; 0 where they were written as they are.
+        padding_bytes: how many of them are zeros that an engine wants.
+        lost: largest share of a site's change that cutting ranks has lost.
+        loss: of the adapter before and after cutting, nats per token; None where it was not measured.
     """
 
     path: str
@@ -44,6 +44,11 @@ class Export:
     dtype: str
     recipe: str
     remarks: tuple[str, ...] = ()
+    compared: str = "logits"
+    bytes: int = 0
+    padding_bytes: int = 0
+    lost: float = 0.0
+    loss: tuple[float, float] | None = None
 
 
 def export(
@@ -103,7 +108,7 @@ def write_export(
     if not source:
         raise ModelError(given=str(adapter_dir), found="it does not name its base", instead="--base MODEL")
     adapter_task, config = open_base_config(contents, source)
-    model = _adapted(contents, source, config)
+    model = adapted_base(contents, source, config)
     own = own_labels(load_config(source))
     options = base_options(
         adapter_task.task,
@@ -123,7 +128,7 @@ def write_export(
             )
     else:
         compared = "float32"
-        _save_merged(model, out, source, dtype)
+        save_merged(model, out, source, dtype)
         recipe = model_recipe(str(out), task=adapter_task.task, dtype=dtype)
         if trained != dtype:
             remarks.append(
@@ -145,15 +150,6 @@ def write_export(
     ), request
 
 
-def _adapted(contents: AdapterFolder, source: str, config: Any) -> PeftModel:
-    from loratlas.models.load import load_model
-
-    model = load_adapter(
-        load_model(source, config=config, dtype="float32", base_dropout=True), contents.folder
-    )
-    return refuse_untrained(model, contents.folder)
-
-
 def _extra(contents: AdapterFolder, adapter_task: Any) -> dict[str, Any]:
     """Notes of the adapter, with the task that was recognised where it had none."""
     extra = dict(contents.notes.get("extra") or {})
@@ -167,49 +163,3 @@ def _special_tokens(contents: AdapterFolder) -> tuple[int, ...]:
     indices = contents.config.get("trainable_token_indices") or []
     lists = indices.values() if isinstance(indices, dict) else [indices]
     return tuple(sorted({index for each in lists for index in each}))[:8]
-
-
-def _save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
-    import torch
-    from transformers import AutoTokenizer
-
-    _untie(model)
-    try:
-        with quiet():
-            merged: Any = model.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ModelError(
-            given=str(out),
-            found=f"an adapter that cannot be added into its base: {str(error).splitlines()[0][:200]}",
-            instead="--for peft",
-        ) from error
-    merged = merged.to(getattr(torch, dtype))
-    # What loading for training switched off is not the base's own setting.
-    merged.config.use_cache = getattr(load_config(source), "use_cache", True)
-    with whole_folder(out, marker="config.json") as new, quiet():
-        merged.save_pretrained(new)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # a base without a tokenizer is merged without one
-        tokenizer.save_pretrained(new)
-
-
-def _untie(model: PeftModel) -> None:
-    """Give a head that shares its matrix with the embedding one of its own, where only one of the two is adapted.
-
-    Merging would change both.
-    """
-    import torch
-
-    inner: Any = model.get_base_model()
-    ends = [inner.get_input_embeddings(), inner.get_output_embeddings()]
-    if any(end is None for end in ends):
-        return
-    layers = [end.get_base_layer() if hasattr(end, "get_base_layer") else end for end in ends]
-    adapted = [end is not layer for end, layer in zip(ends, layers, strict=True)]
-    if not any(adapted) or layers[0].weight is not layers[1].weight:
-        return
-    layers[1].weight = torch.nn.Parameter(layers[1].weight.detach().clone(), requires_grad=False)
-    inner.config.tie_word_embeddings = False
-    inner.config.get_text_config().tie_word_embeddings = False

@@ -43,7 +43,7 @@ class Sglang(Engine):
         "factors of another rank than r",
         "experts in one tensor",
     )
-    evidence: ClassVar[str] = "parser"
+    evidence: ClassVar[str] = "sources"
 
     def form(self, model_type: str) -> Form:
         """Everything of one rank; q, k, v and gate, up are one matrix each."""
@@ -87,8 +87,10 @@ class Sglang(Engine):
             return refused(pair.a, f"SGLang has no buffers for {pair.leaf}")
         if pair.rank != header.rank:
             return refused(pair.a, f"rank {pair.rank} where the config says r={header.rank}")
-        if pair.leaf == "lm_head" and header.base is not None and header.base.tied:
-            return dropped(pair.a, "the head is the embedding's matrix, and SGLang makes no head to adapt")
+        if pair.leaf in ("lm_head", "embed_tokens") and header.base is not None and header.base.tied:
+            return dropped(
+                pair.a, "embedding and head are one matrix in SGLang, and one of the two is adapted"
+            )
         if pair.kind == EMBEDDING and pair.leaf != "embed_tokens":
             return dropped(pair.a, f"SGLang adapts no embedding called {pair.leaf}")
         return None

@@ -25,11 +25,12 @@ class TensorRtLlm(Engine):
     name: ClassVar[str] = "tensorrt-llm"
     title: ClassVar[str] = "TensorRT-LLM"
     version: ClassVar[str] = "1.2"
-    reads: ClassVar[tuple[str, ...]] = ("r", "lora_alpha", "use_rslora", "modules_to_save")
+    reads: ClassVar[tuple[str, ...]] = ("r", "lora_alpha", "use_rslora")
     ignores: ClassVar[tuple[str, ...]] = (
         "target_modules",
         "rank_pattern",
         "alpha_pattern",
+        "modules_to_save",
         "bias",
         "init_lora_weights",
     )
@@ -83,10 +84,7 @@ class TensorRtLlm(Engine):
         return None
 
     def other_reason(self, header: AdapterHeader, tensor: str) -> Reason | None:
-        """A whole head or embedding is loaded; other tensors make it stop."""
-        saved = header.config.get("modules_to_save") or ()
-        if any(f".{name}." in tensor and name in saved for name in ("lm_head", "embed_tokens")):
-            return None
-        if ".lm_head." in tensor or ".embed_tokens." in tensor:
-            return dropped(tensor, "TensorRT-LLM passes it over unless modules_to_save names it")
+        """Whole heads and embeddings are passed over by the PyTorch backend; other tensors make it stop."""
+        if "lm_head" in tensor or "embed_tokens" in tensor:
+            return dropped(tensor, "TensorRT-LLM's PyTorch backend passes whole embeddings and heads over")
         return refused(tensor, "TensorRT-LLM stops at a tensor of an unknown name")

@@ -61,7 +61,7 @@ class Vllm(Engine):
         "modules_to_save other than one of classifier, score",
     )
     ranks: ClassVar[tuple[int, ...]] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-    evidence: ClassVar[str] = "parser"
+    evidence: ClassVar[str] = "sources"
 
     def form(self, model_type: str) -> Form:
         """Releases before 0.33 pass the patterns over: one rank and one scale serve in all of them."""
@@ -109,8 +109,8 @@ class Vllm(Engine):
             return refused(
                 pair.a, "experts in one tensor, which vLLM reads for classes alone that keep them so"
             )
-        if pair.leaf == "lm_head" and header.base is not None and header.base.tied:
-            return dropped(pair.a, "the head is the embedding's matrix, and vLLM makes no head to adapt")
+        if pair.leaf in ("lm_head", "embed_tokens") and header.base is not None and header.base.tied:
+            return dropped(pair.a, "embedding and head are one matrix in vLLM, and one of the two is adapted")
         return None
 
     def other_reason(self, header: AdapterHeader, tensor: str) -> Reason | None:
