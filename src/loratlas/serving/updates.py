@@ -113,8 +113,8 @@ def read_updates(contents: AdapterFolder, source: str) -> Updates:
         Changes of the base as it was published.
 
     Raises:
-        ModelError: see `loratlas.adapters.stored.base_changes.initial_factors`; a NaN among the numbers; an adapter without
-            a factor.
+        ModelError: see `loratlas.adapters.stored.base_changes.initial_factors`; a NaN among the numbers; an adapter
+            without a factor.
     """
     tensors: Mapping[str, torch.Tensor] = contents.read()
     config: dict[str, Any] = dict(contents.config)
