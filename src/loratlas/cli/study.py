@@ -48,6 +48,45 @@ def study(
             show_default=False,
         ),
     ],
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="NAME",
+            help="One of the sizes that the file has, such as cpu.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The base, instead of the file's.",
+            show_default=False,
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            "--train",
+            metavar="DATA",
+            help="Rows to train on, instead of the file's.",
+            show_default=False,
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            metavar="DATA",
+            help="Rows to judge on, instead of the file's.",
+            show_default=False,
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
     out: Folder = None,
     workers: Workers = None,
     as_json: options.Json = False,
@@ -59,7 +98,8 @@ def study(
     """
     from loratlas.study.spec.spec_file import load_spec
 
-    _run(load_spec(spec), out, workers, as_json)
+    read = load_spec(spec, size=size, model=model, train=train, eval=evaluate)
+    _run(read, out, workers, as_json)
 
 
 def demo(out: Folder = None, workers: Workers = None, as_json: options.Json = False) -> None:

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from loratlas import demo
 from loratlas.errors import SpecError, printable
 from loratlas.study.spec.spec_checks import check
+from loratlas.study.spec.spec_sizes import on_files, sized
 from loratlas.study.spec.study_spec import ArmSpec, StudySpec
 
 LARGEST = 200_000
@@ -57,11 +58,20 @@ def _mapping(loader: _UniqueLoader, node: yaml.MappingNode, deep: bool = False) 
 _UniqueLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def load_spec(path: str | Path) -> StudySpec:
+def load_spec(
+    path: str | Path,
+    *,
+    size: str | None = None,
+    model: str | None = None,
+    train: str | None = None,
+    eval: str | None = None,
+) -> StudySpec:
     """Read a study's file.
 
     Args:
         path: of the file; or ``demo:facts``, a recipe that comes with the package.
+        size: one of its `sizes` (`loratlas.study.spec.spec_sizes`).
+        model, train, eval: used instead of the file's base and rows.
 
     Raises:
         SpecError: no such file or recipe, broken YAML (with its line), an unknown key, a value out of range.
@@ -75,7 +85,12 @@ def load_spec(path: str | Path) -> StudySpec:
         raise SpecError(
             given=f"the study file {path}", found=why, instead="the path of a YAML file"
         ) from error
-    return parse_spec(text, name=path.stem, folder=path.resolve().parent, where=str(path))
+    where = str(path)
+    values = _keys_of(text, where)
+    if not values.get("name"):
+        values = {**values, "name": path.stem}
+    values = on_files(sized(values, size, where=where), model=model, train=train, eval=eval)
+    return parse_spec(values, folder=path.resolve().parent, where=where)
 
 
 def _recipe(name: str) -> Path:
@@ -108,13 +123,7 @@ def parse_spec(
     Raises:
         SpecError: see :func:`load_spec`.
     """
-    values = _yaml(source, where) if isinstance(source, str) else dict(source)
-    if not isinstance(values, dict):
-        raise SpecError(
-            given=where,
-            found=f"{'nothing' if values is None else 'a ' + type(values).__name__}, not keys with values",
-            instead="lines like `model: demo:llama-mini`",
-        )
+    values = sized(_keys_of(source, where) if isinstance(source, str) else source, None, where=where)
     if name and not values.get("name"):
         values = {**values, "name": name}
     try:
@@ -124,6 +133,17 @@ def parse_spec(
     check(spec, where)
     spec._folder = folder
     return spec
+
+
+def _keys_of(text: str, where: str) -> dict[str, Any]:
+    values = _yaml(text, where)
+    if not isinstance(values, dict):
+        raise SpecError(
+            given=where,
+            found=f"{'nothing' if values is None else 'a ' + type(values).__name__}, not keys with values",
+            instead="lines like `model: demo:llama-mini`",
+        )
+    return values
 
 
 def _yaml(text: str, where: str) -> Any:
