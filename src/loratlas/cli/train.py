@@ -33,7 +33,7 @@ def train(
             "--signal",
             metavar="NAME",
             help="With --placement auto: what decides, e.g. weighted, energy, descent, gradient, attention, adalora.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     head: Annotated[
@@ -42,7 +42,7 @@ def train(
             "--head",
             metavar="SHARE",
             help="With --placement auto: steps before the decision, 10% unless given, or a count.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     decide: Annotated[
@@ -51,7 +51,7 @@ def train(
             "--decide",
             metavar="WHEN",
             help="With --placement auto: once, or every=50 steps until half of the run.",
-            rich_help_panel=options.PLACE,
+            rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
     scores: options.Scores = None,
