@@ -219,3 +219,32 @@ def test_adapters_on_embedding_and_head_are_kept(tmp_path):
     _, adapted = trained("llama", "embed:2 + head.lm:3 + q:2")
     save_adapter(adapted, tmp_path / "a")
     assert torch.equal(logits(load_adapter(tiny_model("llama"), tmp_path / "a")), logits(adapted))
+
+
+def test_another_base_of_the_same_shape_is_noticed(tmp_path):
+    """By numbers of its layers, whatever dtype it is loaded in and whatever stands in embeddings, heads and norms."""
+    import torch
+
+    _, adapted = trained("llama")
+    save_adapter(adapted, tmp_path / "a")
+    same = tiny_model("llama")
+    with torch.no_grad():
+        same.model.embed_tokens.weight.add_(1.0)
+        same.model.norm.weight.add_(1.0)
+    load_adapter(same.to(torch.bfloat16), tmp_path / "a")
+    other = tiny_model("llama")
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    with pytest.raises(AttachError, match="other weights"):
+        load_adapter(other, tmp_path / "a")
+    assert not any("lora" in name for name, _ in other.named_parameters())
+    shutil.copytree(tmp_path / "a", tmp_path / "on-purpose")
+    (tmp_path / "on-purpose" / "loratlas.json").unlink()
+    load_adapter(other, tmp_path / "on-purpose")
+
+
+def test_a_base_that_its_adapter_changed_has_no_digest(tmp_path):
+    _, adapted = trained("llama", init="pissa")
+    save_adapter(adapted, tmp_path / "a")
+    load_adapter(tiny_model("llama"), tmp_path / "a")
+    assert read_adapter(tmp_path / "a").notes["base_weights"] is None

@@ -187,6 +187,16 @@ def train(
     compile: options.CompileOption = options.Compile.auto,
     out: options.Out,
     resume: options.Resume = False,
+    save_every: Annotated[
+        int,
+        typer.Option(
+            "--save-every",
+            metavar="N",
+            min=1,
+            help="Steps between checkpoints; one is also due after a minute.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = 100,
     report_to: Annotated[
         list[str] | None,
         typer.Option(
@@ -225,6 +235,7 @@ def train(
         seed=seed,
         dtype=dtype.chosen,
         checkpointing=checkpointing,
+        save_every=save_every,
         compile=compile.value,
         init=True if init is None else init,
         report_to=tuple(report_to or ()),

@@ -34,6 +34,53 @@ def base_digest(model: Any) -> str | None:
     return config_digest(copy.deepcopy(config)) if hasattr(config, "to_dict") else None
 
 
+SAMPLED = 64
+"""Numbers of a matrix that the digest of a base's weights holds."""
+
+_ADDED = re.compile(r"\.(base_layer|original_module)(?=\.)")
+
+
+def weights_sample(model: Any) -> str | None:
+    """A digest that differs for other weights: 64 numbers of every matrix of every layer, rounded to bfloat16.
+
+    It costs nothing to speak of at any size, is the same whatever of float32 and bfloat16 the base was loaded in and
+    whatever adapters it carries, and covers no embedding, head, norm or bias. It does not find a single flipped bit.
+
+    Args:
+        model: bare or as a `PeftModel`.
+
+    Returns:
+        16 hex digits; None for a base that is quantised, not loaded, or changed by its adapter (PiSSA, OLoRA).
+    """
+    import torch
+
+    from loratlas.modeling import unwrap
+
+    configs = getattr(model, "peft_config", {}).values()
+    if any(
+        str(c.init_lora_weights).startswith(("pissa", "olora", "corda", "loftq", "lora_ga")) for c in configs
+    ):
+        return None
+    if getattr(unwrap(model), "is_quantized", False):
+        return None
+    whole = hashlib.sha256()
+    sampled = 0
+    named = {
+        _ADDED.sub("", name.removeprefix("base_model.model.")): p for name, p in model.named_parameters()
+    }
+    for name, parameter in sorted(named.items()):
+        in_layer = any(part.isdigit() for part in name.split("."))
+        if not in_layer or parameter.dim() < 2 or parameter.requires_grad or ".lora_" in name:
+            continue
+        if parameter.device.type == "meta" or not parameter.is_floating_point():
+            return None
+        flat = parameter.detach().reshape(-1)
+        few = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED].to("cpu", torch.bfloat16)
+        whole.update(name.encode() + few.contiguous().view(torch.uint8).numpy().tobytes())
+        sampled += 1
+    return whole.hexdigest()[:16] if sampled else None
+
+
 def write_notes(folder: Path, notes: Mapping[str, Any], files: Iterable[str]) -> None:
     """Write ``loratlas.json`` with the digests of the files beside it and its own.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.peft_targets import adapted, restore_full_names, task_type
-from loratlas.adapters.stored.adapter_digests import base_digest, write_notes
+from loratlas.adapters.stored.adapter_digests import base_digest, weights_sample, write_notes
 from loratlas.adapters.stored.plain_lora import ordinary_state
 from loratlas.adapters.stored.read_adapter import MARKER, WEIGHTS, refuse_nonfinite
 from loratlas.files import whole_folder
@@ -64,6 +64,7 @@ def save_adapter(
     notes = {
         "plan": dict(plan_json) if plan_json else None,
         "base_digest": base_digest(peft_model),
+        "base_weights": weights_sample(peft_model),
         "dtype": _base_dtype(peft_model),
         "extra": dict(extra or {}),
         "versions": {name: version(name) for name in ("loratlas", "peft", "torch", "transformers")},

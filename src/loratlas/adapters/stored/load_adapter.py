@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.peft_check import differences, expected_warnings
 from loratlas.adapters.peft_targets import task_type
 from loratlas.adapters.plan_row import PlanRow
-from loratlas.adapters.stored.adapter_digests import base_digest
+from loratlas.adapters.stored.adapter_digests import base_digest, weights_sample
 from loratlas.adapters.stored.base_changes import double_factors, initial_factors
 from loratlas.adapters.stored.lora_options import lora_config_of
 from loratlas.adapters.stored.read_adapter import PREFIX, AdapterFolder, read_adapter
@@ -49,7 +49,8 @@ def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False
     Raises:
         ModelError: no adapter there, another kind than LoRA, files that are broken or were changed, tensors that are
             missing, left over, of another shape or not finite. The base is then as it was.
-        AttachError: the adapter was made for a base of another shape, or the base carries one already.
+        AttachError: the adapter was made for a base of another shape or with other weights, or the base carries one
+            already.
     """
     import torch
 
@@ -100,6 +101,15 @@ def _check_base(base_model: Any, contents: AdapterFolder) -> None:
             given=str(contents.folder),
             found=f"an adapter for a base with config digest {made_for}; this one has {here}",
             instead="the base that it was trained on",
+        )
+    trained_on = contents.notes.get("base_weights")
+    here = weights_sample(base_model) if trained_on else None
+    if here and trained_on != here:
+        raise AttachError(
+            given=str(contents.folder),
+            found="an adapter for a base of this shape with other weights: numbers of its layers' matrices differ",
+            instead="the base that it was trained on; or, for another on purpose, a copy of the folder without "
+            "loratlas.json",
         )
 
 
