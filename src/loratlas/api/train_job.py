@@ -6,7 +6,7 @@ Everything that can be refused is refused before the output folder is made: sett
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,6 @@ class Job:
     rouge: bool
     forgetting: str | None
     settings: Settings
-    chooses_rate: bool
     moving: Moving
     tokenizer: Any
     quantize: str | None
@@ -139,15 +138,22 @@ def places_itself(job: Job) -> bool:
     return is_auto(job.placement) and job.scores is None
 
 
-def with_rate(job: Job, anatomy: Anatomy, listener: Listener) -> Job:
-    """The job with a learning rate for its base and batch, where none was given."""
-    if not job.chooses_rate:
-        return job
-    from loratlas.training.learning_rate import default_rate
+def note_rate(job: Job, *, width: int, examples: int, listener: Listener) -> None:
+    """Say how the run comes to its learning rate and what that costs, where none was given.
 
-    chosen = default_rate(width=anatomy.hidden, batch_size=job.settings.batch_size)
-    listener.note(chosen.reason)
-    return replace(job, settings=replace(job.settings, lr=chosen.rate))
+    Raises:
+        SettingsError: several rates, and a run too short to try two.
+    """
+    from loratlas.training.rate_search import RateSearch, rate_search
+
+    chosen = rate_search(job.settings, width=width, steps=job.settings.steps_for(examples))
+    if isinstance(chosen, RateSearch):
+        listener.note(f"learning rate: {chosen.sentence()}")
+    elif chosen is not None:
+        listener.note(
+            f"learning rate {chosen.rate:g}, chosen {chosen.reason}; the run is too short to try others; "
+            "--lr sets another, --samples shows what it does to the answers"
+        )
 
 
 def loss_before(model: Any, test: Encoded) -> float | None:
@@ -207,9 +213,14 @@ def fit_job(
     packed: bool | None,
     bar: Bar,
     hook: PlacementController | None,
+    listener: Listener,
 ) -> FitResult:
     """Train, with progress on a bar."""
     from loratlas.training.loop import fit
+
+    def on_trial(rate: float, event: StepEvent) -> None:
+        bar.total = event.steps
+        bar.to(event.step, f"at learning rate {rate:g}: loss {event.nll:.4f}", left=event.seconds_left)
 
     def on_step(event: StepEvent) -> None:
         bar.total = event.steps
@@ -220,7 +231,7 @@ def fit_job(
         )
 
     try:
-        return fit(
+        result = fit(
             model,
             train,
             job.settings,
@@ -229,12 +240,16 @@ def fit_job(
             resume=job.resume,
             on_step=on_step,
             hooks=() if hook is None else (hook,),
+            on_trial=on_trial,
             packed=packed,
         )
     except Interrupted as stopped:
         raise Interrupted(
             given=stopped.given, found=stopped.found, instead="the same command with --resume"
         ) from None
+    if result.rates is not None:
+        listener.note(result.rates.sentence())
+    return result
 
 
 def finish(
@@ -254,6 +269,7 @@ def finish(
     from loratlas.adapters.stored.adapter_files import save_adapter
     from loratlas.adapters.trained_heads import head_size
 
+    settings = asdict(job.settings) | {"lr": result.lr}
     numbers: dict[str, Any] = {
         "schema": "loratlas.train",
         "version": 1,
@@ -268,7 +284,8 @@ def finish(
         "task": task.to_json(),
         "pad_id": model.config.get_text_config().pad_token_id,
         "from": str(job.adapter) if job.adapter else None,
-        "settings": asdict(job.settings),
+        "settings": settings,
+        "rates": None if result.rates is None else asdict(result.rates),
         "steps": result.steps,
         "tokens": result.tokens,
         "labelled_tokens": result.labelled_tokens,
@@ -296,7 +313,7 @@ def finish(
         adapter,
         plan_json=plan.to_json() if plan else None,
         extra={
-            "settings": asdict(job.settings),
+            "settings": settings,
             "task": task.to_json(),
             "pad_id": numbers["pad_id"],
         },
@@ -308,7 +325,7 @@ def finish(
     if result.diverged:
         write_json(job.out / "run.json", numbers)
         raise DivergedError(
-            given=f"--lr {job.settings.lr:g}",
+            given=f"--lr {result.lr:g}",
             found=f"the loss became NaN or infinite at step {result.diverged_at}; the last good state is in {adapter}",
             instead="a lower --lr, a longer --warmup, or --dtype float32",
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,10 +31,10 @@ from loratlas.api.train_job import (
     finish,
     fit_job,
     loss_before,
+    note_rate,
     places_itself,
     plan_of,
     rows_to_evaluate,
-    with_rate,
 )
 from loratlas.dynamic.decision_schedule import parse_every, parse_head
 from loratlas.errors import SettingsError
@@ -52,7 +52,7 @@ def train(
     *,
     placement: str | None = None,
     budget: str | None = None,
-    lr: float | Literal["auto"] | None = None,
+    lr: float | Literal["auto"] | Sequence[float] | None = None,
     steps: int | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
@@ -97,8 +97,10 @@ def train(
         placement: where adapters go, ``"q,v:8 + ffn.down:4"``, or ``"auto"``: the run begins with all linear layers and
             decides in its own first steps where adapters go on, with the parameters of ``budget``.
         budget: what the ranks may cost, ``"params=1M"``; see :func:`loratlas.place`.
-        lr, steps, epochs, batch_size, seed: of ``settings``, by name; steps or epochs has to be given. ``lr="auto"``
-            chooses a rate by the base's width and the batch, and so does no rate without ``settings``.
+        lr, steps, epochs, batch_size, seed: of ``settings``, by name; steps or epochs has to be given. ``lr="auto"``,
+            as where no rate is given, tries neighbouring rates in the first steps and goes on with the best, for at
+            most a tenth of the run's steps; a list names the rates to try, in rising order. Runs too short for that
+            take a rate by the base's width and the batch.
         settings: everything else about the optimisation, :class:`loratlas.training.settings.Settings`.
         out: folder of the run; None keeps the run in a temporary folder until `Run.save`.
         evaluate, eval_split: rows, or a split of ``data``, on which the loss is measured at the end.
@@ -132,9 +134,8 @@ def train(
     >>> run.steps, run.trainable, (run.adapter / "adapter_config.json").is_file()
     (2, 14336, True)
     """
-    chooses = lr == "auto" or (lr is None and settings is None)
     named = {
-        "lr": None if lr == "auto" else lr,
+        "lr": lr if lr is None or isinstance(lr, float | int | str) else tuple(lr),
         "steps": steps,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -174,7 +175,6 @@ def train(
         rouge=rouge,
         forgetting=forgetting,
         settings=made,
-        chooses_rate=chooses,
         moving=Moving(signal=signal, head=parse_head(head), every=parse_every(decide)),
         tokenizer=tokenizer,
         quantize=quantize,
@@ -194,6 +194,7 @@ class _Temporary:
 
 def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     """Do the run and write its folder."""
+    from loratlas.anatomy.config_sizes import sizes
     from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
@@ -229,13 +230,13 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     test = None if judged is None else prepare(judged)
     other = rows_to_judge(job.forgetting, split=None, columns={}, limit=None) if job.forgetting else None
     kept = None if other is None else prepare(other)
-    anatomy = read_named(job.model, config) if job.adapter is None or job.chooses_rate else None
-    if anatomy is not None:
-        job = with_rate(job, anatomy, listener)
+    described = config or load_config(source)
+    note_rate(job, width=sizes(described).hidden, examples=len(train), listener=listener)
+    anatomy = read_named(job.model, config) if job.adapter is None else None
     plan: Plan | None = None
     if job.adapter is None:
         assert anatomy is not None
-        memory = PeakMemory.of_run(config or load_config(source), anatomy, train, job.settings)
+        memory = PeakMemory.of_run(described, anatomy, train, job.settings)
         plan = plan_of(job, anatomy, memory, listener)
     hook = None
     if plan is not None and places_itself(job):
@@ -253,7 +254,7 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     packed = False if job.base_dropout else None
     before = None if test is None else loss_before(model, test)
     with listener.progress("training", total=job.settings.steps or 1, unit="steps") as bar:
-        result = fit_job(job, model, train, test, packed, bar, hook)
+        result = fit_job(job, model, train, test, packed, bar, hook, listener)
     if hook is not None and plan is not None and anatomy is not None:
         plan = moved_plan(plan, anatomy, hook, model)
     numbers = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept, hook)

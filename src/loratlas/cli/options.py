@@ -296,12 +296,12 @@ Epochs = Annotated[
     typer.Option("--epochs", metavar="N", help="Passes over DATA; or give --steps.", rich_help_panel=TRAIN),
 ]
 LearningRate = Annotated[
-    float | None,
+    str,
     typer.Option(
         "--lr",
         metavar="RATE",
-        help="Highest learning rate; chosen by the base's width and --batch-size unless given.",
-        show_default=False,
+        help="Highest learning rate. auto: neighbouring rates share the first steps and the best goes on, for at most "
+        "a tenth of the run. Several, as 0.002,0.003,0.005: these are tried.",
         rich_help_panel=TRAIN,
     ),
 ]

@@ -106,7 +106,7 @@ def train(
     forgetting: options.Forgetting = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
-    lr: options.LearningRate = None,
+    lr: options.LearningRate = "auto",
     schedule: Annotated[
         options.LearningRateSchedule,
         typer.Option("--schedule", help="What follows the warm-up.", rich_help_panel=options.TRAIN),
@@ -217,12 +217,14 @@ def train(
     The base stays frozen. Ctrl-C saves the state; the same command with --resume then ends with the same numbers.
     """
     from loratlas.api.train_run import train as run
+    from loratlas.cli.rate_text import rates_of
     from loratlas.cli.train_tables import show_run
     from loratlas.training.settings import Settings
 
     settings = Settings(
         steps=steps,
         epochs=epochs,
+        lr=rates_of(lr),
         schedule=schedule.value,
         warmup=warmup,
         batch_size=batch_size,
@@ -246,7 +248,6 @@ def train(
         placement=placement,
         budget=budget,
         settings=settings,
-        lr="auto" if lr is None else lr,
         signal=signal,
         head=head,
         decide=decide,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.layers.lean_lora import lean
+from loratlas.anatomy.config_sizes import sizes
 from loratlas.errors import SettingsError
 from loratlas.training.checkpoint import describe_base
 from loratlas.training.master_weights import MasterWeights
+from loratlas.training.rate_search import RateSearch, rate_search
 from loratlas.training.run import RunState
 from loratlas.training.run_context import interruptible
 from loratlas.training.run_events import FitResult, StepEvent
@@ -33,6 +36,7 @@ def fit(
     out: Path | None = None,
     resume: bool = False,
     on_step: Callable[[StepEvent], None] | None = None,
+    on_trial: Callable[[float, StepEvent], None] | None = None,
     hooks: Sequence[RunHook] = (),
     packed: bool | None = None,
 ) -> FitResult:
@@ -50,6 +54,8 @@ def fit(
         out: folder for checkpoints (``checkpoint/``) and logs (``logs/``); None writes nothing.
         resume: go on from the checkpoint in ``out``; without one the run begins at the beginning.
         on_step: called after every step, in order.
+        on_trial: called with a learning rate and a step that was taken at it, before one is chosen; the chosen one's
+            steps are then reported to ``on_step``.
         hooks: take part in every step (`loratlas.training.run_hooks.RunHook`); their state is in the checkpoint.
         packed: whether batches are packed; None decides by ``settings.packing`` and the model's own proof.
 
@@ -70,6 +76,11 @@ def fit(
     masters = MasterWeights(model, loraplus=settings.loraplus)
     packed, reason = _packing(model, data, settings, packed)
     steps = settings.steps_for(len(data))
+    search = rate_search(settings, width=sizes(model.config).hidden, steps=steps)
+    if isinstance(search, RateSearch):
+        settings, hooks = replace(settings, lr=search.first), (*hooks, search)
+    elif search is not None:
+        settings = replace(settings, lr=search.rate)
     gradients = ModelGradients(model, data, masters, settings, packed=packed, steps=steps)
     run = RunState(
         model,
@@ -92,9 +103,16 @@ def fit(
             for _ in gradients.prepare(run.order, run.counters.done):
                 stop.check()
             stack.enter_context(gradients.compiling())
+            setup = time.perf_counter() - begun
+            trained: list[StepEvent] = []
+            if isinstance(search, RateSearch):
+                trained = search.decide(run, check=stop.check, on_step=on_trial)
             report = stack.enter_context(reporters(settings, model, out, steps=run.steps))
             peak = run.peak()
-            setup = time.perf_counter() - begun
+            for event in trained:
+                report(event)
+                if on_step is not None:
+                    on_step(event)
             while not run.finished:
                 with peak.watch(run.counters.done):
                     event = run.step()
@@ -108,7 +126,8 @@ def fit(
             raise run.interrupted(stop.by) from None
         run.refuse_non_finite()
         run.save()
-        return run.result(setup, peak.bytes(run.lasting()))
+        result = run.result(setup, peak.bytes(run.lasting()))
+        return replace(result, rates=search.result()) if isinstance(search, RateSearch) else result
 
 
 def _packing(model: Any, data: Encoded, settings: Settings, packed: bool | None) -> tuple[bool, str]:

@@ -32,10 +32,10 @@ def rate(settings: Settings, step: int, steps: int) -> float:
     """
     warm = math.ceil(settings.warmup * steps)
     if step < warm:
-        return settings.lr * (step + 1) / warm
+        return settings.peak_lr * (step + 1) / warm
     if settings.schedule == "constant":
-        return settings.lr
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        return settings.peak_lr
+    return settings.peak_lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 class Optimizer:
@@ -64,7 +64,7 @@ class Optimizer:
         settings = self.settings
         return torch.optim.AdamW(
             [{"params": [group.master], "ratio": group.ratio} for group in self.masters.groups],
-            lr=settings.lr,
+            lr=settings.peak_lr,
             betas=settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
@@ -172,6 +172,7 @@ class Optimizer:
 
     def load(self, state: dict[str, torch.Tensor], step: int) -> None:
         """Take up the moments after so many steps."""
+        self._adam = self._fresh()
         self._ages = {
             group.master: state[f"{index}.age"].to(group.master.device).clone()
             for index, group in enumerate(self.masters.groups)

@@ -49,6 +49,7 @@ class RunState:
         masters: weights that are trained, with their gradients.
         optimizer: steps on them.
         counters: steps done, losses, tokens, seconds.
+        set_aside: steps that were taken beside these, at learning rates that did not go on.
 
     Raises:
         SettingsError: settings that contradict the model or each other.
@@ -87,6 +88,7 @@ class RunState:
         self.counters = RunCounters(steps=self.steps, log_every=settings.log_every)
         self.early_stopping = EarlyStopping(settings, steps=self.steps)
         self.diverged_at: int | None = None
+        self.set_aside = 0
         self._updating = False
         self._previous = self.masters.copy()
         self._saved_at = time.monotonic()
@@ -233,10 +235,16 @@ class RunState:
         self.early_stopping.forget_best()
         self.gradients.parameters_changed()
 
-    def save(self) -> None:
-        """Write a checkpoint, if there is a folder."""
-        if self.checkpoints is None:
-            return
+    def set_rate(self, lr: float) -> None:
+        """Go on with another highest learning rate; its course over the steps stays."""
+        self.settings = self.optimizer.settings = replace(self.settings, lr=lr)
+
+    def state(self, *, without: RunHook | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Everything that decides how the run goes on: tensors, which are the run's own, and plain data.
+
+        Args:
+            without: a hook that is left out.
+        """
         tensors = {f"adapter.{name}": view for name, view in self.masters.named()}
         tensors |= {f"moments.{name}": value for name, value in self.optimizer.state().items()}
         tensors |= {f"previous.{index}": kept for index, kept in enumerate(self._previous)}
@@ -249,24 +257,23 @@ class RunState:
             **self.gradients.state(),
         }
         for hook in self.hooks:
-            more, state["hooks"][hook.name] = hook.state()
-            tensors |= {f"hook.{hook.name}.{name}": tensor for name, tensor in more.items()}
-        self.checkpoints.save(self.counters.done, tensors, state)
-        self._saved_at = time.monotonic()
+            if hook is not without:
+                more, state["hooks"][hook.name] = hook.state()
+                tensors |= {f"hook.{hook.name}.{name}": tensor for name, tensor in more.items()}
+        return tensors, state
 
-    def load_state(self) -> bool:
-        """Continue from the last checkpoint; False where there is none, and the run begins at the beginning."""
-        loaded = self.checkpoints.load() if self.checkpoints is not None else None
-        if loaded is None:
-            return False
-        tensors, state = loaded
+    def restore(
+        self, tensors: Mapping[str, Any], state: Mapping[str, Any], *, without: RunHook | None = None
+    ) -> None:
+        """Go on from what `state` gave; ``tensors`` are copied from."""
 
         def under(prefix: str) -> dict[str, Any]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.counters.load_state(state["tally"])
         for hook in self.hooks:
-            hook.load_state(self, under(f"hook.{hook.name}."), state["hooks"].get(hook.name, {}))
+            if hook is not without:
+                hook.load_state(self, under(f"hook.{hook.name}."), state["hooks"].get(hook.name, {}))
         for name, view in self.masters.named():
             view.copy_(tensors[f"adapter.{name}"])
         self.masters.round()
@@ -275,10 +282,24 @@ class RunState:
             kept.copy_(tensors[f"previous.{index}"])
         best = under("best.")
         self.early_stopping.load_state(
-            state["patience"], [best[str(index)].to(self.device) for index in range(len(best))]
+            state["patience"], [best[str(index)].to(self.device, copy=True) for index in range(len(best))]
         )
         self.diverged_at = state["diverged_at"]
-        self.gradients.load_state(state)
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder."""
+        if self.checkpoints is not None:
+            # All steps that were taken count, so that of two checkpoints the later one has the higher number.
+            self.checkpoints.save(self.counters.done + self.set_aside, *self.state())
+            self._saved_at = time.monotonic()
+
+    def load_state(self) -> bool:
+        """Continue from the last checkpoint; False where there is none, and the run begins at the beginning."""
+        loaded = self.checkpoints.load() if self.checkpoints is not None else None
+        if loaded is None:
+            return False
+        self.restore(*loaded)
+        self.gradients.load_state(loaded[1])
         return True
 
     def interrupted(self, by: str) -> Interrupted:
@@ -342,5 +363,6 @@ class RunState:
             diverged_at=self.diverged_at,
             stopped_early=self.early_stopping.over and self.counters.done < self.steps,
             eval_nll=self.early_stopping.last,
+            lr=self.settings.peak_lr,
             curve=self.counters.curve,
         )

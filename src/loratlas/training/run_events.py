@@ -58,6 +58,51 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateTrial:
+    """A learning rate that was tried in the first steps of a run.
+
+    Args:
+        rate: the highest of its course.
+        steps: that it was tried for.
+        nll: mean loss over the later half of these, nats; None where the first one diverged.
+        outcome: ``"chosen"``, ``"tried"`` (it led for a while), ``"worse"`` or ``"diverged"``.
+    """
+
+    rate: float
+    steps: int
+    nll: float | None
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatesTried:
+    """How a run came to its learning rate (`loratlas.training.rate_search`).
+
+    Args:
+        tried: in rising order of rates.
+        chosen: the rate that the run went on with.
+        head: steps that a rate was tried for at most.
+        set_aside: the price: steps at the other rates.
+        reason: why this one, in words.
+    """
+
+    tried: list[RateTrial]
+    chosen: float
+    head: int
+    set_aside: int
+    reason: str
+
+    def sentence(self) -> str:
+        """For people, without its full stop."""
+        tried = "; ".join(
+            f"{trial.rate:g}: "
+            + ("diverged" if trial.nll is None or trial.outcome == "diverged" else f"{trial.nll:.3f}")
+            for trial in self.tried
+        )
+        return f"learning rate {self.chosen:g}, {self.reason} ({tried}); {self.set_aside} steps went to the others"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
     """A finished run.
 
@@ -83,6 +128,8 @@ class FitResult:
         diverged_at: the step (from 1) whose loss or gradient it was.
         stopped_early: ``early_stop`` ended the run.
         eval_nll: last loss on the evaluation rows within the run, nats.
+        lr: highest learning rate, given or decided in the run.
+        rates: how it was decided; None where it was given or the run was too short to try any.
         curve: the training curve.
     """
 
@@ -105,4 +152,6 @@ class FitResult:
     diverged_at: int | None = None
     stopped_early: bool = False
     eval_nll: float | None = None
+    lr: float = 0.0
+    rates: RatesTried | None = None
     curve: list[CurvePoint] = field(default_factory=list)

@@ -31,6 +31,7 @@ class HookedRun(Protocol):
         optimizer: steps on them; moments by name.
         counters: steps done, losses, tokens.
         data: encoded rows. order: of every step, [steps, batch size]. packed: whether they are packed.
+        set_aside: steps taken beside these, at learning rates that did not go on.
     """
 
     model: Any
@@ -42,6 +43,10 @@ class HookedRun(Protocol):
     masters: MasterWeights
     optimizer: Optimizer
     counters: RunCounters
+    set_aside: int
+
+    def set_rate(self, lr: float) -> None:
+        """See `loratlas.training.run.Run.set_rate`."""
 
     def change_parameters(self, change: Callable[[], Mapping[str, Moments] | None]) -> None:
         """See `loratlas.training.run.RunState.change_parameters`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from loratlas.errors import SettingsError
+
+AUTO: Literal["auto"] = "auto"
+"""The learning rate of a run that decides it in its own first steps."""
 
 SCHEDULES = ("cosine", "constant")
 DTYPES = ("bfloat16", "float32")
@@ -21,7 +25,8 @@ class Settings:
 
     Args:
         steps: optimiser steps; or ``epochs``, passes over the examples. Neither: one epoch.
-        lr: highest learning rate of AdamW.
+        lr: highest learning rate of AdamW; ``"auto"``, or several rates in rising order: they are tried in the first
+            steps of the run, and the best one goes on (`loratlas.training.rate_search`).
         schedule: after the warm-up, ``"cosine"`` down to 0 or ``"constant"``.
         warmup: share of the steps in which the rate rises linearly, in [0, 1).
         batch_size: examples per step.
@@ -63,7 +68,7 @@ class Settings:
 
     steps: int | None = None
     epochs: float | None = None
-    lr: float = 1e-3
+    lr: float | Literal["auto"] | tuple[float, ...] = AUTO
     schedule: str = "cosine"
     warmup: float = 0.03
     batch_size: int = 16
@@ -100,7 +105,7 @@ class Settings:
         for name in ("log_every", "save_every"):
             self._count(name, optional=False)
         self._number("epochs", above=0, optional=True)
-        self._number("lr", above=0)
+        self._rates()
         self._number("clip", above=0, optional=True)
         self._number("loraplus", above=0, optional=True)
         self._number("eps", above=0)
@@ -141,6 +146,49 @@ class Settings:
                 instead=f"at most {self.batch_size}",
             )
 
+    def _rates(self) -> None:
+        """Check ``lr``; a list becomes a tuple."""
+        if isinstance(self.lr, str):
+            if self.lr != AUTO:
+                raise SettingsError(
+                    given=f"lr = {self.lr!r}",
+                    found="neither a rate nor auto",
+                    instead="--lr 0.005, or --lr auto",
+                )
+            return
+        if not isinstance(self.lr, (tuple, list)):
+            self._number("lr", above=0)
+            return
+        rates = tuple(self.lr)
+        object.__setattr__(self, "lr", rates)
+        for rate in rates:
+            _check_number("lr", rate, above=0)
+        if len(rates) < 2 or any(low >= high for low, high in itertools.pairwise(rates)):
+            rising = ",".join(f"{rate:g}" for rate in sorted(set(rates)))
+            raise SettingsError(
+                given=f"lr = {', '.join(f'{rate:g}' for rate in rates)}",
+                found="rates that do not rise from first to last"
+                if len(rates) > 1
+                else "a list of fewer than two rates",
+                instead=f"--lr {rising or '0.005'}, or --lr auto",
+            )
+
+    @property
+    def peak_lr(self) -> float:
+        """``lr`` where it is one rate.
+
+        Raises:
+            SettingsError: the rate is decided in the run itself.
+        """
+        if isinstance(self.lr, (str, tuple)):
+            given = self.lr if isinstance(self.lr, str) else ", ".join(f"{rate:g}" for rate in self.lr)
+            raise SettingsError(
+                given=f"lr = {given}",
+                found="a rate that a run decides in its own first steps",
+                instead="--lr 0.005",
+            )
+        return self.lr
+
     def _count(self, name: str, *, optional: bool) -> None:
         value = getattr(self, name)
         if optional and value is None:
@@ -150,29 +198,10 @@ class Settings:
                 given=f"{name} = {value}", found="not a whole number above 0", instead=f"{name} ≥ 1"
             )
 
-    def _number(
-        self,
-        name: str,
-        *,
-        above: float | None = None,
-        least: float | None = None,
-        below: float | None = None,
-        optional: bool = False,
-    ) -> None:
+    def _number(self, name: str, *, optional: bool = False, **bounds: float | None) -> None:
         value = getattr(self, name)
-        if optional and value is None:
-            return
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number:
-            raise SettingsError(
-                given=f"{name} = {value}", found="not a finite number", instead=f"{name} as a number"
-            )
-        low = (above is not None and value <= above) or (least is not None and value < least)
-        if low or (below is not None and value >= below):
-            bounds = [f"above {above:g}"] if above is not None else []
-            bounds += [f"at least {least:g}"] if least is not None else []
-            bounds += [f"below {below:g}"] if below is not None else []
-            raise SettingsError(given=f"{name} = {value}", found="out of range", instead=" and ".join(bounds))
+        if not (optional and value is None):
+            _check_number(name, value, **bounds)
 
     def steps_for(self, examples: int) -> int:
         """Optimiser steps over so many examples (of the subset, where there is one)."""
@@ -184,3 +213,24 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self) | {"betas": list(self.betas), "report_to": list(self.report_to)}
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number:
+        raise SettingsError(
+            given=f"{name} = {value}", found="not a finite number", instead=f"{name} as a number"
+        )
+    low = (above is not None and value <= above) or (least is not None and value < least)
+    if low or (below is not None and value >= below):
+        bounds = [f"above {above:g}"] if above is not None else []
+        bounds += [f"at least {least:g}"] if least is not None else []
+        bounds += [f"below {below:g}"] if below is not None else []
+        raise SettingsError(given=f"{name} = {value}", found="out of range", instead=" and ".join(bounds))

@@ -38,7 +38,9 @@ def reporters(
     from transformers import TrainerControl, TrainerState, TrainingArguments, integrations
 
     folder = str(out / "logs" if out is not None else Path("runs"))
-    arguments = TrainingArguments(output_dir=folder, report_to=[], use_cpu=True, learning_rate=settings.lr)
+    arguments = TrainingArguments(
+        output_dir=folder, report_to=[], use_cpu=True, learning_rate=settings.peak_lr
+    )
     state, control = TrainerState(max_steps=steps), TrainerControl()
     callbacks = []
     for name in settings.report_to:
