@@ -12,10 +12,12 @@ from loratlas.errors import Interrupted, OutputError, SettingsError
 from loratlas.training.learning_rate import default_rate
 from loratlas.training.loop import fit
 from loratlas.training.loss_change import LossChangeAllocation
-from loratlas.training.rate_search import Budget, RateSearch, rate_search, worse
+from loratlas.training.rate_rules import Budget, worse
+from loratlas.training.rate_search import RateSearch, rate_search
+from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
 
-AUTO = Settings(steps=60, batch_size=4, dtype="float32", compile="off", save_every=1)
+AUTO = Settings(steps=60, batch_size=4, dtype="float32", compile="off", save_every=3)
 """Heads of 4 steps, and 6 steps at most at other rates."""
 
 
@@ -153,7 +155,7 @@ def test_where_all_diverge_the_run_has_diverged():
     settings = replace(AUTO, lr=(1e29, 1e30), warmup=0.0)
     result = fit(adapted("gpt2", rank=8), encoded(), settings, packed=True)
     assert result.rates is not None
-    assert "every rate diverged" in result.rates.reason
+    assert "every rate that was tried diverged" in result.rates.reason
     assert (result.lr, result.diverged) == (1e29, True)
 
 
@@ -195,3 +197,21 @@ def test_ties_are_no_defeat_and_one_bad_step_is_none():
     assert not worse(base, base)
     assert not worse([5.0, 4.0, 3.5, 3.9, 3.0], base)
     assert worse([loss + 0.3 for loss in base], base)
+
+
+class Early(RunHook):
+    """Says that it changes what is trained."""
+
+    name = "early"
+
+    def __init__(self, at):
+        self.at = at
+
+    def first_change(self, steps):
+        return self.at
+
+
+def test_what_changes_before_the_rate_is_decided_is_refused():
+    with pytest.raises(SettingsError, match="--head 4"):
+        fit(adapted(), encoded(), AUTO, hooks=[Early(3)], packed=True)
+    assert fit(adapted(), encoded(), AUTO, hooks=[Early(4)], packed=True).rates is not None

@@ -49,6 +49,13 @@ class LearningRateSchedule(StrEnum):
     constant = "constant"
 
 
+class SiteRates(StrEnum):
+    """Whether sites learn at rates of their own."""
+
+    equal = "equal"
+    curvature = "curvature"
+
+
 class Compile(StrEnum):
     """Whether layers go through torch.compile."""
 

@@ -164,6 +164,14 @@ def train(
             rich_help_panel=options.TRAIN,
         ),
     ] = None,
+    site_rates: Annotated[
+        options.SiteRates,
+        typer.Option(
+            "--site-rates",
+            help="curvature: after a tenth of the steps every site goes on at a rate by the curvature that it has met.",
+            rich_help_panel=options.TRAIN,
+        ),
+    ] = options.SiteRates.equal,
     early_stop: Annotated[
         int | None,
         typer.Option(
@@ -233,6 +241,7 @@ def train(
         weight_decay=weight_decay,
         dropout=dropout,
         loraplus=loraplus,
+        site_rates=site_rates.value,
         early_stop=early_stop,
         seed=seed,
         dtype=dtype.chosen,

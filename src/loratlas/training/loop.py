@@ -20,6 +20,7 @@ from loratlas.training.run_context import interruptible
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
+from loratlas.training.site_rates import site_rate_hooks
 from loratlas.training.step.gradients import ModelGradients, no_examples
 from loratlas.training.trackers import reporters
 
@@ -76,8 +77,10 @@ def fit(
     masters = MasterWeights(model, loraplus=settings.loraplus)
     packed, reason = _packing(model, data, settings, packed)
     steps = settings.steps_for(len(data))
+    hooks = (*site_rate_hooks(settings, steps), *hooks)
     search = rate_search(settings, width=sizes(model.config).hidden, steps=steps)
     if isinstance(search, RateSearch):
+        search.check(hooks, steps)
         settings, hooks = replace(settings, lr=search.first), (*hooks, search)
     elif search is not None:
         settings = replace(settings, lr=search.rate)

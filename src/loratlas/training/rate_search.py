@@ -13,14 +13,14 @@ do, at the same price in computed rows.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import SettingsError
 from loratlas.training.learning_rate import ChosenRate, default_rate, neighbours
+from loratlas.training.rate_rules import FEWEST, SHARE, Budget, far_behind, long_enough, warm_steps, worse
 from loratlas.training.run_events import RatesTried, RateTrial, StepEvent
 from loratlas.training.run_hooks import RunHook, Tensors
 
@@ -30,51 +30,6 @@ if TYPE_CHECKING:
     from loratlas.training.run import Run
     from loratlas.training.run_hooks import HookedRun
     from loratlas.training.settings import Settings
-
-SHARE = 0.1
-"""Most steps that rates which do not go on may take, as a share of the run's."""
-
-FEWEST = 4
-"""Steps of a head: in fewer, a rate that is too high does not show."""
-
-MARGIN = 0.05
-"""Nats by which two mean losses differ at least before one rate is worse than the other."""
-
-FAR = 0.25
-"""Nats by which two steps in a row may exceed the best rate's before a rate is given up without its whole head."""
-
-
-def warm_steps(settings: Settings, steps: int) -> int:
-    """Steps in which the rate rises."""
-    return math.ceil(settings.warmup * steps)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """What a search may cost.
-
-    Args:
-        head: steps that a rate is tried for, unless it is given up before.
-        most: steps that rates may take which do not go on.
-        warm: of the head, steps in which the rate still rises.
-    """
-
-    head: int
-    most: int
-    warm: int
-
-    @classmethod
-    def of(cls, settings: Settings, steps: int) -> Budget | None:
-        """Of a run of so many steps; None where a single other rate is more than `SHARE` allows.
-
-        >>> from loratlas.training.settings import Settings
-        >>> Budget.of(Settings(), 100), Budget.of(Settings(), 30)
-        (Budget(head=5, most=10, warm=3), None)
-        """
-        most, warm = int(SHARE * steps), warm_steps(settings, steps)
-        others = 2 if steps < 600 else 3
-        head = max(FEWEST, warm + 2, most // others)
-        return cls(head=head, most=most, warm=warm) if head <= most else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,6 +86,22 @@ class RateSearch(RunHook):
         self._best: int | None = None  # index into `trials`
         self._start: _Kept | None = None
         self._leader: _Kept | None = None
+
+    def check(self, hooks: Sequence[RunHook], steps: int) -> None:
+        """Refuse hooks that change what is trained before the rate is decided.
+
+        Raises:
+            SettingsError: one that does.
+        """
+        for hook in hooks:
+            change = hook.first_change(steps)
+            if change is not None and change < self.budget.head:
+                raise SettingsError(
+                    given=f"a learning rate and a change of what is trained ({hook.name}), both in the head of a run",
+                    found=f"the change comes after step {change}, the rate is decided after step {self.budget.head}",
+                    instead=f"the change after step {self.budget.head} or later (--head {self.budget.head}), "
+                    f"or a rate, such as --lr {self.first:g}",
+                )
 
     @property
     def first(self) -> float:
@@ -217,15 +188,14 @@ class RateSearch(RunHook):
         return chosen
 
     def _ended(self, trial: _Trial) -> bool:
-        whole = len(trial.losses) >= self.budget.head or bool(trial.outcome)
-        return whole or (self._best is not None and self._far_behind(trial, self.trials[self._best]))
-
-    def _far_behind(self, trial: _Trial, best: _Trial) -> bool:
-        last = len(trial.losses)
-        if best.outcome == "diverged" or last < max(self.budget.warm + 1, 3):
-            return False
-        pairs = zip(trial.losses[last - 2 :], best.losses[last - 2 : last], strict=True)
-        return all(loss - other > FAR for loss, other in pairs)
+        if len(trial.losses) >= self.budget.head or trial.outcome:
+            return True
+        best = None if self._best is None else self.trials[self._best]
+        return (
+            best is not None
+            and best.outcome != "diverged"
+            and far_behind(trial.losses, best.losses, warm=self.budget.warm)
+        )
 
     def _judge(self, run: Run, trial: _Trial) -> None:
         """Compare a trial that has ended with the best one so far, and begin the next, or end the search."""
@@ -257,8 +227,10 @@ class RateSearch(RunHook):
 
     def _better(self, trial: _Trial, best: _Trial) -> bool:
         """Whether a trial takes the lead: a higher rate unless it is worse, a lower one only if the other is."""
-        if "diverged" in (trial.outcome, best.outcome):
-            return trial.outcome != "diverged"
+        if best.outcome == "diverged":
+            return True  # only lower ones are tried after it
+        if trial.outcome == "diverged":
+            return False
         if len(trial.losses) < self.budget.head:
             return False
         higher, lower = (trial, best) if trial.index > best.index else (best, trial)
@@ -301,27 +273,11 @@ class RateSearch(RunHook):
 
     def _reason(self, best: _Trial) -> str:
         if best.outcome == "diverged":
-            return "every rate diverged; this is the lowest that was tried"
+            return "every rate that was tried diverged, and this is the lowest"
         higher = [trial for trial in self.trials if trial.index > best.index]
         if not higher:
             return "no higher rate was tried, and the lower ones were no better"
         return "the highest rate that was not worse than its neighbours"
-
-
-def worse(losses: list[float], others: list[float]) -> bool:
-    """Whether one rate's losses lie above another's over the later half of the head, by more than chance:
-
-        mean d > max(MARGIN, 2 · s(d) / √n),    d the differences step by step
-
-    >>> worse([4.3, 4.8, 5.6, 6.0, 4.7], [4.3, 5.0, 4.3, 3.8, 4.0])
-    True
-    >>> worse([4.3, 5.0, 4.3, 3.8, 4.0], [4.3, 5.1, 4.1, 3.8, 4.0])
-    False
-    """
-    half = len(others) // 2
-    differences = [loss - other for loss, other in zip(losses[half:], others[half:], strict=True)]
-    chance = 2 * stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
-    return mean(differences) > max(MARGIN, chance)
 
 
 def _late(losses: list[float]) -> float:
@@ -359,7 +315,7 @@ def rate_search(settings: Settings, *, width: int, steps: int) -> RateSearch | C
                 given=f"--lr {','.join(f'{rate:g}' for rate in settings.lr)} with {steps} steps",
                 found=f"a second rate takes {head} steps (warm-up and what shows after it), more than the "
                 f"{SHARE:.0%} of the run that trying rates may cost",
-                instead=f"--lr {settings.lr[middle]:g}, or a run of at least {_long_enough(settings)} steps",
+                instead=f"--lr {settings.lr[middle]:g}, or a run of at least {long_enough(settings)} steps",
             )
         return RateSearch(settings.lr, middle, budget, "as the middle one of those that were given")
     guess = default_rate(width=width, batch_size=settings.batch_size)
@@ -367,8 +323,3 @@ def rate_search(settings: Settings, *, width: int, steps: int) -> RateSearch | C
         return guess
     rates = neighbours(guess.rate)
     return RateSearch(rates, rates.index(guess.rate), budget, guess.reason)
-
-
-def _long_enough(settings: Settings) -> int:
-    """Steps of the shortest run in which rates can be tried."""
-    return next(steps for steps in range(1, 10**6) if Budget.of(settings, steps) is not None)

@@ -83,6 +83,14 @@ class RunHook:
         """Plain data that decide what the hook does; only a run whose hooks say the same goes on from a checkpoint."""
         return {}
 
+    def first_change(self, steps: int) -> int | None:
+        """The first step of a run of so many after which the hook may change what is trained; None: it never does.
+
+        Learning rates that share the head of a run (`loratlas.training.rate_search`) go back to its beginning, so that
+        they are decided before.
+        """
+        return None
+
     def on_gradient(self, run: HookedRun) -> None:
         """The step's gradient is whole in ``run.masters``, not clipped and not used yet."""
 
@@ -94,5 +102,6 @@ class RunHook:
         return {}, {}
 
     def load_state(self, run: HookedRun, tensors: Tensors, values: dict[str, Any]) -> None:
-        """Continue from what `state` gave. The run's weights and moments are loaded afterwards: a hook that had changed
-        which parameters there are changes them again here."""
+        """Continue from what `state` gave, whatever the hook has gathered since: the state before the first step makes
+        it forget. The run's weights and moments are loaded afterwards: a hook that had changed which parameters there
+        are changes them again here."""

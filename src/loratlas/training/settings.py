@@ -16,6 +16,7 @@ SCHEDULES = ("cosine", "constant")
 DTYPES = ("bfloat16", "float32")
 PACKINGS = ("auto", "on", "off")
 COMPILES = ("auto", "on", "off")
+SITE_RATES = ("equal", "curvature")
 REPORTERS = ("tensorboard", "wandb")
 
 
@@ -42,6 +43,8 @@ class Settings:
         dtype: numbers of the frozen base and of all activations. The adapters' master copies are float32 always.
         checkpointing: keep only the inputs of layers and compute the rest again in the backward pass.
         loraplus: the B factors learn so many times faster (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+        site_rates: ``"equal"``, or ``"curvature"``: after the first tenth of the steps each site's rate is scaled by
+            the curvature that it has met (`loratlas.training.site_rates`).
         init: PEFT's initialisation, kept for the record like ``dropout``.
         subset: train on so many examples only, drawn by the seed.
         packing: ``"auto"`` packs where the model proves that it is exact, ``"on"`` insists, ``"off"`` pads.
@@ -82,6 +85,7 @@ class Settings:
     dtype: str = "bfloat16"
     checkpointing: bool = False
     loraplus: float | None = None
+    site_rates: str = "equal"
     init: bool | str = True
     subset: int | None = None
     packing: str = "auto"
@@ -127,6 +131,7 @@ class Settings:
             ("dtype", DTYPES),
             ("packing", PACKINGS),
             ("compile", COMPILES),
+            ("site_rates", SITE_RATES),
         ):
             if getattr(self, name) not in known:
                 raise SettingsError(

@@ -156,6 +156,7 @@ class Worker:
             dropout=arm["dropout"],
             init=arm["init"],
             loraplus=arm["loraplus"],
+            site_rates=arm.get("site_rates", "equal"),
         )
         return Plan.from_json(job["plan"]), settings
 

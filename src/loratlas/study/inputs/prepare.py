@@ -308,12 +308,14 @@ def _check_task(spec: StudySpec, task: Task) -> None:
 def _check_arms(spec: StudySpec, plans: dict[str, Plan], config: PretrainedConfig) -> None:
     """Refuse here what would otherwise end a worker: settings, dropout and initialisation of every arm."""
     from loratlas.training.settings import Settings
+    from loratlas.training.site_rates import site_rate_hooks
 
     for name, plan in plans.items():
         arm = spec.arms[name]
         with naming(name):
             special = {"dropout": arm.dropout, "init": arm.init}
-            Settings(**training(spec), lr=spec.learning_rates[0], loraplus=arm.loraplus, **special)
+            own = {"loraplus": arm.loraplus, "site_rates": arm.site_rates, **special}
+            site_rate_hooks(Settings(**training(spec), lr=spec.learning_rates[0], **own), spec.steps)
             plan.to_peft(config, **special, prove=False)
 
 

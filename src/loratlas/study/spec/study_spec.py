@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from loratlas.files import digest
 
@@ -51,7 +60,13 @@ class ArmSpec(_Section):
     dropout: Share = 0.0
     init: bool | str = True
     loraplus: Positive | None = None
+    site_rates: Literal["equal", "curvature"] = "equal"
     budget: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # An arm without rates of its own sites is the arm that it was before they existed, digests included.
+        return {key: value for key, value in written(self).items() if (key, value) != ("site_rates", "equal")}
 
 
 class TuningSpec(_Section):

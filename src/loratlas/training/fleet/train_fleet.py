@@ -27,6 +27,7 @@ from loratlas.training.master_weights import MasterWeights
 from loratlas.training.run import RunState
 from loratlas.training.run_context import interruptible, training_mode
 from loratlas.training.run_events import FitResult, StepEvent
+from loratlas.training.site_rates import site_rate_hooks
 from loratlas.training.step.memory import kept_pages
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ class Fleet:
                 packing_reason="decided by the caller",
                 base=lambda: describe_base(model, weights=weights),
                 out=member.out,
-                hooks=member.hooks,
+                hooks=(
+                    *site_rate_hooks(member.settings, member.settings.steps_for(len(self.data))),
+                    *member.hooks,
+                ),
             )
         finally:
             detach_adapters(model)
