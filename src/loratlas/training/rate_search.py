@@ -27,7 +27,7 @@ from loratlas.training.run_hooks import RunHook, Tensors
 if TYPE_CHECKING:
     import torch
 
-    from loratlas.training.run import Run
+    from loratlas.training.run import RunState
     from loratlas.training.run_hooks import HookedRun
     from loratlas.training.settings import Settings
 
@@ -50,7 +50,7 @@ class _Kept:
     values: dict[str, Any]
 
     @classmethod
-    def of(cls, run: Run, hook: RunHook) -> _Kept:
+    def of(cls, run: RunState, hook: RunHook) -> _Kept:
         import copy
 
         tensors, values = run.state(without=hook)
@@ -152,7 +152,7 @@ class RateSearch(RunHook):
 
     def decide(
         self,
-        run: Run,
+        run: RunState,
         *,
         check: Callable[[], None] = lambda: None,
         on_step: Callable[[float, StepEvent], None] | None = None,
@@ -197,7 +197,7 @@ class RateSearch(RunHook):
             and far_behind(trial.losses, best.losses, warm=self.budget.warm)
         )
 
-    def _judge(self, run: Run, trial: _Trial) -> None:
+    def _judge(self, run: RunState, trial: _Trial) -> None:
         """Compare a trial that has ended with the best one so far, and begin the next, or end the search."""
         assert self._start is not None
         number = len(self.trials) - 1

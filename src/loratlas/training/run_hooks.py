@@ -46,7 +46,7 @@ class HookedRun(Protocol):
     set_aside: int
 
     def set_rate(self, lr: float) -> None:
-        """See `loratlas.training.run.Run.set_rate`."""
+        """See `loratlas.training.run.RunState.set_rate`."""
 
     def change_parameters(self, change: Callable[[], Mapping[str, Moments] | None]) -> None:
         """See `loratlas.training.run.RunState.change_parameters`."""
