@@ -270,13 +270,13 @@ def main() -> int:
         except TimeoutError:
             continue  # what is there of later cases is judged
         if arguments.out is not None:
-            facts = {
+            measured = {
                 "command": f"python -m benchmarks.dynamic.rates {' '.join(sys.argv[1:])}",
                 "machine": machine.machine(),
                 "versions": machine.versions(),
                 "revision": machine.revision(),
             }
-            write_json(arguments.out, {**facts, "summary": summary(done), "cases": done})
+            write_json(arguments.out, {**measured, "summary": summary(done), "cases": done})
     print(json.dumps(summary(done), indent=1) if done else "no case is whole yet")
     return 0 if len(done) == len(chosen) else 1
 

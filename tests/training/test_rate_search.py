@@ -12,7 +12,7 @@ from loratlas.errors import Interrupted, OutputError, SettingsError
 from loratlas.training.learning_rate import default_rate
 from loratlas.training.loop import fit
 from loratlas.training.loss_change import LossChangeAllocation
-from loratlas.training.rate_rules import Budget, worse
+from loratlas.training.rate_rules import SearchBudget, worse
 from loratlas.training.rate_search import RateSearch, rate_search
 from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
@@ -185,7 +185,7 @@ def test_too_short_for_a_list_is_said_with_a_length_that_does():
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.07])
 @pytest.mark.parametrize("steps", [40, 100, 200, 1000, 20000])
 def test_a_search_costs_what_it_may(steps, warmup):
-    budget = Budget.of(Settings(warmup=warmup), steps)
+    budget = SearchBudget.of(Settings(warmup=warmup), steps)
     if budget is not None:
         assert budget.warm < budget.head <= budget.most <= steps / 10
     else:

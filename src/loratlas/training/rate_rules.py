@@ -30,7 +30,7 @@ def warm_steps(settings: Settings, steps: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
+class SearchBudget:
     """What a search may cost.
 
     Args:
@@ -44,12 +44,12 @@ class Budget:
     warm: int
 
     @classmethod
-    def of(cls, settings: Settings, steps: int) -> Budget | None:
+    def of(cls, settings: Settings, steps: int) -> SearchBudget | None:
         """Of a run of so many steps; None where a single other rate is more than `SHARE` allows.
 
         >>> from loratlas.training.settings import Settings
-        >>> Budget.of(Settings(), 100), Budget.of(Settings(), 30)
-        (Budget(head=5, most=10, warm=3), None)
+        >>> SearchBudget.of(Settings(), 100), SearchBudget.of(Settings(), 30)
+        (SearchBudget(head=5, most=10, warm=3), None)
         """
         most, warm = int(SHARE * steps), warm_steps(settings, steps)
         others = 2 if steps < 600 else 3
@@ -89,4 +89,4 @@ def far_behind(losses: Sequence[float], best: Sequence[float], *, warm: int) -> 
 
 def long_enough(settings: Settings) -> int:
     """Steps of the shortest run in which rates can be tried."""
-    return next(steps for steps in range(1, 10**6) if Budget.of(settings, steps) is not None)
+    return next(steps for steps in range(1, 10**6) if SearchBudget.of(settings, steps) is not None)

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import SettingsError
 from loratlas.training.learning_rate import ChosenRate, default_rate, neighbours
-from loratlas.training.rate_rules import FEWEST, SHARE, Budget, far_behind, long_enough, warm_steps, worse
+from loratlas.training.rate_rules import (
+    FEWEST,
+    SHARE,
+    SearchBudget,
+    far_behind,
+    long_enough,
+    warm_steps,
+    worse,
+)
 from loratlas.training.run_events import RatesTried, RateTrial, StepEvent
 from loratlas.training.run_hooks import RunHook, Tensors
 
@@ -78,7 +86,7 @@ class RateSearch(RunHook):
 
     name = "rates"
 
-    def __init__(self, rates: tuple[float, ...], first: int, budget: Budget, reason: str) -> None:
+    def __init__(self, rates: tuple[float, ...], first: int, budget: SearchBudget, reason: str) -> None:
         self.rates, self.budget, self.reason = rates, budget, reason
         self._first = first
         self.over = False
@@ -219,7 +227,7 @@ class RateSearch(RunHook):
         self._go_on_with(run)
 
     def _go_on_with(self, run: HookedRun) -> None:
-        """Tell the run its rate, and how many steps were taken beside it."""
+        """Set the run's rate, and how many steps were taken at others."""
         assert not self.over or self._best is not None
         current = self.trials[self._best if self.over and self._best is not None else -1]
         run.set_rate(self.rates[current.index])
@@ -306,7 +314,7 @@ def rate_search(settings: Settings, *, width: int, steps: int) -> RateSearch | C
     """
     if isinstance(settings.lr, float | int):
         return None
-    budget = Budget.of(settings, steps)
+    budget = SearchBudget.of(settings, steps)
     if isinstance(settings.lr, tuple):
         middle = (len(settings.lr) - 1) // 2
         if budget is None:

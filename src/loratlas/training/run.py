@@ -49,7 +49,7 @@ class RunState:
         masters: weights that are trained, with their gradients.
         optimizer: steps on them.
         counters: steps done, losses, tokens, seconds.
-        set_aside: steps that were taken beside these, at learning rates that did not go on.
+        set_aside: steps that were taken besides these, at learning rates that did not go on.
 
     Raises:
         SettingsError: settings that contradict the model or each other.

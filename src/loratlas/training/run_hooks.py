@@ -31,7 +31,7 @@ class HookedRun(Protocol):
         optimizer: steps on them; moments by name.
         counters: steps done, losses, tokens.
         data: encoded rows. order: of every step, [steps, batch size]. packed: whether they are packed.
-        set_aside: steps taken beside these, at learning rates that did not go on.
+        set_aside: steps taken besides these, at learning rates that did not go on.
     """
 
     model: Any
