@@ -99,7 +99,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "rate in words": (at("q", "--lr", "fast"), ["--lr fast", "--lr auto"]),
     "rates that fall": (at("q", "--lr", "0.02,0.01"), ["do not rise", "--lr 0.01,0.02"]),
     "the same rate twice": (at("q", "--lr", "0.01,0.01"), ["do not rise", "--lr 0.01"]),
-    "too few steps to try rates": (at("q", "--lr", "0.01,0.02"), ["with 1 steps", "40 steps"]),
+    "too few steps to try rates": (at("q", "--lr", "0.01,0.02"), ["with 1 steps", "50 steps"]),
     "site rates of a run that is over before": (at("q", "--lr", "0.01", "--site-rates", "curvature"), ["40"]),
     "no steps": (["train", MODEL, DATA, "--out", "run", "--placement", "q", "--steps", "0"], ["steps"]),
     "steps and epochs": (at("q", "--epochs", "1"), ["epochs"]),

@@ -73,19 +73,19 @@ def test_rates_are_tried_in_the_head_and_python_agrees(cli, tmp_path: Path):
     made = [{"prompt": f"Say {i}:", "completion": f" {i}"} for i in range(12)]
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
-    words = ("--placement", "q_proj:2", "--steps", "40", "--batch-size", "2", "--max-length", "32")
+    words = ("--placement", "q_proj:2", "--steps", "50", "--batch-size", "2", "--max-length", "32")
     told = cli("train", MODEL, rows, *words, "--dtype", "float32", "--out", tmp_path / "run")
     assert told.code == 0, told.err
     run = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     rates = run["rates"]
     assert run["settings"]["lr"] == rates["chosen"]
-    assert 0 < rates["set_aside"] <= 4
-    assert "take at most 4 steps (10% of the run)" in told.words
+    assert 0 < rates["set_aside"] <= 5
+    assert "take at most 5 steps (10% of the run)" in told.words
     assert f"learning rate {rates['chosen']:g}, {rates['reason']}" in told.words
     import loratlas
 
     settings = loratlas.Settings(dtype="float32")
-    same = {"placement": "q_proj:2", "steps": 40, "batch_size": 2, "max_length": 32, "settings": settings}
+    same = {"placement": "q_proj:2", "steps": 50, "batch_size": 2, "max_length": 32, "settings": settings}
     python = loratlas.train(MODEL, made, lr="auto", **same)
     assert python.numbers["rates"] == rates
     assert python.numbers["train_nll"] == run["train_nll"]

@@ -158,3 +158,37 @@ def test_attention_is_refused_where_none_can_be_seen():
     model.get_base_model().config._attn_implementation = "eager"
     with pytest.raises(SettingsError, match="no attention pattern can be seen"):
         fit(model, encoded(20), settings(), hooks=[hook("attention")], packed=False)
+
+
+@pytest.mark.parametrize("name", ["energy", "gradient"])
+def test_rate_and_placement_are_decided_in_one_head_as_if_the_rate_had_been_given(name, tmp_path):
+    wanted, later = settings(steps=60, lr="auto"), DecisionSchedule(head=6)
+    model, controller = adapted(), hook(name, schedule=later)
+    result = run(model, controller, settings=wanted)
+    assert result.rates is not None
+    assert len(result.rates.tried) > 1
+    given, plain = adapted(), hook(name, schedule=later)
+    run(given, plain, settings=settings(steps=60, lr=result.lr))
+    assert controller.decisions == plain.decisions
+    assert controller.moves
+    found = weights(model)
+    assert all(torch.equal(value, found[key]) for key, value in weights(given).items())
+
+    taken = []
+
+    def interrupt(rate, event):
+        taken.append(event.step)
+        if len(taken) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        run(adapted(), hook(name, schedule=later), settings=wanted, out=tmp_path, on_trial=interrupt)
+    resumed, other = adapted(), hook(name, schedule=later)
+    run(resumed, other, settings=wanted, out=tmp_path, resume=True)
+    assert other.decisions == plain.decisions
+    assert all(torch.equal(value, found[key]) for key, value in weights(resumed).items())
+
+
+def test_a_placement_that_is_decided_before_the_rate_is_refused():
+    with pytest.raises(SettingsError, match="--head 5"):
+        run(adapted(), hook(schedule=DecisionSchedule(head=4)), settings=settings(steps=60, lr="auto"))

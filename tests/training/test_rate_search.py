@@ -177,17 +177,17 @@ def test_short_runs_take_the_rate_of_their_width():
 
 def test_too_short_for_a_list_is_said_with_a_length_that_does():
     settings = replace(AUTO, lr=(0.01, 0.02), steps=20)
-    with pytest.raises(SettingsError, match="--lr 0.01, or a run of at least 40 steps".replace(".", r"\.")):
+    with pytest.raises(SettingsError, match="--lr 0.01, or a run of at least 50 steps".replace(".", r"\.")):
         fit(adapted(), encoded(), settings, packed=True)
-    assert isinstance(rate_search(settings, width=48, steps=40), RateSearch)
+    assert isinstance(rate_search(settings, width=48, steps=50), RateSearch)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.07])
-@pytest.mark.parametrize("steps", [40, 100, 200, 1000, 20000])
+@pytest.mark.parametrize("steps", [50, 100, 200, 1000, 20000])
 def test_a_search_costs_what_it_may(steps, warmup):
     budget = SearchBudget.of(Settings(warmup=warmup), steps)
     if budget is not None:
-        assert budget.warm < budget.head <= budget.most <= steps / 10
+        assert budget.warm < budget.head < budget.most <= steps / 10
     else:
         assert steps < 100
 
@@ -212,6 +212,6 @@ class Early(RunHook):
 
 
 def test_what_changes_before_the_rate_is_decided_is_refused():
-    with pytest.raises(SettingsError, match="--head 4"):
-        fit(adapted(), encoded(), AUTO, hooks=[Early(3)], packed=True)
-    assert fit(adapted(), encoded(), AUTO, hooks=[Early(4)], packed=True).rates is not None
+    with pytest.raises(SettingsError, match="--head 5"):
+        fit(adapted(), encoded(), AUTO, hooks=[Early(4)], packed=True)
+    assert fit(adapted(), encoded(), AUTO, hooks=[Early(5)], packed=True).rates is not None

@@ -91,7 +91,7 @@ def test_factors_are_bounded_and_their_mean_is_one():
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 9])
 @pytest.mark.parametrize("lr", [1e-2, "auto"])
 def test_killed_and_resumed(tmp_path, stop, lr):
-    settings = replace(SETTINGS, steps=40, lr=lr, site_rates="curvature")
+    settings = replace(SETTINGS, steps=50, lr=lr, site_rates="curvature")
     whole = adapted()
     reference = fit(whole, encoded(20), settings, packed=True)
 
@@ -109,7 +109,7 @@ def test_killed_and_resumed(tmp_path, stop, lr):
 
 
 def test_auto_with_site_rates_is_the_run_of_its_rate():
-    settings = replace(SETTINGS, steps=40, lr="auto", site_rates="curvature")
+    settings = replace(SETTINGS, steps=50, lr="auto", site_rates="curvature")
     auto = adapted()
     result = fit(auto, encoded(20), settings, packed=True)
     given = adapted()

@@ -307,8 +307,7 @@ LearningRate = Annotated[
     typer.Option(
         "--lr",
         metavar="RATE",
-        help="Highest learning rate. auto: neighbouring rates share the first steps and the best goes on, for at most "
-        "a tenth of the run. Several, as 0.002,0.003,0.005: these are tried.",
+        help="Highest learning rate; several, as 0.002,0.004, or auto: tried in the first steps, for a tenth more.",
         rich_help_panel=TRAIN,
     ),
 ]

@@ -143,6 +143,9 @@ class PlacementController(RunHook):
             "sites": [site.path for site in self.sites],
         }
 
+    def first_change(self, steps: int) -> int | None:
+        return self.schedule.steps(steps)[0]
+
     def on_gradient(self, run: HookedRun) -> None:
         if self._gradient is not None:
             self._gradient.detach()
@@ -311,9 +314,12 @@ class PlacementController(RunHook):
         def under(prefix: str) -> Tensors:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        if not values["begun"]:
+        if self._gradient is not None:
+            self._gradient.detach()
+        self._begun, self._gradient, self.decisions = values["begun"], None, []
+        if not self._begun:
             return
-        self._begun, self._gradient = True, self._watch(run)
+        self._gradient = self._watch(run)
         for kept in values["decisions"]:
             self._keep(Decision(**kept | {"moves": tuple(Move(**move) for move in kept["moves"])}))
         last = {move.path: move.after for move in self.moves}

@@ -45,7 +45,7 @@ class SearchBudget:
 
     @classmethod
     def of(cls, settings: Settings, steps: int) -> SearchBudget | None:
-        """Of a run of so many steps; None where a single other rate is more than `SHARE` allows.
+        """Of a run of so many steps; None where a single other rate takes all that `SHARE` allows, or more.
 
         >>> from loratlas.training.settings import Settings
         >>> SearchBudget.of(Settings(), 100), SearchBudget.of(Settings(), 30)
@@ -54,7 +54,7 @@ class SearchBudget:
         most, warm = int(SHARE * steps), warm_steps(settings, steps)
         others = 2 if steps < 600 else 3
         head = max(FEWEST, warm + 2, most // others)
-        return cls(head=head, most=most, warm=warm) if head <= most else None
+        return cls(head=head, most=most, warm=warm) if head < most else None
 
 
 def worse(losses: Sequence[float], others: Sequence[float]) -> bool:

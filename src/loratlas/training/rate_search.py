@@ -103,11 +103,11 @@ class RateSearch(RunHook):
         """
         for hook in hooks:
             change = hook.first_change(steps)
-            if change is not None and change < self.budget.head:
+            if change is not None and change <= self.budget.head:
                 raise SettingsError(
                     given=f"a learning rate and a change of what is trained ({hook.name}), both in the head of a run",
                     found=f"the change comes after step {change}, the rate is decided after step {self.budget.head}",
-                    instead=f"the change after step {self.budget.head} or later (--head {self.budget.head}), "
+                    instead=f"a later change (--head {self.budget.head + 1}), "
                     f"or a rate, such as --lr {self.first:g}",
                 )
 
