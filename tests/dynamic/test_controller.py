@@ -170,7 +170,7 @@ def test_rate_and_placement_are_decided_in_one_head_as_if_the_rate_had_been_give
     given, plain = adapted(), hook(name, schedule=later)
     run(given, plain, settings=settings(steps=60, lr=result.lr))
     assert controller.decisions == plain.decisions
-    assert controller.moves
+    assert bool(controller.moves) == (name == "energy")  # six steps say too little of gradients
     found = weights(model)
     assert all(torch.equal(value, found[key]) for key, value in weights(given).items())
 
