@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -189,7 +190,7 @@ def test_a_search_costs_what_it_may(steps, warmup):
     if budget is not None:
         assert budget.warm < budget.head < budget.most <= steps / 10
     else:
-        assert steps < 100
+        assert max(4, math.ceil(warmup * steps) + 2) >= steps // 10
 
 
 def test_ties_are_no_defeat_and_one_bad_step_is_none():

@@ -49,13 +49,6 @@ class LearningRateSchedule(StrEnum):
     constant = "constant"
 
 
-class SiteRates(StrEnum):
-    """Whether sites learn at rates of their own."""
-
-    equal = "equal"
-    curvature = "curvature"
-
-
 class Compile(StrEnum):
     """Whether layers go through torch.compile."""
 
@@ -301,15 +294,6 @@ Steps = Annotated[
 Epochs = Annotated[
     float | None,
     typer.Option("--epochs", metavar="N", help="Passes over DATA; or give --steps.", rich_help_panel=TRAIN),
-]
-LearningRate = Annotated[
-    str,
-    typer.Option(
-        "--lr",
-        metavar="RATE",
-        help="Highest learning rate; several, as 0.002,0.004, or auto: tried in the first steps, for a tenth more.",
-        rich_help_panel=TRAIN,
-    ),
 ]
 Seed = Annotated[
     int,

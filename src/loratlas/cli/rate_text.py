@@ -1,10 +1,32 @@
-"""What may stand after ``--lr``."""
+"""What may stand after ``--lr`` and ``--site-rates``."""
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import StrEnum
+from typing import Annotated, Literal
 
+import typer
+
+from loratlas.cli.options import TRAIN
 from loratlas.errors import SettingsError
+
+
+class SiteRates(StrEnum):
+    """Whether sites learn at rates of their own."""
+
+    equal = "equal"
+    curvature = "curvature"
+
+
+LearningRate = Annotated[
+    str,
+    typer.Option(
+        "--lr",
+        metavar="RATE",
+        help="Highest learning rate; several, as 0.002,0.004, or auto: tried in the first steps, for a tenth more.",
+        rich_help_panel=TRAIN,
+    ),
+]
 
 
 def rates_of(text: str) -> float | Literal["auto"] | tuple[float, ...]:

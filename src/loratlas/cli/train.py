@@ -9,6 +9,7 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.cli.progress import Terminal
+from loratlas.cli.rate_text import LearningRate, SiteRates, rates_of
 
 
 def train(
@@ -106,7 +107,7 @@ def train(
     forgetting: options.Forgetting = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
-    lr: options.LearningRate = "auto",
+    lr: LearningRate = "auto",
     schedule: Annotated[
         options.LearningRateSchedule,
         typer.Option("--schedule", help="What follows the warm-up.", rich_help_panel=options.TRAIN),
@@ -165,13 +166,13 @@ def train(
         ),
     ] = None,
     site_rates: Annotated[
-        options.SiteRates,
+        SiteRates,
         typer.Option(
             "--site-rates",
             help="curvature: after a tenth of the steps every site goes on at a rate by the curvature that it has met.",
             rich_help_panel=options.TRAIN,
         ),
-    ] = options.SiteRates.equal,
+    ] = SiteRates.equal,
     early_stop: Annotated[
         int | None,
         typer.Option(
@@ -225,7 +226,6 @@ def train(
     The base stays frozen. Ctrl-C saves the state; the same command with --resume then ends with the same numbers.
     """
     from loratlas.api.train_run import train as run
-    from loratlas.cli.rate_text import rates_of
     from loratlas.cli.train_tables import show_run
     from loratlas.training.settings import Settings
 
