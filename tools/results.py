@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from loratlas.formats import probability
+
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -40,7 +42,7 @@ def arms(study: dict[str, Any]) -> str:
 
 
 def findings(study: dict[str, Any]) -> str:
-    """Findings: the difference to the reference, its simultaneous interval, p after Holm, verdict, power."""
+    """Findings: the difference to the reference, its simultaneous interval, adjusted p, steps saved, verdict, power."""
     unit = study.get("task", {}).get("unit", "nats per token")
     rows = []
     for found in study["findings"]:
@@ -50,12 +52,29 @@ def findings(study: dict[str, Any]) -> str:
                 f"{found['arm']} against {found['versus']}",
                 f"{found['difference']:+.4f}",
                 f"{low:+.4f} to {high:+.4f}",
-                f"{found['p_holm']:.2g}",
+                probability(found["p_holm"]),
+                _steps(found.get("steps_saved")),
                 f"**{found['verdict']}**",
                 f"{found['detectable']:.4f}",
             ]
         )
-    return table(["comparison", f"difference, {unit}", "interval", "p (Holm)", "verdict", "detectable"], rows)
+    head = [
+        "comparison",
+        f"difference, {unit}",
+        "interval",
+        "adjusted p",
+        "steps saved",
+        "verdict",
+        "detectable",
+    ]
+    return table(head, rows)
+
+
+def _steps(saved: dict[str, float | None] | None) -> str:
+    if not saved or saved["value"] is None:
+        return "–"
+    ends = [f"{saved[end]:+.0f}" if saved[end] is not None else "?" for end in ("low", "high")]
+    return f"{saved['value']:+.0f} ({' to '.join(ends)})"
 
 
 def tuning(study: dict[str, Any]) -> str:

@@ -83,6 +83,18 @@ def rows(found: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
+def superseded(found: list[dict[str, Any]]) -> str:
+    """What is said where studies were run by an earlier edition of the method."""
+    old = sum(bool(study.get("superseded")) for study in found)
+    if not old:
+        return ""
+    which = "All of these studies" if old == len(found) else f"{old} of these {len(found)} studies"
+    return (
+        f"\n**Superseded.** {which} were run by the first edition of the method, with rates 2.5 apart: their small\n"
+        "differences are not settled.\n"
+    )
+
+
 def page(found: list[dict[str, Any]]) -> str:
     head = [
         "base",
@@ -107,7 +119,7 @@ Written by `python tools/side_by_side.py` from the studies in this folder. Every
 trainable parameters, tunes each arm's learning rate on two seeds, and judges five fresh seeds on rows that nothing was
 chosen on ([protocol](../method/statistics.md)). Losses are nats per answer token, of classifiers nats per row; the
 share is of what full gains over the base.
-
+{superseded(found)}
 {table(head, rows(found))}
 
 Verdicts against full at the same parameters, over {len(found)} studies:

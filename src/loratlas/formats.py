@@ -57,9 +57,9 @@ def probability(p: float) -> str:
     """A p value.
 
     >>> probability(0.0412), probability(0.00041), probability(1e-9)
-    ('0.041', '0.0004', 'under 0.0001')
+    ('0.041', '0.0004', '< 1e-4')
     """
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.4f}" if p >= 0.0001 else "under 0.0001"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.4f}" if p >= 0.0001 else "< 1e-4"
 
 
 def magnitude(number: float) -> str:

@@ -263,7 +263,7 @@ def test_the_facts_of_the_example() -> None:
     assert [(plain(name), plain(said)) for name, said in second.numbers] == [
         ("Difference", "−0.022"),
         ("97.5 % interval", "−0.033 to −0.011"),
-        ("p after Holm", "0.0008"),
+        ("Adjusted p", "0.0008"),
         ("Detectable", "0.014"),
         ("Seeds × examples", "5 × 1,000"),
     ]

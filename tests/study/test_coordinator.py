@@ -46,7 +46,8 @@ SPEC = {
     "demonstration": True,
     "seed": 5,
 }
-RUNS = 1 + 3 * 3 + 3 * 5
+FEWEST = 1 + 3 * (3 + 2) + 3 * 5 + 4
+"""Runs of it where no optimum has to be walked to: the base, tuning, evaluation, the reference at other lengths."""
 
 RUN = """
 import json, sys
@@ -139,10 +140,40 @@ def test_a_study_has_arms_findings_and_a_base(whole):
     for arm in data["arms"]:
         assert len(arm["runs"]) == 5
         assert arm["ci"][0] < arm["nll"] < arm["ci"][1]
-        assert len(arm["tuning"]) == 3
-        assert arm["lr"] in SPEC["learning_rates"]
+        assert len(arm["tuning"]) >= 5
+        assert arm["near"][0] <= arm["lr"] <= arm["near"][2]
         assert arm["nll"] < data["base_nll"]
     json.dumps(data, allow_nan=False)
+
+
+def test_differences_are_steps_of_the_reference_too(whole):
+    data = whole[0].to_json()
+    assert sorted((point["steps"], point["nll"] < data["base_nll"] + 5) for point in data["reference_curve"]) == [
+        (1, True), (1, True), (5, True), (5, True),
+    ]  # fmt: skip
+    for finding in data["findings"]:
+        assert set(finding["steps_saved"] or {"value": 0, "low": 0, "high": 0}) == {"value", "low", "high"}
+        assert finding["equal_compute"] is None  # no arm of it was placed by a scan
+
+
+def test_an_interval_and_its_p_say_the_same(whole):
+    for finding in whole[0].to_json()["findings"]:
+        low, high = finding["ci"]
+        assert (finding["p_adjusted"] < 0.05) == (low > 0 or high < 0)
+        assert finding["p_holm"] == finding["p_adjusted"] == min(1.0, 2 * finding["p"])
+
+
+def test_a_folder_of_the_first_edition_is_not_gone_on_with(whole, tmp_path):
+    out = shutil.copytree(whole[1], tmp_path / "copy")
+    ledger = Ledger.open(out)
+    old = {name: value for name, value in ledger.about["spec"].items() if name != "protocol"}
+    ledger.note(spec=old, spec_digest=parse_spec(old, kept=True).digest)
+    with pytest.raises(OutputError, match="differs in protocol"):
+        run_study(parse_spec(SPEC), out, workers=1)
+    data = load_study(out).to_json()  # and it is read, as what it is
+    assert data["protocol"] == 1
+    assert "first edition" in data["superseded"]
+    assert any("Superseded" in note for note in data["notes"])
 
 
 def test_runs_are_fresh_and_paired(whole):
@@ -161,8 +192,11 @@ def test_findings_are_the_estimator_on_the_files(whole):
     for name, runs in (("full", full), ("attention", attention)):
         losses[name] = np.stack([read_examples(out / "runs" / runs[seed])[2] for seed in sorted(full)])
     tokens = read_examples(out / "runs" / full[sorted(full)[0]])[1]
-    found = estimate(losses["attention"] - losses["full"], tokens)
     finding = data["findings"][0]
+    share = {arm["name"]: arm["rate_error"] ** 2 for arm in data["arms"]}
+    found = estimate(
+        losses["attention"] - losses["full"], tokens, rate_share=share["attention"] + share["full"]
+    )
     assert finding["difference"] == pytest.approx(found.value)
     assert finding["ci"] == pytest.approx(found.interval(0.975))
     assert data["arms"][0]["nll"] == pytest.approx(losses["full"].sum() / (5 * tokens.sum()))
@@ -192,9 +226,11 @@ def test_events_tell_how_far_it_is(whole):
     _, _, events = whole
     assert [event.kind for event in events][-1] == "complete"
     finished = [event for event in events if event.kind == "finished"]
-    assert [event.done for event in finished] == list(range(1, RUNS + 1))
+    runs = whole[0].to_json()["runs"]["planned"]
+    assert runs >= FEWEST
+    assert [event.done for event in finished] == list(range(1, runs + 1))
     assert all(event.planned >= event.done for event in events)
-    assert events[-1].planned == RUNS
+    assert events[-1].planned == runs
     assert finished[-1].seconds_left == 0
     assert all(
         event.seconds_left is not None for event in finished if event.phase != "base"
@@ -234,7 +270,7 @@ def test_interrupted_and_killed_and_gone_on_ends_with_the_same_numbers(whole, tm
     finally:
         signal.signal(signal.SIGINT, before)
     assert caught.value.exit_code == 130
-    assert f"of {RUNS} runs are finished" in caught.value.found
+    assert f"of {FEWEST} runs are finished" in caught.value.found
     assert "only what is missing" in caught.value.instead
     assert 3 <= len(Ledger.open(out, create=False).finished()) <= 4
 

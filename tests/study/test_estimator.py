@@ -23,7 +23,7 @@ from loratlas.study.results.power import bonferroni, detectable, holm
 
 
 def slow(x, n):
-    """The formula of DESIGN, one sum at a time: value, variance, degrees of freedom."""
+    """The formula of the docstring, one sum at a time: value, variance, degrees of freedom."""
     S, N = len(x), len(n)
     mean_n = sum(n) / N
     z = [[n[i] * (x[s][i] / n[i]) / mean_n for i in range(N)] for s in range(S)]
@@ -33,11 +33,13 @@ def slow(x, n):
     columns = [sum(r[s][i] for s in range(S)) / S for i in range(N)]
     grand = sum(rows) / S
     a = sum((v - grand) ** 2 for v in rows) / (S - 1) / S
-    b = sum((v - grand) ** 2 for v in columns) / (N - 1) / N
+    without = [(v - grand) / N / (1 - k / sum(n)) for v, k in zip(columns, n, strict=True)]
+    b = sum(v**2 for v in without) * (N - 1) / N
     square = sum((r[s][i] - rows[s] - columns[i] + grand) ** 2 for s in range(S) for i in range(N))
     c = square / ((S - 1) * (N - 1)) / (S * N)
     V = max(a + b - c, a, b)
-    units = min(sum(k**2 for k in n) ** 2 / sum(k**4 for k in n), N - 1)
+    kurtosis = sum(v**4 for v in without) / sum(v**2 for v in without) ** 2
+    units = min(sum(k**2 for k in n) ** 2 / sum(k**4 for k in n), N - 1, 2 / (kurtosis - 1 / N))
     df = V**2 / (a**2 / (S - 1) + b**2 / units + c**2 / ((S - 1) * (N - 1)))
     return D, V, max(df, S - 1)
 
@@ -59,6 +61,14 @@ def test_equals_the_formula_written_out(seed):
     assert found.value == pytest.approx(value, rel=1e-12)
     assert found.error**2 == pytest.approx(variance, rel=1e-12)
     assert found.df == pytest.approx(df, rel=1e-12)
+
+
+def test_units_of_one_length_are_the_two_way_layout():
+    x = drawn(1)[0]
+    found = estimate(x, np.full(x.shape[1], 7))
+    z = x / 7
+    assert found.example_share == pytest.approx(z.mean(axis=0).var(ddof=1) / x.shape[1])
+    assert found.seed_share == pytest.approx(z.mean(axis=1).var(ddof=1) / len(x))
 
 
 def test_by_hand():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from loratlas.study.results.came_apart import CameApart
 from loratlas.study.results.estimator import Estimate
 from loratlas.study.results.findings import Comparison, decide, judge, pareto
 
@@ -75,7 +76,7 @@ def test_more_comparisons_make_wider_intervals():
     assert among.ci[0] < alone.ci[0]
     assert among.detectable > alone.detectable
     assert among.p == alone.p
-    assert among.p_holm == pytest.approx(3 * among.p)
+    assert among.p_holm == among.p_adjusted == pytest.approx(3 * among.p)
 
 
 def test_the_sentence_says_what_was_found_and_where():
@@ -101,3 +102,41 @@ def test_nothing_finished_is_undetermined_without_numbers():
 def test_pareto_keeps_equals_and_drops_the_dominated():
     points = {"a": (1.0, 2.0), "b": (1.0, 2.0), "c": (2.0, 2.0), "d": (3.0, 1.0)}
     assert pareto(points) == ["a", "b", "d"]
+
+
+def test_no_p_contradicts_its_interval():
+    # By Holm's correction the second would have p = 0.036 beside an interval at 1 − 0.05 / 2 that holds 0.
+    clear, near = estimate(-0.1, 0.01), estimate(-0.022, 0.01)
+    several = [Comparison(arm="clear", estimate=clear), Comparison(arm="near", estimate=near)]
+    found = judge(several, versus="b", delta=0.001, reach="")
+    for finding in found:
+        assert (finding.p_adjusted < 0.05) == (finding.ci[0] > 0 or finding.ci[1] < 0)
+    assert found[1].p < 0.05 < found[1].p_adjusted
+
+
+def test_a_difference_is_given_in_steps_and_at_equal_compute():
+    comparison = Comparison(
+        arm="auto",
+        estimate=estimate(-0.05, 0.01),
+        steps=200,
+        curves=({100: 0.2, 200: 0.0, 300: -0.1},),
+        equal_compute=estimate(0.02, 0.004),
+        extra_steps=160,
+    )
+    found = judge([comparison], versus="full", delta=0.01, reach="of a task")[0]
+    assert found.steps_saved["low"] < found.steps_saved["value"] == pytest.approx(44.9)
+    assert found.steps_saved["value"] < found.steps_saved["high"]
+    assert "worth 45 of full's 200 steps" in found.sentence
+    assert found.equal_compute["verdict"] == "worse"
+    assert found.equal_compute["extra_steps"] == 160
+    assert "trained 160 steps longer" in found.sentence
+    assert found.to_json()["steps_saved"] == found.steps_saved
+
+
+def test_a_run_that_came_apart_is_named():
+    run = CameApart(arm="b", phase="evaluation", lr=1e-3, seed=7, above=0.3, times=20.0)
+    comparison = Comparison(arm="a", estimate=estimate(-0.05, 0.01), came_apart=(run,), caveat="Alike.")
+    found = judge([comparison], versus="b", delta=0.01, reach="of a task")[0]
+    assert found.verdict == "better"
+    assert "Alike. Seed 7 of b came apart in evaluation (+0.300 nats, 20 times" in found.sentence
+    assert found.to_json()["came_apart"][0]["seed"] == 7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from loratlas.errors import DataError, SpecError
@@ -29,8 +31,9 @@ def refusal(values) -> SpecError:
 def test_defaults_are_the_protocol():
     found = spec()
     assert found.reference == "full"
-    assert len(found.learning_rates) == 5
-    assert (found.tuning.seeds, found.tuning.rows) == (2, 500)
+    assert len(found.learning_rates) == 7
+    assert all(1.5 < b / a < 1.7 for a, b in pairwise(found.learning_rates))
+    assert (found.tuning.seeds, found.tuning.rows, found.protocol) == (3, 500, 2)
     assert (found.evaluation.seeds, found.evaluation.rows) == (5, 1000)
     assert (found.delta, found.base_dropout, found.data.loss) == (0.01, False, "answer")
 
@@ -146,16 +149,33 @@ def test_files(tmp_path):
 
 
 def test_the_grid_grows_by_its_own_factor():
-    found = spec(learning_rates=[1e-3, 2e-3, 6e-3])
-    assert grid(found, below=0, above=0) == (0.001, 0.002, 0.006)
-    assert grid(found, below=1, above=1) == (0.0005, 0.001, 0.002, 0.006, 0.018)
+    found = spec(learning_rates=[1e-3, 1.5e-3, 2.25e-3])
+    assert grid(found, below=0, above=0) == (0.001, 0.0015, 0.00225)
+    assert grid(found, below=1, above=1) == (0.000666667, 0.001, 0.0015, 0.00225, 0.003375)
+
+
+def test_a_wide_list_is_filled_between_its_ends():
+    filled = grid(spec(learning_rates=[1e-3, 2e-3, 6e-3]), below=0, above=0)
+    assert (filled[0], filled[-1], len(filled)) == (0.001, 0.006, 5)
+    assert all(b / a < 1.61 for a, b in pairwise(filled))
+    shown = spec(learning_rates=[1e-3, 2e-3, 6e-3], demonstration=True)
+    assert grid(shown, below=0, above=0) == (0.001, 0.002, 0.006)
+
+
+def test_the_first_edition_is_read_and_never_run():
+    old = {name: value for name, value in spec(tuning={"seeds": 2}).to_json().items() if name != "protocol"}
+    kept = parse_spec(old, kept=True)
+    assert kept.protocol == 1
+    assert kept.to_json() == old  # its digest is the one that its ledger has
+    assert parse_spec(old).digest != kept.digest
+    assert refusal({"protocol": 1}).instead.startswith("protocol: 2")
 
 
 def test_seeds_are_disjoint_and_stable():
     tuning, evaluation = seeds(spec(seed=3, tuning={"seeds": 40}, evaluation={"seeds": 40}))
     assert len({*tuning, *evaluation}) == 80
     fewer_tuning, fewer = seeds(spec(seed=3))
-    assert (fewer_tuning, fewer) == (tuning[:2], evaluation[:5])
+    assert (fewer_tuning, fewer) == (tuning[:3], evaluation[:5])
     assert seeds(spec(seed=4))[1] != fewer
 
 
@@ -218,3 +238,16 @@ def test_unknown_keys_reach_the_terminal_printable():
     with pytest.raises(SpecError) as error:
         parse_spec({**MINIMAL, "\x1b[31m": 1})
     assert str(error.value).isprintable()
+
+
+def test_one_line_changes_what_the_file_says(tmp_path):
+    path = tmp_path / "where.yaml"
+    path.write_text("model: m\ndata: {train: rows.jsonl, eval: more.jsonl}\narms: {full: all, q: q}\n")
+    found = load_spec(path, changes=["delta=0.02", "evaluation.seeds=8", "learning_rates=[1.0e-3, 2.0e-3]"])
+    assert (found.delta, found.evaluation.seeds, found.learning_rates) == (0.02, 8, (0.001, 0.002))
+    assert found.digest != load_spec(path).digest
+    for wrong in ("delta", "=3", "model.x=3"):
+        with pytest.raises(SpecError, match="--set"):
+            load_spec(path, changes=[wrong])
+    with pytest.raises(SpecError, match=r"evaluation\.seed "):
+        load_spec(path, changes=["evaluation.seed=8"])

@@ -77,7 +77,8 @@ def test_a_classification_is_told_per_row_with_its_metrics(classified):
         losses.append(np.stack([e["nll"] for e in examples]))
         assert arm["forgetting"]["rows"] == 6
     (finding,) = data["findings"]
-    wanted = estimate(losses[1] - losses[0], np.ones(12))
+    share = sum(arm["rate_error"] ** 2 for arm in data["arms"])
+    wanted = estimate(losses[1] - losses[0], np.ones(12), rate_share=share)
     assert finding["difference"] == pytest.approx(wanted.value)
     assert finding["p"] == pytest.approx(wanted.p)
     assert "nats per row" in finding["sentence"]

@@ -89,6 +89,16 @@ def study(
     ] = None,
     out: Folder = None,
     workers: Workers = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Over what the file says, e.g. delta=0.02, evaluation.seeds=8 or 'learning_rates=[1e-3, 1e-2]'. "
+            "Another study, with a folder of its own.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare placements: tune each at equal cost, train on fresh seeds, say which is better and how sure that is.
@@ -98,7 +108,7 @@ def study(
     """
     from loratlas.study.spec.spec_file import load_spec
 
-    read = load_spec(spec, size=size, model=model, train=train, eval=evaluate)
+    read = load_spec(spec, size=size, model=model, train=train, eval=evaluate, changes=changes or ())
     _run(read, out, workers, as_json)
 
 
@@ -244,15 +254,17 @@ def _show(data: Mapping[str, Any]) -> None:
         ("nats", "right"),
         "interval",
         ("p", "right"),
+        ("steps saved", "right"),
         ("detectable", "right"),
     )
     for finding in data["findings"]:
         table.add_row(
             finding["arm"],
-            finding["verdict"] + ("\nflips" if finding.get("flips") else ""),
+            _verdict(finding),
             _number(finding["difference"], sign=True),
             _interval(finding["ci"], sign=True),
-            _p(finding["p_holm"]),
+            "–" if finding["p_holm"] is None else formats.probability(finding["p_holm"]),
+            _steps(finding.get("steps_saved")),
             _number(finding["detectable"]),
         )
     output.show(table)
@@ -268,9 +280,10 @@ def _show(data: Mapping[str, Any]) -> None:
     _show_side_metrics(data)
     rows = (data.get("task") or {}).get("name") == "classification"
     output.say(
-        f"nats: loss per {'row' if rows else 'answer token'}, less than the reference's is better; p: after Holm's "
-        "correction;"
+        f"nats: loss per {'row' if rows else 'answer token'}, less than the reference's is better; p: for all "
+        "comparisons together, as the interval is;"
     )
+    output.say("steps saved: how many more steps the reference would have needed; of a worse arm, fewer;")
     output.say("detectable: the difference that this study would have found with 80 % power.")
     for remark in data.get("notes", ()):
         output.note(remark)
@@ -320,5 +333,16 @@ def _interval(ends: Any, *, sign: bool = False) -> str:
     return " to ".join(_number(end, sign=sign) for end in ends)
 
 
-def _p(value: float | None) -> str:
-    return "–" if value is None else "<0.0001" if value < 1e-4 else f"{value:.4f}"
+def _verdict(finding: Mapping[str, Any]) -> str:
+    """The verdict, and of an undetermined one why it is that."""
+    said = finding["verdict"]
+    if said == "undetermined" and finding.get("reason"):
+        said += f": {finding['reason']}"
+    return said + ("\nflips" if finding.get("flips") else "")
+
+
+def _steps(saved: Mapping[str, float | None] | None) -> str:
+    if not saved or saved["value"] is None:
+        return "–"
+    ends = ["?" if saved[end] is None else f"{saved[end]:+.0f}" for end in ("low", "high")]
+    return f"{saved['value']:+.0f} ({ends[0]} to {ends[1]})"

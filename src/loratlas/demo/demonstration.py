@@ -1,6 +1,6 @@
 """The study that ``loratlas demo`` runs: a demonstration, sized for minutes.
 
-Three learning rates, one tuning seed and short runs are too few for a conclusion about anything but this
+Few learning rates, one tuning seed and short runs are too little for a conclusion about anything but this
 task; the spec says ``demonstration``, and so do the report and the findings. Five evaluation seeds all
 the same, so that the intervals are honest ones.
 """
@@ -43,7 +43,7 @@ def study() -> dict[str, Any]:
         "arms": {"full": "all:1", "attention": "attention", "feedforward": "feedforward"},
         "reference": "full",
         "match": "params",
-        "learning_rates": [0.005, 0.0125, 0.03],
+        "learning_rates": [0.0078, 0.0125, 0.02],
         "tuning": {"seeds": 1, "rows": 150, "extensions": 0},
         "evaluation": {"seeds": 5, "rows": 300},
         "steps": 70,

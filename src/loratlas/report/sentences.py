@@ -258,16 +258,23 @@ def _finding(ledger: QuotedStudy, i: int, names: list[Any]) -> FindingFact:
 
 
 def _numbers(ledger: QuotedStudy, at: str) -> tuple[tuple[Phrase, Phrase], ...]:
-    """Difference, interval, p, what could have been found; those that the study has."""
+    """Difference, interval, p, steps saved, what could have been found; those that the study has."""
     low, high = ledger.quote("signed", f"{at}/ci/0"), ledger.quote("signed", f"{at}/ci/1")
     level, p = ledger.quote("percent", f"{at}/level"), ledger.quote("probability", f"{at}/p_holm")
     detectable = ledger.quote("loss", f"{at}/detectable")
     seeds, examples = ledger.quote("count", f"{at}/seeds"), ledger.quote("count", f"{at}/examples")
+    saved = ledger.quote("steps", f"{at}/steps_saved/value")
+    ends = [ledger.quote("steps", f"{at}/steps_saved/{end}") for end in ("low", "high")]
+    known = all(end.value is not None for end in ends)
+    between: Phrase = (" (", ends[0], " to ", ends[1], ")") if known else ()
+    equal = ledger.quote("signed", f"{at}/equal_compute/difference")
     heading: Phrase = ("Interval",) if level.value is None else (level, " interval")
     pairs: list[tuple[Phrase, Phrase, Any]] = [
         (("Difference",), (ledger.quote("signed", f"{at}/difference"),), ledger.number(f"{at}/difference")),
         (heading, (low, " to ", high), low.value if high.value is not None else None),
-        (("p after Holm",), (p,), p.value),
+        (("Adjusted p",), (p,), p.value),
+        (("Steps saved",), (saved, *between), saved.value),
+        (("At equal compute",), (equal,), equal.value),
         (("Detectable",), (detectable,), detectable.value),
         (("Seeds × examples",), (seeds, " × ", examples), seeds.value or None),
     ]
@@ -290,6 +297,8 @@ def banners(ledger: QuotedStudy) -> tuple[tuple[str, Phrase], ...]:
             " ends within minutes. It shows what loratlas does; do not choose a placement by it.",
         )
         shown.append(("demonstration", sentence))
+    if ledger.at("/superseded"):
+        shown.append(("superseded", ("Superseded: ", ledger.word("/superseded"), ".")))
     return tuple(shown)
 
 

@@ -17,7 +17,7 @@ from loratlas.models.task import CAUSAL
 from loratlas.study.execution.ledger import Key, Ledger
 from loratlas.study.execution.machine_record import revision, versions
 from loratlas.study.execution.run_records import is_whole, read_record, save_encoded
-from loratlas.study.execution.schedule import nll, schedule
+from loratlas.study.execution.schedule import Schedule, nll, scan_steps, schedule
 from loratlas.study.execution.study_events import OnEvent, StudyEvent, describe_run
 from loratlas.study.execution.worker_pool import Pool, Process, rebuilt
 from loratlas.study.inputs.fleet_sizing import fleet_size
@@ -62,7 +62,7 @@ class Coordinator:
         """Until nothing is missing."""
         self.finished = self._unbroken(self.ledger.finished())
         self._adopt()
-        state = schedule(self.spec, self.finished)
+        state = self._schedule()
         self.planned = state.planned
         self.tell("prepared", message=f"{self.done} of {self.planned} runs are finished")
         if state.complete:
@@ -81,6 +81,10 @@ class Coordinator:
         ):
             self._loop(pool, stop)
 
+    def _schedule(self) -> Schedule:
+        extra = scan_steps(self.prepared.scan, self.spec.batch_size)
+        return schedule(self.spec, self.finished, extra_steps=extra)
+
     def _unbroken(self, finished: Mapping[Key, dict[str, Any]]) -> dict[Key, dict[str, Any]]:
         """Finished runs whose folders are as they were written; the others are done again."""
         whole = {
@@ -98,7 +102,7 @@ class Coordinator:
         queue = deque[Key]()
         while not stop.requested:
             if not queue and not pool.busy:
-                state = schedule(self.spec, self.finished)
+                state = self._schedule()
                 self.planned = state.planned
                 if state.complete:
                     return
@@ -106,7 +110,7 @@ class Coordinator:
             for process in pool.idle:
                 if queue:
                     most = min(self._fleet, -(-len(queue) // max(1, len(pool.processes))))
-                    self._start(process, [queue.popleft() for _ in range(most)])
+                    self._start(process, _alike(queue, most))
             for process, message in pool.hear():
                 self._heard(pool, process, message, queue)
         raise KeyboardInterrupt
@@ -211,14 +215,14 @@ class Coordinator:
             self._clock = self._clock if self._worked() else time.monotonic()
         else:
             self._steps_before += self._whole()
-        self.planned = max(self.planned, schedule(self.spec, self.finished).planned)
+        self.planned = max(self.planned, self._schedule().planned)
         self.tell("finished", key, step=self.spec.steps, nll=record.get("nll"))
 
     def _adopt(self) -> None:
         """Enter runs whose folder is whole although the coordinator died before it could enter them."""
         while True:
             adopted = 0
-            for key in schedule(self.spec, self.finished).pending:
+            for key in self._schedule().pending:
                 identity = self._identity(key)
                 folder = self.out / "runs" / digest(identity)
                 record = read_record(folder)
@@ -253,7 +257,7 @@ class Coordinator:
             "train": prepared.train.digest,
             "plan": prepared.plans[key.arm].to_json(),
             "arm": spec.arms[key.arm].model_dump(mode="json"),
-            "training": self._training,
+            "training": self._training | ({"steps": key.steps} if key.steps else {}),
         }
 
     def _write_setup(self, device: str) -> Path:
@@ -325,6 +329,14 @@ class Coordinator:
             return None
         rate = worked / (time.monotonic() - self._clock)
         return max(0.0, (self.planned - self.done) * self._whole() - sum(self._steps.values())) / rate
+
+
+def _alike(queue: deque[Key], most: int) -> list[Key]:
+    """The next runs of one length, at most so many: a fleet's runs take their steps together."""
+    taken = [queue.popleft()]
+    while queue and len(taken) < most and queue[0].steps == taken[0].steps:
+        taken.append(queue.popleft())
+    return taken
 
 
 def _cores() -> int:

@@ -39,15 +39,18 @@ class Key:
         arm: name of the arm; "" for the base.
         lr: learning rate; 0 for the base.
         seed: what draws order, subset, initialisation and dropout; 0 for the base.
+        steps: of the run, where it has others than the study's; 0: it has those.
     """
 
     phase: str
     arm: str = ""
     lr: float = 0.0
     seed: int = 0
+    steps: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {"phase": self.phase, "arm": self.arm, "lr": self.lr, "seed": self.seed}
+        whole = {"phase": self.phase, "arm": self.arm, "lr": self.lr, "seed": self.seed}
+        return whole | ({"steps": self.steps} if self.steps else {})
 
 
 @contextmanager
@@ -186,6 +189,7 @@ class Ledger:
                 "arm": CategoricalDistribution(["", *self._study.user_attrs.get("arms", [key.arm])]),
                 "lr": FloatDistribution(0.0, 1e308),
                 "seed": IntDistribution(0, 2**53),
+                **({"steps": IntDistribution(0, 2**53)} if key.steps else {}),
             },
             user_attrs={"key": key.to_json(), "identity": dict(identity)},
         )

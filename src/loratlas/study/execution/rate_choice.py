@@ -14,6 +14,8 @@ the shift, near normal with variance v / c², v the variance of the median slope
 
     E[(½ c δ²)²] = ¾ v² / c²,      at most (½ c h²)²
 
+(where one seed is all there is, δ is taken to be uniform within half a step: (½ c h²)² / 80)
+
 is the arm's **rate share**, a term of the variance of every difference that the arm is in. The same runs say how
 much two runs of a pair of arms differ from seed to seed (:func:`run_variance`).
 
@@ -88,6 +90,7 @@ def choose(losses: ArrayLike, gap: ArrayLike) -> RateChoice:
         shift = np.clip(-slope / curvature[..., None], -h, h)
         worst = (0.5 * curvature[..., None] * h**2) ** 2
         share = np.minimum(0.75 * variance[..., None] ** 2 / curvature[..., None] ** 2, worst)
+        share = share if seeds > 1 else worst / 80
     usable = known & np.isfinite(curvature)[..., None] & (curvature > 0)[..., None]
     return RateChoice(
         shift=np.where(usable, shift, 0.0),

@@ -45,5 +45,8 @@ def describe_run(key: Key | None) -> str:
     if key is None:
         return ""
     return (
-        "the bare base" if key.phase == "base" else f"{key.phase} {key.arm}, lr {key.lr:g}, seed {key.seed}"
+        "the bare base"
+        if key.phase == "base"
+        else f"{key.phase} {key.arm}, lr {key.lr:g}, seed {key.seed}"
+        + f", {key.steps} steps" * bool(key.steps)
     )

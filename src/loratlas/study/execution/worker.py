@@ -150,7 +150,11 @@ class Worker:
 
         arm, key = job["arm"], job["key"]
         settings = Settings(
-            **{"compile": "off", **self._setup["training"]},
+            **{
+                "compile": "off",
+                **self._setup["training"],
+                **({"steps": key["steps"]} if "steps" in key else {}),
+            },
             lr=key["lr"],
             seed=key["seed"],
             dropout=arm["dropout"],

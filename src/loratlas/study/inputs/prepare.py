@@ -15,6 +15,7 @@ from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import is_auto
 from loratlas.sources import judged_split, model_source, open_rows, open_task
+from loratlas.study.inputs.clusters import clusters_of
 from loratlas.study.inputs.match_budgets import BudgetMatch, naming, plans
 from loratlas.study.inputs.row_splits import draw_rows, hold_out
 from loratlas.study.results import side_metrics
@@ -49,6 +50,7 @@ class Prepared:
         asked: evaluation rows as text, where a task metric is to be measured.
         forgetting: encoded rows that nothing is trained on, where they were asked for.
         notes: sentences for the reader.
+        clusters: one number for each evaluation row, equal where rows share a prompt or a document; None: none do.
         memory: tells the peak bytes of a typical step.
         scan: what placed the arms whose placement is ``auto``, as plain data; None where there is none.
     """
@@ -66,6 +68,7 @@ class Prepared:
     forgetting: Encoded | None
     notes: tuple[str, ...]
     memory: PeakMemory
+    clusters: tuple[int, ...] | None = None
     scan: dict[str, Any] | None = None
 
     def about(self, spec: StudySpec) -> dict[str, Any]:
@@ -109,6 +112,7 @@ class Prepared:
                 ],
             },
             "notes": list(self.notes),
+            **({} if self.clusters is None else {"clusters": list(self.clusters)}),
             **({} if self.scan is None else {"scan": self.scan}),
         }
 
@@ -235,6 +239,7 @@ def prepare(
         forgetting=forgetting,
         notes=tuple(notes),
         memory=memory,
+        clusters=clusters_of(evaluation, judged_rows),
         scan=scanned,
     )
 

@@ -81,6 +81,41 @@ def arm_losses(
     )
 
 
+Lengths = Mapping[int, Mapping[int, tuple[np.ndarray, np.ndarray]]]
+"""Steps → seed → summed losses and answer tokens of the reference trained so long."""
+
+
+def reference_lengths(
+    spec: StudySpec, state: Schedule, finished: Mapping[Key, Mapping[str, Any]], runs: Path
+) -> Lengths:
+    """The reference's runs of other lengths that are finished."""
+    found: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for key, record in finished.items():
+        chosen = state.chosen.get(spec.reference)
+        if key.steps and key.arm == spec.reference and key.lr == chosen and not math.isinf(nll(record)):
+            _, n, losses = read_examples(runs / record["digest"])
+            found.setdefault(key.steps, {})[key.seed] = (losses, n)
+    return found
+
+
+def curves_of(
+    lengths: Lengths, reference: ArmLosses, steps: int, *, skip: int | None
+) -> tuple[dict[int, float], ...]:
+    """The reference's loss at other lengths minus that at its own, by seed; seeds that lack one are left out."""
+    kept = {t: by_seed for t, by_seed in lengths.items() if t != skip}
+    if not kept:
+        return ()
+    common = set.intersection(*(set(by_seed) for by_seed in kept.values())) & set(reference.summed)
+    return tuple(
+        {steps: 0.0}
+        | {
+            t: float((by_seed[seed][0] - reference.summed[seed]).sum() / by_seed[seed][1].sum())
+            for t, by_seed in kept.items()
+        }
+        for seed in sorted(common)
+    )
+
+
 def judged_of(losses: ArmLosses) -> Judged:
     return Judged(name=losses.arm, summed=losses.summed, tokens=losses.tokens, tasks=losses.tasks)
 
@@ -173,11 +208,15 @@ def arm_result(
         "match": about["matches"].get(name),
         "tuning": [
             {"lr": lr, "seed": seed, "nll": record["nll"], "diverged": bool(record["diverged"])}
-            for lr in state.rates
+            for lr in sorted(
+                {*state.rates, *(key.lr for key in finished if key.phase == "tuning" and key.arm == name)}
+            )
             for seed in tuning
             if (record := finished.get(Key(phase="tuning", arm=name, lr=lr, seed=seed)))
         ],
         "lr_at_edge": name in state.at_edge,
+        "near": list(state.near.get(name, ())),
+        "rate_error": math.sqrt(state.share[name]) if name in state.share else None,
         "runs": [
             {
                 "seed": seed,

@@ -11,6 +11,7 @@ of n_i:
     D    = mean z_si
     r_si = z_si − D · n_i / n̄               what is left; D is a ratio, and this is its linearisation
     V    = s²(seed means of r) / S + s²(unit means of r) / N − MS_resid / (S · N) + rate share
+           where s² of units is the jackknife's: the mean of r_i over seeds is divided by 1 − n_i / Σn
 
 The third term takes away the run-to-run noise that the first two both count. V is floored at the larger of the
 first two terms, because a variance estimate below either of its parts is noise. Three things are added to that:
@@ -19,11 +20,13 @@ first two terms, because a variance estimate below either of its parts is noise.
 more runs near the optimum, s²(seed means) is no smaller than its mean with their variance, weighted by degrees of
 freedom.
 
-**Long answers.** A few long answers carry much of a token mean, and where the effect grows with length D is skewed. The
-unit term has (Σ n²)² / Σ n⁴ degrees of freedom, at most N − 1 (units whose variance is proportional to n²), and the
-statistic t = D / √V is straightened by Hall's (1992) cubic transformation
+**Long answers.** A few long answers carry much of a token mean, and pull it towards themselves, which the jackknife
+undoes (units of one length leave s² as it is). Where the effect grows with length D is skewed. The unit term has
+(Σ n²)² / Σ n⁴ degrees of freedom, at most N − 1 (units whose variance is proportional to n²), and no more than what
+the kurtosis of the units' means leaves, 2 / (Σ r̄⁴ / (Σ r̄²)² − 1/N). The statistic t = D / √V is straightened by
+Hall's (1992) cubic transformation
 
-    g(t) = t + γ t² / 3 + γ² t³ / 27 + γ / 6,      γ = Σ_i (mean_s r_si / N)³ / V^(3/2)
+    g(t) = t + γ t² / 3 + γ² t³ / 27 + γ / 6,      γ = Σ_i (mean_s r_si / N / (1 − n_i / Σn))³ / V^(3/2)
 
 which is monotone, so that interval and p are of one test: p is that of |g|, and the ends of the interval are
 D − √V · g⁻¹(±q) with q the t quantile.
@@ -108,15 +111,7 @@ class Estimate:
         Of a skewed statistic, the larger of both directions: a share of power is lost or won by the bend.
         """
         straight = detectable(self.error, self.df, alpha=alpha, power=power)
-        low, high = self.interval(1 - alpha)
-        flat_low, flat_high = _straight(self).interval(1 - alpha)
-        return straight + max(0.0, flat_low - low, high - flat_high)
-
-
-def _straight(one: Estimate) -> Estimate:
-    from dataclasses import replace
-
-    return replace(one, skewness=0.0)
+        return straight + float(skew_allowance(self.error, self.df, self.skewness, level=1 - alpha))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +163,9 @@ def crossed(
     residual = (r - by_seed[..., None] * weight[..., None, :] - by_unit[..., None, :]) * (n > 0)[..., None, :]
     seed_variance = by_seed.var(axis=-1, ddof=1)
     a = seed_variance / S
-    b = N / (N - 1) * (by_unit**2).sum(axis=-1)
+    # What D loses without a unit: long ones pull the ratio towards themselves. For units of one length b is s² / N.
+    without = by_unit / (1 - n / total[..., None])
+    b = (N - 1) / N * (without**2).sum(axis=-1)
     c = N * (residual**2).sum(axis=(-2, -1)) / ((S - 1) * (N - 1)) / S
     pooled = ((S - 1) * seed_variance + run_df * np.asarray(run_variance)) / (S - 1 + run_df)
     widened = np.maximum(a, pooled / S)
@@ -176,12 +173,16 @@ def crossed(
     variance = np.maximum(widened + b - c, np.maximum(widened, b)) + rate
     # Satterthwaite: terms are multiples of independent mean squares with their degrees of freedom.
     units = np.minimum((n**2).sum(axis=-1) ** 2 / (n**4).sum(axis=-1), N - 1)
+    squares = (without**2).sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kurtosis = np.where(squares > 0, (without**4).sum(axis=-1) / squares**2, 3 / N)
+        units = np.minimum(units, 2 / np.maximum(kurtosis - 1 / N, 1e-12))
     spread = (
         widened**2 / (S - 1) + b**2 / np.maximum(units, 1) + c**2 / ((S - 1) * (N - 1)) + rate**2 / RATE_DF
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(spread > 0, variance**2 / spread, S - 1)
-        skewness = np.where(variance > 0, (by_unit * by_unit**2).sum(axis=-1) / variance**1.5, 0.0)
+        skewness = np.where(variance > 0, (without * without**2).sum(axis=-1) / variance**1.5, 0.0)
     return Crossed(
         value=value,
         seed_share=a,
@@ -302,6 +303,15 @@ def bend(q: ArrayLike, skewness: ArrayLike) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         bent = 3 * (np.cbrt(1 + y * (q - y / 6)) - 1) / y
     return np.where(np.abs(y) < 1e-6, q, bent)
+
+
+def skew_allowance(error: ArrayLike, df: ArrayLike, skewness: ArrayLike, *, level: float) -> FloatArray:
+    """How much further the longer arm of the bent interval reaches than a straight one, nats per token."""
+    from scipy.stats import t
+
+    q = t.ppf(0.5 + level / 2, np.asarray(df, dtype=np.float64))
+    longest = np.maximum(bend(q, skewness), -bend(-q, skewness))
+    return np.asarray(error, dtype=np.float64) * np.maximum(0.0, longest - q)
 
 
 def p_value(value: ArrayLike, error: ArrayLike, df: ArrayLike, skewness: ArrayLike = 0.0) -> FloatArray:

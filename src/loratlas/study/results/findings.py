@@ -6,7 +6,8 @@ An arm is compared with one declared reference. With m comparisons, the interval
     else, without 0                              better (lower loss) or worse
     else                                         undetermined
 
-and whatever the interval says, fewer than five evaluation seeds, a diverged run, or a best learning rate at
+p is that of the same test times m, so that it is below 0.05 exactly where the interval leaves out 0. Whatever the
+interval says, fewer than five evaluation seeds, a diverged run, or a best learning rate at
 the edge of the tried ones make the finding undetermined: such a comparison did not meet the protocol.
 """
 
@@ -18,8 +19,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loratlas.formats import loss, percent, signed
+from loratlas.study.results.came_apart import CameApart
 from loratlas.study.results.estimator import Estimate
-from loratlas.study.results.power import holm
+from loratlas.study.results.power import bonferroni
+from loratlas.study.results.steps_saved import sentence as worth_in_steps
+from loratlas.study.results.steps_saved import steps_saved
 
 HEADLINES = {
     "better": "{arm} is better than {versus} by {size} {per}",
@@ -42,10 +46,17 @@ class Finding:
         difference: token mean of the arm minus that of the reference, nats per token; below 0 is better.
         ci: interval at ``level``, which decides the verdict.
         level: 1 − 0.05 / m.
-        p: two-sided, not adjusted. p_holm: adjusted over the study's comparisons.
+        p: two-sided, not adjusted.
+        p_adjusted: p times m, at most 1. Below 0.05 exactly where ``ci`` leaves out 0.
+        p_holm: the same; the name of the first edition, whose correction could contradict the interval.
         verdict: "better", "worse", "equivalent" or "undetermined".
         detectable: the true difference that this comparison would have found with 80 % power at that level.
         df: degrees of freedom. seeds, examples: how many of each stand behind the difference.
+        units: groups of examples that vary independently of each other (prompts, documents).
+        rate_error: standard error that the choice of learning rates adds, nats per token; part of ``ci``.
+        steps_saved: the difference in steps of the reference, see `loratlas.study.results.steps_saved`.
+        equal_compute: the difference from a reference that was also trained the steps of the scan; None: no scan.
+        came_apart: runs of both arms that came apart, which the interval counts.
         reason: why the verdict is what it is, in a few words.
         statement: the finding in words, alone. scope: what it is about: seeds, examples, base, task, budget; findings
             of one study share it where all their runs finished. caveat: how the budgets compare.
@@ -57,6 +68,7 @@ class Finding:
     ci: tuple[float | None, float | None]
     level: float
     p: float | None
+    p_adjusted: float | None
     p_holm: float | None
     verdict: str
     detectable: float | None
@@ -67,6 +79,11 @@ class Finding:
     statement: str
     scope: str
     caveat: str
+    units: int | None = None
+    rate_error: float | None = None
+    steps_saved: dict[str, float | None] | None = None
+    equal_compute: dict[str, Any] | None = None
+    came_apart: tuple[dict[str, Any], ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -75,7 +92,8 @@ class Finding:
         return f"{self.statement}{scope}.{f' {self.caveat}' if self.caveat else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"ci": list(self.ci), "sentence": self.sentence}
+        lists = {"ci": list(self.ci), "came_apart": list(self.came_apart)}
+        return asdict(self) | lists | {"sentence": self.sentence}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,12 +105,20 @@ class Comparison:
         estimate: the paired difference arm − reference, or None where fewer than one pair of runs finished.
         problems: what in the protocol was not met, in words; any of them makes the finding undetermined.
         caveat: a clause for the sentence where the arms did not spend the same, "" where they did.
+        steps, curves: the reference's steps and its loss at others, by seed; see `steps_saved`.
+        equal_compute: the difference from the reference that was trained ``extra_steps`` more, or None.
+        came_apart: runs of either arm.
     """
 
     arm: str
     estimate: Estimate | None
     problems: tuple[str, ...] = ()
     caveat: str = ""
+    steps: int = 0
+    curves: tuple[Mapping[int, float], ...] = ()
+    equal_compute: Estimate | None = None
+    extra_steps: int = 0
+    came_apart: tuple[CameApart, ...] = ()
 
 
 def decide(interval: tuple[float, float], *, delta: float) -> str:
@@ -114,7 +140,7 @@ def decide(interval: tuple[float, float], *, delta: float) -> str:
 def judge(
     comparisons: Sequence[Comparison], *, versus: str, delta: float, reach: str, per: str = "token"
 ) -> list[Finding]:
-    """Verdicts of all comparisons of one study, with Holm-adjusted p beside the intervals.
+    """Verdicts of all comparisons of one study; intervals and p are corrected alike.
 
     Args:
         comparisons: one for each arm but the reference.
@@ -125,9 +151,9 @@ def judge(
     """
     m = max(1, len(comparisons))
     level = 1 - ALPHA / m
-    adjusted = holm([math.nan if c.estimate is None else c.estimate.p for c in comparisons])
+    adjusted = bonferroni([math.nan if c.estimate is None else c.estimate.p for c in comparisons])
     return [
-        _finding(c, versus=versus, delta=delta, reach=reach, level=level, p_holm=p, per=per)
+        _finding(c, versus=versus, delta=delta, reach=reach, level=level, p_adjusted=p, per=per)
         for c, p in zip(comparisons, adjusted, strict=True)
     ]
 
@@ -139,7 +165,7 @@ def _finding(
     delta: float,
     reach: str,
     level: float,
-    p_holm: float,
+    p_adjusted: float,
     per: str,
 ) -> Finding:
     estimate = comparison.estimate
@@ -152,6 +178,7 @@ def _finding(
             ci=(None, None),
             level=level,
             p=None,
+            p_adjusted=None,
             p_holm=None,
             verdict="undetermined",
             detectable=None,
@@ -169,6 +196,13 @@ def _finding(
         problems.append(f"only {estimate.seeds} evaluation seeds, {FEWEST_SEEDS} are needed for a verdict")
     verdict = "undetermined" if problems else decide(interval, delta=delta)
     smallest = estimate.detectable(alpha=1 - level)
+    saved = steps_saved(
+        _known(estimate.value),
+        (_known(interval[0]), _known(interval[1])),
+        comparison.steps,
+        comparison.curves,
+    )
+    equal = _equal_compute(comparison, level=level, delta=delta, usable=not problems)
     reason = "; ".join(problems) or _REASONS[verdict].format(
         level=percent(level), delta=f"{delta:g}", per=per
     )
@@ -179,7 +213,8 @@ def _finding(
         ci=(_known(interval[0]), _known(interval[1])),
         level=level,
         p=_known(estimate.p),
-        p_holm=_known(p_holm),
+        p_adjusted=_known(p_adjusted),
+        p_holm=_known(p_adjusted),
         verdict=verdict,
         detectable=_known(smallest),
         df=_known(estimate.df),
@@ -195,10 +230,44 @@ def _finding(
             reason=reason,
             delta=delta,
             per=per,
+            saved=saved,
         ),
-        scope=f"on {estimate.seeds} fresh seeds × {estimate.examples:,} examples, {reach}",
-        caveat=comparison.caveat,
+        scope=f"on {estimate.seeds} fresh seeds × {estimate.examples:,} examples{_units(found)}, {reach}",
+        caveat=" ".join(
+            [comparison.caveat, *(f"{_capital(run.sentence)}." for run in comparison.came_apart)]
+        ).strip(),
+        units=estimate.units,
+        rate_error=_known(math.sqrt(estimate.rate_share)),
+        steps_saved=saved,
+        equal_compute=equal,
+        came_apart=tuple(run.to_json() for run in comparison.came_apart),
     )
+
+
+def _equal_compute(
+    comparison: Comparison, *, level: float, delta: float, usable: bool
+) -> dict[str, Any] | None:
+    found = comparison.equal_compute
+    if found is None:
+        return None
+    low, high = found.interval(level)
+    enough = usable and found.seeds >= FEWEST_SEEDS
+    return {
+        "extra_steps": comparison.extra_steps,
+        "difference": _known(found.value),
+        "ci": [_known(low), _known(high)],
+        "level": level,
+        "verdict": decide((low, high), delta=delta) if enough else "undetermined",
+    }
+
+
+def _units(found: Estimate) -> str:
+    grouped = found.units is not None and found.units < found.examples
+    return f" of {found.units:,} prompts or documents" if grouped else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 _REASONS = {
@@ -219,6 +288,7 @@ def _statement(
     reason: str,
     delta: float,
     per: str,
+    saved: Mapping[str, float | None] | None,
 ) -> str:
     low, high = estimate.interval(level)
     between = f"{percent(level)} interval {signed(low)} to {signed(high)}"
@@ -239,6 +309,16 @@ def _statement(
             smallest = loss(estimate.detectable(alpha=1 - level))
             said += f", {between}; a difference of {smallest} would have been found with 80 % power"
         said += ")"
+    worth = worth_in_steps(saved, versus, comparison.steps)
+    if worth:
+        said += f", {worth}"
+    if comparison.equal_compute is not None:
+        other = comparison.equal_compute
+        low, high = other.interval(level)
+        said += (
+            f"; against {versus} trained {comparison.extra_steps} steps longer, as many as the scan took, "
+            f"{signed(other.value)} ({signed(low)} to {signed(high)})"
+        )
     return said
 
 

@@ -325,7 +325,7 @@ def _sentence(pair: Opposed, p_holm: float, established: bool) -> str:
     )
     if math.isnan(p_holm):
         return f"{said}; for this measure there is no test of whether that would be found again."
-    p = "p < 0.0001" if p_holm < 1e-4 else f"p = {p_holm:.4f}"
+    p = "p < 1e-4" if p_holm < 1e-4 else f"p = {p_holm:.4f}"
     verdict = "is established" if established else "is not established: it may be chance"
     return f"{said}; the reversal {verdict} ({p} after Holm's correction)."
 

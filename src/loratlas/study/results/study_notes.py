@@ -8,6 +8,7 @@ from typing import Any
 from loratlas.models.task import CAUSAL
 from loratlas.scan.advice import DECIDES, track_record
 from loratlas.study.execution.schedule import Schedule
+from loratlas.study.spec.rates_and_seeds import FEWEST_NEAR, candidates
 from loratlas.study.spec.study_spec import StudySpec
 
 _QUANTITIES = {"params": "trainable parameters", "time": "step time", "memory": "peak memory"}
@@ -47,8 +48,15 @@ def study_notes(spec: StudySpec, about: Mapping[str, Any], state: Schedule) -> l
             f"seed{'s' * (spec.tuning.seeds > 1)}, {spec.steps} steps. It shows how a study reads, "
             "and is too short to settle a question."
         )
-    if len(state.rates) > len(spec.learning_rates):
-        added = [f"{rate:g}" for rate in state.rates if rate not in spec.learning_rates]
+    if spec.protocol == 1:
+        notes.append(
+            "Superseded: this study was run by the first edition of the method, see docs/method/statistics.md."
+        )
+    listed = spec.learning_rates if spec.protocol == 1 else candidates(spec)
+    if spec.protocol == 2 and not spec.demonstration and spec.tuning.seeds < FEWEST_NEAR:
+        notes.append(f"{FEWEST_NEAR} tuning seeds near each optimum, for {spec.tuning.seeds} are too few.")
+    if len(state.rates) > len(listed):
+        added = [f"{rate:g}" for rate in state.rates if rate not in listed]
         notes.append(f"An optimum lay at the edge of the grid: all arms also tried {', '.join(added)}.")
     if "scan" in about:
         notes.append(track_record(decided_by(about["scan"])))

@@ -7,29 +7,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loratlas.errors import OutputError
 from loratlas.models.task import Task
+from loratlas.scan.plan_from_scores import is_auto
 from loratlas.study.execution.ledger import Key, Ledger
-from loratlas.study.execution.schedule import BASE, Schedule, schedule
+from loratlas.study.execution.rate_choice import run_variance
+from loratlas.study.execution.schedule import BASE, NEAR, Schedule, scan_steps, schedule
 from loratlas.study.results.arm_results import (
     ArmLosses,
+    Lengths,
     arm_losses,
     arm_result,
+    curves_of,
     forgetting_before,
     judged_of,
+    reference_lengths,
     side_results,
     stacked,
 )
+from loratlas.study.results.came_apart import CameApart, came_apart
 from loratlas.study.results.estimator import estimate
 from loratlas.study.results.findings import Comparison, Finding, judge, pareto
 from loratlas.study.results.metric_disagreement import Judged, Measure, by_measure, measures, ranks
 from loratlas.study.results.side_metrics import reported_metrics
 from loratlas.study.results.study_notes import budget_sentence, reach, scan_record, study_notes
+from loratlas.study.spec.rates_and_seeds import seeds
 from loratlas.study.spec.spec_file import parse_spec
 from loratlas.study.spec.study_spec import StudySpec
 
 SCHEMA = "loratlas.study"
 VERSION = 1
+
+SUPERSEDED = (
+    "run by the first edition of docs/method/statistics.md: its rates are too far apart for verdicts about small "
+    "differences, and their uncertainty is no part of the intervals"
+)
+"""What is said of a study of the first edition."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +87,7 @@ def load_study(out: str | Path) -> StudyResult:
         raise OutputError(
             given=str(out), found="a ledger without a study", instead="a folder that a study wrote"
         )
-    spec = parse_spec(about["spec"], where=f"the ledger of {out}")
+    spec = parse_spec(about["spec"], where=f"the ledger of {out}", kept=True)
     return build(spec, about, ledger.finished(), out / "runs")
 
 
@@ -87,7 +102,8 @@ def build(
         finished: record of every finished run.
         runs: folder of the runs' folders.
     """
-    state = schedule(spec, finished)
+    extra = scan_steps(about.get("scan"), spec.batch_size)
+    state = schedule(spec, finished, extra_steps=extra)
     losses = {arm: arm_losses(spec, state, finished, runs, arm) for arm in spec.arms}
     reference = losses[spec.reference]
     base = finished.get(BASE)
@@ -98,8 +114,9 @@ def build(
     compared = ranks(list(judged.values()), by)
     before = forgetting_before(base, runs)
     by_name = {arm["name"]: arm for arm in arms}
+    other_lengths = reference_lengths(spec, state, finished, runs)
     comparisons = [
-        _compare(spec, about, state, losses[arm], reference, by_name)
+        _compare(spec, about, state, losses, arm, by_name, other_lengths)
         for arm in spec.arms
         if arm != spec.reference
     ]
@@ -116,6 +133,8 @@ def build(
         "spec_digest": spec.digest,
         "complete": state.complete,
         "demonstration": spec.demonstration,
+        "protocol": spec.protocol,
+        "superseded": SUPERSEDED if spec.protocol == 1 else None,
         "task": task.to_json() | {"unit": f"nats per {task.unit}"},
         "head": about.get("head", 0),
         "reference": spec.reference,
@@ -124,6 +143,11 @@ def build(
         "base_nll": base["nll"] if base else None,
         "base_beside": {name: base.get(name) if base else None for name in ("metric", "forgetting")},
         "learning_rates": list(state.rates),
+        "reference_curve": [
+            {"steps": steps, "seed": seed, "nll": float(x.sum() / n.sum())}
+            for steps, by_seed in sorted(other_lengths.items())
+            for seed, (x, n) in by_seed.items()
+        ],
         "arms": arms,
         "findings": [
             finding.to_json() | _turns(finding, judged, by, compared["opposed"]) for finding in findings
@@ -163,14 +187,26 @@ def _compare(
     spec: StudySpec,
     about: Mapping[str, Any],
     state: Schedule,
-    losses: ArmLosses,
-    reference: ArmLosses,
+    by_arm: Mapping[str, ArmLosses],
+    arm: str,
     arms: Mapping[str, Mapping[str, Any]],
+    other_lengths: Lengths,
 ) -> Comparison:
+    losses, reference = by_arm[arm], by_arm[spec.reference]
     both = [seed for seed in losses.summed if seed in reference.summed]
-    difference = None
+    difference, longer = None, None
+    extra = scan_steps(about.get("scan"), spec.batch_size)
     if both and losses.tokens is not None:
-        difference = estimate(stacked(losses.summed, both) - stacked(reference.summed, both), losses.tokens)
+        terms: dict[str, Any] = {"clusters": about.get("clusters")} | tuning_terms(state, arm, spec.reference)
+        difference = estimate(
+            stacked(losses.summed, both) - stacked(reference.summed, both), losses.tokens, **terms
+        )
+        more = (
+            {seed: x for seed, (x, _) in other_lengths.get(spec.steps + extra, {}).items()} if extra else {}
+        )
+        shared = [seed for seed in losses.summed if seed in more]
+        if len(shared) > 1 and is_auto(spec.arms[arm].placement):
+            longer = estimate(stacked(losses.summed, shared) - stacked(more, shared), losses.tokens, **terms)
     problems = []
     if not state.complete:
         problems.append("the study is not finished")
@@ -179,14 +215,62 @@ def _compare(
             problems.append(f"{one.diverged} of {one.wanted} evaluation runs of {one.arm} diverged")
         if one.arm in state.at_edge:
             problems.append(
-                f"the best learning rate of {one.arm}, {state.chosen[one.arm]:g}, lies at the edge of the grid"
+                f"the best learning rate of {one.arm}, near {state.chosen[one.arm]:g}, lies at the edge of what "
+                "could be tried, or beside a rate that diverged"
+                if spec.protocol == 2
+                else f"the best learning rate of {one.arm}, {state.chosen[one.arm]:g}, lies at the edge of the grid"
             )
     return Comparison(
         arm=losses.arm,
         estimate=difference,
         problems=tuple(problems),
+        steps=spec.steps,
+        curves=curves_of(other_lengths, reference, spec.steps, skip=spec.steps + extra if extra else None),
+        equal_compute=longer,
+        extra_steps=extra,
+        came_apart=tuple(run for run in _apart(spec, state, by_arm) if run.arm in (arm, spec.reference)),
         caveat=budget_sentence(losses.arm, reference.arm, arms, spec.match),
     )
+
+
+def _apart(spec: StudySpec, state: Schedule, by_arm: Mapping[str, ArmLosses]) -> list[CameApart]:
+    """Runs of the evaluation, and of tuning near each optimum, that came apart."""
+    tuning, evaluation = seeds(spec)
+    if not state.near:
+        return []
+    told = {
+        arm: np.array(
+            [
+                one.summed[seed].sum() / one.tokens.sum()
+                if seed in one.summed and one.tokens is not None
+                else np.nan
+                for seed in evaluation
+            ]
+        )
+        for arm, one in by_arm.items()
+    }
+    found = came_apart(told, seeds=evaluation, rates=state.chosen, phase="evaluation", delta=spec.delta)
+    for index in range(NEAR):
+        near = {
+            arm: np.where(np.isfinite(y[index]), y[index], np.nan) for arm, y in state.near_losses.items()
+        }
+        rates = {arm: three[index] for arm, three in state.near.items()}
+        found += came_apart(near, seeds=tuning, rates=rates, phase="tuning", delta=spec.delta)
+    return found
+
+
+def tuning_terms(state: Schedule, arm: str, reference: str) -> dict[str, float]:
+    """What tuning adds to the variance of a difference: the rates' shares, and the variance of its runs."""
+    if not state.near_losses:
+        return {}
+    terms = {"rate_share": state.share[arm] + state.share[reference]}
+    one, other = state.near_losses[arm], state.near_losses[reference]
+    if one.shape[1] > 1 and np.isfinite(one).all() and np.isfinite(other).all():
+        terms |= {
+            "run_variance": float(run_variance(one, other)),
+            "run_df": float(NEAR * (one.shape[1] - 1)),
+        }
+    return terms
 
 
 def _pareto(arms: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

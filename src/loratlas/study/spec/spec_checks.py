@@ -14,18 +14,24 @@ LONGEST_NAME = 100
 """Characters of a name."""
 
 
-def check(spec: StudySpec, where: str) -> None:
+def check(spec: StudySpec, where: str, *, kept: bool = False) -> None:
     """Refuse the first thing that does not fit together.
 
     Raises:
         SpecError: so.
     """
-    for given, fault, instead in _faults(spec):
+    for given, fault, instead in _faults(spec, kept):
         raise SpecError(given=f"{given} in {where}", found=fault, instead=instead)
 
 
-def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
+def _faults(spec: StudySpec, kept: bool) -> Iterator[tuple[str, str, str]]:
     names = ", ".join(spec.arms)
+    if spec.protocol == 1 and not kept:
+        yield (
+            "protocol: 1",
+            "the first edition of the method, whose rates are too far apart to decide anything small",
+            "protocol: 2, or no such line",
+        )
     if not spec.reference:
         yield (
             "no reference",

@@ -16,7 +16,7 @@ valid one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -65,6 +65,7 @@ def load_spec(
     model: str | None = None,
     train: str | None = None,
     eval: str | None = None,
+    changes: Sequence[str] = (),
 ) -> StudySpec:
     """Read a study's file.
 
@@ -72,6 +73,8 @@ def load_spec(
         path: of the file; or ``demo:facts``, a recipe that comes with the package.
         size: one of its `sizes` (`loratlas.study.spec.spec_sizes`).
         model, train, eval: used instead of the file's base and rows.
+        changes: ``KEY=VALUE`` each, over what the file says: a dotted key and a value in YAML, such as
+            ``delta=0.02``, ``evaluation.seeds=8`` or ``learning_rates=[1e-3, 1e-2]``.
 
     Raises:
         SpecError: no such file or recipe, broken YAML (with its line), an unknown key, a value out of range.
@@ -90,7 +93,31 @@ def load_spec(
     if not values.get("name"):
         values = {**values, "name": path.stem}
     values = on_files(sized(values, size, where=where), model=model, train=train, eval=eval)
+    values = _changed({**values}, changes)
     return parse_spec(values, folder=path.resolve().parent, where=where)
+
+
+def _changed(values: Any, changes: Sequence[str]) -> Any:
+    """A study's values with some of them replaced; the rest, and what is wrong with it, stays as it is."""
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not (key.strip() and equals):
+            raise SpecError(
+                given=f"--set {printable(change, 60)}", found="no KEY=VALUE", instead="--set delta=0.02"
+            )
+        *above, last = key.strip().split(".")
+        inner = values
+        for name in above:
+            if isinstance(inner, dict):
+                inner = inner.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise SpecError(
+                given=f"--set {printable(change, 60)}",
+                found=f"{'.'.join(above) or 'a file'} without keys of its own",
+                instead="a key that docs/guide/studies.md lists",
+            )
+        inner[last] = _yaml(value, f"--set {printable(change, 60)}")
+    return values
 
 
 def _recipe(name: str) -> Path:
@@ -111,6 +138,7 @@ def parse_spec(
     name: str | None = None,
     folder: Path | None = None,
     where: str = "the study",
+    kept: bool = False,
 ) -> StudySpec:
     """Check a study's text or mapping.
 
@@ -119,18 +147,21 @@ def parse_spec(
         name: the study's name where the text has none.
         folder: where relative data paths start.
         where: how error messages call the source.
+        kept: whether a ledger or a result kept it: one that names no protocol is then of the first edition.
 
     Raises:
         SpecError: see :func:`load_spec`.
     """
     values = sized(_keys_of(source, where) if isinstance(source, str) else source, None, where=where)
+    if kept:
+        values = {"protocol": 1, **values}
     if name and not values.get("name"):
         values = {**values, "name": name}
     try:
         spec = StudySpec.model_validate(values)
     except ValidationError as error:
         raise _sentence(error, where) from None
-    check(spec, where)
+    check(spec, where, kept=kept)
     spec._folder = folder
     return spec
 

@@ -72,7 +72,8 @@ class ArmSpec(_Section):
 class TuningSpec(_Section):
     """How the learning rate of every arm is chosen."""
 
-    seeds: Count = 2
+    seeds: Count = 3
+    """Around each arm's optimum; never fewer than three, but in a demonstration. The first round has one."""
     rows: Count = FEWEST_TUNING_ROWS
     extensions: Annotated[int, Field(ge=0, le=10)] = 2
     """How often everyone's grid may grow on each side when an optimum lies at its edge."""
@@ -136,7 +137,9 @@ class StudySpec(_Section):
         "none"
     )
     budget: str | None = None
-    learning_rates: tuple[Positive, ...] = Field(default=(1e-4, 3e-4, 9e-4, 2.7e-3, 8.1e-3), min_length=1)
+    learning_rates: tuple[Positive, ...] = Field(
+        default=(3e-4, 4.8e-4, 7.7e-4, 1.2e-3, 2e-3, 3.1e-3, 5e-3), min_length=1
+    )
     tuning: TuningSpec = TuningSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     metric: Annotated[MetricSpec | None, BeforeValidator(_metric)] = None
@@ -160,6 +163,8 @@ class StudySpec(_Section):
     delta: Positive = 0.01
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     demonstration: bool = False
+    protocol: Literal[1, 2] = 2
+    """The edition of docs/method/statistics.md that the study follows; 1 is read and never run."""
 
     _folder: Path | None = PrivateAttr(default=None)
 
@@ -198,6 +203,8 @@ class StudySpec(_Section):
         whole = self.model_dump(mode="json")
         if whole["compile"] == "off":
             del whole["compile"]
+        if self.protocol == 1:  # read from a ledger that was written before there was a second
+            del whole["protocol"]
         if not self.allow_unresolved:
             del whole["allow_unresolved"]
         return {

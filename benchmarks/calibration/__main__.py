@@ -1,0 +1,93 @@
+"""Calibrate the whole protocol of a study, rate choice included.
+
+    python -m benchmarks.calibration                      # a few minutes of one core
+    python -m benchmarks.calibration --studies 200        # to see that it works
+
+Writes `benchmarks/results/calibration-protocol.json` (both editions) and `benchmarks/results/protocol.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from benchmarks.calibration.protocols import ALPHA, run
+from benchmarks.calibration.worlds import World, limits, worlds
+from benchmarks.common import machine
+from loratlas.files import write_json
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+MOST, LEAST = 0.06, 0.75
+"""Familywise false positives and power that the protocol is held to."""
+
+
+def main() -> int:
+    """Simulate and write; 1 where a world is beyond its limits."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--studies", type=int, default=4000, help="of each world")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    asked = parser.parse_args()
+    about = {
+        "machine": machine.machine(),
+        "versions": machine.versions(),
+        "revision": machine.revision(),
+        "command": " ".join(["python -m benchmarks.calibration", *sys.argv[1:]]),
+    }
+    begun = time.perf_counter()
+    told = [_simulate(world, asked.studies, asked.seed + index) for index, world in enumerate(worlds())]
+    beyond = [
+        _simulate(world, asked.studies, asked.seed + 1000 + index) for index, world in enumerate(limits())
+    ]
+    fits = [row["second"]["familywise"] <= MOST and row["second"]["power"] >= LEAST for row in told]
+    asked.out.mkdir(parents=True, exist_ok=True)
+    write_json(
+        asked.out / "calibration-protocol.json",
+        {
+            "schema": "loratlas.calibration.protocol",
+            "version": 1,
+            **about,
+            "limits": {"familywise": MOST, "power": LEAST},
+            "passed": all(fits),
+            "worlds": told,
+            "beyond": beyond,
+            "seconds": round(time.perf_counter() - begun, 1),
+        },
+    )
+    write_json(
+        asked.out / "protocol.json",
+        {"schema": "loratlas.protocol", "version": 1, **about, "worlds": [_row(one) for one in told]}
+        | {"beyond": [_row(one) for one in beyond]},
+    )
+    return 0 if all(fits) else 1
+
+
+def _simulate(world: World, studies: int, seed: int) -> dict[str, Any]:
+    first, second = run(world, 1, studies, seed), run(world, 2, studies, seed)
+    print(
+        f"{world.name:75s} first {first['familywise']:6.1%}   second {second['familywise']:5.1%}"
+        f"   power {second['power']:4.0%}   runs {first['runs_per_arm']:.1f} → {second['runs_per_arm']:.1f}"
+        f"   open {second['undetermined_by_rate']:.1%}",
+        flush=True,
+    )
+    return {"name": world.name, "studies": studies, "level": ALPHA, "first": first, "second": second}
+
+
+def _row(told: dict[str, Any]) -> dict[str, Any]:
+    second = told["second"]
+    return {
+        **{key: told[key] for key in ("name", "studies", "level")},
+        "familywise": second["familywise"],
+        "power": second["power"],
+        "familywise_first_edition": told["first"]["familywise"],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
