@@ -90,6 +90,6 @@ def test_run_variance_is_that_of_differences():
 
 
 def test_one_tuning_seed_has_no_share_but_a_vertex():
-    chosen = choose(losses(np.random.default_rng(9), [0.1], seeds=1, noise=0.0), H)
-    assert chosen.shift == pytest.approx([0.1])
-    assert chosen.share == pytest.approx([(0.5 * 0.9 * H**2) ** 2 / 80])
+    chosen = choose(losses(np.random.default_rng(9), [0.1, -0.05], seeds=1, noise=0.0), H)
+    assert chosen.shift == pytest.approx([0.1, -0.05])
+    assert chosen.share == pytest.approx([(0.5 * 0.9 * H**2) ** 2 / 80] * 2)

@@ -232,7 +232,7 @@ def _finding(
             per=per,
             saved=saved,
         ),
-        scope=f"on {estimate.seeds} fresh seeds × {estimate.examples:,} examples{_units(found)}, {reach}",
+        scope=f"on {estimate.seeds} fresh seeds × {estimate.examples:,} examples{_units(estimate)}, {reach}",
         caveat=" ".join(
             [comparison.caveat, *(f"{_capital(run.sentence)}." for run in comparison.came_apart)]
         ).strip(),
