@@ -257,10 +257,11 @@ def _show(data: Mapping[str, Any]) -> None:
         ("steps saved", "right"),
         ("detectable", "right"),
     )
+    undecided: list[str] = []
     for finding in data["findings"]:
         table.add_row(
             finding["arm"],
-            _verdict(finding),
+            _verdict(finding, undecided),
             _number(finding["difference"], sign=True),
             _interval(finding["ci"], sign=True),
             "–" if finding["p_holm"] is None else formats.probability(finding["p_holm"]),
@@ -268,6 +269,8 @@ def _show(data: Mapping[str, Any]) -> None:
             _number(finding["detectable"]),
         )
     output.show(table)
+    for number, reason in enumerate(undecided, 1):
+        output.say(f"({number}) {reason}")
     scopes = {finding.get("scope") for finding in data["findings"]}
     shared = scopes.pop() if len(scopes) == 1 and len(data["findings"]) > 1 else None
     for finding in data["findings"]:
@@ -333,16 +336,17 @@ def _interval(ends: Any, *, sign: bool = False) -> str:
     return " to ".join(_number(end, sign=sign) for end in ends)
 
 
-def _verdict(finding: Mapping[str, Any]) -> str:
-    """The verdict, and of an undetermined one why it is that."""
+def _verdict(finding: Mapping[str, Any], undecided: list[str]) -> str:
+    """The verdict; of an undetermined one a number, under which its reason stands below the table."""
     said = finding["verdict"]
     if said == "undetermined" and finding.get("reason"):
-        said += f": {finding['reason']}"
+        undecided.append(f"{finding['arm']}: {finding['reason']}.")
+        said += f" ({len(undecided)})"
     return said + ("\nflips" if finding.get("flips") else "")
 
 
 def _steps(saved: Mapping[str, float | None] | None) -> str:
     if not saved or saved["value"] is None:
         return "–"
-    ends = ["?" if saved[end] is None else f"{saved[end]:+.0f}" for end in ("low", "high")]
-    return f"{saved['value']:+.0f} ({ends[0]} to {ends[1]})"
+    ends = ["?" if (end := saved[name]) is None else f"{round(end):+d}" for name in ("low", "high")]
+    return f"{round(saved['value']):+d}\n{ends[0]} to {ends[1]}"

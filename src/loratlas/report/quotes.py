@@ -186,7 +186,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "signed": formats.signed,
     "perplexity": formats.perplexity,
     "count": formats.count,
-    "steps": lambda value: f"{value:+.0f}".replace("-", "−"),
+    "steps": lambda value: f"{round(value):+d}".replace("-", "−"),
     "millions": formats.magnitude,
     "bytes": formats.data_size,
     "seconds": formats.seconds,

@@ -95,5 +95,5 @@ def sentence(saved: Mapping[str, float | None] | None, versus: str, steps: int) 
     """
     if not saved or saved["value"] is None:
         return ""
-    low, high = (f"{saved[end]:.0f}" if saved[end] is not None else "unknown" for end in ("low", "high"))
-    return f"worth {saved['value']:.0f} of {versus}'s {steps} steps ({low} to {high} saved)"
+    low, high = ("unknown" if (end := saved[name]) is None else f"{round(end)}" for name in ("low", "high"))
+    return f"worth {round(saved['value'])} of {versus}'s {steps} steps ({low} to {high} saved)"
