@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import loratlas
 from loratlas.errors import Interrupted
-from loratlas.training.run import Run
+from loratlas.training.run import RunState
 
 MODEL, DATA = "demo:llama-mini", "demo:facts-300"
 AUTO = (
@@ -40,7 +40,7 @@ def test_moves_are_recorded_and_a_stopped_run_goes_on_to_the_same_adapter(cli, t
     assert "placement, step 4:" in " ".join(found.err.split())
     assert "no step is added" in " ".join(found.err.split())
 
-    own = Run.step
+    own = RunState.step
 
     def stopped(self):
         event = own(self)
@@ -49,9 +49,9 @@ def test_moves_are_recorded_and_a_stopped_run_goes_on_to_the_same_adapter(cli, t
         return event
 
     words = (*AUTO, "--signal", "random", "--out", stopped_out)
-    monkeypatch.setattr(Run, "step", stopped)
+    monkeypatch.setattr(RunState, "step", stopped)
     assert cli(*words).code == Interrupted.exit_code
-    monkeypatch.setattr(Run, "step", own)
+    monkeypatch.setattr(RunState, "step", own)
     again = cli(*words, "--resume", "--json")
     assert again.code == 0, again.err
     assert again.json["moves"] == numbers["moves"]

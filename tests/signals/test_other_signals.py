@@ -13,7 +13,7 @@ from loratlas.evaluation.token_losses import token_losses
 from loratlas.models.config import quiet
 from loratlas.signals.activation import Activation
 from loratlas.signals.alignment import Alignment
-from loratlas.signals.attention import Attention, _Heads
+from loratlas.signals.attention import Attention, AttentionHeads
 from loratlas.signals.measure_signals import measure
 from loratlas.signals.spectrum import Spectrum
 
@@ -126,7 +126,7 @@ def test_movement_is_the_derivative_of_the_pattern(window):
     q = torch.randn(1, 4, tokens, 8, generator=random, dtype=torch.float64)
     k, v = (torch.randn(1, 2, tokens, 8, generator=random, dtype=torch.float64) for _ in range(2))
     g = torch.randn(1, tokens, 4, 8, generator=random, dtype=torch.float64)
-    moved = _Heads(q, k, v, 0.3, window, batch).movement(g)
+    moved = AttentionHeads(q, k, v, 0.3, window, batch).movement(g)
     wanted, start = torch.zeros(4, dtype=torch.float64), 0
     for n in batch.lengths:
         here = slice(start, start + n)
