@@ -9,7 +9,7 @@ and would hit every layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,17 +98,51 @@ def task_type(model: Any) -> str | None:
     return _TASKS["Seq2SeqLM" if getattr(config, "is_encoder_decoder", False) else "CausalLM"]
 
 
-def restore_full_names(config: Any, modules: Sequence[str], parameters: Sequence[str]) -> None:
-    """Put whole names back where PEFT has shortened a list to suffixes, before the config is saved.
+def restore_full_names(
+    config: Any, modules: Sequence[str], parameters: Sequence[str], others: Iterable[str] = ()
+) -> None:
+    """Name targets in the form that most tools read, before the config is saved: whole names, whole alphas.
+
+    A list of whole names is written unless PEFT, which matches lists by suffix, would adapt another module by it; an
+    expression stays then. What PEFT has shortened to suffixes becomes whole again.
 
     Args:
-        config: a LoraConfig, changed in place; one with an expression is left alone.
+        config: a LoraConfig, changed in place.
         modules, parameters: names of what is adapted, as :func:`adapted` gives them.
+        others: names of all modules of the bare model; without them an expression is left alone.
     """
-    if isinstance(config.target_modules, str):
+    config.lora_alpha = _whole(config.lora_alpha)
+    config.alpha_pattern = {key: _whole(alpha) for key, alpha in (config.alpha_pattern or {}).items()}
+    others = set(others)
+    if isinstance(config.target_modules, str) and (
+        not modules or not others or _hits_another(modules, others)
+    ):
         return
     config.target_modules = sorted(modules)
     config.target_parameters = sorted(parameters) or None
+
+
+def module_names(model: Any) -> list[str]:
+    """Names of the modules of the bare model that PEFT was put on."""
+    inside = (".base_layer", ".lora_", ".modules_to_save", ".original_module")
+    names = (name.removeprefix("base_model.model.") for name, _ in model.named_modules())
+    return [name for name in names if name and not any(word in f".{name}" for word in inside)]
+
+
+def _hits_another(modules: Sequence[str], others: set[str]) -> bool:
+    """Whether a name in a list is the end of a longer name that is not meant."""
+    wanted = set(modules)
+    ends = {
+        ".".join(words[index:])
+        for other in others - wanted
+        if (words := other.split("."))
+        for index in range(1, len(words))
+    }
+    return bool(wanted & ends)
+
+
+def _whole(alpha: float) -> float:
+    return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def adapted(model: Any) -> dict[str, Any]:

@@ -11,7 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.adapters.peft_targets import adapted, restore_full_names, task_type
+from loratlas.adapters.peft_targets import (
+    adapted,
+    module_names,
+    renamed_leaves,
+    restore_full_names,
+    task_type,
+)
 from loratlas.adapters.stored.adapter_digests import base_digest, weights_sample, write_notes
 from loratlas.adapters.stored.plain_lora import ordinary_state
 from loratlas.adapters.stored.read_adapter import MARKER, WEIGHTS, refuse_nonfinite
@@ -60,7 +66,14 @@ def save_adapter(
     config.task_type = task_type(peft_model) or config.task_type  # pyright: ignore[reportAttributeAccessIssue]
     names = adapted(peft_model)
     parameters = {name for name, layer in names.items() if hasattr(layer, "parameter_name")}
-    restore_full_names(config, [name for name in names if name not in parameters], sorted(parameters))
+    # PEFT cuts expressions and lists of a converted model to leaves; what was proven for it stays as it is.
+    plain = not renamed_leaves(peft_model) and not config.layers_to_transform and not config.exclude_modules
+    restore_full_names(
+        config,
+        [name for name in names if name not in parameters],
+        sorted(parameters),
+        module_names(peft_model) if plain else (),
+    )
     notes = {
         "plan": dict(plan_json) if plan_json else None,
         "base_digest": base_digest(peft_model),
