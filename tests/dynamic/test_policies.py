@@ -8,7 +8,7 @@ import pytest
 
 from loratlas.anatomy.sites import Site
 from loratlas.dynamic.moves import Scored, improved
-from loratlas.dynamic.policies.base import departure
+from loratlas.dynamic.policies.base import ScorePolicy, departure
 from loratlas.dynamic.policies.head import Descent, Energy, Weighted
 from loratlas.dynamic.policies.known_policies import POLICIES, policy_named
 from loratlas.dynamic.policies.published import (
@@ -58,6 +58,23 @@ def test_halves_that_disagree_move_nothing(policy):
     known = evidence(measured={"energy": noise, "descent": noise})
     decided = policy.decide(known, allowed=known.used, most=16)
     assert decided.ranks == known.ranks
+
+
+def test_scores_count_by_how_far_halves_agree():
+    """The same departures move ranks where halves are said to agree, and none where they are not."""
+
+    class Given(ScorePolicy):
+        name = "given"
+
+        def __init__(self, agreement):
+            self.agreement = agreement
+
+        def departures(self, evidence):
+            return both([float(i) for i in range(16)]), self.agreement
+
+    known = evidence()
+    assert Given(1.0).decide(known, allowed=known.used, most=16).ranks != known.ranks
+    assert Given(0.0).decide(known, allowed=known.used, most=16).ranks == known.ranks
 
 
 @pytest.mark.parametrize("policy", [Energy(), Descent(), Weighted()])
