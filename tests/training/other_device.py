@@ -29,7 +29,7 @@ from loratlas.training.optimizer import MOMENTS, Optimizer
 from loratlas.training.settings import Settings
 
 NAME = "other"
-SETTINGS = Settings(steps=3, batch_size=4, dtype="float32", compile="off", loraplus=2.0)
+SETTINGS = Settings(steps=3, lr=1e-3, batch_size=4, dtype="float32", compile="off", loraplus=2.0)
 
 
 class _Backend(_DummyBackendModule):

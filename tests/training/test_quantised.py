@@ -110,6 +110,6 @@ def test_gradients_are_those_of_pefts_own_layers(saved):
 
 def test_a_fleet_says_that_such_a_run_trains_alone(saved):
     base = base_of(saved)
-    member = Member(rows=place(base, "all:4").rows, settings=Settings(steps=2, dtype="float32"))
+    member = Member(rows=place(base, "all:4").rows, settings=Settings(steps=2, lr=1e-3, dtype="float32"))
     with pytest.raises(SettingsError, match="Linear4bit"):
         Fleet(base, encoded(8), [member])

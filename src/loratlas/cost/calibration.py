@@ -165,7 +165,7 @@ def _tiny_step(clock: Callable[[], float], device: torch.device, steps: int = 20
     with torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_config(config).requires_grad_(False).to(device)
     laps = [clock()]
-    settings = Settings(steps=steps, batch_size=len(examples), dtype="float32")
+    settings = Settings(steps=steps, lr=1e-3, batch_size=len(examples), dtype="float32")
     fit(
         attach(rows, model),
         as_step(examples),
