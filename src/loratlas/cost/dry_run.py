@@ -12,7 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,6 +141,8 @@ def dry_run(
     from loratlas.data.batches.packing import why_padded
 
     task = task_of(examples[0])
+    # What a step costs does not depend on its rate, which a run may still have to choose.
+    settings = settings if isinstance(settings.lr, float) else replace(settings, lr=1e-3)
     model = _blank(config, rows, settings, rslora, task)
     if packed is None:
         packed = task == CAUSAL and why_padded(model) is None
