@@ -122,6 +122,9 @@ def test_claims_5_and_7_follow_the_unseen_cases(better, worse, verdict):
     }
     found = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": pooled})
     assert found[5].verdict == found[7].verdict == verdict
+    unscaled = {**pooled, "share_lost": None}
+    no_scale = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": unscaled})
+    assert "no scale" in no_scale[7].because[0]
     nothing = verdicts(
         study(), placement={"cases": [case(-0.2, -0.1, unseen=False)], "pooled_unseen": pooled}
     )
@@ -170,7 +173,7 @@ def test_the_evidence_and_the_page_are_what_the_committed_results_give(tool):
 
 def test_a_reader_s_own_study_is_judged_too(tmp_path):
     given = json.loads((ROOT / "docs/results/llama-mini-nl2bash.json").read_text(encoding="utf-8"))
-    given["name"], given["learning_rates"] = "mine", [0.001, 0.0016]
+    given |= {"name": "mine", "learning_rates": [0.001, 0.0016], "superseded": False}
     given["findings"][0] |= {"verdict": "better", "difference": -0.2}
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(given), encoding="utf-8")

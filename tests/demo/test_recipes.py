@@ -20,10 +20,15 @@ def test_a_recipe_is_a_valid_study(path: Path) -> None:
     assert spec.name == path.stem
     assert spec.reference == "full"
     bases = [f"${{LORATLAS_BASES}}/{name}" for name in ("gpt2-mini", "bert-mini", "t5-mini")]
-    assert spec.model in ("demo:llama-mini", "${LORATLAS_MINILM}", *bases)
+    hub = {"microsoft/DialoGPT-medium": "tatsu-lab/alpaca"}
+    assert spec.model in ("demo:llama-mini", "${LORATLAS_MINILM}", *bases, *hub)
     assert not spec.demonstration
-    for source in (spec.data.train, spec.data.eval or ""):
-        assert source.startswith("${LORATLAS_SHARED}/data/") or source.removeprefix("demo:") in demo.TASKS
+    for source in (spec.data.train, spec.data.eval or spec.data.train):
+        assert (
+            source == hub.get(spec.model)
+            or source.startswith("${LORATLAS_SHARED}/data/")
+            or source.removeprefix("demo:") in demo.TASKS
+        )
 
 
 def test_there_are_recipes() -> None:

@@ -209,11 +209,16 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
         verdict = HOLDS
     elif worse >= better:
         verdict = FAILS
-    share = pooled["share_lost"]
+    share = pooled.get("share_lost") or {}
+    scale = "no placement tried there beats `all` beyond noise, so that there is no scale for what it loses"
+    if share.get("value") is not None:
+        scale = (
+            f"of what the best placement gains over `all` it loses {share['value']:.0%} "
+            f"({share['low']:.0%} to {share['high']:.0%})"
+        )
     because = [
         f"On {total} preregistered unseen cases, {what} is better than `all` at equal compute in {better} and worse in "
-        f"{worse}; of what the best placement gains over `all` it loses {share['value']:.0%} "
-        f"({share['low']:.0%} to {share['high']:.0%})."
+        f"{worse}; {scale}."
     ]
     rows = [
         (
