@@ -226,7 +226,8 @@ def _record(
         recorder = stack.enter_context(recording())
         recorder.hold(_materialise(model, device))
         masters = MasterWeights(model, loraplus=settings.loraplus)
-        optimizer = Optimizer(masters, settings, steps=1)
+        # Any rate costs the same; that of the run may be decided in its own first steps.
+        optimizer = Optimizer(masters, replace(settings, lr=1e-3), steps=1)
         previous = masters.copy()
         masters.open()
         # A run's first step makes the moments; every other one finds them.
