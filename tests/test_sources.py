@@ -123,3 +123,8 @@ def test_smollm_answers():
 def test_real_bases_are_read(name):
     anatomy = loratlas.read(str(fetched(name)))
     assert {"smollm2-135m": 30, "gemma3-270m": 18}[name] == 1 + max(site.layer or 0 for site in anatomy)
+
+
+def test_embedded_rows_have_no_columns_to_map():
+    with pytest.raises(DataError, match="without --map"):
+        open_rows("demo:rules", mapping={"prompt": "question"})

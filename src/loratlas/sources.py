@@ -192,7 +192,7 @@ def open_rows(
         folder: where relative paths are looked up first.
 
     Raises:
-        DataError: see `load_rows`.
+        DataError: a mapping for embedded rows; else see `load_rows`.
 
     >>> len(open_rows("demo:facts-300", split="eval")), open_rows([{"text": "All of it."}]).form
     (300, 'text')
@@ -202,6 +202,13 @@ def open_rows(
         if data.startswith(DEMO):
             from loratlas.demo import generate
 
+            if mapping:
+                field, column = next(iter(mapping.items()))
+                raise DataError(
+                    given=f"--map {field}={column} with {data}",
+                    found="embedded rows, whose fields have their names already",
+                    instead=f"{data} without --map",
+                )
             return generate(data, split=split or "train", rows=limit)
         data = locate(data, folder=folder)
     from loratlas.data.load_rows import load_rows

@@ -19,7 +19,7 @@ from loratlas.dynamic.decision_schedule import parse_head
 from loratlas.dynamic.policies.known_policies import DEFAULT
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 from loratlas.files import write_json
-from loratlas.sources import data_name, model_name
+from loratlas.sources import DEMO, data_name, model_name
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
@@ -128,7 +128,9 @@ def rows_to_evaluate(job: Job) -> Rows | None:
     """The rows that the loss is measured on at the end; None where none were named."""
     if job.evaluate is None and job.eval_split is None:
         return None
-    return rows_to_judge(job.evaluate or job.data, split=job.eval_split, columns=job.columns, limit=None)
+    embedded = isinstance(job.evaluate, str) and job.evaluate.startswith(DEMO)
+    columns = {} if embedded else job.columns  # they are those of DATA
+    return rows_to_judge(job.evaluate or job.data, split=job.eval_split, columns=columns, limit=None)
 
 
 def places_itself(job: Job) -> bool:
