@@ -71,15 +71,14 @@ def selector(placement: str) -> str | None:
         parsed: Placement = parse(placement)
     except PlacementError:
         return None
-    (first, *more) = parsed.terms
-    if more or len(first.names) > 1 or first.layers is not None:
-        return None
-    return first.names[0].word
+    first, more = parsed.terms[0], parsed.terms[1:]
+    name, others = first.names[0], first.names[1:]
+    return None if more or others or first.layers is not None else name.word
 
 
 def tally(found: Iterable[Contrast]) -> dict[str, int]:
     """Verdict → number of findings."""
-    counts = dict.fromkeys(("better", "equivalent", "worse", "undetermined"), 0)
+    counts: dict[str, int] = dict.fromkeys(("better", "equivalent", "worse", "undetermined"), 0)
     for contrast in found:
         counts[contrast.finding["verdict"]] += 1
     return counts

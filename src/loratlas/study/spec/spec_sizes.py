@@ -65,6 +65,7 @@ def _replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     changed = dict(values)
     for key, value in changes.items():
         inside = changed.get(key)
-        nested = key != "arms" and isinstance(inside, Mapping) and isinstance(value, Mapping)
-        changed[key] = _replaced(inside, value) if nested else value
+        if key != "arms" and isinstance(inside, Mapping) and isinstance(value, Mapping):
+            value = _replaced(inside, value)
+        changed[key] = value
     return changed
