@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loratlas.errors import printable
+import loratlas
+from loratlas.errors import SettingsError, printable, python_spelling
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,30 @@ def test_nothing_unprintable_is_left(text):
     shown = printable(text)
     assert shown.isprintable()
     shown.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("--budget params=3", "budget='params=3'"),
+        ("the same command with --resume to go on", "the same command with resume to go on"),
+        ("--placement and --from together", "placement and adapter together"),
+        (
+            "rows (--map text=COLUMN --map label=COLUMN)",
+            "rows (columns={'text': 'COLUMN', 'label': 'COLUMN'})",
+        ),
+        ("--dtype bfloat16, --head 10%, --base MODEL", "dtype='bfloat16', head='10%', base=MODEL"),
+        ("loratlas export run --for peft, then that", "loratlas export run --for peft, then that"),
+        ("what `loratlas eval --out` wrote", "what `loratlas eval --out` wrote"),
+        ("no option--at all", "no option--at all"),
+    ],
+)
+def test_options_are_arguments_in_python(text, said):
+    assert python_spelling(text) == said
+
+
+def test_a_python_caller_reads_arguments_and_a_terminal_options():
+    with pytest.raises(SettingsError, match="Given: stride without window") as caught:
+        loratlas.evaluate("demo:llama-mini", [{"text": "a"}], stride=4)
+    assert caught.value.given == "--stride without --window"
+    assert caught.value.to_json()["error"]["instead"] == "--window"

@@ -15,19 +15,34 @@
     │   └── DivergedError         the loss became NaN or infinite; the last good state is kept
     └── Interrupted               exit 130: Ctrl-C; everything finished is saved
 
-Every error says what was given, what was found and what to write instead:
+Every error says what was given, what was found and what to write instead. Its fields name options as the command line
+writes them, where they are printed one by one; as a Python exception it names the arguments (`python_spelling`):
 
 >>> error = BudgetError(given="--budget params=3", found="one rank at one site costs 512 parameters",
 ...                     instead="a budget of at least params=512")
 >>> print(error)
-Given: --budget params=3. Found: one rank at one site costs 512 parameters. Instead: a budget of at least params=512.
+Given: budget='params=3'. Found: one rank at one site costs 512 parameters. Instead: a budget of at least params=512.
 >>> error.exit_code, error.code
 (2, 'budget')
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
+
+ARGUMENTS = {"eval": "evaluate", "from": "adapter", "map": "columns", "for": "target", "signal": "signals"}
+"""Options whose argument of the Python functions has another name; all others differ in dashes alone."""
+
+_WORDS = "task|split|by|signal|loss|placement|compile|packing|dtype|quantize|for"
+"""Options whose value is a word."""
+
+_OPTION = re.compile(
+    rf"(?<![\w-])--(?:(?P<word>{_WORDS}) (?!(?:with|without|and|or|as|to|for|instead|of)\b)(?P<choice>[a-zA-Z0-9_:/-]+)"
+    r"|(?P<name>[a-z][a-z-]*[a-z])"
+    r"(?: (?P<value>[A-Z]{2,}\b|\d[\w%.]*\w%?|\d|\w+=[^\s,;()]*[^\s,;().]|auto\b|on\b|once\b))?)"
+)
+_COMMAND = re.compile(r"`[^`]*`|\bloratlas [a-z]+-?[a-z]* [^,;]*--[^,;]*")
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -59,6 +74,39 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 
+def python_spelling(text: str) -> str:
+    """A sentence about options of the command line as one about arguments of the Python functions.
+
+    What stands in backticks, and a whole command, stays as it is.
+
+    Args:
+        text: of an error.
+
+    >>> python_spelling("--dtype float32, a larger --max-length, or rows for --eval")
+    "dtype='float32', a larger max_length, or rows for evaluate"
+    >>> python_spelling("--task seq2seq, or --map text=question")
+    "task='seq2seq', or columns={'text': 'question'}"
+    >>> python_spelling("--eval DATA, or what `loratlas eval --out` wrote")
+    'evaluate=DATA, or what `loratlas eval --out` wrote'
+    """
+
+    def argument(match: re.Match[str]) -> str:
+        name, value = match["word"] or match["name"], match["choice"] or match["value"]
+        if name == "map" and value is not None:
+            return "columns={{{!r}: {!r}}}".format(*value.split("=", 1))
+        name = ARGUMENTS.get(name, name.replace("-", "_"))
+        if value is None:
+            return name
+        bare = value.isupper() or value.replace(".", "").isdigit()
+        return f"{name}={value if bare else repr(value)}"
+
+    pieces, end = [], 0
+    for command in _COMMAND.finditer(text):
+        pieces += [_OPTION.sub(argument, text[end : command.start()]), command[0]]
+        end = command.end()
+    return "".join([*pieces, _OPTION.sub(argument, text[end:])]).replace("} columns={", ", ")
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
@@ -67,7 +115,7 @@ class LoratlasError(Exception):
     """Base of all errors raised on purpose.
 
     Args:
-        given: what the user wrote or passed.
+        given: what the user wrote or passed; options as the command line writes them.
         found: what loratlas saw when it looked.
         instead: what to write or do instead.
     """
@@ -82,8 +130,9 @@ class LoratlasError(Exception):
         super().__init__(given, found, instead)
 
     def __str__(self) -> str:
-        parts = (("Given", self.given), ("Found", self.found), ("Instead", self.instead))
-        return printable_lines(" ".join(f"{label}: {text.rstrip('. ')}." for label, text in parts))
+        fields = (("Given", self.given), ("Found", self.found), ("Instead", self.instead))
+        said = " ".join(f"{label}: {python_spelling(text).rstrip('. ')}." for label, text in fields)
+        return printable_lines(said)
 
     def __reduce__(self):
         # Keyword-only arguments do not survive the default protocol; worker processes hand errors over.

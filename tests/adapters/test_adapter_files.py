@@ -148,7 +148,7 @@ def test_export_refuses(tmp_path, base):
     save_adapter(adapted, tmp_path / "a")
     with pytest.raises(OutputError, match="gguf"):
         export(tmp_path / "a", tmp_path / "out", target="gguf", base=base)
-    with pytest.raises(ModelError, match="--base"):
+    with pytest.raises(ModelError, match="base=MODEL"):
         export(tmp_path / "a", tmp_path / "out", target="peft")
     with pytest.raises(ModelError, match="adapter_config"):
         export(tmp_path, tmp_path / "out", target="peft", base=base)

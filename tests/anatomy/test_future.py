@@ -56,7 +56,7 @@ def test_unidentified_matrices_are_listed_with_a_reason_and_the_rest_is_known(fu
 
 def test_a_role_that_an_unknown_matrix_may_have_is_refused_unless_that_is_allowed(future):
     anatomy = read(future)
-    with pytest.raises(PlacementError, match=r"mlp\.spokes \(.*--allow-unresolved"):
+    with pytest.raises(PlacementError, match=r"mlp\.spokes \(.*allow_unresolved"):
         place(anatomy, "attention:4")
     plan = place(anatomy, "attention:4", allow_unresolved=True)
     assert {row.site.role for row in plan.rows} == {"attn.q", "attn.k", "attn.v", "attn.o"}

@@ -77,7 +77,7 @@ def test_an_answer_keeps_one_token_before_it_or_the_row_is_dropped(tokenizer):
     data = rows_of(("ab", "xyz"))
     (example,) = encode(data, tokenizer, max_length=5).examples
     assert tokenizer.decode(example.input_ids) == "\nxyz<|end|>"
-    with pytest.raises(DataError, match=r"all rows too long.*larger --max-length"):
+    with pytest.raises(DataError, match=r"all rows too long.*larger max_length"):
         encode(data, tokenizer, max_length=4)
 
 
@@ -192,7 +192,7 @@ def test_no_answer_anywhere_is_an_error(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"max_length": 1}, "max-length 1"), ({"loss": "none"}, "loss none")]
+    ("options", "words"), [({"max_length": 1}, "max_length=1"), ({"loss": "none"}, "loss='none'")]
 )
 def test_senseless_options_are_refused(tokenizer, options, words):
     with pytest.raises(DataError, match=words):

@@ -102,7 +102,7 @@ def test_no_train_and_several_others_asks_which(tmp_path):
     write(tmp_path / "test.jsonl", "a")
     write(tmp_path / "dev.jsonl", "b")
     with pytest.raises(
-        DataError, match=r"the splits validation, test, and no train among them.*--split validation"
+        DataError, match=r"the splits validation, test, and no train among them.*split='validation'"
     ):
         load_rows(tmp_path)
     (tmp_path / "none").mkdir()

@@ -51,7 +51,7 @@ def test_interrupted_and_resumed(tmp_path, stop, dtype):
         if event.step == stop:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="--resume") as caught:
+    with pytest.raises(Interrupted, match="with resume") as caught:
         fit(model(dtype), data, wanted, out=tmp_path, on_step=interrupt)
     assert f"step {stop} of {STEPS}" in caught.value.found
     resumed = model(dtype)

@@ -153,7 +153,7 @@ def test_servers_that_do_not_answer_or_say_too_little(served, folder):
     with pytest.raises(RequestError, match="no address"):
         check(folder, ["peft"], url="localhost:8000")
     with server(served, style="one") as url:
-        with pytest.raises(RequestError, match="--served-adapter"):
+        with pytest.raises(RequestError, match="served_adapter"):
             open_server(url)
         with pytest.raises(RequestError, match="the server has base"):
             open_server(url, model="mine", base_model="base")

@@ -55,7 +55,7 @@ def test_interrupted_and_resumed(tmp_path, stop):
 
     whole = Fleet(base, data, members(None))
     reference = whole.fit()
-    with pytest.raises(Interrupted, match="--resume"):
+    with pytest.raises(Interrupted, match="with resume"):
         Fleet(base, data, members(tmp_path)).fit(on_step=interrupt)
     resumed = Fleet(base, data, members(tmp_path))
     seen = []
