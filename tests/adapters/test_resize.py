@@ -210,7 +210,7 @@ def test_lean_layers_stay_lean_and_in_step(tmp_path):
     torch.testing.assert_close(logits(model), logits(plain), rtol=1e-5, atol=1e-6)
     group = layers_of(model)["model.layers.1.self_attn.q_proj"]._group
     assert len(group.layers) == 3
-    assert not group.apart
+    assert not group.separate
     slower(model)
     assert torch.equal(logits(model), logits(plain))
 
