@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loratlas.anatomy.role_table import TEXT_SCOPES
+from loratlas.anatomy.role_table import TEXT_SCOPES, in_set
 from loratlas.anatomy.sites import Site
 from loratlas.lint.lint_finding import LintFinding
 from loratlas.lint.module_targets import ALL_LINEAR, entries_of, hit_by, hit_by_expression, nearest_names
@@ -244,6 +244,6 @@ def _feedforward(sites: Mapping[str, Site]) -> list[str]:
     leaves = {
         site.module.rpartition(".")[2]: None
         for site in sites.values()
-        if site.family in ("ffn", "shared") and site.scope in TEXT_SCOPES
+        if in_set("feedforward", site.role) and site.experts is None and site.scope in TEXT_SCOPES
     }
     return list(leaves)[:3]
