@@ -283,7 +283,7 @@ def test_samples_are_written(trained: dict):
 
 def test_the_printed_recipe_gives_the_loss_that_was_reported(trained: dict):
     """The base is loaded in the dtype of the training."""
-    from loratlas.cli.train_tables import _loading
+    from loratlas.cli.tables.train_tables import _loading
     from loratlas.data.encode import encode, load_tokenizer
     from loratlas.demo import base_path, generate
     from loratlas.evaluation.score import score

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from loratlas.study.execution.ledger import Key
-from loratlas.study.execution.schedule import BASE, curve_steps, schedule
+from loratlas.study.execution.schedule import curve_steps, schedule
+from loratlas.study.execution.schedule_state import BASE
 from loratlas.study.spec.rates_and_seeds import rate_at, seeds
 from loratlas.study.spec.spec_file import parse_spec
 

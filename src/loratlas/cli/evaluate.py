@@ -9,9 +9,9 @@ import typer
 
 from loratlas.api.evaluate_model import Also
 from loratlas.cli import options, output
-from loratlas.cli.evaluation_tables import show_definitions, show_loss
 from loratlas.cli.judging import sample_scores, show_classes, show_samples
 from loratlas.cli.progress import Terminal
+from loratlas.cli.tables.evaluation_tables import show_definitions, show_loss
 
 
 def evaluate(

@@ -10,7 +10,7 @@ import typer
 
 from loratlas.cli import options, output
 from loratlas.cli.progress import Terminal
-from loratlas.cli.scan_tables import show
+from loratlas.cli.tables.scan_tables import show
 from loratlas.signals.registry import SIGNALS
 
 if TYPE_CHECKING:

@@ -226,7 +226,7 @@ def train(
     The base stays frozen. Ctrl-C saves the state; the same command with --resume then ends with the same numbers.
     """
     from loratlas.api.train_run import train as run
-    from loratlas.cli.train_tables import show_run
+    from loratlas.cli.tables.train_tables import show_run
     from loratlas.training.settings import Settings
 
     settings = Settings(

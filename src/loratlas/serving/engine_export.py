@@ -18,7 +18,7 @@ from loratlas.serving.engine import RIGHT, Engine
 from loratlas.serving.engine_registry import engine_of
 from loratlas.serving.fill_zeros import matrix_shapes
 from loratlas.serving.gguf_files.write_gguf_adapter import write_gguf_adapter
-from loratlas.serving.shape_for_engine import Shaped, shaped
+from loratlas.serving.shape_for_engine import EngineShape, shaped
 from loratlas.serving.updates import Updates, read_updates
 from loratlas.serving.write_mlx import write_mlx
 from loratlas.serving.write_peft_folder import write_peft_folder
@@ -47,7 +47,7 @@ class EngineExport:
     folder: Path
     engine: Engine
     source: str
-    shaped: Shaped
+    shaped: EngineShape
     peft_reads: bool
     recipe: str
     remarks: tuple[str, ...]
@@ -147,7 +147,7 @@ def without_published(updates: Updates, contents: AdapterFolder, source: str) ->
     return replace(updates, whole=kept)
 
 
-def serving_command(engine: Engine, folder: Path, source: str, done: Shaped) -> str:
+def serving_command(engine: Engine, folder: Path, source: str, done: EngineShape) -> str:
     """How to start the engine with what was written."""
     rank = done.updates.rank
     sizes = [size for size in engine.ranks if size >= rank]

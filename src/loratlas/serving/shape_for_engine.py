@@ -18,7 +18,7 @@ BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shaped:
+class EngineShape:
     """Changes in the form of an engine, and what that costs.
 
     Args:
@@ -43,7 +43,7 @@ def shaped(
     shapes: Mapping[str, tuple[int, int]],
     *,
     tolerance: float | None = None,
-) -> Shaped:
+) -> EngineShape:
     """Bring changes into an engine's form.
 
     Args:
@@ -84,7 +84,7 @@ def shaped(
         cheaper = _cheaper(own, limit, engine, updates)
         sites = tuple(site.padded(limit) if site.rank < limit else site for site in sites)
     written = sum(site.parameters for site in sites)
-    return Shaped(
+    return EngineShape(
         updates=replace(updates, sites=sites),
         lost=lost,
         bytes=BYTES * written,

@@ -17,7 +17,8 @@ from loratlas.models.task import CAUSAL
 from loratlas.study.execution.ledger import Key, Ledger
 from loratlas.study.execution.machine_record import revision, versions
 from loratlas.study.execution.run_records import is_whole, read_record, save_encoded
-from loratlas.study.execution.schedule import Schedule, nll, scan_steps, schedule
+from loratlas.study.execution.schedule import scan_steps, schedule
+from loratlas.study.execution.schedule_state import Schedule, nll
 from loratlas.study.execution.study_events import OnEvent, StudyEvent, describe_run
 from loratlas.study.execution.worker_pool import Pool, Process, rebuilt
 from loratlas.study.inputs.fleet_sizing import fleet_size

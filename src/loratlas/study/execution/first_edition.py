@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loratlas.study.execution.ledger import Key
-from loratlas.study.execution.schedule import BASE, Schedule, nll
+from loratlas.study.execution.schedule_state import BASE, Schedule, nll
 from loratlas.study.spec.rates_and_seeds import listed_grid, seeds
 from loratlas.study.spec.study_spec import StudySpec
 

@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from loratlas.study.execution.first_edition import first_edition
 from loratlas.study.execution.ledger import Key
 from loratlas.study.execution.rate_choice import choose
+from loratlas.study.execution.schedule_state import BASE, Schedule, nll
 from loratlas.study.spec.rates_and_seeds import QUARTERS, grid, rate_at, seeds, spacing
 from loratlas.study.spec.study_spec import StudySpec
-
-BASE = Key(phase="base")
 
 MOVES = 3
 """How often the middle of an arm's three rates may move, with the first seed and once more with all of them."""
@@ -41,42 +40,6 @@ NEAR = 3
 """Rates around an optimum."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Schedule:
-    """Where a study stands.
-
-    Args:
-        pending: runs that can start now, in order.
-        planned: how many runs are known to be needed by now, finished ones included.
-        rates: the grid of learning rates, extensions included.
-        chosen: arm → its learning rate; empty while tuning goes on.
-        at_edge: arms whose best rate lies beside a rate that diverged, or beyond what could be tried.
-        near: arm → its three rates around the optimum; empty in the first edition.
-        near_losses: arm → [3, seeds] tuning losses there, nats per token; infinite where a run diverged.
-        share: arm → rate share, nats² per token²; see `loratlas.study.execution.rate_choice`.
-    """
-
-    pending: tuple[Key, ...]
-    planned: int
-    rates: tuple[float, ...]
-    chosen: Mapping[str, float]
-    at_edge: frozenset[str]
-    near: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    near_losses: Mapping[str, np.ndarray] = field(default_factory=dict)
-    share: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self.pending
-
-
-def nll(record: Mapping[str, Any]) -> float:
-    """The token mean of a finished run; infinity for a diverged one."""
-    value = record.get("nll")
-    return math.inf if record.get("diverged") or value is None else float(value)
-
-
 def schedule(spec: StudySpec, finished: Mapping[Key, Mapping[str, Any]], *, extra_steps: int = 0) -> Schedule:
     """What a study needs next.
 
@@ -86,8 +49,6 @@ def schedule(spec: StudySpec, finished: Mapping[Key, Mapping[str, Any]], *, extr
         extra_steps: training steps that a scan of the study took; the reference is also trained for them.
     """
     if spec.protocol == 1:
-        from loratlas.study.execution.first_edition import first_edition
-
         return first_edition(spec, finished)
     tuning, evaluation = seeds(spec)
     rates, first_round = _first_round(spec, finished, tuning[0])

@@ -13,7 +13,7 @@ import numpy as np
 from loratlas.errors import OutputError
 from loratlas.study.execution.ledger import Key
 from loratlas.study.execution.run_records import read_curve, read_examples
-from loratlas.study.execution.schedule import Schedule, nll
+from loratlas.study.execution.schedule_state import Schedule, nll
 from loratlas.study.results.estimator import Estimate, estimate
 from loratlas.study.results.metric_disagreement import Judged, Measure
 from loratlas.study.results.side_metrics import read_forgetting, read_metrics, same_rows

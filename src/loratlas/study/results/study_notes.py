@@ -7,7 +7,7 @@ from typing import Any
 
 from loratlas.models.task import CAUSAL
 from loratlas.scan.advice import DECIDES, track_record
-from loratlas.study.execution.schedule import Schedule
+from loratlas.study.execution.schedule_state import Schedule
 from loratlas.study.spec.rates_and_seeds import FEWEST_NEAR, candidates
 from loratlas.study.spec.study_spec import StudySpec
 

@@ -14,7 +14,8 @@ from loratlas.models.task import Task
 from loratlas.scan.plan_from_scores import is_auto
 from loratlas.study.execution.ledger import Key, Ledger
 from loratlas.study.execution.rate_choice import run_variance
-from loratlas.study.execution.schedule import BASE, NEAR, Schedule, scan_steps, schedule
+from loratlas.study.execution.schedule import NEAR, scan_steps, schedule
+from loratlas.study.execution.schedule_state import BASE, Schedule
 from loratlas.study.results.arm_results import (
     ArmLosses,
     Lengths,
