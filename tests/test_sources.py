@@ -126,5 +126,5 @@ def test_real_bases_are_read(name):
 
 
 def test_embedded_rows_have_no_columns_to_map():
-    with pytest.raises(DataError, match="without --map"):
+    with pytest.raises(DataError, match="without columns"):
         open_rows("demo:rules", mapping={"prompt": "question"})

@@ -190,5 +190,5 @@ def test_rate_and_placement_are_decided_in_one_head_as_if_the_rate_had_been_give
 
 
 def test_a_placement_that_is_decided_before_the_rate_is_refused():
-    with pytest.raises(SettingsError, match="--head 5"):
+    with pytest.raises(SettingsError, match="head=5"):
         run(adapted(), hook(schedule=DecisionSchedule(head=4)), settings=settings(steps=60, lr="auto"))

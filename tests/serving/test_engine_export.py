@@ -81,13 +81,13 @@ def test_the_loss_of_a_cut_is_measured_on_rows(mixed, bases, tmp_path):
 
 
 def test_an_unknown_target_names_the_nearest(mixed, tmp_path):
-    with pytest.raises(RequestError, match="--for vllm"):
+    with pytest.raises(RequestError, match="target='vllm'"):
         export(mixed, tmp_path / "out", target="vlm")
     with pytest.raises(SettingsError, match="share"):
         export(mixed, tmp_path / "out", target="vllm", rank_tolerance=2)
-    with pytest.raises(SettingsError, match="--rank-tolerance"):
+    with pytest.raises(SettingsError, match="rank_tolerance"):
         export(mixed, tmp_path / "out", target="merged", rank_tolerance=0.1)
-    with pytest.raises(SettingsError, match="--data"):
+    with pytest.raises(SettingsError, match="data without rank_tolerance"):
         export(mixed, tmp_path / "out", target="vllm", data="rows.jsonl")
     with pytest.raises(ModelError, match=r"findings\.json"):
         export(mixed, tmp_path / "out", target="vllm", study=tmp_path)

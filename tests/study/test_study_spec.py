@@ -247,7 +247,7 @@ def test_one_line_changes_what_the_file_says(tmp_path):
     assert (found.delta, found.evaluation.seeds, found.learning_rates) == (0.02, 8, (0.001, 0.002))
     assert found.digest != load_spec(path).digest
     for wrong in ("delta", "=3", "model.x=3"):
-        with pytest.raises(SpecError, match="--set"):
+        with pytest.raises(SpecError, match="Given: set"):
             load_spec(path, changes=[wrong])
     with pytest.raises(SpecError, match=r"evaluation\.seed "):
         load_spec(path, changes=["evaluation.seed=8"])

@@ -81,7 +81,7 @@ def test_killed_within_the_search_and_resumed(tmp_path, after, asked):
     settings = replace(AUTO, lr=asked)
     whole = adapted()
     reference = fit(whole, encoded(40), settings, packed=True)
-    with pytest.raises(Interrupted, match="--resume"):
+    with pytest.raises(Interrupted, match="resume"):
         fit(adapted(), encoded(40), settings, out=tmp_path, on_trial=Stop(after), packed=True)
     resumed, seen = adapted(), []
     result = fit(
@@ -178,7 +178,7 @@ def test_short_runs_take_the_rate_of_their_width():
 
 def test_too_short_for_a_list_is_said_with_a_length_that_does():
     settings = replace(AUTO, lr=(0.01, 0.02), steps=20)
-    with pytest.raises(SettingsError, match="--lr 0.01, or a run of at least 50 steps".replace(".", r"\.")):
+    with pytest.raises(SettingsError, match="lr=0.01, or a run of at least 50 steps".replace(".", r"\.")):
         fit(adapted(), encoded(), settings, packed=True)
     assert isinstance(rate_search(settings, width=48, steps=50), RateSearch)
 
@@ -213,6 +213,6 @@ class Early(RunHook):
 
 
 def test_what_changes_before_the_rate_is_decided_is_refused():
-    with pytest.raises(SettingsError, match="--head 5"):
+    with pytest.raises(SettingsError, match="head=5"):
         fit(adapted(), encoded(), AUTO, hooks=[Early(4)], packed=True)
     assert fit(adapted(), encoded(), AUTO, hooks=[Early(5)], packed=True).rates is not None
