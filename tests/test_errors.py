@@ -63,3 +63,8 @@ def test_a_python_caller_reads_arguments_and_a_terminal_options():
         loratlas.evaluate("demo:llama-mini", [{"text": "a"}], stride=4)
     assert caught.value.given == "--stride without --window"
     assert caught.value.to_json()["error"]["instead"] == "--window"
+
+
+def test_an_option_of_another_form_is_spelled_too():
+    assert python_spelling("--map NAME, or other rows") == "columns=NAME, or other rows"
+    assert python_spelling("--map") == "columns"

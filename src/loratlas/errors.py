@@ -92,7 +92,7 @@ def python_spelling(text: str) -> str:
 
     def argument(match: re.Match[str]) -> str:
         name, value = match["word"] or match["name"], match["choice"] or match["value"]
-        if name == "map" and value is not None:
+        if name == "map" and value is not None and "=" in value:
             return "columns={{{!r}: {!r}}}".format(*value.split("=", 1))
         name = ARGUMENTS.get(name, name.replace("-", "_"))
         if value is None:
