@@ -16,6 +16,7 @@ from typing import Any
 
 from results import table
 
+from loratlas.claims.study_extract import base_name, task_name
 from loratlas.report.sentences import VERDICTS
 
 ARMS = ("full", "attention", "feedforward")
@@ -36,12 +37,11 @@ def studies(folder: Path) -> list[dict[str, Any]]:
 
 
 def base(study: dict[str, Any]) -> str:
-    return f"{Path(study['base']['model'].removeprefix('demo:')).name} ({study['base']['model_type']})"
+    return f"{base_name(study['base']['model'])} ({study['base']['model_type']})"
 
 
 def task(study: dict[str, Any]) -> str:
-    """The name of the rows' file, without what it is for."""
-    return Path(study["data"]["train"]["source"]).name.partition(".")[0].removesuffix("_train")
+    return task_name(study["data"]["train"]["source"])
 
 
 def arm(study: dict[str, Any], name: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def study(name="s", *, base="toy", model_type="llama", task="rows", attention=0.
     return {
         "name": name, "base": base, "model_type": model_type, "parameters": 10**6, "task": task, "kind": "causal",
         "steps": 100, "batch_size": 16, "match": "params", "delta": 0.01, "reference": "full", "complete": True,
-        "superseded": False, "rates_apart": 1.6, "base_nll": 4.0,
+        "superseded": False, "base_nll": 4.0,
         "arms": [arm("full", "all:8", 3.0), arm("attention", "attention", 3.0 + attention),
                  arm("feedforward", "mlp", 3.0 + feedforward)],
         "findings": [finding("attention", attention), finding("feedforward", feedforward)],
@@ -173,7 +173,7 @@ def test_the_evidence_and_the_page_are_what_the_committed_results_give(tool):
 
 def test_a_reader_s_own_study_is_judged_too(tmp_path):
     given = json.loads((ROOT / "docs/results/llama-mini-nl2bash.json").read_text(encoding="utf-8"))
-    given |= {"name": "mine", "learning_rates": [0.001, 0.0016], "superseded": False}
+    given |= {"name": "mine", "protocol": 2}
     given["findings"][0] |= {"verdict": "better", "difference": -0.2}
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(given), encoding="utf-8")

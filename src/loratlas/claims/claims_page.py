@@ -32,11 +32,11 @@ def standing(evidence: ClaimEvidence) -> str:
     text = f"{len(judged)} finished studies are behind these verdicts"
     if old:
         text += (
-            "; all of them tried learning rates further apart than 1.7 and are marked superseded: a verdict that rests "
-            "on them may turn"
+            "; all of them are of the protocol's first edition, with learning rates too far apart, and superseded: a "
+            "verdict that rests on them may turn"
         )
     elif left:
-        text += f"; {left} older ones, whose learning rates were too far apart, are superseded and left out"
+        text += f"; {left} of the protocol's first edition are superseded and left out"
     if unfinished:
         text += f"; {unfinished} are unfinished and left out"
     return text + "."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ ARM = ("name", "placement", "trainable", "lr", "nll", "ci", "step_time_ratio")
 FINDING = (
     "arm", "versus", "difference", "ci", "p_holm", "verdict", "detectable", "seeds", "examples", "steps_saved",
 )  # fmt: skip
-
-WIDEST = 1.7
-"""Learning rates further apart than this were shown to turn verdicts round; the second edition's are 1.6 apart."""
 
 
 def extract(study: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +24,7 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
     ranks = study.get("ranks") or {"opposed": [], "compared": 0}  # studies before definitions were compared
     return {
         "name": study["name"],
-        "base": Path(str(study["base"]["model"]).removeprefix("demo:").removeprefix("real:")).name,
+        "base": base_name(str(study["base"]["model"])),
         "model_type": study["base"]["model_type"],
         "parameters": study["base"]["parameters"],
         "task": task_name(str(data["train"]["source"])),
@@ -39,8 +35,8 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
         "delta": spec["delta"],
         "reference": study["reference"],
         "complete": study["complete"],
-        "superseded": superseded(study),
-        "rates_apart": rates_apart(study["learning_rates"]),
+        # A result that names no protocol was written before there was a second edition.
+        "superseded": study.get("protocol", 1) == 1,
         "base_nll": study["base_nll"],
         "arms": [{name: arm.get(name) for name in ARM} for arm in study["arms"]],
         "findings": [{name: finding.get(name) for name in FINDING} for finding in study["findings"]],
@@ -54,6 +50,15 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def base_name(model: str) -> str:
+    """The name of a base, wherever it lies.
+
+    >>> base_name("demo:llama-mini"), base_name("${LORATLAS_BASES}/gpt2-mini")
+    ('llama-mini', 'gpt2-mini')
+    """
+    return Path(model.removeprefix("demo:").removeprefix("real:")).name
+
+
 def task_name(source: str) -> str:
     """The name of the rows, without what they are for.
 
@@ -61,17 +66,3 @@ def task_name(source: str) -> str:
     ('nl2bash', 'facts-300', 'alpaca')
     """
     return Path(source.removeprefix("demo:")).name.partition(".")[0].removesuffix("_train")
-
-
-def rates_apart(rates: list[float]) -> float | None:
-    """The largest factor between neighbouring learning rates; None for a single one."""
-    ordered = sorted(rates)
-    return max((high / low for low, high in itertools.pairwise(ordered)), default=None)
-
-
-def superseded(study: Mapping[str, Any]) -> bool:
-    """Whether a study ran by the protocol's first edition: rates too far apart for its verdicts to stand."""
-    if "superseded" in study:
-        return bool(study["superseded"])
-    apart = rates_apart(study["learning_rates"])
-    return apart is not None and apart > WIDEST
