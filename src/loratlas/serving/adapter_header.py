@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.adapters.stored.lora_options import check_numbers, read_config
-from loratlas.adapters.stored.read_adapter import MARKER, PREFIX, WEIGHTS
+from loratlas.adapters.stored.read_adapter import (
+    PREFIX,
+    WEIGHTS,
+    refuse_without_config,
+    refuse_without_weights,
+)
 from loratlas.adapters.stored.safetensors_header import TensorEntry, read_header
 from loratlas.errors import ModelError
 from loratlas.serving.base_outline import BaseOutline
@@ -223,12 +228,7 @@ def read_adapter_header(folder: str | Path, *, base: str | Path | None = None) -
         ModelError: there is no adapter, weights as a pickle alone, a broken file, or another method than LoRA.
     """
     folder = Path(folder)
-    if not (folder / MARKER).is_file():
-        raise ModelError(
-            given=str(folder),
-            found=f"no {MARKER} with {WEIGHTS}",
-            instead="the adapter folder that `loratlas train` names",
-        )
+    refuse_without_config(folder)
     config = read_config(folder)
     if config["peft_type"].upper() != "LORA":
         raise ModelError(
@@ -237,15 +237,7 @@ def read_adapter_header(folder: str | Path, *, base: str | Path | None = None) -
             instead="a LoRA adapter",
         )
     check_numbers(config, folder)
-    if not (folder / WEIGHTS).is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        raise ModelError(
-            given=str(folder),
-            found="weights as adapter_model.bin alone, a pickle, which can run code when it is opened"
-            if pickled
-            else f"no {WEIGHTS} beside {MARKER}",
-            instead=f"the adapter saved by PEFT as {WEIGHTS} (save_pretrained does so by default)",
-        )
+    refuse_without_weights(folder)
     named = config.get("base_model_name_or_path")
     outline = BaseOutline.read(base if base is not None else named if isinstance(named, str) else None)
     return AdapterHeader(folder=folder, config=config, tensors=read_header(folder / WEIGHTS), base=outline)

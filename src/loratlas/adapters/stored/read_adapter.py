@@ -94,15 +94,41 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
             that contradict the config.
     """
     folder = Path(folder)
+    refuse_without_config(folder)
+    notes = read_notes(folder)  # first: a file that was changed is not worth reading
+    config = read_config(folder)
+    check_kind(config, folder)
+    refuse_without_weights(folder)
+    contents = AdapterFolder(folder=folder, config=config, tensors=read_header(folder / WEIGHTS), notes=notes)
+    for problem in _problems(contents):
+        raise ModelError(
+            given=str(folder / WEIGHTS),
+            found=problem,
+            instead="the adapter's files as they were written together",
+        )
+    return contents
+
+
+def refuse_without_config(folder: Path) -> None:
+    """Refuse a folder that is no adapter's.
+
+    Raises:
+        ModelError: ``adapter_config.json`` is missing.
+    """
     if not (folder / MARKER).is_file():
         raise ModelError(
             given=str(folder),
             found=f"no {MARKER} with {WEIGHTS}",
             instead="the adapter folder that `loratlas train` names",
         )
-    notes = read_notes(folder)  # first: a file that was changed is not worth reading
-    config = read_config(folder)
-    check_kind(config, folder)
+
+
+def refuse_without_weights(folder: Path) -> None:
+    """Refuse an adapter without weights that can be read safely; a pickle is never opened.
+
+    Raises:
+        ModelError: ``adapter_model.safetensors`` is missing.
+    """
     if not (folder / WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         raise ModelError(
@@ -112,14 +138,6 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
             else f"no {WEIGHTS} beside {MARKER}",
             instead=f"the adapter saved by PEFT as {WEIGHTS} (save_pretrained does so by default)",
         )
-    contents = AdapterFolder(folder=folder, config=config, tensors=read_header(folder / WEIGHTS), notes=notes)
-    for problem in _problems(contents):
-        raise ModelError(
-            given=str(folder / WEIGHTS),
-            found=problem,
-            instead="the adapter's files as they were written together",
-        )
-    return contents
 
 
 def refuse_nonfinite(tensors: dict[str, Any], *, given: str) -> None:

@@ -72,10 +72,6 @@ class Vllm(Engine):
         """Buffers have one of nine sizes; factors of fewer rows lie in them as they are."""
         return rank if rank <= self.ranks[-1] else None
 
-    def start_rank(self, rank: int) -> int:
-        """What ``--max-lora-rank`` has to be."""
-        return next(size for size in self.ranks if size >= rank)
-
     def scale(self, header: AdapterHeader, pair: FactorPair) -> float:
         """PEFT's own rule, on the names in the file."""
         return pair.scale
