@@ -23,8 +23,12 @@ def unwrap(model: Any) -> Any:
 
 
 def device_of(model: Any) -> Any:
-    """The device that a model's first parameter is on, to which its inputs belong."""
-    return next(model.parameters()).device
+    """The device of a model's input embedding, to which its inputs belong.
+
+    Args:
+        model: bare, or wrapped by PEFT.
+    """
+    return unwrap(model).get_input_embeddings().weight.device
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from loratlas.dynamic.policies.base import Policy
 from loratlas.dynamic.run_evidence import Evidence
 from loratlas.dynamic.site_statistics import SiteStatistics
 from loratlas.errors import SettingsError
-from loratlas.modeling import modes_kept
+from loratlas.modeling import device_of, modes_kept
 from loratlas.training.run_events import StepEvent
 from loratlas.training.run_hooks import HookedRun, RunHook, Tensors
 
@@ -275,7 +275,7 @@ class PlacementController(RunHook):
         """The rows of the step after so many, which the run has not been updated by yet."""
         from loratlas.training.step.microbatches import microbatches
 
-        device = run.model.get_input_embeddings().weight.device
+        device = device_of(run.model)
         rows = run.order[step].tolist()
         return [
             batch.to(device)
@@ -325,7 +325,7 @@ class PlacementController(RunHook):
         last = {move.path: move.after for move in self.moves}
         now = self.ranks(run.model)
         self._move(run, {p: rank for p, rank in last.items() if rank != now[p]}, run.counters.done)
-        device = run.model.get_input_embeddings().weight.device
+        device = device_of(run.model)
         like = torch.empty(0, dtype=run.masters.dtype, device=device)
         self._gradient.load_state(under("gradient."), values["gradient"], like)
         self._statistics.load_state(run, under("statistics."), values["statistics"])

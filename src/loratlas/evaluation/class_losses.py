@@ -17,7 +17,7 @@ from loratlas.evaluation.eval_precision import evaluating
 from loratlas.evaluation.loss_files import read_columns
 from loratlas.evaluation.score import Scores, read_scores
 from loratlas.evaluation.token_scorer import MAX_TOKENS
-from loratlas.modeling import unwrap
+from loratlas.modeling import device_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def classify(model: Any, encoded: Encoded, *, max_tokens: int = MAX_TOKENS) -> C
 
     if not len(encoded):
         raise DataError(given=encoded.source, found="no examples to evaluate", instead="rows with a label")
-    device = unwrap(model).get_input_embeddings().weight.device
+    device = device_of(model)
     total = len(encoded)
     losses, label, predicted = np.zeros(total), np.zeros(total, dtype=np.int32), np.zeros(total, np.int32)
     with evaluating(model):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from loratlas.evaluation.eval_precision import evaluating
-from loratlas.modeling import unwrap
+from loratlas.modeling import device_of, unwrap
 
 if TYPE_CHECKING:
     from loratlas.data.rows import Row, Rows
@@ -108,7 +108,7 @@ def _generate(model: Any, tokenizer: Any, questions: Sequence[tuple[_Question, i
     import torch
 
     inner = unwrap(model)
-    device = inner.get_input_embeddings().weight.device
+    device = device_of(inner)
     answers = []
     with evaluating(model):
         for asked, room in questions:

@@ -18,7 +18,7 @@ from loratlas.evaluation.forward_condition import Condition
 from loratlas.evaluation.token_scorer import measure
 from loratlas.loss_audit.regularisers import orthogonality, router_balance
 from loratlas.loss_audit.token_table import COUNTED, LossTable, read_table
-from loratlas.modeling import unwrap
+from loratlas.modeling import device_of, unwrap
 
 if TYPE_CHECKING:
     from loratlas.data.rows import Rows
@@ -105,7 +105,7 @@ class Subject:
             getattr(config, "router_aux_loss_coef", None) and getattr(config, "num_experts_per_tok", None)
         ):
             return penalties
-        device = inner.get_input_embeddings().weight.device
+        device = device_of(inner)
         many, batches = usual(sizes), []
         for start in range(0, len(self.encoded.examples), many):
             group = [torch.as_tensor(e.input_ids).long() for e in self.encoded.examples[start : start + many]]

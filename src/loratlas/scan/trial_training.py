@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.anatomy.sites import Site
 from loratlas.errors import ModelError
+from loratlas.modeling import device_of
 from loratlas.scan.scores import STEP
 from loratlas.scan.trial_runs import BATCH, LR, SEEDS, STEPS, TrialListener, Trials
 from loratlas.signals.column import Column
@@ -100,7 +101,7 @@ def probe(
     from loratlas.adapters.trained_heads import detach_adapters
 
     plan = [PlanRow(site=site, rank=1, alpha=2.0) for site in sites]
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     batches = [batch.to(device) for batch in judged]
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in TRIAL_COLUMNS}
     watch = watch or TrialListener()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.sites import Site
+from loratlas.modeling import device_of
 from loratlas.signals.base import ALL_FOLDS, FOLDS, HALVES, Signal
 from loratlas.signals.column import Column
 from loratlas.signals.rank_correlation import chance, tau, tau_of_top
@@ -110,7 +111,7 @@ def measure(
         signal.begin(model, sites)
     _weigh(model, sites, [signal for signal in signals if signal.needs == "weights"], on_weights)
     moving = [signal for signal in signals if signal.needs != "weights"]
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model)
     summed, passes, rows, tokens, labelled = 0.0, 0, 0, 0, 0
     settled: bool | None = None
     rematerialize = Rematerialize()

@@ -14,6 +14,7 @@ import numpy as np
 from loratlas.adapters.adam_moments import Moments
 from loratlas.data.batches.batching import training_order
 from loratlas.errors import Interrupted, SettingsError
+from loratlas.modeling import device_of
 from loratlas.training.checkpoint import Checkpoints
 from loratlas.training.early_stopping import EarlyStopping
 from loratlas.training.optimizer import Optimizer
@@ -75,7 +76,7 @@ class RunState:
         self.evaluate = evaluate
         self.packed, self._packing_reason = packed, packing_reason
         self._check()
-        self.device = model.get_input_embeddings().weight.device
+        self.device = device_of(model)
         self.steps = settings.steps_for(len(data))
         self.order = training_order(
             len(data),

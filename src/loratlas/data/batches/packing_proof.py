@@ -11,7 +11,7 @@ import numpy as np
 from loratlas.data.batches.batching import Batch, collate
 from loratlas.data.batches.packing import Traits, forward, traits_of, why_padded
 from loratlas.data.examples import Example
-from loratlas.modeling import modes_kept, unwrap
+from loratlas.modeling import device_of, modes_kept, unwrap
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +166,7 @@ def _with_gradient(model: Any, inner: Any, batch: Batch) -> _Pass:
     """Logits at the counted positions, and the gradient of their loss at the input embeddings of all tokens."""
     import torch
 
-    batch = batch.to(inner.get_input_embeddings().weight.device)
+    batch = batch.to(device_of(inner))
     kept: list[torch.Tensor] = []
 
     def keep(_module: Any, _arguments: Any, output: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from loratlas.adapters.layers import lean_lora
 from loratlas.adapters.layers.gelu import fuse, write_out
 from loratlas.adapters.plan_row import PlanRow
+from loratlas.modeling import device_of
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet import expert_lora
 from loratlas.training.fleet.row_slices import RowSlices
@@ -88,7 +89,7 @@ class Bank:
         self.model = model
         self.row_slices: RowSlices | None = None
         # Something that requires a gradient, so that the lowest adapted sites have a backward pass.
-        self.anchor = torch.zeros(0, device=model.get_input_embeddings().weight.device, requires_grad=True)
+        self.anchor = torch.zeros(0, device=device_of(model), requires_grad=True)
         rows = list(rows)
         paths = dict.fromkeys(row.site.module for row in rows if row.site.kind != "experts")
         self.matrices = {path: model.get_submodule(path) for path in paths}

@@ -20,6 +20,7 @@ from loratlas.data.batches.batch import Batch
 from loratlas.data.batches.batching import collate
 from loratlas.data.batches.packing_proof import FLOOR, TOLERANCE
 from loratlas.evaluation.token_losses import token_losses
+from loratlas.modeling import device_of
 from loratlas.training.fleet.adapter_slots import AdapterSlot, SlotFactors
 from loratlas.training.fleet.row_slices import RowSlices, join_batches
 
@@ -40,9 +41,7 @@ def why_not_shared(model: Any, bank: Bank, data: Encoded, *, packed: bool) -> st
         data: rows that the runs draw from.
         packed: as they will be laid.
     """
-    batches = [
-        batch.to(model.get_input_embeddings().weight.device) for batch in _batches(data, packed=packed)
-    ]
+    batches = [batch.to(device_of(model)) for batch in _batches(data, packed=packed)]
     slots = [_stranger(bank, seed) for seed in range(len(batches))]
     plain = AdapterSlot(
         {}, heads=copy.deepcopy(bank.heads)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.attach import takes_from_base
 from loratlas.adapters.peft_targets import renamed_leaves
+from loratlas.modeling import device_of
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet import expert_lora
 from loratlas.training.fleet.segmented_lora import MATRICES
@@ -54,7 +55,7 @@ def why_not_in_fleet(model: Any, member: Member) -> str | None:
         return "it is evaluated while it trains"
     if settings.checkpointing and settings.dropout:
         return "recomputed layers would draw other dropout masks"
-    if settings.dropout and model.get_input_embeddings().weight.device.type != "cpu":
+    if settings.dropout and device_of(model).type != "cpu":
         return "its dropout masks are drawn by the accelerator, whose stream a fleet does not follow"
     if settings.compile == "on":
         return "its layers are compiled, with its own adapters in them"

@@ -19,6 +19,7 @@ import torch
 from loratlas.adapters.peft_targets import adapted
 from loratlas.data.batches.batching import Batch
 from loratlas.evaluation.token_losses import token_losses
+from loratlas.modeling import device_of
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet.adapter_slots import AdapterSlot, SlotFactors
 from loratlas.training.fleet.row_slices import RowSlices, can_join, join_batches
@@ -144,7 +145,7 @@ class SharedPasses:
         pass_tokens: int | None,
     ) -> None:
         self._model, self._bank, self._data, self._sources = model, bank, data, list(sources)
-        self._device = model.get_input_embeddings().weight.device
+        self._device = device_of(model)
         self._packed = packed
         self._most = pass_tokens or PASS_TOKENS.get(self._device.type, OTHER_TOKENS)
         self.passes = 0

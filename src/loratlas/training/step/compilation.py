@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from loratlas.errors import SettingsError
-from loratlas.modeling import unwrap
+from loratlas.modeling import device_of, unwrap
 from loratlas.training.step.frozen_prefix import layers_of
 from loratlas.training.step.measurement_cache import MeasurementCache
 
@@ -180,7 +180,7 @@ class Compilation:
         kept.save()
 
     def _device(self) -> Any:
-        return self._model.get_input_embeddings().weight.device
+        return device_of(self._model)
 
 
 def _key(model: Any, dtype: str) -> str:

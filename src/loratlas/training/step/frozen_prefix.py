@@ -21,7 +21,7 @@ import numpy as np
 from loratlas.data.batches.packing import forward
 from loratlas.data.batches.packing_proof import FLOOR, TOLERANCE
 from loratlas.formats import data_size
-from loratlas.modeling import has_dropout, patched_forwards, unwrap
+from loratlas.modeling import device_of, has_dropout, patched_forwards, unwrap
 from loratlas.training.step.memory import free_bytes
 from loratlas.training.step.microbatches import FILLER, microbatches
 
@@ -116,7 +116,7 @@ class FrozenPrefix:
     def __init__(self, model: Any, data: Encoded, pool: Sequence[int], *, layers: Layers, depth: int) -> None:
         self.model, self.data, self.depth = model, data, depth
         self._below = layers.modules[:depth]
-        self._device = unwrap(model).get_input_embeddings().weight.device
+        self._device = device_of(model)
         self._pool = sorted({int(row) for row in pool})
         self._chunk_of, self._chunks = _chunks(data, self._pool)
         self._kept: dict[int, torch.Tensor] = {}
@@ -279,7 +279,7 @@ def _difference(model: Any, data: Encoded, prefix: FrozenPrefix, order: np.ndarr
     for _ in prefix.fill(rows):
         pass
     (batch,) = microbatches(data, rows, packed=True)
-    batch = batch.to(unwrap(model).get_input_embeddings().weight.device)
+    batch = batch.to(device_of(model))
 
     def losses() -> torch.Tensor:
         with torch.random.fork_rng(), torch.no_grad():

@@ -19,6 +19,7 @@ import numpy as np
 from loratlas.adapters.layers.lean_lora import lean
 from loratlas.errors import DataError
 from loratlas.evaluation.token_losses import token_losses
+from loratlas.modeling import device_of
 from loratlas.training.run_context import dropout_stream, training_mode
 from loratlas.training.step.compilation import Compilation
 from loratlas.training.step.frozen_prefix import FrozenPrefix, lowest_trained_layer, prefix_for
@@ -155,7 +156,7 @@ class ModelGradients(GradientSource):
     ) -> None:
         super().__init__(masters)
         self._model, self._data, self._settings, self._packed = model, data, settings, packed
-        self._device = model.get_input_embeddings().weight.device
+        self._device = device_of(model)
         self._begin_dropout: Any = None
         self._compilation = Compilation(
             model, settings.compile, steps=steps, dtype=settings.dtype, dropout=bool(settings.dropout)
