@@ -254,9 +254,10 @@ def _show(data: Mapping[str, Any]) -> None:
         ("nats", "right"),
         "interval",
         ("p", "right"),
-        ("steps saved", "right"),
+        ("steps\nsaved", "right"),  # narrow, so that the words in other columns stay whole at 80 columns
         ("detectable", "right"),
     )
+    table.columns[1].min_width = len("undetermined")
     undecided: list[str] = []
     for finding in data["findings"]:
         table.add_row(
@@ -349,4 +350,4 @@ def _steps(saved: Mapping[str, float | None] | None) -> str:
     if not saved or saved["value"] is None:
         return "–"
     ends = ["?" if (end := saved[name]) is None else f"{round(end):+d}" for name in ("low", "high")]
-    return f"{round(saved['value']):+d}\n{ends[0]} to {ends[1]}"
+    return f"{round(saved['value']):+d}\n{ends[0]} to\n{ends[1]}"
