@@ -134,7 +134,7 @@ class QuotedStudy:
     def per(self) -> str:
         """What a loss is told in.
 
-        >>> Ledger({}).per, QuotedStudy({"task": {"unit": "nats per row"}}).per
+        >>> QuotedStudy({}).per, QuotedStudy({"task": {"unit": "nats per row"}}).per
         ('nats per token', 'nats per row')
         """
         return clean(str(self.at("/task/unit") or "nats per token"))

@@ -31,7 +31,7 @@ def mark(ledger: QuotedStudy, i: int) -> str:
     """How a finding is marked: "" where every measure agrees with it.
 
     >>> study = {"findings": [{"flips": ["median"], "flips_established": False}, {"flips": []}]}
-    >>> mark(Ledger(study), 0), mark(QuotedStudy(study), 1)
+    >>> mark(QuotedStudy(study), 0), mark(QuotedStudy(study), 1)
     ('flips with the definition', '')
     """
     if not ledger.items(f"/findings/{i}/flips"):
