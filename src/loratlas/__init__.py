@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loratlas.adapters.layers.lean_lora import faster, slower
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.api.check_adapter import Check, check, lint
-    from loratlas.api.compare import study
+    from loratlas.api.compare import study, study_cost
     from loratlas.api.evaluate_model import evaluate
     from loratlas.api.export_run import export
     from loratlas.api.judge_claims import Claims, claims
@@ -61,6 +61,7 @@ __all__ = [
     "shrink",
     "slower",
     "study",
+    "study_cost",
     "train",
 ]
 
@@ -92,6 +93,7 @@ _HOMES = {
     "shrink": "loratlas.api.shrink_adapter_folder",
     "slower": "loratlas.adapters.layers.lean_lora",
     "study": "loratlas.api.compare",
+    "study_cost": "loratlas.api.compare",
     "train": "loratlas.api.train_run",
 }
 

@@ -11,6 +11,7 @@ from loratlas.api.results import Study
 
 if TYPE_CHECKING:
     from loratlas.study.execution.study_events import StudyEvent
+    from loratlas.study.inputs.study_cost import StudyCost
     from loratlas.study.spec.study_spec import StudySpec
 
 
@@ -55,6 +56,27 @@ def study(
     return Study(numbers={**result.to_json(), "page": str(page)})
 
 
+def study_cost(spec: str | Path | Mapping[str, Any] | StudySpec, *, workers: int | None = None) -> StudyCost:
+    """What a study would take on this machine: runs, steps, time, memory, disk. Nothing is trained or written.
+
+    Args:
+        spec, workers: as for :func:`study`.
+
+    Returns:
+        The cost; it prints as one line, and `StudyCost.to_json` has the numbers.
+
+    Raises:
+        SpecError: the file is no study. RequestError: the base or the rows cannot be used.
+
+    Example:
+        ``print(loratlas.study_cost("study.yaml").sentence())``
+    """
+    from loratlas.study.run_study import cost_of
+    from loratlas.study.spec.study_spec import StudySpec
+
+    return cost_of(spec if isinstance(spec, StudySpec) else _read(spec), workers=workers)
+
+
 def _read(spec: str | Path | Mapping[str, Any]) -> StudySpec:
     from loratlas.study.spec.spec_file import load_spec, parse_spec
 
@@ -84,6 +106,8 @@ def _watch(bar: Bar, listener: Listener) -> Callable[[StudyEvent], None]:
         if event.kind == "prepared":
             bar.unit = "runs"
             bar.start_at(event.done)
+            if event.done < event.planned:
+                listener.note(event.message)
             return
         bar.to(
             event.done + min(sum(running.values()), 0.99 * len(running)),

@@ -89,6 +89,13 @@ def study(
     ] = None,
     out: Folder = None,
     workers: Workers = None,
+    cost: Annotated[
+        bool,
+        typer.Option(
+            "--cost",
+            help="Say what the study would take on this machine (time, memory, disk), and train nothing.",
+        ),
+    ] = False,
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,6 +116,9 @@ def study(
     from loratlas.study.spec.spec_file import load_spec
 
     read = load_spec(spec, size=size, model=model, train=train, eval=evaluate, changes=changes or ())
+    if cost:
+        _cost(read, workers, as_json)
+        return
     _run(read, out, workers, as_json)
 
 
@@ -212,6 +222,28 @@ def _run(spec: StudySpec, out: Path | None, workers: int | None, as_json: bool) 
     if all(arm.get("nll") is None for arm in data["arms"]):
         output.note("Every judged run diverged: nothing was found. Try lower learning rates.")
         raise typer.Exit(1)
+
+
+def _cost(spec: StudySpec, workers: int | None, as_json: bool) -> None:
+    from loratlas.api.compare import study_cost
+
+    output.note("Pricing a step of each arm on this machine.")
+    priced = study_cost(spec, workers=workers)
+    if as_json:
+        output.emit({"schema": "loratlas.study_cost", "version": 1, "name": spec.name, **priced.to_json()})
+        return
+    drawn = output.table(f"{spec.name}, {spec.steps} steps a run", ("", "right"))
+    drawn.add_row("runs, at least", formats.count(priced.runs))
+    drawn.add_row("training steps", formats.count(priced.steps))
+    drawn.add_row("runs at a time", formats.count(priced.workers))
+    drawn.add_row(
+        "time", "not predicted" if priced.seconds is None else f"about {formats.duration(priced.seconds)}"
+    )
+    memory = "not predicted" if priced.peak_bytes is None else formats.data_size(priced.peak_bytes)
+    drawn.add_row("memory of a run at its peak", memory)
+    drawn.add_row("disk, at most", formats.data_size(priced.disk_bytes))
+    output.show(drawn)
+    output.say("Nothing was trained. More runs follow where a best rate lies at an end of the grid.")
 
 
 def _read(folder: Path) -> Mapping[str, Any]:

@@ -12,11 +12,14 @@ from typing import Any
 from loratlas.errors import DataError, Interrupted, OutputError
 from loratlas.files import is_leftover, write_json
 from loratlas.scan.pace import OnEvent as OnScan
-from loratlas.study.execution.coordinator import Coordinator
+from loratlas.scan.plan_from_scores import is_auto
+from loratlas.study.execution.coordinator import Coordinator, default_workers
 from loratlas.study.execution.ledger import CLAIM, HOLDER, NAME, Ledger, claim, unstorable, unwritable
 from loratlas.study.execution.machine_record import machine, revision, versions
+from loratlas.study.execution.schedule import schedule
 from loratlas.study.execution.study_events import OnEvent, StudyEvent
 from loratlas.study.inputs.prepare import Prepared, prepare
+from loratlas.study.inputs.study_cost import StudyCost, study_cost
 from loratlas.study.results.study_result import StudyResult, load_study
 from loratlas.study.spec.study_spec import StudySpec
 
@@ -79,6 +82,30 @@ def run_study(
             raise unstorable(str(out), error) from error
     coordinator.tell("complete", message=f"{coordinator.done} runs finished")
     return result
+
+
+def cost_of(spec: StudySpec, *, workers: int | None = None) -> StudyCost:
+    """What a study would take on this machine. Nothing is trained, scanned or written.
+
+    An arm that a scan would place is priced as adapters everywhere at its budget.
+
+    Args:
+        spec: the study.
+        workers: as for :func:`run_study`.
+
+    Raises:
+        RequestError: the spec or the data cannot be used.
+    """
+    everywhere = {
+        name: arm.model_copy(update={"placement": "all"}) if is_auto(arm.placement) else arm
+        for name, arm in spec.arms.items()
+    }
+    priced = spec.model_copy(update={"arms": everywhere})
+    prepared = prepare(priced)
+    runs = schedule(priced, {}).planned
+    return study_cost(
+        priced, prepared, runs=runs, workers=min(workers or default_workers(), runs), timed=True
+    )
 
 
 def _scan_reporter(on_event: OnEvent | None) -> OnScan | None:

@@ -23,6 +23,7 @@ from loratlas.study.execution.study_events import OnEvent, StudyEvent, describe_
 from loratlas.study.execution.worker_pool import Pool, Process, rebuilt
 from loratlas.study.inputs.fleet_sizing import fleet_size
 from loratlas.study.inputs.prepare import Prepared, training, training_device
+from loratlas.study.inputs.study_cost import study_cost
 from loratlas.study.results import side_metrics
 from loratlas.study.spec.study_spec import StudySpec
 from loratlas.training.run_context import Stop, interruptible
@@ -65,13 +66,12 @@ class Coordinator:
         self._adopt()
         state = self._schedule()
         self.planned = state.planned
-        self.tell("prepared", message=f"{self.done} of {self.planned} runs are finished")
+        count = max(1, min(workers or default_workers(), len(state.pending)))
+        self.tell("prepared", message=self._ahead(count))
         if state.complete:
             return
         device = training_device()
         setup = self._write_setup(device)
-        count = workers or (_cores() if device == "cpu" else 1)
-        count = max(1, min(count, len(state.pending)))
         threads = 1 if device == "cpu" else None
         free = free_bytes(device) // count
         self._fleet = fleet_size(self.spec, self.prepared, device, free=free)
@@ -81,6 +81,13 @@ class Coordinator:
             Pool(setup, self.out / "cache", workers=count, threads=threads) as pool,
         ):
             self._loop(pool, stop)
+
+    def _ahead(self, workers: int) -> str:
+        """What is done, or where nothing is, what the study will take."""
+        if self.done:
+            return f"{self.done} of {self.planned} runs are finished"
+        ahead = study_cost(self.spec, self.prepared, runs=self.planned, workers=workers, timed=False)
+        return f"This study takes {ahead.sentence()}."
 
     def _schedule(self) -> Schedule:
         extra = scan_steps(self.prepared.scan, self.spec.batch_size)
@@ -340,6 +347,8 @@ def _alike(queue: deque[Key], most: int) -> list[Key]:
     return taken
 
 
-def _cores() -> int:
-    """Cores that this process may use, which a container can make fewer than the machine has."""
+def default_workers() -> int:
+    """One per core that this process may use, which a container can make fewer than the machine has; one on a GPU."""
+    if training_device() != "cpu":
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
