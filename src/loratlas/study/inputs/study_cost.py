@@ -64,7 +64,7 @@ class StudyCost:
         """In one line.
 
         >>> StudyCost(runs=57, steps=3420, workers=2, seconds=4000.0, peak_bytes=2**30, disk_bytes=2**25).sentence()
-        'at least 57 runs, 3,420 steps; about 1 h 6 min; 1.0 GiB of memory a run; 32 MiB of disk'
+        'at least 57 runs, 3,420 steps; about 1 h 06 min; 1.0 GiB of memory a run; 32.0 MiB of disk'
         """
         from loratlas.formats import count, data_size, duration
 
