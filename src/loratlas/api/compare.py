@@ -68,8 +68,12 @@ def study_cost(spec: str | Path | Mapping[str, Any] | StudySpec, *, workers: int
     Raises:
         SpecError: the file is no study. RequestError: the base or the rows cannot be used.
 
-    Example:
-        ``print(loratlas.study_cost("study.yaml").sentence())``
+    >>> import loratlas
+    >>> loratlas.study_cost({"name": "x"})
+    Traceback (most recent call last):
+    loratlas.errors.SpecError: ...
+
+    With a file: ``print(loratlas.study_cost("study.yaml").sentence())``.
     """
     from loratlas.study.run_study import cost_of
     from loratlas.study.spec.study_spec import StudySpec

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from loratlas.data.batches.batch import Batch
 
 
+MOST_CHANGED = 0.07
+"""Share of the sites that one decision may change: with half of them, a head that sees which sites learn the form of an
+answer takes away what its content needs later (docs/journal.md)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """One decision of a run.
@@ -74,7 +79,7 @@ class PlacementController(RunHook):
         policy: asked at every decision.
         schedule: when.
         budget: parameters after the last decision.
-        most: sites that one decision may change; None for half of them.
+        most: sites that one decision may change; None for `MOST_CHANGED` of them.
         on_decision: hears of every decision, also of those of a resumed run's past.
 
     Attributes:
@@ -105,7 +110,7 @@ class PlacementController(RunHook):
             )
         self.sites, self.policy, self.budget = tuple(sites), policy, budget
         self.schedule = schedule or DecisionSchedule(peak=policy.peak)
-        self.most = max(2, math.ceil(len(self.sites) / 2)) if most is None else most
+        self.most = max(2, math.ceil(len(self.sites) * MOST_CHANGED)) if most is None else most
         self.decisions: list[Decision] = []
         self._heard = on_decision
         modules = {site.path: site.module for site in self.sites}
