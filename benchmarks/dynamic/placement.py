@@ -86,6 +86,7 @@ def assemble(registered: Preregistered, results: Path, real: Path) -> dict[str, 
         "schema": SCHEMA,
         "version": VERSION,
         "preregistered": {"digest": registered.digest, "commit": registered.commit},
+        "earlier": registered.content.get("earlier", []),
         "cases": cases,
         "registered_cases": len(registered.cases()),
         "pooled_unseen": _pooled(chosen) if chosen else None,
@@ -194,6 +195,7 @@ def page(result: Mapping[str, Any]) -> str:
         f"Judged so far: {len(result['cases'])} of {result['registered_cases']} registered cases.",
         "",
         *_pooled_words(result["pooled_unseen"]),
+        *(_earlier(told) for told in result["earlier"]),
         "| case | steps | auto − all | steps saved | share lost | verdict |",
         "|---|---|---|---|---|---|",
     ]
@@ -229,6 +231,15 @@ def _pooled_words(pooled: Mapping[str, Any] | None) -> list[str]:
         *_pooled_share(pooled),
         "",
     ]
+
+
+def _earlier(told: Mapping[str, Any]) -> str:
+    """What an earlier registration came to."""
+    return (
+        f"Registered before (commit `{told['commit'][:12]}`, {told['policy']}): better in {told['better']} of "
+        f"{told['cases']} cases, worse in {told['worse']} "
+        f"([results](../../benchmarks/results/{told['results']})).\n"
+    )
 
 
 def _pooled_share(pooled: Mapping[str, Any]) -> list[str]:
