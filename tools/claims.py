@@ -2,19 +2,25 @@
 
     python tools/claims.py
 
-Reads docs/results/*.json and benchmarks/results; writes src/loratlas/claims/evidence and docs/claims.md.
+Reads docs/results/*.json and benchmarks/results; writes src/loratlas/claims/evidence, docs/claims.md, the founding
+study's page with its figures (`tools.founding`), and the table of placements in the README and the guide.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIDENCE = ROOT / "src/loratlas/claims/evidence"
 PAGE = ROOT / "docs/claims.md"
+STUDY = ROOT / "docs/results/founding-study.md"
+IMAGES = ROOT / "docs/images"
+ADVISING = (ROOT / "README.md", ROOT / "docs/guide/placement.md")
+"""Pages with the table of placements."""
 
 
 def collected() -> list[Any]:
@@ -29,6 +35,23 @@ def collected() -> list[Any]:
     return in_order([extract(study) for study in read if study.get("schema") == "loratlas.study"])
 
 
+def founding() -> dict[Path, str]:
+    """Path → what it should hold: the founding study's page, its figures, and the pages with the table."""
+    import textwrap
+
+    from tools.founding.advice import advice, replaced, table
+    from tools.founding.page import page, pictures
+
+    from loratlas.claims.claims_page import standing
+    from loratlas.claims.evidence_files import packaged
+
+    evidence = packaged()
+    reach = standing(evidence)
+    advised = f"{table(advice(evidence))}\n\n{textwrap.fill(reach[0].upper() + reach[1:], 120)}"
+    made = {STUDY: page(evidence), **{IMAGES / name: svg for name, svg in pictures(evidence).items()}}
+    return made | {path: replaced(path.read_text(encoding="utf-8"), advised) for path in ADVISING}
+
+
 def main() -> None:
     from loratlas.api.judge_claims import claims
     from loratlas.claims.evidence_files import PLACEMENT, SPEED, STUDIES
@@ -40,7 +63,10 @@ def main() -> None:
         if (ROOT / "benchmarks/results" / name).exists():
             shutil.copyfile(ROOT / "benchmarks/results" / name, EVIDENCE / name)
     write_text(PAGE, claims().page())
+    for path, text in founding().items():
+        write_text(path, text)
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     main()

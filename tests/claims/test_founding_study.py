@@ -1,0 +1,93 @@
+"""The founding study's page, figures and table of placements: what the committed results give, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from loratlas.claims.comparisons import contrasts
+from loratlas.claims.evidence_files import packaged
+
+ROOT = Path(__file__).parents[2]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools():
+    """The folder of the repository, which tools are imported from."""
+    sys.path.insert(0, str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
+
+
+def changed(verdict: str, difference: float, half: str = "feedforward"):
+    """The evidence, with every finding of one half another."""
+    evidence = packaged()
+    studies = copy.deepcopy([dict(study) for study in evidence.studies])
+    for one in contrasts(studies):
+        if one.half == half:
+            one.finding.update(verdict=verdict, difference=difference)  # pyright: ignore[reportAttributeAccessIssue]
+    return replace(evidence, studies=tuple(studies))
+
+
+def test_pages_and_figures_are_what_the_committed_results_give():
+    from tools.claims import founding
+
+    for path, text in founding().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python tools/claims.py"
+
+
+def test_the_table_follows_the_findings():
+    from tools.founding.advice import advice
+
+    def first(evidence):
+        return advice(evidence)[0]
+
+    assert first(packaged()).placement == "`all`"
+    better = first(changed("better", -0.2))
+    assert better.placement == "`feedforward`"
+    assert "-0.200 nats" in better.because
+    assert first(changed("undetermined", 0.0)).placement == "`all`"
+
+
+def test_auto_is_advised_only_where_unseen_cases_say_so():
+    from tools.founding.advice import advice
+
+    evidence = packaged()
+    judged = dict(evidence.placement or {})
+
+    def last(better, worse):
+        pooled = {"better": better, "worse": worse, "cases": 9}
+        return advice(replace(evidence, placement={**judged, "pooled_unseen": pooled}))[-1].placement
+
+    assert last(6, 0) == "`auto`"
+    assert last(6, 1) == last(5, 0) == "`all`, and let `--lr auto` choose the rate"
+
+
+def test_figures_hold_every_finding():
+    from tools.founding.page import pictures
+
+    evidence = packaged()
+    drawn = pictures(evidence)
+    forest = ElementTree.fromstring(drawn["founding-forest.svg"])
+    shown = [one for one in contrasts(evidence.standing) if one.equal]
+    assert len(forest.findall(f"{SVG}circle")) == len(shown) + 2  # two of the legend
+    for name, svg in drawn.items():
+        _, _, width, height = map(float, ElementTree.fromstring(svg).attrib["viewBox"].split())
+        for circle in ElementTree.fromstring(svg).iter(f"{SVG}circle"):
+            assert 0 < float(circle.attrib["cx"]) < width, name
+            assert 0 < float(circle.attrib["cy"]) < height, name
+
+
+def test_what_is_missing_is_said():
+    from tools.founding.page import page
+
+    text = page(packaged())
+    there = {(study["base"], study["task"]) for study in packaged().studies}
+    assert ("sst2 on all-MiniLM-L6-v2: not run yet." in text) == (("all-MiniLM-L6-v2", "sst2") not in there)
+    assert "superseded" in text or not any(study["superseded"] for study in packaged().standing)

@@ -1,0 +1,135 @@
+"""Which placement to use: a row for each kind of model and data that was studied, decided by the findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loratlas.claims.comparisons import Contrast, contrasts, middle, tally
+from loratlas.claims.evidence_files import ClaimEvidence
+
+LITTLE = 0.01
+"""Nats per token that are the same for practical purposes: the δ of the studies."""
+
+BEGIN = "<!-- which placement: written by tools/claims.py -->"
+END = "<!-- end of which placement -->"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """One row of the table.
+
+    Args:
+        situation: model and data.
+        placement: what to write.
+        because: the finding that it rests on.
+    """
+
+    situation: str
+    placement: str
+    because: str
+
+
+def advice(evidence: ClaimEvidence) -> list[Advice]:
+    """The rows, as the findings decide them."""
+    found = [one for one in contrasts(evidence.standing) if one.equal]
+    rows = [
+        row
+        for name, kind in (
+            ("a decoder, answers to instructions or questions", "decoder"),
+            ("an encoder-decoder, text from structured input", "encoder-decoder"),
+            ("an encoder, classification", "encoder"),
+        )
+        if (row := _by_kind(name, [one for one in found if _kind(one.study) == kind])) is not None
+    ]
+    return [*rows, *_long_runs(evidence), *_decided_inside(evidence)]
+
+
+def table(rows: Sequence[Advice]) -> str:
+    """The rows as Markdown."""
+    lines = ["| you have | write | because |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {row.situation} | {row.placement} | {row.because} |" for row in rows)])
+
+
+def replaced(page: str, text: str) -> str:
+    """A page with this text between the two marks of the table.
+
+    >>> replaced(f"a\\n{BEGIN}\\nold\\n{END}\\nb", "new").splitlines()[2]
+    'new'
+    """
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not after:
+        raise ValueError("a page without the marks of the table")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def _kind(study: Mapping[str, Any]) -> str:
+    if study["kind"] == "classification":
+        return "encoder"
+    return "encoder-decoder" if study["model_type"] in ("t5", "bart", "mt5") else "decoder"
+
+
+def _by_kind(situation: str, found: Sequence[Contrast]) -> Advice | None:
+    """All layers, unless feed-forward alone is better in most studies and worse in none; never attention alone where
+    that is worse."""
+    halves = {half: [one for one in found if one.half == half] for half in ("attention", "feedforward")}
+    if not all(halves.values()):
+        return None
+    counts = {half: tally(listed) for half, listed in halves.items()}
+    forward = counts["feedforward"]
+    number = len(halves["feedforward"])
+    best = "feedforward" if 2 * forward["better"] > number and not forward["worse"] else "all"
+    said = [
+        f"{word} alone, at equal parameters, is better in {counts[half]['better']} and worse in "
+        f"{counts[half]['worse']} of {len(halves[half])} {'study' if len(halves[half]) == 1 else 'studies'} "
+        f"(median {_nats(middle(one.finding['difference'] for one in halves[half]))})"
+        for half, word in (("attention", "attention"), ("feedforward", "feed-forward"))
+    ]
+    return Advice(situation=situation, placement=f"`{best}`", because="; ".join(said))
+
+
+def _long_runs(evidence: ClaimEvidence) -> list[Advice]:
+    """What is left of the best half's advantage at the longest runs on a real base."""
+    rows = []
+    for picture in (evidence.placement or {}).get("real_base", ()):
+        points = [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
+        if len(points) < 2:
+            continue
+        first, last = points[0], points[-1]
+        base = picture["base"].split(":")[-1]
+        rows.append(
+            Advice(
+                situation=f"a pretrained decoder and time for {last['steps']} steps or more",
+                placement="`all`; spend the effort on steps and on the rate",
+                because=f"{picture['task']} on {base}: feed-forward − all is "
+                f"{_estimate(first['minus_all'])} after {first['steps']} steps and "
+                f"{_estimate(last['minus_all'])} after {last['steps']} "
+                f"({last['seeds']} {'seed' if last['seeds'] == 1 else 'seeds'})",
+            )
+        )
+    return rows
+
+
+def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
+    pooled = (evidence.placement or {}).get("pooled_unseen")
+    if pooled is None:
+        return []
+    helps = 3 * pooled["better"] >= 2 * pooled["cases"] and not pooled["worse"]
+    return [
+        Advice(
+            situation="no idea, and rows of your own",
+            placement="`auto`" if helps else "`all`, and let `--lr auto` choose the rate",
+            because=f"placement decided in the run's own first steps is better than `all` in {pooled['better']} and "
+            f"worse in {pooled['worse']} of {pooled['cases']} cases that chose nothing",
+        )
+    ]
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f} nats"
+
+
+def _estimate(told: Mapping[str, float]) -> str:
+    return f"{told['value']:+.3f} ({told['low']:+.3f} to {told['high']:+.3f})"

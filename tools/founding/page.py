@@ -1,0 +1,201 @@
+"""The founding study's page, from the evidence of the claims."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.founding.advice import advice, table
+from tools.founding.pictures import against_steps, forest, rank_of
+
+from loratlas.claims.claims_page import standing
+from loratlas.claims.comparisons import Contrast, contrasts, middle, rank_curves, tally
+from loratlas.claims.evidence_files import ClaimEvidence
+
+WANTED = (
+    ("smollm2-135m", "nl2bash"),
+    ("smollm2-135m", "alpaca"),
+    ("smollm2-135m", "gsm8k"),
+    ("gemma3-270m", "nl2bash"),
+    ("all-MiniLM-L6-v2", "sst2"),
+)
+"""Studies on pretrained bases that this page should rest on."""
+
+
+def pictures(evidence: ClaimEvidence) -> dict[str, str]:
+    """File name → SVG."""
+    found = [one for one in contrasts(evidence.standing) if one.equal]
+    drawn = {"founding-forest.svg": forest(found)}
+    return drawn | {f"founding-steps-{_slug(p)}.svg": against_steps(p) for p in _long(evidence)}
+
+
+def page(evidence: ClaimEvidence) -> str:
+    """The page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = made.get_template("founding-study.md.j2").render(_context(evidence))
+    return "\n\n".join(_filled(block) for block in re.split(r"\n{2,}", text.strip())) + "\n"
+
+
+def _filled(block: str) -> str:
+    """A paragraph in lines of 120 characters; tables, lists, headings and pictures as they are."""
+    if block[0] in "|-#!":
+        return block
+    return textwrap.fill(" ".join(block.split()), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _context(evidence: ClaimEvidence) -> dict[str, Any]:
+    studies = evidence.standing
+    found = [one for one in contrasts(studies) if one.equal]
+    by_half = {half: [one for one in found if one.half == half] for half in ("attention", "feedforward")}
+    budgets = _budgets(by_half)
+    return {
+        "bases": sorted({study["base"] for study in studies}),
+        "tasks": sorted({study["task"] for study in studies}),
+        "standing": f"{standing(evidence)[0].upper()}{standing(evidence)[1:]}",
+        "table": table(advice(evidence)),
+        "attention": _counted(by_half["attention"]),
+        "forward": _counted(by_half["feedforward"]),
+        "budgets": budgets,
+        "budget_words": _budget_words(by_half),
+        "curves": any(rank_curves(study) for study in studies),
+        "wrong": _worst(by_half),
+        "rates": _rates(evidence),
+        "pictures": [{"slug": _slug(p), "words": _steps_words(p)} for p in _long(evidence)],
+        "inside": _inside(evidence),
+        "missing": _missing(evidence),
+    }
+
+
+def _counted(found: Sequence[Contrast]) -> dict[str, Any]:
+    median = middle(one.finding["difference"] for one in found)
+    return {**tally(found), "studies": len(found), "median": "–" if median is None else f"{median:+.3f} nats"}
+
+
+def _budgets(by_half: Mapping[str, Sequence[Contrast]]) -> list[dict[str, str]]:
+    """Studies of one base and task at several ranks of the reference."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for half, listed in by_half.items():
+        for one in listed:
+            key = (one.study["base"], one.study["task"], rank_of(one))
+            row = rows.setdefault(key, dict(zip(("base", "task", "rank"), key, strict=True)))
+            row[half] = f"{one.finding['difference']:+.3f}, {one.finding['verdict']}"
+    several = {key[:2] for key in rows if len({k[2] for k in rows if k[:2] == key[:2]}) > 1}
+    return [
+        {"attention": "–", "feedforward": "–", **row}
+        for key, row in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1], int(item[0][2] or 0)))
+        if key[:2] in several
+    ]
+
+
+def _budget_words(by_half: Mapping[str, Sequence[Contrast]]) -> str:
+    turned = 0
+    for listed in by_half.values():
+        signs: dict[tuple[str, str], set[bool]] = {}
+        for one in listed:
+            if one.finding["verdict"] in ("better", "worse"):
+                signs.setdefault((one.study["base"], one.study["task"]), set()).add(
+                    one.finding["difference"] > 0
+                )
+        turned += sum(len(seen) > 1 for seen in signs.values())
+    if turned:
+        return f"In {turned} of these the sign turns with the budget."
+    return "The order does not turn within this range."
+
+
+def _worst(by_half: Mapping[str, Sequence[Contrast]]) -> dict[str, str]:
+    worst: dict[str, str] = {}
+    for half, listed in by_half.items():
+        if listed:
+            one = max(listed, key=lambda each: each.finding["difference"])
+            worst[half] = f"{one.finding['difference']:+.3f} nats"
+            worst[f"{half}_where"] = f"{one.study['task']} on {one.study['base']}"
+    return {"attention": "", **worst}
+
+
+def _rates(evidence: ClaimEvidence) -> list[dict[str, str]]:
+    """The loss of all layers beside its best rate, one seed, on real bases."""
+    rows = []
+    for picture in (evidence.placement or {}).get("real_base", ()):
+        curve = {float(rate): loss for rate, loss in picture["tuning"]["all"].items()}
+        best = min(curve.values())
+        steps = max((p["steps"] for p in picture["points"] if not p["fresh"]), default=0)
+        rows += [
+            {
+                "base": picture["base"].split(":")[-1],
+                "task": picture["task"],
+                "steps": str(steps),
+                "rate": f"{rate:g}",
+                "loss": f"{loss:.3f}",
+                "off": "best" if loss == best else f"{loss - best:+.3f}",
+            }
+            for rate, loss in sorted(curve.items())
+        ]
+    return rows
+
+
+def _long(evidence: ClaimEvidence) -> list[Mapping[str, Any]]:
+    """Pictures of difference against steps that have at least three lengths on fresh seeds."""
+    return [
+        picture
+        for picture in (evidence.placement or {}).get("real_base", ())
+        if sum(p["fresh"] and p["arm"] == "feedforward" for p in picture["points"]) > 2
+    ]
+
+
+def _slug(picture: Mapping[str, Any]) -> str:
+    return f"{picture['base'].split(':')[-1]}-{picture['task']}"
+
+
+def _steps_words(picture: Mapping[str, Any]) -> str:
+    points = [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
+    first, last = points[0], points[-1]
+    settled = last["minus_all"]["low"] <= 0 <= last["minus_all"]["high"]
+    seeds = f"{last['seeds']} {'seed' if last['seeds'] == 1 else 'seeds'}, intervals over rows" + (
+        " alone" if last["seeds"] == 1 else " and seeds"
+    )
+    return (
+        f"On {picture['base'].split(':')[-1]} with {picture['task']} feed-forward alone is "
+        f"{first['minus_all']['value']:+.3f} nats from all layers after {first['steps']} steps and "
+        f"{last['minus_all']['value']:+.3f} after {last['steps']} ({seeds}): "
+        + (
+            "what placement gives a short run, a longer run has anyway."
+            if settled
+            else "the difference is still there at the longest length tried."
+        )
+    )
+
+
+def _inside(evidence: ClaimEvidence) -> dict[str, Any] | None:
+    pooled = (evidence.placement or {}).get("pooled_unseen")
+    if pooled is None:
+        return None
+    helps = 3 * pooled["better"] >= 2 * pooled["cases"] and not pooled["worse"]
+    words = (
+        "It is worth having."
+        if helps
+        else "Placement hardly matters there; the rate and the number of steps do."
+    )
+    return {**{name: pooled[name] for name in ("better", "worse", "cases")}, "words": words}
+
+
+def _missing(evidence: ClaimEvidence) -> list[str]:
+    there = {(study["base"], study["task"]) for study in evidence.studies if study["complete"]}
+    lines = [f"{task} on {base}: not run yet." for base, task in WANTED if (base, task) not in there]
+    if evidence.speed is None:
+        lines.append("Step times on DialoGPT-medium's shape: not measured.")
+    largest = max(study["parameters"] for study in evidence.standing)
+    lines.append(f"The largest base of a finished study has {largest:,} parameters.")
+    lines.append(
+        "The published arms on DialoGPT-medium itself: `recipes/dialogpt-alpaca.yaml`, for who has its weights."
+    )
+    return lines

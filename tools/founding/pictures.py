@@ -1,0 +1,147 @@
+"""Two figures as SVG: differences from all layers with their intervals, and a difference against steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from loratlas.claims.comparisons import Contrast
+
+WIDTH, ROW, LEFT, RIGHT, TOP = 760, 22, 250, 24, 46
+STYLE = """
+  text { font: 12px system-ui, sans-serif; fill: #1f2328; }
+  .small { font-size: 11px; fill: #59636e; }
+  .grid { stroke: #d1d9e0; stroke-width: 1; }
+  .zero { stroke: #59636e; stroke-width: 1.5; }
+  .attention { stroke: #b35900; fill: #b35900; }
+  .feedforward { stroke: #0969da; fill: #0969da; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #f0f6fc; } .small { fill: #9198a1; }
+    .grid { stroke: #3d444d; } .zero { stroke: #9198a1; }
+    .attention { stroke: #f0883e; fill: #f0883e; } .feedforward { stroke: #58a6ff; fill: #58a6ff; }
+  }
+"""
+WORDS = {"attention": "attention alone", "feedforward": "feed-forward alone"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Numbers to places on a line.
+
+    Args:
+        low, high: numbers at the ends. start, end: places of these.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """Round numbers between two ends.
+
+    >>> ticks(-0.13, 0.33)
+    [-0.1, 0.0, 0.1, 0.2, 0.3]
+    """
+    raw = (high - low) / most
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
+    first = math.ceil(low / step)
+    return [round(k * step, 10) for k in range(first, math.floor(high / step) + 1)]
+
+
+def forest(found: Sequence[Contrast]) -> str:
+    """Every half against all layers, one line a study."""
+    shown = sorted(
+        (one for one in found if one.finding["ci"] and None not in one.finding["ci"]),
+        key=lambda one: (one.study["base"], one.study["task"], one.study["name"], one.half),
+    )
+    ends = [end for one in shown for end in one.finding["ci"]]
+    margin = 0.05 * (max(ends) - min(ends))
+    x = Scale(min(*ends, 0.0) - margin, max(*ends, 0.0) + margin, LEFT, WIDTH - RIGHT)
+    height = TOP + ROW * len(shown) + 34
+    body = [_legend("difference from all layers at equal parameters, nats per token (left is better)")]
+    for tick in ticks(x.low, x.high):
+        kind = "zero" if tick == 0 else "grid"
+        body.append(f'<line class="{kind}" x1="{x(tick)}" x2="{x(tick)}" y1="{TOP}" y2="{height - 30}"/>')
+        body.append(
+            f'<text class="small" x="{x(tick)}" y="{height - 14}" text-anchor="middle">{_tick(tick)}</text>'
+        )
+    for index, one in enumerate(shown):
+        y = TOP + ROW * index + ROW / 2
+        low, high = one.finding["ci"]
+        name = f"{one.study['base']} {one.study['task']}, rank {rank_of(one)}, {one.study['steps']} steps"
+        if index == 0 or one.study["name"] != shown[index - 1].study["name"]:
+            body.append(f'<text x="12" y="{y + 4}">{escape(name)}</text>')
+        body.append(_dot(x(one.finding["difference"]), x(low), x(high), y, one.half))
+    return _svg(height, body)
+
+
+def against_steps(picture: Mapping[str, Any]) -> str:
+    """Feed-forward alone against all layers on a real base, as runs grow longer."""
+    points = [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
+    height = TOP + 220
+    steps = [p["steps"] for p in points]
+    x = Scale(math.log(steps[0]), math.log(steps[-1]), 90, WIDTH - 60)
+    ends = [end for p in points for end in (p["minus_all"]["low"], p["minus_all"]["high"])]
+    y = Scale(min(*ends, 0.0) - 0.005, max(*ends, 0.0) + 0.005, height - 44, TOP)
+    title = f"feed-forward alone − all layers, {picture['task']} on {picture['base'].split(':')[-1]}, nats per token"
+    body = [f'<text x="12" y="20">{escape(title)}</text>']
+    for tick in ticks(y.low, y.high, 6):
+        kind = "zero" if tick == 0 else "grid"
+        body.append(f'<line class="{kind}" x1="70" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        body.append(f'<text class="small" x="60" y="{y(tick) + 4}" text-anchor="end">{_tick(tick)}</text>')
+    path = " ".join(f"{x(math.log(p['steps']))},{y(p['minus_all']['value'])}" for p in points)
+    body.append(f'<polyline class="feedforward" style="fill:none;stroke-width:2" points="{path}"/>')
+    for p in points:
+        at, told = x(math.log(p["steps"])), p["minus_all"]
+        body.append(
+            f'<line class="feedforward" x1="{at}" x2="{at}" y1="{y(told["low"])}" y2="{y(told["high"])}"/>'
+            f'<circle class="feedforward" cx="{at}" cy="{y(told["value"])}" r="4"/>'
+            f'<text class="small" x="{at}" y="{height - 20}" text-anchor="middle">{p["steps"]}</text>'
+        )
+    body.append(f'<text class="small" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">steps</text>')
+    return _svg(height, body)
+
+
+def rank_of(one: Contrast) -> str:
+    """The rank of all layers in a study, whose parameters the halves were given."""
+    from loratlas.placement.language import parse
+
+    reference = next(arm for arm in one.study["arms"] if arm["name"] == one.study["reference"])
+    return str(parse(reference["placement"]).terms[0].rank or "")
+
+
+def _tick(value: float) -> str:
+    return f"{value:+g}" if value else "0"
+
+
+def _dot(middle: float, low: float, high: float, y: float, kind: str) -> str:
+    return (
+        f'<line class="{kind}" x1="{low}" x2="{high}" y1="{y}" y2="{y}" stroke-width="2"/>'
+        f'<circle class="{kind}" cx="{middle}" cy="{y}" r="4"/>'
+    )
+
+
+def _legend(title: str) -> str:
+    marks = "".join(
+        f'<circle class="{kind}" cx="{LEFT + 10 + 160 * index}" cy="34" r="4"/>'
+        f'<text x="{LEFT + 20 + 160 * index}" y="38">{word}</text>'
+        for index, (kind, word) in enumerate(WORDS.items())
+    )
+    return f'<text x="12" y="16">{escape(title)}</text>{marks}'
+
+
+def _svg(height: float, body: Sequence[str]) -> str:
+    lines = "\n".join(body)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img">\n'
+        f"<style>{STYLE}</style>\n{lines}\n</svg>\n"
+    )
