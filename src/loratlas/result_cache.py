@@ -18,23 +18,13 @@ from typing import Any
 
 import loratlas
 from loratlas.errors import StorageError
-from loratlas.files import digest, write_text
+from loratlas.files import cache_folder, digest, write_text
 
 SCHEMA = "loratlas.result"
 
 _LIBRARIES = ("transformers", "peft", "torch")
 _MOST_ENTRIES = 256
 _MOST_BYTES = 2**26
-
-
-def cache_folder() -> Path:
-    """``LORATLAS_CACHE``, or loratlas' folder in the user's cache."""
-    asked = os.environ.get("LORATLAS_CACHE")
-    if asked:
-        return Path(asked)
-    from platformdirs import user_cache_path
-
-    return user_cache_path("loratlas", appauthor=False)
 
 
 @cache

@@ -7,14 +7,15 @@ Relative paths are looked up in the folder of the file that holds them first, th
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.errors import DataError, RequestError
+from loratlas.errors import DataError, ModelError, RequestError
 from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
@@ -72,11 +73,12 @@ def model_source(text: str, *, folder: Path | None = None) -> str:
     """What ``load_config``, ``load_model`` and ``load_tokenizer`` take: a path or a Hub id.
 
     Args:
-        text: ``demo:…`` (embedded), ``real:…`` (fetched by ``make real-bases``), a path or a Hub id.
+        text: ``demo:…`` (embedded), ``real:…`` (fetched by ``make real-bases``), a path or a Hub id. The folder of an
+            adapter, or of a run, stands for its base.
         folder: where relative paths are looked up first.
 
     Raises:
-        ModelError: no embedded or real base has this name, or it was not fetched.
+        ModelError: no embedded or real base has this name, or it was not fetched; an adapter that names no base.
     """
     if text.startswith(DEMO):
         from loratlas.demo import base_path
@@ -86,7 +88,79 @@ def model_source(text: str, *, folder: Path | None = None) -> str:
         from loratlas.models.real_bases import real_path
 
         return str(real_path(text))
-    return locate(text, folder=folder)
+    found = locate(text, folder=folder)
+    inside = _adapter_inside(found)
+    return found if inside is None else _base_of(inside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedBase:
+    """What MODEL stands for.
+
+    Args:
+        model: the base: as it was written, or as the adapter names it that was written instead.
+        adapter: folder of that adapter; None where a base was named.
+        note: what a person should know of it, in a sentence; None where there is nothing to say.
+    """
+
+    model: Any
+    adapter: Path | None = None
+    note: str | None = None
+
+
+def named_base(model: Any) -> NamedBase:
+    """The base that MODEL stands for: the folder of an adapter, or of a run, stands for the base that it names.
+
+    Args:
+        model: as written, or a live model or a config, which stand for themselves.
+
+    Raises:
+        ModelError: an adapter that names no base; a GGUF file that is broken.
+
+    >>> named_base("demo:llama-mini")
+    NamedBase(model='demo:llama-mini', adapter=None, note=None)
+    """
+    from loratlas.models.gguf_base import gguf_note
+
+    if not isinstance(model, (str, Path)):
+        return NamedBase(model=model)
+    text = str(model)
+    embedded = text.startswith((DEMO, REAL))
+    located = text if embedded else locate(text)
+    adapter = None if embedded else _adapter_inside(located)
+    if adapter is None:
+        return NamedBase(model=model, note=gguf_note(located))
+    base = _base_of(adapter)
+    notes = (f"{text}: an adapter, which stands for its base {base}.", gguf_note(base) or "")
+    return NamedBase(model=base, adapter=adapter, note=" ".join(filter(None, notes)))
+
+
+def _adapter_inside(text: str) -> Path | None:
+    path = Path(text)
+    if not path.is_dir() or (path / "config.json").is_file():
+        return None
+    return next((f for f in (path, path / "adapter") if (f / "adapter_config.json").is_file()), None)
+
+
+def _base_of(adapter: Path) -> str:
+    """What an adapter's config names as its base, as a path or a Hub id."""
+    try:
+        fields = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            given=str(adapter),
+            found="an adapter_config.json that is no JSON",
+            instead="the adapter's files as they were written together",
+        ) from error
+    base = fields.get("base_model_name_or_path") if isinstance(fields, dict) else None
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            given=str(adapter),
+            found="an adapter that does not name its base",
+            instead="the base itself as MODEL",
+        )
+    # One step only: a base that is an adapter again is refused by whoever reads it.
+    return locate(base, folder=adapter)
 
 
 def read(model: str | Path | PretrainedConfig | PreTrainedModel) -> Anatomy:
@@ -109,7 +183,8 @@ def read(model: str | Path | PretrainedConfig | PreTrainedModel) -> Anatomy:
     from loratlas.anatomy.read import read as read_sites
 
     if isinstance(model, str):
-        return replace(read_sites(model_source(model)), model=model)
+        name = named_base(model).model
+        return replace(read_sites(model_source(name)), model=name)
     return read_sites(model)
 
 

@@ -14,7 +14,8 @@ from tests.tiny import tiny_config
 from loratlas import result_cache
 from loratlas.anatomy import anatomy_cache
 from loratlas.anatomy.read import read
-from loratlas.result_cache import ResultCache, cache_folder, config_text, versions
+from loratlas.files import cache_folder
+from loratlas.result_cache import ResultCache, config_text, versions
 
 HEAVY = "{'torch', 'transformers', 'peft', 'plotly', 'optuna', 'scipy'}"
 

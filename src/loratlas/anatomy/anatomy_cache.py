@@ -7,12 +7,13 @@ from pathlib import Path
 
 from loratlas.anatomy.sites import Anatomy
 from loratlas.errors import ModelError
+from loratlas.models.gguf_base import readable
 from loratlas.result_cache import ResultCache, config_text
 
 
 def config_key(source: str | Path) -> str | None:
     """Names the content of the config that a name stands for; None where it can only be read by transformers."""
-    content = config_text(source)
+    content = config_text(readable(source))
     return None if content is None else hashlib.sha256(content).hexdigest()
 
 
@@ -20,7 +21,7 @@ def cached_anatomy(source: str | Path) -> Anatomy:
     """Map a model as :func:`loratlas.anatomy.read.read` does; a config seen before needs no torch and no transformers.
 
     Args:
-        source: a Hub id, a directory or a ``config.json``.
+        source: a Hub id, a directory, a ``config.json`` or a GGUF file.
 
     Returns:
         The anatomy. Under its ``model`` stands the name that was given now.

@@ -285,8 +285,9 @@ def lint(config: str | Path | Mapping[str, Any], model: Any) -> LintReport:
     from loratlas.lint.lint_config import lint as look
     from loratlas.lint.lint_config import read_lora_config
     from loratlas.models.config import load_config
-    from loratlas.sources import base_config, model_name, read
+    from loratlas.sources import base_config, model_name, named_base, read
 
     fields, name = read_lora_config(config)
+    model = named_base(model).model
     source = base_config(model)
     return look(fields, replace(read(model), model=model_name(model)), load_config(source), name=name)

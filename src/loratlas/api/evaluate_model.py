@@ -77,7 +77,8 @@ def evaluate(
 
     Args:
         model, data, split, columns, limit, task, loss, max_length, tokenizer, quantize, listener: see
-            :func:`loratlas.train`. A live model may carry an adapter.
+            :func:`loratlas.train`. A live model may carry an adapter; the folder of an adapter is evaluated on the base
+            that it names.
         adapter: a PEFT adapter's folder, or the folder of a run.
         dtype: of the base; that of the adapter's training unless given.
         definitions: also compute every definition of the loss that tools use, and what lies between them.
@@ -100,12 +101,19 @@ def evaluate(
     """
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
-    from loratlas.sources import base_config, model_name, open_base, open_task
+    from loratlas.sources import base_config, model_name, named_base, open_base, open_task
 
     hear = listener or Silent()
 
     if stride is not None and window is None:
         raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
+    named = named_base(model)
+    model = named.model
+    if named.note:
+        hear.note(named.note)
+    if adapter is None and named.adapter is not None:
+        adapter = named.adapter
+        hear.note("No --adapter: the adapter is evaluated on that base.")
     folder = adapter_folder(Path(adapter)) if adapter is not None else None
     if forgetting is not None and folder is None:
         raise SettingsError(

@@ -165,6 +165,7 @@ def _compared(written: EngineExport, adapter: Path) -> Export:
     from loratlas.adapters.stored.adapter_task import open_base_config
     from loratlas.adapters.stored.read_adapter import read_adapter
     from loratlas.models.config import load_config
+    from loratlas.models.gguf_base import readable
     from loratlas.models.labels import own_labels
 
     done = written.shaped
@@ -192,7 +193,7 @@ def _compared(written: EngineExport, adapter: Path) -> Export:
     found, config = open_base_config(contents, written.source)
     own = own_labels(load_config(written.source))
     request = Request(
-        base=written.source,
+        base=str(readable(written.source, weights=True)),
         kind=class_name(found.task).removeprefix("AutoModelFor"),
         options=base_options(
             found.task,

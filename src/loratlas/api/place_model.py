@@ -118,8 +118,9 @@ def read_named(model: Any, config: PretrainedConfig | None = None) -> Anatomy:
     """
     from loratlas.anatomy.anatomy_cache import cached_anatomy
     from loratlas.anatomy.read import read as read_sites
-    from loratlas.sources import base_config, model_name
+    from loratlas.sources import base_config, model_name, named_base
 
+    model = named_base(model).model
     source = base_config(model) if config is None else config
     anatomy = cached_anatomy(source) if isinstance(source, str) else read_sites(source)
     return replace(anatomy, model=model_name(model))

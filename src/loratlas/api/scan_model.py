@@ -89,10 +89,14 @@ def scan(
     from loratlas.placement.budget import parse_budget
     from loratlas.scan.plan_from_scores import LIKE, candidates, check_budget, plan_from
     from loratlas.scan.run_scan import scan as run
-    from loratlas.sources import base_config, open_base, open_rows
+    from loratlas.sources import base_config, named_base, open_base, open_rows
     from loratlas.training.settings import Settings
 
     hear, limits = listener or Silent(), limits or Limits()
+    named = named_base(model)
+    model = named.model
+    if named.note:
+        hear.note(named.note)
     out = None if out is None else Path(out)
     if budget is not None:
         parse_budget(budget)  # before the model is looked at

@@ -38,6 +38,7 @@ from loratlas.api.train_job import (
 )
 from loratlas.dynamic.decision_schedule import parse_every, parse_head
 from loratlas.errors import SettingsError
+from loratlas.sources import named_base
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def train(
 
     Args:
         model: as in :func:`loratlas.read`. A live model gets the adapters in place, and needs ``tokenizer`` unless its
-            config names the folder that it came from.
+            config names the folder that it came from. The folder of an adapter stands for its base; without
+            ``placement`` that adapter is trained further.
         data: rows: a file, a Hub id, ``demo:…``, a `datasets.Dataset`, or a list of dicts.
         placement: where adapters go, ``"q,v:8 + ffn.down:4"``, or ``"auto"``: the run begins with all linear layers and
             decides in its own first steps where adapters go on, with the parameters of ``budget``.
@@ -143,6 +145,12 @@ def train(
     }
     given = {name: value for name, value in named.items() if value is not None}
     made = replace(settings, **given) if settings is not None else Settings(**given)
+    hear, read = listener or Silent(), named_base(model)
+    if read.note:
+        hear.note(read.note)
+    if placement is None and adapter is None and read.adapter is not None:
+        adapter = read.adapter
+        hear.note("No --placement: the adapter is trained further on that base.")
     temporary = None
     if out is None:
         if resume:
@@ -152,7 +160,7 @@ def train(
         temporary = _Temporary()
         out = temporary.folder / "run"
     job = Job(
-        model=model,
+        model=read.model,
         data=data,
         out=Path(out),
         placement=placement,
@@ -181,7 +189,7 @@ def train(
         base_dropout=base_dropout,
         resume=resume,
     )
-    return _run(job, listener or Silent(), temporary)
+    return _run(job, hear, temporary)
 
 
 class _Temporary:

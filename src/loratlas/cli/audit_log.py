@@ -14,6 +14,7 @@ from loratlas.api.checks import adapter_task, check_head, rows_to_judge, to_devi
 from loratlas.api.evaluate_model import watching
 from loratlas.api.folders import adapter_folder, check_tokenizer
 from loratlas.cli import options, output
+from loratlas.cli.base_name import base_named
 from loratlas.cli.progress import Terminal, heartbeat
 from loratlas.errors import SettingsError
 
@@ -180,6 +181,7 @@ def _run(
     from loratlas.loss_audit.text_units import texts_of
     from loratlas.sources import model_source, open_model, open_task
 
+    model = base_named(model)
     source = model_source(model)
     tokenizer = load_tokenizer(source)
     for folder in adapters:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options, output
+from loratlas.cli.base_name import base_named
 
 
 def check_adapter(
@@ -84,6 +85,7 @@ def check_adapter(
     """
     from loratlas.api.check_adapter import check
 
+    base = base_named(base)
     found = [
         check(
             folder.parent if folder.name == "adapter_config.json" else folder,
@@ -129,7 +131,7 @@ def lint_config(
     """
     from loratlas.api.check_adapter import lint
 
-    report = lint(config, model)
+    report = lint(config, base_named(model))
     if as_json:
         output.emit(report.to_json())
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loratlas.cli import options, output
+from loratlas.cli.base_name import base_named
 
 if TYPE_CHECKING:
     from loratlas.adapters.export.export_adapter import Export
@@ -97,7 +98,7 @@ def export(
         adapter,
         out,
         target=target.value,
-        base=base,
+        base=base_named(base),
         rank_tolerance=rank_tolerance,
         data=data,
         study=study,

@@ -11,6 +11,7 @@ import typer
 from loratlas import formats
 from loratlas.api.place_model import check_scores, placed, read_named
 from loratlas.cli import options, output
+from loratlas.cli.base_name import base_named
 from loratlas.cli.progress import Terminal
 from loratlas.errors import SettingsError
 from loratlas.placement.plan import ranks_in_words
@@ -38,6 +39,7 @@ def map_model(
 
     No weights are read. Unidentified matrices are listed as unresolved, never guessed.
     """
+    model = base_named(model)
     if prove:
         from loratlas.cli.proving import map_with_proof
 
@@ -143,6 +145,7 @@ def plan_model(
     from loratlas.scan.plan_from_scores import is_auto
     from loratlas.sources import model_source
 
+    model = base_named(model)
     anatomy = read_named(model)
     check_scores(placement, scores)
     if is_auto(placement) and scores is None:

@@ -85,7 +85,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A Hub id, a local directory, or demo:llama-mini.",
+        help="A Hub id, a local directory, a .gguf file, an adapter's folder (for its base), or demo:llama-mini.",
         show_default=False,
     ),
 ]
@@ -93,7 +93,8 @@ ModelOrConfig = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A Hub id, a local directory, a config.json (no weights are needed), or demo:llama-mini.",
+        help="A Hub id, a local directory, a config.json (no weights are needed), a .gguf file, an adapter's folder "
+        "(for its base), or demo:llama-mini.",
         show_default=False,
     ),
 ]

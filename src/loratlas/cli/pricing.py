@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.anatomy_cache import config_key
 from loratlas.cli import output
-from loratlas.files import jsonable
+from loratlas.files import cache_folder, jsonable
 from loratlas.formats import data_size
-from loratlas.result_cache import ResultCache, cache_folder, machine
+from loratlas.result_cache import ResultCache, machine
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy

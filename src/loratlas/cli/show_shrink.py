@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options, output
+from loratlas.cli.base_name import base_named
 from loratlas.cli.progress import Terminal
 
 Adapter = Annotated[
@@ -48,7 +49,7 @@ def show_adapter(
     """
     from loratlas.api.show_adapter_folder import show
 
-    found = show(adapter, base=base, weights=weights)
+    found = show(adapter, base=base_named(base), weights=weights)
     if as_json:
         output.emit(found.to_json())
         return
@@ -103,7 +104,7 @@ def shrink_adapter(
         out,
         budget=budget,
         data=data,
-        base=base,
+        base=base_named(base),
         limit=limit,
         max_length=max_length,
         delta=delta,

@@ -15,13 +15,14 @@ from loratlas.data.examples import Encoded, EncodeReport, Example, digest_of
 from loratlas.data.rows import Row, Rows, Turn
 from loratlas.data.token_marks import tokenise
 from loratlas.errors import DataError, ModelError
+from loratlas.models.gguf_base import readable
 
 CHUNK = 4096
 """Texts tokenised in one call; large enough for the tokenizer's own threads, small enough for the memory."""
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a local directory or a Hub id. One without a pad token is fine: none is added.
+    """The tokenizer of a local directory, a GGUF file or a Hub id. One without a pad token is fine: none is added.
 
     Raises:
         ModelError: there is none, or it cannot be reached.
@@ -29,7 +30,9 @@ def load_tokenizer(source: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(readable(source)), trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises a dozen kinds here
         words = " ".join(str(error).split())[:300]
         raise ModelError(

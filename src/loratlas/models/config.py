@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loratlas.errors import ModelError
+from loratlas.models.gguf_base import readable
+from loratlas.models.gguf_header import is_gguf
 from loratlas.models.limits import MOST_BYTES, check_sizes
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
     """Find a model's config; no weights are read.
 
     Args:
-        source: a Hub id, a directory with a ``config.json``, such a file itself, or a config.
+        source: a Hub id, a directory with a ``config.json``, such a file itself, a GGUF file, or a config.
 
     Returns:
         The config, of the class that transformers has for its ``model_type``.
@@ -73,6 +75,10 @@ def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
         return source
     if not str(source).strip():
         raise ModelError(given="an empty name", found="no model", instead="a Hub id, or a directory")
+    if is_gguf(source):
+        config = _read_config(Path(readable(source)) / "config.json", Path(readable(source)))
+        config.name_or_path = str(source)
+        return config
     path = Path(source)
     if path.is_file():
         return _read_config(path, path)

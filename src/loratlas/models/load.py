@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from loratlas.errors import ModelError, RunError
 from loratlas.modeling import is_out_of_memory, zero_dropout
 from loratlas.models.config import first_line, hub_error, load_config, quiet
+from loratlas.models.gguf_base import readable
+from loratlas.models.gguf_header import is_gguf
 from loratlas.models.heads import head_modules, head_parameters, note_drawn, output_parameters
 from loratlas.models.labels import label_index, own_labels
 from loratlas.models.meta import class_kind, meta_model, model_class
@@ -38,7 +40,7 @@ def load_model(
     """Load a model, frozen and ready to carry adapters.
 
     Args:
-        source: a Hub id or a directory with weights.
+        source: a Hub id, a directory with weights, or a GGUF file.
         dtype: ``"float32"``, ``"bfloat16"``, or None for the type the weights are stored in.
         quantize: ``"4bit"`` through bitsandbytes, or None.
         attn: name of transformers' attention implementation; one the model lacks falls back to its own.
@@ -76,7 +78,8 @@ def load_model(
         if kind == "SequenceClassification":
             # A head is trained whole, and there is nothing to train in 4 bits.
             options["quantization_config"].llm_int8_skip_modules = list(head_modules(meta_model(config)))
-    path = Path(source).parent if Path(source).is_file() else source
+    path = readable(source, weights=True)
+    path = Path(path).parent if Path(path).is_file() else path
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
         # What weights do not hold is drawn.
@@ -115,6 +118,8 @@ def load_model(
     if drawn:
         note_drawn(model, drawn)
     model.config.use_cache = False
+    if is_gguf(source):
+        model.name_or_path = model.config.name_or_path = str(source)
     model.requires_grad_(False)
     if quantize is not None:
         keep_differentiable(model)

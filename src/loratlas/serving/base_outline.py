@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loratlas.models.gguf_base import readable
+
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _HEADS = ("num_attention_heads", "n_head")
@@ -61,10 +63,10 @@ class BaseOutline:
 
     @classmethod
     def read(cls, source: str | Path | None) -> BaseOutline | None:
-        """Of a folder or a ``config.json``; None where there is neither."""
+        """Of a folder, a ``config.json`` or a GGUF file; None where there is none."""
         if source is None:
             return None
-        path = Path(source)
+        path = Path(readable(source))
         path = path / "config.json" if path.is_dir() else path
         if path.suffix != ".json" or not path.is_file():
             return None

@@ -15,6 +15,7 @@ from loratlas.adapters.stored.adapter_task import open_base_config
 from loratlas.adapters.stored.read_adapter import AdapterFolder, read_adapter
 from loratlas.errors import ModelError, OutputError
 from loratlas.models.config import load_config
+from loratlas.models.gguf_base import readable
 from loratlas.models.labels import own_labels
 from loratlas.models.task import CLASSIFICATION
 
@@ -136,7 +137,7 @@ def write_export(
             )
     del model
     request = Request(
-        base=source,
+        base=str(readable(source, weights=True)),
         kind=class_name(adapter_task.task).removeprefix("AutoModelFor"),
         options=options,
         dtype=compared,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from loratlas.models.gguf_header import is_gguf
 from loratlas.models.task import CLASSIFICATION, SEQ2SEQ, Task
 
 _CLASSES = {SEQ2SEQ: "AutoModelForSeq2SeqLM", CLASSIFICATION: "AutoModelForSequenceClassification"}
@@ -39,6 +41,17 @@ def base_options(task: Task, pad_id: int | None, *, new_head: bool = False) -> d
     return options
 
 
+def base_arguments(base: str) -> str:
+    """What ``from_pretrained`` is called with for a base: of a GGUF file its folder and its name.
+
+    >>> print(base_arguments("gpt2"), base_arguments("models/a.gguf"))
+    'gpt2' 'models', gguf_file='a.gguf'
+    """
+    if not is_gguf(base):
+        return repr(base)
+    return f"{str(Path(base).parent)!r}, gguf_file={Path(base).name!r}"
+
+
 def adapter_recipe(base: str, path: str, *, task: Task, dtype: str, options: dict[str, Any]) -> str:
     """How to put an adapter on its base.
 
@@ -63,7 +76,7 @@ def adapter_recipe(base: str, path: str, *, task: Task, dtype: str, options: dic
             "from peft import PeftModel",
             f"from transformers import {name}",
             "",
-            f"base = {name}.from_pretrained({base!r}, dtype=torch.{dtype}{more})",
+            f"base = {name}.from_pretrained({base_arguments(base)}, dtype=torch.{dtype}{more})",
             f"model = PeftModel.from_pretrained(base, {path!r}).eval()",
         )
     )

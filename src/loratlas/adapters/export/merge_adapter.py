@@ -11,6 +11,7 @@ from loratlas.adapters.trained_heads import refuse_untrained
 from loratlas.errors import ModelError
 from loratlas.files import whole_folder
 from loratlas.models.config import load_config, quiet
+from loratlas.models.gguf_base import readable
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -76,7 +77,7 @@ def save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
     with whole_folder(out, marker="config.json") as new, quiet():
         merged.save_pretrained(new)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(readable(source), trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # a base without a tokenizer is merged without one
         tokenizer.save_pretrained(new)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.stored.read_adapter import AdapterFolder
 from loratlas.errors import ModelError
 from loratlas.models.config import load_config
+from loratlas.models.gguf_base import readable
 from loratlas.models.heads import head_parameters
 from loratlas.models.labels import own_labels
 from loratlas.models.meta import class_kind, classes, meta_model
@@ -153,7 +154,7 @@ def _pad_id(task: AdapterTask, source: Any, config: PretrainedConfig) -> int | N
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(readable(source)), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)

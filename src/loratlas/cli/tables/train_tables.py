@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from loratlas import formats
+from loratlas.adapters.export.loading_recipe import base_arguments
 from loratlas.cli import output
 from loratlas.cli.judging import headline, sample_scores, show_samples
+from loratlas.models.gguf_header import is_gguf
 
 
 def show_run(numbers: Mapping[str, Any], *, verbose: bool = False) -> None:
@@ -76,6 +78,8 @@ def _loading(numbers: Mapping[str, Any]) -> list[str]:
         labels = {int(index): label for index, label in task["id2label"].items()}
         more = f", id2label={labels}, pad_token_id={numbers['pad_id']}"
     base, embedded = f'"{model}"', model.startswith("demo:")
+    if is_gguf(model):
+        base = base_arguments(model)
     if embedded:
         base = f'base_path("{model}")'
     return [

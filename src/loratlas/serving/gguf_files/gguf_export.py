@@ -11,6 +11,7 @@ from loratlas.adapters.stored.adapter_task import open_base_config
 from loratlas.adapters.stored.read_adapter import read_adapter
 from loratlas.errors import ModelError
 from loratlas.files import whole_folder
+from loratlas.models.gguf_base import readable
 from loratlas.models.task import CAUSAL
 from loratlas.serving.gguf_files.write_gguf_model import write_gguf_model
 
@@ -48,7 +49,7 @@ def export_gguf(
         )
     model = merged_base(adapted_base(contents, source, config), source, given=str(out))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(readable(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             given=source,

@@ -14,7 +14,7 @@ import numpy as np
 from loratlas.errors import DataError
 from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import is_auto
-from loratlas.sources import judged_split, model_source, open_rows, open_task
+from loratlas.sources import judged_split, model_source, named_base, open_rows, open_task
 from loratlas.study.inputs.clusters import clusters_of
 from loratlas.study.inputs.match_budgets import BudgetMatch, naming, plans
 from loratlas.study.inputs.row_splits import draw_rows, hold_out
@@ -155,10 +155,11 @@ def prepare(
     from loratlas.models.config import load_config
 
     source = model_source(spec.model, folder=spec.folder)
+    base_note = named_base(source).note
     base_config = load_config(source)
     autos = [name for name, arm in spec.arms.items() if is_auto(arm.placement)]
     tokenizer = load_tokenizer(source)
-    data, notes = spec.data, list[str]()
+    data, notes = spec.data, [base_note] if base_note else list[str]()
     train_rows = open_rows(
         data.train, split=data.split, mapping=data.map or None, limit=data.limit, folder=spec.folder
     )

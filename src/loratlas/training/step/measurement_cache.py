@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import StorageError
-from loratlas.files import write_json
-from loratlas.result_cache import cache_folder
+from loratlas.files import cache_folder, write_json
 
 VERSION = 1
 
