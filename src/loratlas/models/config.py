@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,31 +12,10 @@ from loratlas.errors import ModelError
 from loratlas.models.gguf_base import readable
 from loratlas.models.gguf_header import is_gguf
 from loratlas.models.limits import MOST_BYTES, check_sizes
+from loratlas.models.quiet import first_line, quiet, transformers_version
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars, remarks and warnings while a model is built or loaded.
-
-    They are about generation settings, missing kernels and weights that a later step loads; errors still
-    raise.
-    """
-    from transformers.utils import logging as hf_logging
-
-    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -156,16 +133,3 @@ def hub_error(source: str, error: Exception) -> ModelError:
     return ModelError(
         given=source, found=reason, instead="a local directory with a config.json, or a Hub id while online"
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its class."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def transformers_version() -> str:
-    """The version of transformers that is installed."""
-    import transformers
-
-    return transformers.__version__

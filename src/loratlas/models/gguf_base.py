@@ -21,6 +21,8 @@ from typing import Any
 from loratlas.errors import ModelError
 from loratlas.files import cache_folder, whole_folder, write_json
 from loratlas.models.gguf_header import GgufHeader, is_gguf, read_gguf_header
+from loratlas.models.limits import check_sizes
+from loratlas.models.quiet import first_line, quiet, transformers_version
 
 _BF16 = 30
 _DESCRIBED, _WHOLE = "described", "model"
@@ -116,25 +118,22 @@ def write_folder(path: Path, header: GgufHeader, out: Path, *, weights: bool) ->
     Raises:
         ModelError: transformers does not read this architecture, or the weights are not all there.
     """
-    from loratlas.models.config import first_line, quiet, transformers_version
-    from loratlas.models.limits import check_sizes
-
     folder, name = str(path.resolve().parent), path.resolve().name
-    options: dict[str, Any] = {"gguf_file": name, "trust_remote_code": False}
     try:
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
             from transformers import AutoConfig, AutoTokenizer
 
-            config = AutoConfig.from_pretrained(folder, **options)
+            config = AutoConfig.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
             if config.model_type == "gpt2":
                 # transformers passes over these two, and takes its own defaults.
                 config.n_inner = header.fields.get("gpt2.feed_forward_length")
                 config.n_positions = header.fields.get("gpt2.context_length", config.n_positions)
             check_sizes(config.to_dict(), str(path))
             if header.has_tokenizer:
-                AutoTokenizer.from_pretrained(folder, **options).save_pretrained(out)
+                tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
+                tokenizer.save_pretrained(out)
             if weights:
-                _write_weights(path, header, out, config, options)
+                _write_weights(path, header, out, config)
             else:
                 config.save_pretrained(out)
     except ModelError:
@@ -150,21 +149,22 @@ def write_folder(path: Path, header: GgufHeader, out: Path, *, weights: bool) ->
     write_json(out / "gguf.json", {"file": str(path.resolve()), "architecture": header.architecture})
 
 
-def _write_weights(path: Path, header: GgufHeader, out: Path, config: Any, options: dict[str, Any]) -> None:
+def _write_weights(path: Path, header: GgufHeader, out: Path, config: Any) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     # Sixteen bits of the other kind are no numbers to train in.
     dtype = torch.bfloat16 if header.quantised or _BF16 in header.types else torch.float32
-    load: Any = AutoModelForCausalLM.from_pretrained
-    model, report = load(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(path.resolve().parent),
+        gguf_file=path.resolve().name,
         config=config,
         dtype=dtype,
         quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
-        **options,
+        trust_remote_code=False,
     )
+    model, report = loaded
     missing = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
     if missing:
         raise ModelError(
