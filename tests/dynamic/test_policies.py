@@ -182,15 +182,42 @@ def test_the_least_important_directions_go(rule, name):
     assert rule.decide(known, allowed=64, most=0).ranks == {A: 2, B: 2}
 
 
-def test_elalora_drops_and_gives():
+def test_elalora_exchanges_the_weakest_directions():
+    """The pool is the weakest direction of either site, 4.0 and 0.1: four of two go and come, so that nothing is left
+    changed; of many sites the lowest four lose and the highest four gain."""
     known = two(directions={"sensitivity": {A: [5.0, 4.0], B: [0.1, 3.0]}})
-    assert ElaLoraRule().decide(known, allowed=64, most=0).ranks == {A: 3, B: 1}
+    assert ElaLoraRule().decide(known, allowed=64, most=0).ranks == {A: 2, B: 2}
+    many = tuple(site(f"s{n}") for n in range(10))
+    paths = [s.path for s in many]
+    scores = {path: [100.0, float(n)] for n, path in enumerate(paths)}
+    known = Evidence(step=5, sites=many, ranks=dict.fromkeys(paths, 2), directions={"sensitivity": scores})
+    decided = ElaLoraRule().decide(known, allowed=16 * 20, most=0)
+    assert [decided.ranks[path] for path in paths] == [1, 1, 1, 1, 2, 2, 3, 3, 3, 3]
+    less = ElaLoraRule().decide(known, allowed=16 * 18, most=0)  # two ranks fewer are allowed
+    assert [less.ranks[path] for path in paths] == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+
+
+def test_elalora_takes_two_of_a_site_and_leaves_its_last():
+    many = tuple(site(f"s{n}") for n in range(3))
+    a, b, c = (s.path for s in many)
+    scores = {a: [0.1, 0.2, 0.3], b: [5.0, 6.0, 7.0], c: [0.01]}
+    known = Evidence(step=5, sites=many, ranks={a: 3, b: 3, c: 1}, directions={"sensitivity": scores})
+    # the pool: a's 0.1 and 0.2, b's 5 and 6, nothing of c; all four go and all four come back
+    assert ElaLoraRule().decide(known, allowed=16 * 7, most=0).ranks == {a: 3, b: 3, c: 1}
+    assert ElaLoraRule().decide(known, allowed=16 * 5, most=0).ranks == {a: 1, b: 3, c: 1}
 
 
 def test_flexlora_goes_from_narrow_to_wide_spectra():
-    assert entropy([1.0, 1.0, 1.0]) == pytest.approx(math.log(3))
-    known = two(spectra={A: [1.0, 1.0], B: [1.0, 0.01]})
-    assert FlexLoraRule().decide(known, allowed=64, most=0).ranks == {A: 3, B: 1}
+    assert entropy([1.0, 1.0, 1.0]) == pytest.approx(1.0)
+    assert entropy([1.0, 1.0, 0.0, 0.0]) == pytest.approx(0.5)  # ln 2 / ln 4
+    many = tuple(site(f"s{n}") for n in range(10))
+    paths = [s.path for s in many]
+    spectra = {path: [1.0, 0.1 * n] for n, path in enumerate(paths)}
+    ranks = dict.fromkeys(paths, 2) | {paths[0]: 1}
+    spectra[paths[0]] = [1.0]
+    known = Evidence(step=5, sites=many, ranks=ranks, spectra=spectra)
+    decided = FlexLoraRule().decide(known, allowed=16 * 19, most=0)
+    assert [decided.ranks[path] for path in paths] == [1, 1, 1, 1, 1, 2, 3, 3, 3, 3]
     alike = two(spectra={A: [1.0, 0.0], B: [2.0, 0.0]})
     assert FlexLoraRule().decide(alike, allowed=64, most=0).ranks == {A: 2, B: 2}
 

@@ -16,6 +16,9 @@ from loratlas.dynamic.moves import Decided
 from loratlas.dynamic.policies.base import CEILING, Policy
 from loratlas.dynamic.run_evidence import Evidence
 
+WEAKEST, EXCHANGED = 2, 4
+"""ElaLoRA's k and b, and FlexLoRA's b."""
+
 
 @final
 class AdaLoraRule(Policy):
@@ -58,14 +61,15 @@ class IguLoraRule(Policy):
 
 @final
 class ElaLoraRule(Policy):
-    """The least important directions are dropped, and the sites of highest mean importance get as many.
+    """The weakest directions of all sites are compared: the least important of them go, and the sites of the most
+    important gain ranks.
 
-    Importance S as in `AdaLoraRule`. A tenth of the directions goes at each decision, least important first, one at
-    least staying at every site; what that frees is given out one rank after the other to the sites in the order of
-    their mean importance.
+    Importance S as in `AdaLoraRule`. Of every site its `WEAKEST` least important directions, one less than its rank at
+    most, come together; the `EXCHANGED` lowest of these are dropped, and the sites of the `EXCHANGED` highest get a
+    rank for each. Of rank 1 nothing moves.
 
-    Source: ElaLoRA, arXiv:2504.00254. Departures: see the head of this file; the number of directions per decision is
-    a constant share, theirs follows a schedule.
+    Source: ElaLoRA, arXiv:2504.00254, with the numbers of the authors' public code. Departures: see the head of this
+    file; gains end where parameters do, since theirs counts directions and here they differ in price.
     """
 
     name = "elalora"
@@ -73,67 +77,53 @@ class ElaLoraRule(Policy):
 
     def decide(self, evidence: Evidence, *, allowed: int, most: int) -> Decided:
         scores = evidence.directions.get("sensitivity", {})
-        ranks, prices = dict(evidence.ranks), evidence.prices
-        flat = sorted((score, path) for path, own in scores.items() for score in own)
-        dropping = max(1, len(flat) // 10)
-        free = allowed - evidence.used
-        given: set[str] = set()
-        for _, path in flat:
-            if len(given) >= dropping and free >= 0:
-                break
-            if ranks[path] > 1:
-                ranks[path] -= 1
-                free += prices[path]
-                given.add(path)
-        means = {path: sum(own) / len(own) for path, own in scores.items() if own}
-        order = [p for p in sorted(means, key=lambda p: -means[p]) if p not in given]
-        return _given_out(evidence, ranks, order, free, "its mean importance is among the highest")
+        pool = sorted(
+            (score, path)
+            for path, own in scores.items()
+            for score in sorted(own)[: min(WEAKEST, evidence.ranks[path] - 1)]
+        )
+        down = [path for _, path in pool[:EXCHANGED]]
+        up = [path for _, path in reversed(pool[-EXCHANGED:])]
+        return _exchanged(evidence, down, up, allowed, "its weakest directions matter more than others'")
 
 
 @final
 class FlexLoraRule(Policy):
     """Ranks go from the sites whose update lies in few directions to those where it is spread.
 
-        H = −Σ_i p_i ln p_i,   p_i = σ_i²/Σ_j σ_j²,   σ the singular values of the site's ΔW
+        H = −Σ_i p_i ln p_i / ln r,   p_i = σ_i²/Σ_j σ_j²,   σ the r singular values of the site's ΔW
 
-    At each decision the eighth of the sites with the lowest H loses a rank, and those with the highest gain one each as
-    far as that pays. Of rank 1 every H is 0 and nothing moves.
+    At each decision the `EXCHANGED` sites of the lowest H lose a rank, of those that have more than one, and the
+    `EXCHANGED` of the highest gain one. Of rank 1 every H is 0 and nothing moves.
 
-    Source: FlexLoRA, arXiv:2601.22905. Departures: see the head of this file; new directions begin with B = 0, as
-    theirs begin without an effect.
+    Source: FlexLoRA, arXiv:2601.22905, with the numbers of the authors' public code. Departures: see the head of this
+    file; new directions begin with B = 0, as theirs begin without an effect; gains end where parameters do.
     """
 
     name = "flexlora"
 
     def decide(self, evidence: Evidence, *, allowed: int, most: int) -> Decided:
         entropies = {path: entropy(own) for path, own in evidence.spectra.items() if evidence.ranks[path]}
-        ranks, prices = dict(evidence.ranks), evidence.prices
-        free, order = allowed - evidence.used, sorted(entropies, key=lambda p: entropies[p])
+        order = sorted(entropies, key=lambda path: entropies[path])
         if not order or entropies[order[0]] == entropies[order[-1]]:
-            return Decided(ranks=ranks, reasons={}, gains={}, note="all spectra are alike")
-        lowest = order[: max(1, len(order) // 8)]
-        for path in order:
-            if path not in lowest and free >= 0:
-                break
-            if ranks[path] > 1:
-                ranks[path] -= 1
-                free += prices[path]
-        highest = [path for path in reversed(order) if path not in lowest][: len(lowest)]
-        return _given_out(
-            evidence, ranks, highest, free, "the entropy of its spectrum is among the highest", once=True
-        )
+            return Decided(ranks=dict(evidence.ranks), reasons={}, gains={}, note="all spectra are alike")
+        down = [path for path in order if evidence.ranks[path] > 1][:EXCHANGED]
+        up = list(reversed(order[-EXCHANGED:]))
+        return _exchanged(evidence, down, up, allowed, "the entropy of its spectrum is among the highest")
 
 
 def entropy(sigma: Sequence[float]) -> float:
-    """H of singular values, nats.
+    """H of singular values over that of equal ones, 0 to 1.
 
-    >>> round(entropy([1.0, 1.0]), 4), entropy([3.0, 0.0])
-    (0.6931, 0.0)
+    >>> entropy([1.0, 1.0, 1.0]), entropy([3.0, 0.0]), entropy([2.0])
+    (1.0, 0.0, 0.0)
     """
     energies = [value * value for value in sigma]
     total = sum(energies)
     shares = [energy / total for energy in energies if energy > 0] if total else []
-    return -sum(share * math.log(share) for share in shares) + 0.0
+    if len(sigma) < 2:
+        return 0.0
+    return round(-sum(share * math.log(share) for share in shares) / math.log(len(sigma)), 12) + 0.0
 
 
 def _best_directions(evidence: Evidence, scores: Mapping[str, Sequence[float]], allowed: int) -> Decided:
@@ -151,25 +141,17 @@ def _best_directions(evidence: Evidence, scores: Mapping[str, Sequence[float]], 
     return Decided(ranks=ranks, reasons=dict.fromkeys(changed, reason), gains={})
 
 
-def _given_out(
-    evidence: Evidence,
-    ranks: dict[str, int],
-    order: Sequence[str],
-    free: int,
-    why: str,
-    *,
-    once: bool = False,
-) -> Decided:
-    """Give out what is free, a rank at a time, in this order and then from its beginning again."""
+def _exchanged(evidence: Evidence, down: Sequence[str], up: Sequence[str], allowed: int, why: str) -> Decided:
+    """Take a rank for each site named in ``down`` and, as far as parameters allow, give one for each in ``up``."""
     prices, limits = evidence.prices, {s.path: min(s.max_rank, CEILING) for s in evidence.sites}
-    going = True
-    while going and free > 0:
-        going = False
-        for path in order:
-            if prices[path] <= free and ranks[path] < limits[path]:
-                ranks[path] += 1
-                free -= prices[path]
-                going = not once
+    ranks = dict(evidence.ranks)
+    for path in down:
+        ranks[path] -= 1
+    free = allowed - sum(prices[path] * rank for path, rank in ranks.items())
+    for path in up:
+        if prices[path] <= free and ranks[path] < limits[path]:
+            ranks[path] += 1
+            free -= prices[path]
     reasons = {
         path: why if rank > evidence.ranks[path] else "its directions are among the least important"
         for path, rank in ranks.items()
