@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.founding.advice import advice, table
-from tools.founding.pictures import against_steps, forest, rank_of
+from tools.founding.pictures import against_steps, at_one_rate, forest, rank_of, shared_rates
 
 from loratlas.claims.claims_page import standing
 from loratlas.claims.comparisons import Contrast, contrasts, middle, rank_curves, tally
@@ -29,6 +29,9 @@ def pictures(evidence: ClaimEvidence) -> dict[str, str]:
     """File name → SVG."""
     found = [one for one in contrasts(evidence.standing) if one.equal]
     drawn = {"founding-forest.svg": forest(found)}
+    swinging = _swinging(evidence)
+    if swinging is not None:
+        drawn["founding-one-rate.svg"] = at_one_rate(swinging)
     return drawn | {f"founding-steps-{_slug(p)}.svg": against_steps(p) for p in _long(evidence)}
 
 
@@ -70,6 +73,7 @@ def _context(evidence: ClaimEvidence) -> dict[str, Any]:
         "curves": any(rank_curves(study) for study in studies),
         "wrong": _worst(by_half),
         "rates": _rates(evidence),
+        "one_rate": _one_rate(evidence),
         "pictures": [{"slug": _slug(p), "words": _steps_words(p)} for p in _long(evidence)],
         "inside": _inside(evidence),
         "missing": _missing(evidence),
@@ -141,6 +145,35 @@ def _rates(evidence: ClaimEvidence) -> list[dict[str, str]]:
             for rate, loss in sorted(curve.items())
         ]
     return rows
+
+
+def _swinging(evidence: ClaimEvidence) -> Mapping[str, Any] | None:
+    """The study in which the difference of feed-forward from all layers changes most with the rate that both share."""
+
+    def swing(study: Mapping[str, Any]) -> float:
+        values = [value for _, value in shared_rates(study).get("feedforward", ())]
+        return max(values) - min(values) if len(values) > 2 else -1.0
+
+    found = max(evidence.standing, key=swing, default=None)
+    return None if found is None or swing(found) < 0 else found
+
+
+def _one_rate(evidence: ClaimEvidence) -> str:
+    study = _swinging(evidence)
+    if study is None:
+        return ""
+    curves = shared_rates(study)
+    said = [
+        f"{word} alone anything from {min(values):+.3f} to {max(values):+.3f} nats"
+        for half, word in (("attention", "attention"), ("feedforward", "feed-forward"))
+        for values in [[value for _, value in curves[half]]]
+    ]
+    rates = [rate for rate, _ in curves["attention"]]
+    return (
+        f"On {study['base']} with {study['task']} a comparison at one rate between {rates[0]:g} and {rates[-1]:g} "
+        f"finds {' and '.join(said)} from all layers, depending on nothing but that rate: an arm far from its own best "
+        "rate looks like a bad placement."
+    )
 
 
 def _long(evidence: ClaimEvidence) -> list[Mapping[str, Any]]:

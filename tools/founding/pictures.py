@@ -24,6 +24,9 @@ STYLE = """
     .attention { stroke: #f0883e; fill: #f0883e; } .feedforward { stroke: #58a6ff; fill: #58a6ff; }
   }
 """
+CUT = 0.4
+"""Differences above are drawn at the upper edge, with their number."""
+
 WORDS = {"attention": "attention alone", "feedforward": "feed-forward alone"}
 
 
@@ -121,6 +124,65 @@ def rank_of(one: Contrast) -> str:
 
 def _tick(value: float) -> str:
     return f"{value:+g}" if value else "0"
+
+
+def shared_rates(study: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Half → (rate, loss − loss of all layers at this very rate), over the rates that all three were tuned at and at
+    which all layers keep at least half of what they gain over the base."""
+    from loratlas.claims.comparisons import HALVES, selector
+
+    arms = {selector(arm["placement"]): arm for arm in reversed(study["arms"])}
+    if not {"all", *HALVES} <= arms.keys():
+        return {}
+    everywhere = arms["all"]["tuning"]
+    if not everywhere or study["base_nll"] is None:
+        return {}
+    worst = (study["base_nll"] + min(everywhere.values())) / 2
+    rates = [
+        rate
+        for rate, loss in everywhere.items()
+        if loss <= worst and all(rate in arms[half]["tuning"] for half in HALVES)
+    ]
+    return {
+        half: [(float(rate), arms[half]["tuning"][rate] - everywhere[rate]) for rate in rates]
+        for half in HALVES
+    }
+
+
+def at_one_rate(study: Mapping[str, Any]) -> str:
+    """What a comparison at one rate for all would have found, rate by rate."""
+    curves = shared_rates(study)
+    height = TOP + 240
+    rates = [rate for rate, _ in curves["attention"]]
+    x = Scale(math.log(rates[0]), math.log(rates[-1]), 90, WIDTH - 60)
+    values = [value for curve in curves.values() for _, value in curve]
+    y = Scale(min(*values, 0.0) - 0.02, min(max(values), CUT) + 0.02, height - 44, TOP)
+    title = (
+        f"difference from all layers at one shared rate, {study['task']} on {study['base']}, nats per token"
+    )
+    body = [_legend(title)]
+    for tick in ticks(y.low, y.high, 6):
+        kind = "zero" if tick == 0 else "grid"
+        body.append(f'<line class="{kind}" x1="70" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        body.append(f'<text class="small" x="60" y="{y(tick) + 4}" text-anchor="end">{_tick(tick)}</text>')
+    for half, curve in curves.items():
+        shown = [(x(math.log(rate)), y(min(value, CUT + 0.02)), value) for rate, value in curve]
+        path = " ".join(f"{at},{up}" for at, up, _ in shown)
+        body.append(f'<polyline class="{half}" style="fill:none;stroke-width:2" points="{path}"/>')
+        for at, up, value in shown:
+            body.append(f'<circle class="{half}" cx="{at}" cy="{up}" r="4"/>')
+            if value > CUT + 0.02:
+                body.append(
+                    f'<text class="small" x="{at - 8}" y="{up + 14}" text-anchor="end">{value:+.2f}</text>'
+                )
+    for rate in rates:
+        body.append(
+            f'<text class="small" x="{x(math.log(rate))}" y="{height - 20}" text-anchor="middle">{rate:g}</text>'
+        )
+    body.append(
+        f'<text class="small" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">learning rate</text>'
+    )
+    return _svg(height, body)
 
 
 def _dot(middle: float, low: float, high: float, y: float, kind: str) -> str:

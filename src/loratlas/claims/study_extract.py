@@ -38,7 +38,7 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
         # A result that names no protocol was written before there was a second edition.
         "superseded": study.get("protocol", 1) == 1,
         "base_nll": study["base_nll"],
-        "arms": [{name: arm.get(name) for name in ARM} for arm in study["arms"]],
+        "arms": [{name: arm.get(name) for name in ARM} | {"tuning": _tuning(arm)} for arm in study["arms"]],
         "findings": [{name: finding.get(name) for name in FINDING} for finding in study["findings"]],
         "opposed": [
             {name: pair.get(name) for name in ("by", "first", "second", "established", "sentence")}
@@ -47,6 +47,18 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
         "compared": ranks["compared"],
         "runs": study["runs"],
         "spec_digest": study["spec_digest"],
+    }
+
+
+def _tuning(arm: Mapping[str, Any]) -> dict[str, float]:
+    """Learning rate → mean loss of the tuning runs; without rates at which one diverged."""
+    losses: dict[float, list[float | None]] = {}
+    for run in arm.get("tuning") or ():
+        losses.setdefault(run["lr"], []).append(None if run["diverged"] else run["nll"])
+    return {
+        f"{lr:g}": round(sum(known) / len(known), 5)
+        for lr, listed in sorted(losses.items())
+        if (known := [loss for loss in listed if loss is not None]) and len(known) == len(listed)
     }
 
 
