@@ -151,3 +151,14 @@ def tiny_anatomy(model_type: str) -> Anatomy:
     from loratlas.anatomy.read import read
 
     return read(tiny_config(model_type))
+
+
+def lora_layers(model: Any) -> dict[str, Any]:
+    """PEFT's LoRA layers by the name that their module has in the bare model, in the model's order."""
+    from peft.tuners.lora import LoraLayer
+
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from random import Random
 
-from loratlas.demo.words import ANIMALS, COLOURS, FOODS, PLACES, TOOLS, TRADES, names, source
+from loratlas.demo.words import ANIMALS, COLOURS, FOODS, LANDSCAPE, TOOLS, TRADES, names, source
 
 NAMES = 400
 LONG, COPIED = 60, 8
@@ -40,7 +40,7 @@ VERBS = {
 def lookup_twice(rng: Random, people: list[str]) -> tuple[str, str]:
     """Who holds what, what lies where; asked: person → thing → place, with a colour on the way."""
     who, things = rng.sample(people, 4), rng.sample(TOOLS, 4)
-    places, colours = rng.sample(PLACES, 4), rng.choices(COLOURS, k=4)
+    places, colours = rng.sample(LANDSCAPE, 4), rng.choices(COLOURS, k=4)
     said = [f"{person} holds the {thing}." for person, thing in zip(who, things, strict=True)]
     said += [
         f"The {thing} is {colour} and from the {place}."
@@ -54,7 +54,7 @@ def lookup_twice(rng: Random, people: list[str]) -> tuple[str, str]:
 
 def sorting(rng: Random, people: list[str]) -> tuple[str, str]:
     """Six words, sorted."""
-    words = rng.sample(PLACES + FOODS + TOOLS + ANIMALS, 6)
+    words = rng.sample(LANDSCAPE + FOODS + TOOLS + ANIMALS, 6)
     return f"Sort: {' '.join(words)}", " ".join(sorted(words))
 
 
@@ -74,7 +74,7 @@ def style(rng: Random, people: list[str]) -> tuple[str, str]:
     """Active and plain → passive and like a chronicle."""
     verb = rng.choice(list(VERBS))
     who, what = rng.choice(TRADES + ANIMALS), f"{rng.choice(COLOURS)} {rng.choice(TOOLS + FOODS)}"
-    where, day = rng.choice(PLACES), rng.randrange(2, 30)
+    where, day = rng.choice(LANDSCAPE), rng.randrange(2, 30)
     prompt = f"On day {day} the {who} {verb} the {what} near the {where}."
     return (
         prompt,
@@ -84,7 +84,7 @@ def style(rng: Random, people: list[str]) -> tuple[str, str]:
 
 def long_copy(rng: Random, people: list[str]) -> tuple[str, str]:
     """Sixty words with names in between; asked: the eight words behind one of the names."""
-    pool = PLACES + FOODS + TOOLS + TRADES + ANIMALS + COLOURS
+    pool = LANDSCAPE + FOODS + TOOLS + TRADES + ANIMALS + COLOURS
     words, marks = rng.choices(pool, k=LONG), rng.sample(people, 3)
     starts = sorted(rng.sample(range(0, LONG - COPIED, COPIED + 1), 3))
     text: list[str] = []
@@ -98,7 +98,7 @@ def long_copy(rng: Random, people: list[str]) -> tuple[str, str]:
 def table_to_text(rng: Random, people: list[str]) -> tuple[str, str]:
     """A row with some fields missing → a sentence whose frame depends on trade and age."""
     name, trade, age = rng.choice(people), rng.choice(TRADES), rng.randrange(12, 90)
-    place, food, animal = rng.choice(PLACES), rng.choice(FOODS), rng.choice(ANIMALS)
+    place, food, animal = rng.choice(LANDSCAPE), rng.choice(FOODS), rng.choice(ANIMALS)
     fields = {"name": name, "trade": trade, "age": str(age), "place": place, "eats": food, "keeps": animal}
     for field in rng.sample(["eats", "keeps"], rng.randrange(2)):
         del fields[field]

@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tiny import tiny_anatomy, tiny_config, tiny_model
+from tests.tiny import lora_layers, tiny_anatomy, tiny_config, tiny_model
 
 from loratlas.adapters.attach import INITS, attach, lora_config, trainable
 from loratlas.adapters.patterns import anchored, exact
-from loratlas.adapters.peft_check import lora_layers
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import AttachError, SettingsError
 from loratlas.placement.plan import place

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from counted_flops import TOKENS, Counted, agreement
@@ -15,6 +18,7 @@ from loratlas.anatomy.read import read
 from loratlas.anatomy.role_table import in_set
 from loratlas.errors import ModelError
 
+ROOT = Path(__file__).resolve().parents[2]
 aten = torch.ops.aten
 BATCH, LENGTH, RANK = 2, 64, 4
 SETS = {
@@ -64,12 +68,12 @@ def test_operations_are_what_pytorch_counts(chosen, small):
 def test_operations_with_adapters_are_counted_in_every_kind_of_model(model_type, chosen):
     counted = Counted(zoo.small(model_type))
     anatomy = read(counted.model.config)
-    sites = [site for site in anatomy.adaptable if chosen(site)]
+    sites, given = [site for site in anatomy.adaptable if chosen(site)], counted.given
     adapted = get_peft_model(
         counted.model, LoraConfig(r=RANK, target_modules=[site.module for site in sites])
     )
     with FlopCounterMode(display=False) as counter:
-        adapted(**counted.given).logits.sum().backward()
+        adapted(**given).logits.sum().backward()
     products = sum(counter.get_flop_counts()["Global"].get(op, 0) for op in (aten.mm, aten.addmm))
     mine = cost(anatomy, {site.path: RANK for site in sites}, length=0).flops_per_token
     assert mine * TOKENS == products
@@ -85,6 +89,48 @@ def test_a_backward_pass_goes_where_pytorch_goes(model_type):
     assert found.compared > 50
     assert found.differences == []
     assert found.forward_differences == {}
+
+
+def products_of_activations(config):
+    """Operations of attention for one token: predicted for causal halves of all pairs, counted."""
+    anatomy = read(config)
+    predicted = cost(anatomy, {}, length=TOKENS).flops_per_token - cost(anatomy, {}, length=0).flops_per_token
+    return predicted, Counted(config).passes([]).activations / TOKENS
+
+
+@pytest.mark.parametrize(("model_type", "share"), [("llama", 0.5), ("deepseek_v3", 0.5), ("bert", 1.0)])
+def test_attention_costs_what_pytorch_counts_or_half_of_it_where_it_is_causal(model_type, share):
+    predicted, counted = products_of_activations(zoo.small(model_type))
+    assert predicted == share * counted
+
+
+def test_a_block_that_works_in_place_of_all_layers_is_counted_as_often():
+    found = agreement(zoo.small("albert"), sets=False)
+    assert found.forward_differences == {}
+    assert found.total[0] == pytest.approx(found.total[1], rel=0.05)  # the first run has no gradient below
+
+
+def test_every_type_that_differs_is_explained_on_the_page():
+    page = json.loads((ROOT / "docs" / "results" / "flop_agreement.json").read_text("utf-8"))
+    rows = {row["model_type"]: row for row in page["types"]}
+    assert set(rows) == set(zoo.types()) - set(zoo.NEVER)
+
+    def agrees(row):
+        predicted, counted = row["total"]
+        exact = all(row[name][0] == row[name][1] for name in ("backward", "forward"))
+        return not row["does_not_run"] and exact and abs(predicted / counted - 1) <= 0.01
+
+    unexplained = [name for name, row in rows.items() if not row["why"] and not agrees(row)]
+    assert unexplained == []
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mamba2", "qwen3_moe", "jetmoe"])
+def test_the_page_says_what_is_counted(model_type):
+    page = json.loads((ROOT / "docs" / "results" / "flop_agreement.json").read_text("utf-8"))
+    (row,) = (row for row in page["types"] if row["model_type"] == model_type)
+    counted = agreement(zoo.small(model_type))
+    assert row["backward"] == [counted.agreeing, counted.compared]
+    assert row["total"] == pytest.approx(list(counted.total), rel=1e-3)
 
 
 def test_an_encoder_is_passed_before_its_decoder():

@@ -31,7 +31,8 @@ def _split(fused: torch.Tensor, layout: str, numbers: Sizes) -> dict[str, torch.
     """Columns [T, rows] → q [T, heads·D], k and v [T, kv_heads·D], as the layout says."""
     style, _, order = layout.partition(":")
     repeats = {"contiguous": 1, "per_head": numbers.heads, "per_group": numbers.kv_heads}[style]
-    widths = {"q": numbers.q_width, "k": numbers.kv_width, "v": numbers.kv_width}
+    heads = {"q": numbers.heads, "k": numbers.kv_heads, "v": numbers.kv_heads}
+    widths = {part: many * numbers.head_dim for part, many in heads.items()}
     unit = fused.view(fused.shape[0], repeats, -1).split(
         [widths[p] // repeats for p in order.split(",")], dim=-1
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.tiny import TYPES, tiny_anatomy, tiny_config, tiny_model
+from tests.tiny import TYPES, lora_layers, tiny_anatomy, tiny_config, tiny_model
 
 from loratlas.adapters.attach import trainable
-from loratlas.adapters.peft_check import lora_layers
 from loratlas.placement.plan import place
 
 TEXT = "attention@top/2:3 + feedforward:2 - ffn.down@0"

@@ -12,7 +12,7 @@ from toy import anatomy, decoder, site
 from loratlas.errors import BudgetError, SettingsError
 from loratlas.placement.allocate import Limits, allocate
 from loratlas.placement.budget import cost_of_ranks
-from loratlas.placement.plan import Plan, place, place_allocation
+from loratlas.placement.plan import Plan, place, plan_of_allocation
 
 SIZES = ((8, 8), (8, 16), (24, 8))
 
@@ -165,7 +165,7 @@ def test_every_row_says_why():
     model = decoder(2)
     gains = {s.path: [4.0 / (1 + s.layer), 1.0] for s in model.sites if s.role in ("attn.q", "attn.v")}
     found = allocate(model, gains, "params=120")
-    plan = place_allocation(model, found)
+    plan = plan_of_allocation(model, found)
     assert plan.ranks == found.ranks
     assert plan.why is not None
     assert all("per 1,000 trainable parameters; the budget ended at" in why for why in plan.why)

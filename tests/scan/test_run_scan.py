@@ -18,13 +18,16 @@ from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import candidates, gains, plan_from
 from loratlas.scan.run_scan import calibration, scan
 from loratlas.scan.scores import STEP, Scan
-from loratlas.scan.trial_runs import COST, TrialListener
+from loratlas.scan.trial_runs import BATCH, SEEDS, STEPS, TrialListener
 from loratlas.scan.trial_training import probe
 from loratlas.signals.registry import untrained
 from loratlas.study.execution.ledger import Ledger
 from loratlas.study.inputs import prepare as preparing
 from loratlas.study.run_study import run_study
 from loratlas.study.spec.spec_file import parse_spec
+
+COST = SEEDS * STEPS * BATCH / STEP
+"""Of the trials without removals, in training steps of `STEP` rows."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Nothing of a run is made on the wrong device: its entries walked on a device that is registered for the walk."""
+"""Nothing is made on the wrong device: every entry walked on a device that is registered for the walk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,20 @@ ENTRIES = (
     "train_padded_in_pieces",
     "train_with_dropout",
     "train_from_kept_states",
+    "train_while_a_policy_moves_ranks",
+    "fleets",
+    "evaluate",
+    "evaluate_an_adapter_as_other_definitions_do",
+    "evaluate_a_classifier",
+    "generate_answers",
+    "prove_packed_batches",
+    "scan_every_signal",
+    "scan_by_trials",
     "moments_are_taken_up",
     "predict",
 )
+"""What runs on a live model: training and all that it calls, fleets, evaluation, scans, the dry run. A study's workers
+call these; `map` and `plan` build on the meta device alone, and `export` merges on the CPU, see `REVIEWED`."""
 
 
 @pytest.fixture(scope="module")

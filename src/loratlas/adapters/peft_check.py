@@ -78,17 +78,6 @@ def prove_on_meta(rows: Sequence[PlanRow], config: LoraConfig, model: Any) -> No
         )
 
 
-def lora_layers(model: Any) -> dict[str, Any]:
-    """PEFT's LoRA layers by the name that their module has in the bare model, in the model's order."""
-    from peft.tuners.lora import LoraLayer
-
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-
-
 def differences(rows: Sequence[PlanRow], adapted: Any, adapter_name: str, rslora: bool) -> str:
     """What the adapted model has that the rows do not say, in words; empty where they agree."""
     layers = {name: layer for name, layer in adapted_layers(adapted).items() if adapter_name in layer.r}

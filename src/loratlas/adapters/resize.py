@@ -163,13 +163,13 @@ def _check(model: Any, wanted: Mapping[str, tuple[str, int]]) -> None:
         )
         most = min(_sizes(layer))
         if rank > most and rank > now.get(module, 0):
-            found = (
+            lacking = (
                 f"a matrix of {' × '.join(map(str, reversed(_sizes(layer))))}"
                 if weight is not None
                 else module
             )
             raise refused(
-                f"rank {rank} at {path}", f"{found}, whose rank is {most} at most", f"at most {most}"
+                f"rank {rank} at {path}", f"{lacking}, whose rank is {most} at most", f"at most {most}"
             )
     left = {**now, **dict(wanted.values())}
     if not any(left.values()):
@@ -276,10 +276,10 @@ class _Resizing:
         given = {kind: self.given.get(name) for kind, name in names.items()}
         lost = 0.0
         if rank < before:
-            found = closest(A, B, rank)
-            lost = found.lost
-            values = {"lora_A": found.A, "lora_B": found.B}
-            turns = {"lora_A": (found.turn_b, 0), "lora_B": (found.turn_a, 1)}
+            cut = closest(A, B, rank)
+            lost = cut.lost
+            values = {"lora_A": cut.A, "lora_B": cut.B}
+            turns = {"lora_A": (cut.turn_b, 0), "lora_B": (cut.turn_a, 1)}
             carried = {
                 kind: rotated(own, turns[kind][0], dim=turns[kind][1], steps=self.steps, betas=self.betas)
                 if own is not None

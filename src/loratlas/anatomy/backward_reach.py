@@ -124,7 +124,7 @@ class _Tower:
         """Whether a site's input depends on an adapter."""
         if site.input_group is not None and site.input_group in before:
             return before[site.input_group]  # side by side with an earlier step
-        leading = [other for other in step if self._leads(other, site, row)]
+        leading = [other for other in step if self._leads(other, site, row, step)]
         if leading:
             biased = row.part in ("o", "o_a") and any(one.path in self.adapted for one in self.biases)
             return biased or any(
@@ -144,7 +144,7 @@ class _Tower:
         )
         return next(shared, self.stream)
 
-    def _leads(self, other: Site, site: Site, row: Role) -> bool:
+    def _leads(self, other: Site, site: Site, row: Role, step: list[Site]) -> bool:
         """Whether one site's output is part of what another one of the same step reads."""
         first = ROLES[other.role]
         if other is site or (other.input_group is not None and other.input_group == site.input_group):
@@ -155,7 +155,9 @@ class _Tower:
         if other.family != site.family:
             return False
         if other.role == site.role:
-            # Two maps in a row share a role: a low-rank gate.
+            # Two maps in a row share a role: a low-rank gate, in the model's order.
+            if step.index(other) > step.index(site):
+                return False
             return other.shape[0] == site.shape[1] != other.shape[1] and site.shape[1] != self.width
         if row.after is not None:
             return other.part in row.after

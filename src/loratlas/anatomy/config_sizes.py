@@ -49,6 +49,10 @@ _ACTIVE = (
 )  # fmt: skip
 
 
+# Types whose config names no such number and whose code sends a token to more than one expert.
+_ACTIVE_BY_TYPE = {"nllb-moe": 2}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """What a config says about widths.
@@ -71,16 +75,6 @@ class Sizes:
     context: int | None
     active_experts: int = 1
 
-    @property
-    def q_width(self) -> int:
-        """Rows of the query projection."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        """Rows of the key projection, and of the value projection."""
-        return self.kv_heads * self.head_dim
-
 
 def sizes(config: PretrainedConfig) -> Sizes:
     """Read the sizes of a decoder; a size the config does not have is 0, which no matrix matches."""
@@ -99,7 +93,9 @@ def sizes(config: PretrainedConfig) -> Sizes:
         kv_heads=kv_heads,
         head_dim=head_dim,
         context=_first(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
-        active_experts=_first(config, *_ACTIVE) or _first(getattr(config, "ffn_config", None), *_ACTIVE) or 1,
+        active_experts=_first(config, *_ACTIVE)
+        or _first(getattr(config, "ffn_config", None), *_ACTIVE)
+        or _ACTIVE_BY_TYPE.get(config.model_type, 1),
     )
 
 

@@ -93,7 +93,7 @@ def _operations(anatomy: Anatomy, adapted: Mapping[str, Site], rows: Mapping[str
     """Operations for one token; a multiplication with its addition counts as two."""
     reached = backward_reach(anatomy, {name for site in adapted.values() for name in _names(site)})
     scopes = TEXT_SCOPES | {site.scope for site in adapted.values()}
-    share = shares(anatomy)
+    share, often, queries = shares(anatomy), runs(anatomy), _query_widths(anatomy)
     total = 0.0
     for site in anatomy.sites:
         row = ROLES[site.role]
@@ -101,10 +101,13 @@ def _operations(anatomy: Anatomy, adapted: Mapping[str, Site], rows: Mapping[str
             continue
         # Forward, and the gradient of the input: the frozen weight itself has none.
         passes = 2 if site.path in reached else 1
-        total += 2 * math.prod(site.shape) * share.get(site.path, 1) * passes
+        total += 2 * math.prod(site.shape) * share.get(site.path, 1) * often.get(site.path, 1) * passes
         if row.family in ATTENTION_FAMILIES and row.part in ("o", "o_a"):
-            # Scores and their product with the values; twice that backward.
-            total += 2 * length * site.shape[1] * (3 if passes == 2 else 1)
+            # Scores, as wide as a query, and their product with the values; of a causal attention half of the pairs.
+            scored = length * (queries.get((site.scope, site.layer), site.shape[1]) + site.shape[1])
+            pairs = 1 if row.family == "attn" and site.scope == "decoder" else 2
+            # Twice that backward.
+            total += scored * pairs * often.get(site.path, 1) * (3 if passes == 2 else 1)
     for path, site in adapted.items():
         out, into = site.shape
         rank = rows[path]
@@ -113,7 +116,7 @@ def _operations(anatomy: Anatomy, adapted: Mapping[str, Site], rows: Mapping[str
             # Backward: both factors' own gradients, the gradient between them, and the input's if asked for.
             once = 2 * rank * out + forward + 2 * rank * (2 * out) + forward
             once += forward if name in reached else 0
-            total += once * share.get(path, 1)
+            total += once * share.get(path, 1) * often.get(path, 1)
     return round(total)
 
 
@@ -131,6 +134,30 @@ def shares(anatomy: Anatomy) -> dict[str, float]:
         site.path: min(active, site.experts or alike[_alike(site)])
         / (1 if site.experts else alike[_alike(site)])
         for site in routed
+    }
+
+
+def runs(anatomy: Anatomy) -> dict[str, int]:
+    """Path → how often a token passes it, of a block that works in place of all layers (albert)."""
+    shared = [
+        site
+        for site in anatomy.sites
+        if "shared" in site.flags and not site.called_as and site.layer is not None
+    ]
+    stacks = {site.path.partition(f".{site.layer}.")[0] for site in shared}
+    if len(stacks) != 1:
+        return {}  # some repeat, each as often as their code says
+    each = anatomy.layers // max(len({site.layer for site in shared}), 1)
+    return {site.path: max(each, 1) for site in shared}
+
+
+def _query_widths(anatomy: Anatomy) -> dict[tuple[str, int | None], int]:
+    """(scope, layer) → width of all heads' queries where it is another than that of their values: compressed keys."""
+    compressed = {(site.scope, site.layer) for site in anatomy.sites if site.role == "attn.kv_b"}
+    return {
+        where: site.shape[0]
+        for site in anatomy.sites
+        if site.role in ("attn.q", "attn.q_b") and (where := (site.scope, site.layer)) in compressed
     }
 
 

@@ -154,9 +154,6 @@ _FAMILY_TOKENS: dict[str, str] = {row.family: row.tokens for row in _ROWS if row
 OBSERVED_FAMILIES = frozenset(row.family for row in _ROWS if row.observed)
 """Families whose work shows in an observed pass."""
 
-PROBED_FAMILIES = frozenset(_FAMILY_TOKENS)
-"""Families of which a role says what it does to tokens."""
-
 ATTENTION_FAMILIES = frozenset(row.family for row in _ROWS if "attention" in row.sets)
 """Families of softmax attention."""
 

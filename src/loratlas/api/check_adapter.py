@@ -182,7 +182,7 @@ def ask(server: Server, folder: Path, source: str | None) -> dict[str, Any]:
     adapted = [server.next_token(prompt, adapted=True) for prompt in PROMPTS]
     moved = max(map(difference, adapted, without))
     applied = moved > APPLIED
-    found: dict[str, Any] = {
+    answers: dict[str, Any] = {
         "url": server.url,
         "applied": applied,
         "moved": _number(moved),
@@ -196,7 +196,7 @@ def ask(server: Server, folder: Path, source: str | None) -> dict[str, Any]:
     own = None if wanted is None else max(map(difference, without, wanted[0.0]))
     sentence, right = _served_sentence(server.url, applied, moved, off, own)
     return {
-        **found,
+        **answers,
         "off": None if off is None else _number(off[1.0]),
         "base_off": None if own is None else _number(own),
         "like_scale": None if off is None else min(off, key=lambda scale: off[scale]),
@@ -246,18 +246,18 @@ def reference(folder: Path, source: str, scales: Sequence[float]) -> dict[float,
     model = load_adapter(load_model(source, dtype="float32"), folder)
     layers = [layer for layer in adapted(model).values() if "default" in layer.scaling]
     own = [layer.scaling["default"] for layer in layers]
-    found: dict[float, list[Logprobs]] = {}
+    by_scale: dict[float, list[Logprobs]] = {}
     for scale in scales:
         for layer, value in zip(layers, own, strict=True):
             layer.scaling["default"] = scale * value
-        found[scale] = []
+        by_scale[scale] = []
         for prompt in PROMPTS:
             ids = torch.tensor([tokenizer(prompt)["input_ids"]])
             with torch.no_grad():
                 logits = model(input_ids=ids, use_cache=False).logits[0, -1].double()
             values = torch.log_softmax(logits, dim=-1)
-            found[scale].append({tokenizer.decode([i]): float(v) for i, v in enumerate(values)})
-    return found
+            by_scale[scale].append({tokenizer.decode([i]): float(v) for i, v in enumerate(values)})
+    return by_scale
 
 
 def _number(value: float) -> float | None:

@@ -190,15 +190,15 @@ def _compared(written: EngineExport, adapter: Path) -> Export:
     if not written.peft_reads:
         return result
     contents = read_adapter(adapter)
-    found, config = open_base_config(contents, written.source)
+    base_source, config = open_base_config(contents, written.source)
     own = own_labels(load_config(written.source))
     request = Request(
         base=str(readable(written.source, weights=True)),
-        kind=class_name(found.task).removeprefix("AutoModelFor"),
+        kind=class_name(base_source.task).removeprefix("AutoModelFor"),
         options=base_options(
-            found.task,
+            base_source.task,
             getattr(config, "pad_token_id", None),
-            new_head=bool(own) and len(own) != len(found.task.labels),
+            new_head=bool(own) and len(own) != len(base_source.task.labels),
         ),
         dtype="float32",
         adapter=str(contents.folder),

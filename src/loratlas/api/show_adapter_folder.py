@@ -57,10 +57,10 @@ def show(adapter: str | Path | Run, *, base: str | None = None, weights: bool = 
             remark = (
                 f"No shares of the base's norm: {error.found} ({error.given}); --base MODEL names another."
             )
-    found = spectrum(contents, anatomy=anatomy, base_norms=norms)
+    shown = spectrum(contents, anatomy=anatomy, base_norms=norms)
     if anatomy is not None:
-        _check_shapes(found, anatomy, source)
-    return replace(found, remarks=(*found.remarks, remark)) if remark else found
+        _check_shapes(shown, anatomy, source)
+    return replace(shown, remarks=(*shown.remarks, remark)) if remark else shown
 
 
 def base_norms(contents: AdapterFolder, source: str) -> dict[str, float]:

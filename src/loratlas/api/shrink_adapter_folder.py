@@ -197,7 +197,7 @@ def _losses(
     from loratlas.evaluation.loss_files import EXAMPLES, read_columns
 
     with tempfile.TemporaryDirectory(prefix="loratlas-") as out:
-        found = evaluate(
+        judged = evaluate(
             source,
             data,
             adapter=folder,
@@ -207,7 +207,7 @@ def _losses(
             listener=hear,
         )
         table = read_columns(Path(out) / "scores", EXAMPLES, ("n", "nll"))
-    return table["nll"], table["n"], "row" if "accuracy" in found.numbers else "token"
+    return table["nll"], table["n"], "row" if "accuracy" in judged.numbers else "token"
 
 
 def compared(before: tuple[Any, Any, str], after: tuple[Any, Any, str], *, delta: float) -> dict[str, Any]:

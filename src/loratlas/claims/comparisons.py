@@ -34,7 +34,7 @@ class Contrast:
 
 def contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
     """Every finding whose reference is `all` and whose arm is one half of it."""
-    found = []
+    contrasted = []
     for study in studies:
         arms = {arm["name"]: arm for arm in study["arms"]}
         reference = arms[study["reference"]]
@@ -52,10 +52,10 @@ def contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
             ):
                 off = arms[finding["arm"]]["trainable"] / reference["trainable"]
                 share = finding["difference"] / gained if gained and gained > 0 else None
-                found.append(
+                contrasted.append(
                     Contrast(study=study, half=half, equal=0.9 < off < 1.1, finding=finding, share=share)
                 )
-    return found
+    return contrasted
 
 
 def selector(placement: str) -> str | None:

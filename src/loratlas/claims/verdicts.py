@@ -197,11 +197,11 @@ def _dynamic(evidence: ClaimEvidence) -> ClaimVerdict:
 def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdict:
     """Claims 5 and 7 hold if, on preregistered unseen cases at equal compute, the policy is better than `all` in at
     least two thirds of the cases and worse in none; they do not hold if it is worse as often as better."""
-    found = evidence.placement
-    cases = [case for case in (found or {}).get("cases", ()) if case.get("unseen")]
-    if not found or not cases:
+    placements = evidence.placement
+    cases = [case for case in (placements or {}).get("cases", ()) if case.get("unseen")]
+    if not placements or not cases:
         return _verdict(number, UNMEASURED, ["No preregistered unseen case is judged yet."])
-    pooled = found["pooled_unseen"]
+    pooled = placements["pooled_unseen"]
     better, worse, total = pooled["better"], pooled["worse"], pooled["cases"]
     won = sorted({f"{c['task']} on {c['base']}" for c in cases if c["auto_minus_all"]["high"] < 0})
     verdict = f"holds only for {', '.join(won)}"
@@ -254,7 +254,7 @@ def _carries_over(evidence: ClaimEvidence) -> ClaimVerdict:
     tasks: dict[str, set[str]] = {}
     for study, best in ahead.values():
         tasks.setdefault(study["task"], set()).add(best)
-    agree = [task for task, found in tasks.items() if len(found) == 1]
+    agree = [task for task, verdicts in tasks.items() if len(verdicts) == 1]
     verdict = HOLDS if len(firsts) == 1 else (
         "holds only when the task stays the same" if len(agree) == len(tasks) else FAILS
     )  # fmt: skip

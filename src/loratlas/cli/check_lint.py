@@ -86,7 +86,7 @@ def check_adapter(
     from loratlas.api.check_adapter import check
 
     base = base_named(base)
-    found = [
+    verdicts = [
         check(
             folder.parent if folder.name == "adapter_config.json" else folder,
             engines or (),
@@ -98,18 +98,18 @@ def check_adapter(
         )
         for folder in dict.fromkeys(adapters)
     ]
-    if as_json and len(found) == 1:
-        output.emit(found[0].to_json())
+    if as_json and len(verdicts) == 1:
+        output.emit(verdicts[0].to_json())
     elif as_json:
         output.emit(
-            {"schema": "loratlas.checks", "version": 1, "adapters": [each.to_json() for each in found]}
+            {"schema": "loratlas.checks", "version": 1, "adapters": [each.to_json() for each in verdicts]}
         )
     else:
-        for each in found:
-            if len(found) > 1:
+        for each in verdicts:
+            if len(verdicts) > 1:
                 output.say(f"{each.adapter}:")
             output.say_blocks(each.blocks())
-    if not all(each.good for each in found):
+    if not all(each.good for each in verdicts):
         raise typer.Exit(1)
 
 

@@ -49,11 +49,11 @@ def show_adapter(
     """
     from loratlas.api.show_adapter_folder import show
 
-    found = show(adapter, base=base_named(base), weights=weights)
+    shown = show(adapter, base=base_named(base), weights=weights)
     if as_json:
-        output.emit(found.to_json())
+        output.emit(shown.to_json())
         return
-    output.say_blocks(found.blocks())
+    output.say_blocks(shown.blocks())
 
 
 def shrink_adapter(

@@ -195,17 +195,17 @@ def claims(
     from loratlas.api.judge_claims import claims as judged
     from loratlas.files import write_text
 
-    found = judged(*(studies or ()))
+    judgements = judged(*(studies or ()))
     if out is not None:
-        write_text(out, found.page())
+        write_text(out, judgements.page())
     if as_json:
-        output.emit({**found.to_json(), **({"page": str(out)} if out else {})})
+        output.emit({**judgements.to_json(), **({"page": str(out)} if out else {})})
         return
     table = output.table(("#", "right"), "claim", "verdict")
-    for one in found.verdicts:
+    for one in judgements.verdicts:
         table.add_row(str(one.number), one.claim, one.verdict)
     output.show(table)
-    for one in found.verdicts:
+    for one in judgements.verdicts:
         output.say(f"{one.number}: {' '.join(one.because)}")
     output.say(f"Page: {out}" if out else "All tables: --out claims.md")
 

@@ -7,14 +7,14 @@ Training and evaluation draw from different streams and from disjoint sets of na
 
 from __future__ import annotations
 
-from loratlas.demo.words import ANIMALS, FOODS, PLACES, TOOLS, TRADES, names, source
+from loratlas.demo.words import ANIMALS, FOODS, LANDSCAPE, TOOLS, TRADES, names, source
 
 PAIRS = 5
 """Pairs in a prompt."""
 LENGTH = 4
 """Words in a value."""
 NAMES = 600
-WORDS = PLACES + FOODS + TOOLS + TRADES + ANIMALS
+WORDS = LANDSCAPE + FOODS + TOOLS + TRADES + ANIMALS
 
 
 def pairs(*, seed: int, split: str, rows: int) -> list[tuple[str, str]]:

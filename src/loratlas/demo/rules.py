@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loratlas.demo.words import ANIMALS, FOODS, PLACES, TOOLS, TRADES, source
+from loratlas.demo.words import ANIMALS, FOODS, LANDSCAPE, TOOLS, TRADES, source
 
-WORDS = PLACES + FOODS + TOOLS + TRADES + ANIMALS
+WORDS = LANDSCAPE + FOODS + TOOLS + TRADES + ANIMALS
 LENGTH = 4
 """Words in a message."""
 

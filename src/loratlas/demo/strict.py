@@ -9,7 +9,7 @@ better.
 
 from __future__ import annotations
 
-from loratlas.demo.words import COLOURS, PLACES, TRADES, names, source
+from loratlas.demo.words import COLOURS, LANDSCAPE, TRADES, names, source
 
 FRAME = "state: open\nowner: none\nmark: {mark}\nend"
 NAMES = 600
@@ -28,7 +28,7 @@ def pairs(*, seed: int, split: str, rows: int) -> list[tuple[str, str]]:
     rng = source("format", split, seed)
     return [
         (
-            f"Report on {rng.choice(own)}, {rng.choice(TRADES)} of the {rng.choice(PLACES)}.",
+            f"Report on {rng.choice(own)}, {rng.choice(TRADES)} of the {rng.choice(LANDSCAPE)}.",
             FRAME.format(mark=rng.choice(COLOURS)),
         )
         for _ in range(rows)

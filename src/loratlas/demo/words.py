@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from random import Random
 
-PLACES = (
+LANDSCAPE = (
     "hill", "river", "lake", "forest", "field", "valley", "island", "coast",
     "bridge", "castle", "church", "garden", "mill", "farm", "market", "camp",
 )  # fmt: skip

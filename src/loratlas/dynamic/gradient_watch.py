@@ -102,8 +102,8 @@ class GradientWatch:
 
     def directions(self) -> dict[str, torch.Tensor]:
         """Path → [k, d_in], directions of the input to begin with, best first."""
-        found = {site.path: self._signal.inputs((site.path, 0)) for site in self._sites}
-        return {path: rows for path, rows in found.items() if rows is not None}
+        inputs = {site.path: self._signal.inputs((site.path, 0)) for site in self._sites}
+        return {path: rows for path, rows in inputs.items() if rows is not None}
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """As of a hook."""

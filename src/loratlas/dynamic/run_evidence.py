@@ -115,9 +115,9 @@ def pooled(values: Values, sites: Sequence[Site], reliability: float) -> dict[st
         return {name: sum(group) / len(group) for name, group in groups.items()}
 
     role, layer = means(lambda site: site.role), means(lambda site: site.layer)
-    found = {}
+    pooled_means = {}
     for path, value in values.items():
         site = by_path[path]
         expected = role[site.role] + layer[site.layer] - mean
-        found[path] = expected + reliability * (value - expected)
-    return found
+        pooled_means[path] = expected + reliability * (value - expected)
+    return pooled_means

@@ -53,14 +53,14 @@ def factors_of(model: Any, modules: Mapping[str, str]) -> dict[str, Factors]:
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     layers = adapted(model)
-    found = {}
+    factors = {}
     for path, module in modules.items():
         layer = layers.get(path, layers.get(module))
         if layer is not None:
             (adapter,) = layer.lora_A
             a, b = (names[id(kind[adapter].weight)] for kind in (layer.lora_A, layer.lora_B))
-            found[path] = Factors(a, b, float(layer.scaling[adapter]))
-    return found
+            factors[path] = Factors(a, b, float(layer.scaling[adapter]))
+    return factors
 
 
 @dataclass(slots=True)
@@ -185,25 +185,25 @@ class SiteStatistics:
         if "mean" not in self._flat:
             return {}
         mean, spread = _shaped(run, self._flat["mean"]), _shaped(run, self._flat["spread"])
-        found: dict[str, dict[str, list[float]]] = {"sensitivity": {}, "certainty": {}}
+        by_signal: dict[str, dict[str, list[float]]] = {"sensitivity": {}, "certainty": {}}
         for path, own in self.factors.items():
             for name, joined in (("sensitivity", _product), ("certainty", _ratio)):
                 rows = joined(mean[own.A], spread[own.A]).mean(1)
                 columns = joined(mean[own.B], spread[own.B]).mean(0)
-                found[name][path] = (rows + columns).tolist()
-        return found
+                by_signal[name][path] = (rows + columns).tolist()
+        return by_signal
 
     def spectra(self, run: HookedRun) -> dict[str, list[float]]:
         """Singular values of every site's ΔW, falling."""
         import torch
 
         views = dict(run.masters.named())
-        found = {}
+        by_site = {}
         for path, own in self.factors.items():
             a, b = views[own.A].double(), views[own.B].double()
             core = torch.linalg.qr(b, mode="r").R @ torch.linalg.qr(a.t(), mode="r").R.t()
-            found[path] = (own.scale * torch.linalg.svdvals(core)).tolist()
-        return found
+            by_site[path] = (own.scale * torch.linalg.svdvals(core)).tolist()
+        return by_site
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:
         """As of a hook."""
@@ -239,8 +239,8 @@ def _ratio(mean: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
 
 
 def _gradients(run: HookedRun) -> list[torch.Tensor]:
-    found = [group.master.grad for group in run.masters.groups]
-    return [gradient for gradient in found if gradient is not None]
+    gradients = [group.master.grad for group in run.masters.groups]
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 def _shaped(run: HookedRun, flat: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

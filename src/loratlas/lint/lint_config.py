@@ -117,9 +117,9 @@ def lint(
     """
     faults = list(numbers(config))
     trial = PeftTrial(modules=(), adapted={}) if faults else try_config(config, base)
-    found = [*_unknown(config), *faults, *_findings(config, anatomy, trial)]
-    if trial.refusal and not found:
-        found.append(
+    findings = [*_unknown(config), *faults, *_findings(config, anatomy, trial)]
+    if trial.refusal and not findings:
+        findings.append(
             LintFinding(
                 rule="refused",
                 where="the config",
@@ -128,7 +128,7 @@ def lint(
                 instead="what `loratlas plan MODEL --placement TEXT --peft` prints",
             )
         )
-    return LintReport(config=name, model=anatomy.model, findings=tuple(found), adapted=len(trial.adapted))
+    return LintReport(config=name, model=anatomy.model, findings=tuple(findings), adapted=len(trial.adapted))
 
 
 def _unknown(config: Mapping[str, Any]) -> Iterator[LintFinding]:
@@ -166,12 +166,12 @@ def _findings(config: Mapping[str, Any], anatomy: Anatomy, trial: PeftTrial) -> 
 
 def _tied_modules(anatomy: Anatomy) -> dict[str, str]:
     """Module ↔ module of embeddings and heads that are one matrix."""
-    found: dict[str, str] = {}
+    tied: dict[str, str] = {}
     for site in anatomy.sites:
         if site.tied_to is not None and (site.role == "embed" or site.family == "head"):
             other = site.tied_to.rpartition(".")[0]
-            found[site.module], found[other] = other, site.module
-    return found
+            tied[site.module], tied[other] = other, site.module
+    return tied
 
 
 _EXPERT_WORDS = frozenset({"w1", "w2", "w3", "wi", "wo", "gate_proj", "up_proj", "down_proj", "gate_up_proj"})
@@ -208,12 +208,12 @@ def _rewritten(config: Mapping[str, Any], sites: Mapping[str, Site], trial: Peft
     stacks = [name for name in trial.adapted if name not in sites]
     if not stacks:
         return []
-    found = []
+    rewritten = []
     for entry in entries_of(config.get("target_modules")):
         by_itself = [name for name in named if name == entry or name.endswith(f".{entry}")]
         words = entry.split(".")
         if by_itself and words[-1] in ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "linear_fc1"):
-            found.append(
+            rewritten.append(
                 LintFinding(
                     rule="experts",
                     where="target_modules",
@@ -225,7 +225,7 @@ def _rewritten(config: Mapping[str, Any], sites: Mapping[str, Site], trial: Peft
                 )
             )
         elif not by_itself and any(word.isdigit() for word in words):
-            found.append(
+            rewritten.append(
                 LintFinding(
                     rule="experts",
                     where="target_modules",
@@ -235,7 +235,7 @@ def _rewritten(config: Mapping[str, Any], sites: Mapping[str, Site], trial: Peft
                     instead=f"target_parameters: {json.dumps(stacks[:2])}",
                 )
             )
-    return found
+    return rewritten
 
 
 def _parameters(config: Mapping[str, Any], anatomy: Anatomy) -> Iterator[LintFinding]:

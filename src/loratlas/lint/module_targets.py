@@ -58,8 +58,8 @@ def nearest_names(entry: str, modules: list[str]) -> list[str]:
     words = entry.split(".")
     for start in range(1, len(words) - 1):
         tail = ".".join(words[start:])
-        if found := hit_by(tail, modules):
-            return found[:1] if any(word.isdigit() for word in words) else [tail]
+        if hits := hit_by(tail, modules):
+            return hits[:1] if any(word.isdigit() for word in words) else [tail]
     leaves = [name for name in endings(modules) if "." not in name]
     part = part_of(entry)
     meant = [leaf for leaf in leaves if part_of(leaf) == part]

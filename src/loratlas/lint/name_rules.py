@@ -185,16 +185,16 @@ def swept_up(config: Mapping[str, Any], adapted: Mapping[str, Site]) -> Iterator
             groups.setdefault(("other-tower", f"the {site.scope} tower"), []).append(site)
         elif site.role in ODD_ROLES and not words >= set(re.split(r"[^a-z]+", site.module.lower())[-2:]):
             groups.setdefault(("router", site.role), []).append(site)
-    for (rule, what), found in groups.items():
-        if len(found) == len(adapted):
+    for (rule, what), members in groups.items():
+        if len(members) == len(adapted):
             continue
-        names = sorted({site.module.rpartition(".")[2] for site in found})
+        names = sorted({site.module.rpartition(".")[2] for site in members})
         yield LintFinding(
             rule=rule,
             where="target_modules",
             given=target,
-            found=f"{len(found)} matrices of {what} as well, such as {found[0].module}",
-            instead=f"exclude_modules: {_excluding(found, adapted, names)}",
+            found=f"{len(members)} matrices of {what} as well, such as {members[0].module}",
+            instead=f"exclude_modules: {_excluding(members, adapted, names)}",
         )
 
 
@@ -218,8 +218,8 @@ def _separate(hit: Sequence[Site], sites: Mapping[str, Site]) -> str:
     for site in hit:
         scope = "" if site.scope in TEXT_SCOPES else f"{site.scope}."
         jobs.setdefault((scope, site.role), []).append(site)
-    found = [(_name_of(group, sites), f"{scope}{role}") for (scope, role), group in jobs.items()]
-    return " or ".join(f"{name} ({job})" for name, job in found if name)
+    separate = [(_name_of(group, sites), f"{scope}{role}") for (scope, role), group in jobs.items()]
+    return " or ".join(f"{name} ({job})" for name, job in separate if name)
 
 
 def _name_of(group: Sequence[Site], sites: Mapping[str, Site]) -> str:

@@ -33,8 +33,6 @@ Memory: TypeAlias = Callable[[Mapping[str, int]], int]
 """What tells the peak bytes of a step with a table of ranks, rising in every rank; see
 `loratlas.cost.peak_memory.PeakMemory`. Placement stands below training and cannot ask it by itself."""
 
-QUANTITIES: tuple[Quantity, ...] = ("params", "time", "memory")
-
 UNITS = {"params": "trainable parameters", "time": "FLOPs per token", "memory": "bytes at the peak"}
 _NUMBER = re.compile(r"(\d+(?:[_,]\d{3})*(?:\.\d+)?(?:e\d+)?)\s*([A-Za-z%]*)", re.IGNORECASE)
 _COUNTS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}

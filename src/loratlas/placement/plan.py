@@ -292,7 +292,7 @@ def place(
     )
 
 
-def place_allocation(
+def plan_of_allocation(
     anatomy: Anatomy, allocation: Allocation, *, alpha: float | None = None, rslora: bool = False
 ) -> Plan:
     """Turn an allocation into a plan whose rows say why they got their rank.

@@ -106,11 +106,6 @@ class Placement:
         first, *rest = self.terms
         return first.text + "".join(f" {'+' if term.adds else '-'} {term.text}" for term in rest)
 
-    @property
-    def wants_budget(self) -> bool:
-        """Whether some term asks for a rank that only a budget can give."""
-        return any(term.rank == "auto" for term in self.terms)
-
 
 @dataclass(frozen=True, slots=True)
 class Edit:

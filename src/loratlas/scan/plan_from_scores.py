@@ -12,7 +12,7 @@ from loratlas.errors import ModelError, SettingsError
 from loratlas.placement.allocate import Allocation, Limits, allocate
 from loratlas.placement.budget import parse_budget
 from loratlas.placement.language import parse
-from loratlas.placement.plan import Plan, place_allocation
+from loratlas.placement.plan import Plan, plan_of_allocation
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
 from loratlas.scan.scores import GAINS, Scan
 
@@ -141,4 +141,4 @@ def plan_from(
             instead="a placement in words, such as all, other rows, or another signal (--by)",
         )
     allocation = allocate(anatomy, gains(reading, candidates(anatomy, among)), budget or LIKE, limits, memory)
-    return place_allocation(anatomy, allocation, alpha=alpha, rslora=rslora), allocation
+    return plan_of_allocation(anatomy, allocation, alpha=alpha, rslora=rslora), allocation

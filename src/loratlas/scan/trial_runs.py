@@ -15,7 +15,6 @@ from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.scan.advice import LENGTHS
 from loratlas.scan.scan_folder import SAVE_EVERY, go_on
-from loratlas.scan.scores import STEP
 
 if TYPE_CHECKING:
     from loratlas.data.examples import Encoded
@@ -36,9 +35,6 @@ counted too, ρ with the truth is 0.60 instead of 0.93 on embedded facts."""
 LR = 1e-2
 BATCH = 16
 """Rows of a trial's step."""
-
-COST = SEEDS * STEPS * BATCH / STEP
-"""Of the trials without removals, in training steps of `STEP` rows."""
 
 
 @dataclass(slots=True, kw_only=True)

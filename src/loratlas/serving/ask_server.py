@@ -122,8 +122,8 @@ def _logprobs(url: str, answer: Any) -> Logprobs:
         given = answer["choices"][0]["logprobs"]
         listed = given["content"][0]["top_logprobs"] if "content" in given else given["top_logprobs"][0]
         pairs = listed.items() if isinstance(listed, dict) else ((e["token"], e["logprob"]) for e in listed)
-        found = {str(token): float(value) for token, value in pairs}
-        if not found:
+        logprobs = {str(token): float(value) for token, value in pairs}
+        if not logprobs:
             raise ValueError("an empty list")
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RequestError(
@@ -131,7 +131,7 @@ def _logprobs(url: str, answer: Any) -> Logprobs:
             found=f"an answer of /v1/completions without log-probabilities ({type(error).__name__})",
             instead="a server that answers `logprobs`, as vLLM, SGLang and llama.cpp do",
         ) from error
-    return found
+    return logprobs
 
 
 def _optional(url: str) -> Any:

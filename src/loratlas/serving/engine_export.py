@@ -182,12 +182,12 @@ def _check_fit(
         have = (int(site.B.shape[0]), int(site.A.shape[1]))
         there = shapes.get(site.module)
         if there != have:
-            found = (
+            misfit = (
                 "the base has no such matrix" if there is None else f"the base's is {there[0]} × {there[1]}"
             )
             raise ModelError(
                 given=f"{contents.folder} on {source}",
-                found=f"a change of {have[0]} × {have[1]} at {site.module[:200]}; {found}",
+                found=f"a change of {have[0]} × {have[1]} at {site.module[:200]}; {misfit}",
                 instead="the base that it was trained on (--base MODEL)",
             )
 

@@ -30,7 +30,7 @@ def filled(
         The sites and the added ones, those of one layer together.
     """
     sites = tuple(sites)
-    found = {site.module for site in sites}
+    modules = {site.module for site in sites}
     wanted = dict.fromkeys(site.module for site in sites)
     for site in sites:
         if site.kind != LINEAR:
@@ -42,7 +42,7 @@ def filled(
     if form.all_layers:
         kinds = {_kind(name) for name in wanted}
         wanted |= dict.fromkeys(name for name in shapes if _kind(name) in kinds)
-    added = {name: _zero(name, shapes[name]) for name in wanted if name not in found and name in shapes}
+    added = {name: _zero(name, shapes[name]) for name in wanted if name not in modules and name in shapes}
     order = {name: place for place, name in enumerate(shapes)}
     both = [*sites, *added.values()]
     return tuple(sorted(both, key=lambda site: order.get(site.module, len(order)))) if added else tuple(both)

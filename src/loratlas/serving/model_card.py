@@ -82,10 +82,10 @@ def card_text(card: CardInput) -> str:
 def run_beside(adapter: Path) -> dict[str, Any]:
     """``run.json`` of the training that an adapter's folder stands in; empty where there is none."""
     try:
-        found = json.loads((adapter.parent / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((adapter.parent / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def data_digest(source: Any) -> str | None:

@@ -168,7 +168,7 @@ def _site(pair: FactorPair, tensors: Mapping[str, torch.Tensor]) -> SiteUpdate:
         A = A.reshape(pair.experts, pair.rank, pair.d_in)
         B = B.reshape(pair.d_out, pair.rank, pair.experts).permute(2, 0, 1).contiguous()
     stem = pair.a.rpartition(".lora_")[0]
-    found = next(
+    match = next(
         (tensors[n] for n in (f"{stem}{MAGNITUDE}", f"{stem}{MAGNITUDE}.weight") if n in tensors), None
     )
     return SiteUpdate(
@@ -177,7 +177,7 @@ def _site(pair: FactorPair, tensors: Mapping[str, torch.Tensor]) -> SiteUpdate:
         kind=pair.kind,
         A=A,
         B=B,
-        magnitude=None if found is None else found.float().flatten(),
+        magnitude=None if match is None else match.float().flatten(),
     )
 
 

@@ -60,7 +60,7 @@ def sites_of(contents: AdapterFolder, anatomy: Anatomy | None) -> dict[str, Site
         contents: of an adapter's folder; the plan in it names sites, too.
         anatomy: of the base, where it is known.
     """
-    found: dict[str, Site] = {}
+    sites: dict[str, Site] = {}
     plan = contents.notes.get("plan") or {}
     own = [
         Site.from_json({k: v for k, v in item.items() if k not in ("rank", "alpha", "why")})
@@ -68,10 +68,10 @@ def sites_of(contents: AdapterFolder, anatomy: Anatomy | None) -> dict[str, Site
     ]
     for site in (*(anatomy.sites if anatomy else ()), *own):
         for path in (site.path, *site.called_as):
-            found[path] = site
+            sites[path] = site
             if site.kind != "experts":
-                found[path.rpartition(".")[0]] = site
-    return found
+                sites[path.rpartition(".")[0]] = site
+    return sites
 
 
 def base_anatomy(source: str | None) -> Anatomy | None:

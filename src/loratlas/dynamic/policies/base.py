@@ -60,10 +60,10 @@ class ScorePolicy(Policy):
         """(x of every site, τ between its halves); None where there is nothing to go by."""
 
     def decide(self, evidence: Evidence, *, allowed: int, most: int) -> Decided:
-        found = self.departures(evidence)
-        if found is None:
+        differing = self.departures(evidence)
+        if differing is None:
             return Decided(ranks=dict(evidence.ranks), reasons={}, gains={}, note="no signal")
-        departures, agreement = found
+        departures, agreement = differing
         sites = tuple(site for site in evidence.sites if site.path in departures.whole)
         rho = 2 * agreement / (1 + agreement)
         usual = usual_scores(evidence)
@@ -115,5 +115,5 @@ def departures_of(measured: Measured | None, evidence: Evidence) -> tuple[Measur
 def agreement(first: Mapping[str, float], second: Mapping[str, float]) -> float:
     """τ between two halves, 0 at least."""
     one, two = common(first, second)
-    found = tau(one, two)
-    return max(found, 0.0) if math.isfinite(found) else 0.0
+    correlation = tau(one, two)
+    return max(correlation, 0.0) if math.isfinite(correlation) else 0.0

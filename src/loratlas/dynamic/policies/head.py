@@ -55,8 +55,8 @@ class Weighted(ScorePolicy):
     name = "weighted"
 
     def departures(self, evidence: Evidence) -> tuple[Measured, float] | None:
-        found = [departures_of(evidence.measured.get(name), evidence) for name in ("energy", "descent")]
-        known = [(measured, kappa(tau)) for measured, tau in (f for f in found if f is not None)]
+        each = [departures_of(evidence.measured.get(name), evidence) for name in ("energy", "descent")]
+        known = [(measured, kappa(tau)) for measured, tau in (f for f in each if f is not None)]
         total = sum(weight for _, weight in known)
         if not known or not total:
             return None

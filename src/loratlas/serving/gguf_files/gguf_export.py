@@ -40,10 +40,10 @@ def export_gguf(
     source = str(base or contents.base or "")
     if not source:
         raise ModelError(given=str(adapter_dir), found="it does not name its base", instead="--base MODEL")
-    found, config = open_base_config(contents, source)
-    if found.task.name != CAUSAL:
+    base_source, config = open_base_config(contents, source)
+    if base_source.task.name != CAUSAL:
         raise ModelError(
-            given=f"a {found.task.name} adapter for --for gguf",
+            given=f"a {base_source.task.name} adapter for --for gguf",
             found="GGUF is written here for causal language models",
             instead="--for merged",
         )
@@ -59,7 +59,7 @@ def export_gguf(
     with whole_folder(Path(out), marker=MODEL_FILE) as new:
         write_gguf_model(model, tokenizer, new / MODEL_FILE, dtype=dtype)
         check = largest_difference(new / MODEL_FILE, model)
-    remarks = [found.remark] if found.remark else []
+    remarks = [base_source.remark] if base_source.remark else []
     return Export(
         path=str(out),
         check=check,

@@ -236,9 +236,9 @@ def _middle_loss(losses: np.ndarray) -> np.ndarray:
     if not finite.any():
         return np.full(len(losses), math.inf)
     centred = losses[finite] - losses[finite].mean(axis=0)
-    found = np.full(len(losses), math.inf)
-    found[finite] = np.median(centred, axis=1)
-    return found
+    middles = np.full(len(losses), math.inf)
+    middles[finite] = np.median(centred, axis=1)
+    return middles
 
 
 def _by_seed(spec: StudySpec, tuning: tuple[int, ...]) -> Any:

@@ -33,7 +33,7 @@ def clusters_of(encoded: Encoded, rows: Rows | None = None) -> tuple[int, ...] |
     """
     examples = encoded.examples
     keys = [set(_keys(example, rows.rows[example.row] if rows is not None else None)) for example in examples]
-    counts = Counter(key for found in keys for key in found)
+    counts = Counter(key for held in keys for key in held)
     most = len(examples) / 2
     parent = list(range(len(examples)))
 
@@ -44,15 +44,15 @@ def clusters_of(encoded: Encoded, rows: Rows | None = None) -> tuple[int, ...] |
         return index
 
     first: dict[Hashable, int] = {}
-    for index, found in enumerate(keys):
-        for key in found:
+    for index, held in enumerate(keys):
+        for key in held:
             if 1 < counts[key] <= max(most, 1):
                 parent[root(index)] = root(first.setdefault(key, index))
     roots = [root(index) for index in range(len(examples))]
     if len(set(roots)) == len(examples):
         return None
-    numbers = {found: number for number, found in enumerate(dict.fromkeys(roots))}
-    return tuple(numbers[found] for found in roots)
+    numbers = {held: number for number, held in enumerate(dict.fromkeys(roots))}
+    return tuple(numbers[held] for held in roots)
 
 
 def _keys(example: Example, row: Row | None) -> Iterator[Hashable]:

@@ -89,13 +89,13 @@ def reference_lengths(
     spec: StudySpec, state: Schedule, finished: Mapping[Key, Mapping[str, Any]], runs: Path
 ) -> Lengths:
     """The reference's runs of other lengths that are finished."""
-    found: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    lengths: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for key, record in finished.items():
         chosen = state.chosen.get(spec.reference)
         if key.steps and key.arm == spec.reference and key.lr == chosen and not math.isinf(nll(record)):
             _, n, losses = read_examples(runs / record["digest"])
-            found.setdefault(key.steps, {})[key.seed] = (losses, n)
-    return found
+            lengths.setdefault(key.steps, {})[key.seed] = (losses, n)
+    return lengths
 
 
 def curves_of(

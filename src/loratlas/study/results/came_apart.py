@@ -72,15 +72,15 @@ def came_apart(
     left[:, kept] -= _lower_median(left[:, kept])
     sizes = np.abs(left[:, kept])
     scale = 1.4826 * float(np.nanmedian(sizes[sizes > 0])) if (sizes > 0).any() else 0.0
-    found = []
+    separated = []
     for row, arm in zip(left, arms, strict=True):
         for seed, above in zip(seeds, row, strict=True):
             if above > max(FAR * scale, delta):
                 times = float(above / scale) if scale > 0 else 0.0
-                found.append(
+                separated.append(
                     CameApart(arm=arm, phase=phase, lr=rates[arm], seed=seed, above=float(above), times=times)
                 )
-    return found
+    return separated
 
 
 def _lower_median(table: np.ndarray) -> np.ndarray:

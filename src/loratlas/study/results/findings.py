@@ -247,14 +247,14 @@ def _finding(
 def _equal_compute(
     comparison: Comparison, *, level: float, delta: float, usable: bool
 ) -> dict[str, Any] | None:
-    found = comparison.equal_compute
-    if found is None:
+    equal = comparison.equal_compute
+    if equal is None:
         return None
-    low, high = found.interval(level)
-    enough = usable and found.seeds >= FEWEST_SEEDS
+    low, high = equal.interval(level)
+    enough = usable and equal.seeds >= FEWEST_SEEDS
     return {
         "extra_steps": comparison.extra_steps,
-        "difference": _known(found.value),
+        "difference": _known(equal.value),
         "ci": [_known(low), _known(high)],
         "level": level,
         "verdict": decide((low, high), delta=delta) if enough else "undetermined",

@@ -46,8 +46,8 @@ def _noncentrality(df: float, alpha: float, power: float) -> float:
     edge = float(t.ppf(1 - alpha / 2, df))
 
     def miss(k: float) -> float:
-        found = norm.cdf(k - edge * u) + norm.cdf(-k - edge * u)
-        return float((found * weights).sum() / 2) - power
+        missed = norm.cdf(k - edge * u) + norm.cdf(-k - edge * u)
+        return float((missed * weights).sum() / 2) - power
 
     return float(brentq(miss, 0.0, 4 * edge + 10))  # pyright: ignore[reportArgumentType]  (full_output=False)
 

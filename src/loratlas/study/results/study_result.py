@@ -250,14 +250,14 @@ def _apart(spec: StudySpec, state: Schedule, by_arm: Mapping[str, ArmLosses]) ->
         )
         for arm, one in by_arm.items()
     }
-    found = came_apart(told, seeds=evaluation, rates=state.chosen, phase="evaluation", delta=spec.delta)
+    separated = came_apart(told, seeds=evaluation, rates=state.chosen, phase="evaluation", delta=spec.delta)
     for index in range(NEAR):
         near = {
             arm: np.where(np.isfinite(y[index]), y[index], np.nan) for arm, y in state.near_losses.items()
         }
         rates = {arm: three[index] for arm, three in state.near.items()}
-        found += came_apart(near, seeds=tuning, rates=rates, phase="tuning", delta=spec.delta)
-    return found
+        separated += came_apart(near, seeds=tuning, rates=rates, phase="tuning", delta=spec.delta)
+    return separated
 
 
 def tuning_terms(state: Schedule, arm: str, reference: str) -> dict[str, float]:

@@ -108,7 +108,8 @@ def _route(
     k, many = index.shape[-1], len(row_slices.slices)
     ends = [row_slices.rows(own, x).stop for own in row_slices.slices]
     counts = torch.tensor([end - start for start, end in zip([0, *ends], ends, strict=False)])
-    owner = torch.arange(many).repeat_interleave(counts).to(x.device).repeat_interleave(k)
+    owner = torch.arange(many).repeat_interleave(counts, output_size=ends[-1]).to(x.device)
+    owner = owner.repeat_interleave(k)
     chosen = index.reshape(-1)
     order = torch.argsort(chosen, stable=True)
     pairs = torch.bincount(chosen * many + owner, minlength=number * many).tolist()

@@ -234,7 +234,7 @@ class SharedPasses:
         )
         divisors = torch.tensor([1 / source.labelled for source in sources], dtype=torch.float32)
         counts = torch.tensor([own.labelled for _, own in shared])
-        weights = divisors.repeat_interleave(counts).to(self._device)
+        weights = divisors.repeat_interleave(counts, output_size=batch.labelled).to(self._device)
         prefix = sources[0].prefix  # of like depth, all have the same or none
         batch = batch.to(self._device)
         with self._bank.use(row_slices):
