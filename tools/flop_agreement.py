@@ -31,7 +31,9 @@ _POOLER = "its pooler and classifier work on one token of each text; predicted a
 _WINDOW = "texts are padded to whole windows of attention, longer than this text"
 _IMAGE = "a map of its images or entities, which texts do not pass; predicted as if every token did"
 _DENSE = "transformers runs every expert on every token and multiplies by 0; what a token passes is predicted"
-_PER_LAYER = "a projection outside the blocks feeds a residual map in each, which the order of the stream misses"
+_PER_LAYER = (
+    "a projection outside the blocks feeds a residual map in each, which the order of the stream misses"
+)
 _ORDER = "two of its steps side by side, or in another order than their names say, in the lowest adapted layer only"
 _RESIDUAL = (
     "maps of residual streams stand in front of their layer's attention and are taken for its last step"
