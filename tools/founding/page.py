@@ -158,6 +158,18 @@ def _swinging(evidence: ClaimEvidence) -> Mapping[str, Any] | None:
     return None if found is None or swing(found) < 0 else found
 
 
+def _turn(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """A sentence where the half that looks better is another one at the other end of the rates."""
+    ends = [
+        (attention[0], attention[1] < forward[1]) for attention, forward in zip(*curves.values(), strict=True)
+    ]
+    (low, first), (high, last) = ends[0], ends[-1]
+    if first == last:
+        return ""
+    names = {True: "attention", False: "feed-forward"}
+    return f" At {low:g} {names[first]} looks the better half, at {high:g} {names[last]} does."
+
+
 def _one_rate(evidence: ClaimEvidence) -> str:
     study = _swinging(evidence)
     if study is None:
@@ -172,7 +184,7 @@ def _one_rate(evidence: ClaimEvidence) -> str:
     return (
         f"On {study['base']} with {study['task']} a comparison at one rate between {rates[0]:g} and {rates[-1]:g} "
         f"finds {' and '.join(said)} from all layers, depending on nothing but that rate: an arm far from its own best "
-        "rate looks like a bad placement."
+        "rate looks like a bad placement." + _turn(curves)
     )
 
 
