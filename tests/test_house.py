@@ -23,6 +23,8 @@ FLOORS: dict[str, int] = {
     "errors": 0,
     "files": 1,
     "formats": 1,
+    "interruption": 1,
+    "time_left": 1,
     "modeling": 1,
     "display": 1,
     "result_cache": 2,

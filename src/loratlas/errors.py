@@ -13,7 +13,7 @@
     ├── RunError                  exit 3: a run that began could not go on
     │   ├── StorageError          the disk is full or no longer writable; what was finished stays
     │   └── DivergedError         the loss became NaN or infinite; the last good state is kept
-    └── Interrupted               exit 130: Ctrl-C; everything finished is saved
+    └── Interrupted               exit 130: Ctrl-C or SIGTERM; everything finished is saved
 
 Every error says what was given, what was found and what to write instead. Its fields name options as the command line
 writes them, where they are printed one by one; as a Python exception it names the arguments (`python_spelling`):
@@ -247,7 +247,7 @@ class DivergedError(RunError):
 
 
 class Interrupted(LoratlasError):
-    """Ctrl-C: everything finished is saved, and ``instead`` says how to resume."""
+    """Ctrl-C or SIGTERM: everything finished is saved, and ``instead`` says how to resume."""
 
     code = "interrupted"
     exit_code = 130

@@ -115,7 +115,7 @@ def whole_folder(out: Path, *, marker: str | None) -> Iterator[Path]:
         if taken and marker is not None and not (out / marker).exists():
             raise OutputError(
                 given=str(out),
-                found="something else lies there",
+                found="something else is there",
                 instead="a new folder, or one of the same kind",
             )
         unfinished = draft_name(out)

@@ -191,3 +191,33 @@ def test_every_error_class_has_an_exit_code():
 def test_run_takes_words_from_python():
     assert run(["--version"]) == 0
     assert os.environ["HF_HUB_VERBOSITY"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "demo:llama-mini", "demo:facts-300", "--placement", "atention:8", "--steps", "9", "--out", "run"),
+        ("train", "demo:llama-mini", "demo:facts-300", "--placement", "q:8", "--budget", "params=1", "--steps", "9",
+         "--resume", "--out", "run"),
+        ("train", "demo:llama-mini", "demo:facts-300", "--placement", "auto", "--steps", "2", "--out", "run"),
+        ("train", "demo:llama-mini", "demo:facts-300", "--placement", "q:8", "--steps", "9", "--eval", "none.jsonl",
+         "--out", "run"),
+        ("scan", "demo:llama-mini", "none.jsonl", "--resume", "--out", "scan"),
+        ("eval", "demo:llama-mini", "demo:facts-300", "--samples", "2", "--rouge", "--task", "classification"),
+        ("study", "wrong.yaml", "--out", "s"),
+        ("study", "scanned.yaml", "--out", "s"),
+    ],
+    ids=lambda words: " ".join(words[:1] + words[3:6]),
+)  # fmt: skip
+def test_what_is_refused_is_refused_before_anything_is_announced(cli, words, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_text(
+        "name: small\nmodel: demo:llama-mini\ndata: {train: 'demo:facts-300'}\n"
+        "arms: {full: 'all:1', other: 'atention:1'}\nlearning_rates: [0.003]\nsteps: 3\ndemonstration: true\n"
+    )
+    wrong = (tmp_path / "wrong.yaml").read_text()
+    (tmp_path / "scanned.yaml").write_text(wrong.replace("'all:1'", "'all:1', scanned: auto"))
+    found = cli(*words)
+    assert found.code == 2, found.err
+    assert found.err.startswith("Error ("), found.err
+    assert not (tmp_path / "s").exists()

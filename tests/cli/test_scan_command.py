@@ -145,6 +145,44 @@ def test_plain_scans_measure_the_deciding_score_alone(cli, tmp_path: Path):
     assert plan["digest"] == kept["plan"]["digest"]
 
 
+ROUND = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64}
+
+
+def test_ranks_are_rounded_by_scan_train_and_python(cli, scanned: Path, tmp_path: Path):
+    """The same table from each of them, and from the command that the scan ends with."""
+    import loratlas
+    from loratlas.scan.scores import load_scan
+
+    budget = ("--budget", "params=90k")
+    words = ("--placement", "auto", "--scores", scanned, *budget)
+    exact = cli("plan", MODEL, *words, "--json").json
+    rounded = cli("plan", MODEL, *words, "--round-ranks", "--json").json
+    assert {site["rank"] for site in exact["sites"]} - ROUND
+    assert {site["rank"] for site in rounded["sites"]} <= ROUND
+    run = tmp_path / "run"
+    few = ("--steps", "1", "--batch-size", "2", "--max-length", "48", "--limit", "16", "--lr", "0.01")
+    trained = cli("train", MODEL, DATA, *words, *few, "--round-ranks", "--out", run, "--json")
+    assert trained.code == 0, trained.err
+    assert trained.json["trainable"] == rounded["trainable"] < exact["trainable"]
+    assert loratlas.place(MODEL, exact["text"], round_ranks=True).digest == rounded["digest"]
+    assert load_scan(scanned).by == "probe_yield"
+    cheap = ("scan", MODEL, DATA, *FEW, "--signal", "spectrum", "--by", "spectrum", *budget, "--round-ranks")
+    found = cli(*cheap, "--json").json
+    assert {site["rank"] for site in found["plan"]["sites"]} <= ROUND
+    assert found["allocation"]["spent"] == found["plan"]["trainable"]
+    shown = cli("scan", MODEL, DATA, "--signal", "spectrum", "--by", "spectrum", "--round-ranks", "--out",
+                tmp_path / "scan", "--rslora", "--alpha", "32")  # fmt: skip
+    last = shown.out.splitlines()[-1]
+    assert all(word in last for word in ("--round-ranks", "--rslora", "--alpha 32", "--scores")), last
+
+
+def test_rounding_is_refused_where_ranks_change_or_are_brought(cli, scanned: Path, tmp_path: Path):
+    more = ("--round-ranks", "--steps", "20", "--out", tmp_path / "run")
+    moving = cli("train", MODEL, DATA, "--placement", "auto", *more)
+    assert moving.code == 2
+    assert "changes ranks as it goes" in moving.words
+
+
 def test_a_plan_follows_the_score_that_decided_the_scan(cli, tmp_path: Path):
     out = tmp_path / "scan"
     by = ("--by", "gradient")

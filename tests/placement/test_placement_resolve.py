@@ -116,7 +116,7 @@ def test_nothing_found_names_what_is_near():
     assert refuses("attn.q:4 + xattn:2").position == len("attn.q:4 + ")
     assert "0 to 7" in refuses("q@8:4").found
     assert "0 to 7" in refuses("q@6..9:4").found
-    assert "stands in no layer" in refuses("head@0:4").found
+    assert "is in no layer" in refuses("head@0:4").found
 
 
 def test_each_name_of_a_list_must_find_something():

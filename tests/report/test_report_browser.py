@@ -232,6 +232,15 @@ def test_a_page_without_javascript_still_tells_the_facts(opened) -> None:
     assert page.locator("svg.forest .ci").count() == 3
 
 
+def until(page: Any, condition: str) -> None:
+    """Wait for a condition; `wait_for_function` would poll by ``eval``, which the page's policy forbids."""
+    for _ in range(PATIENCE // 100):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(condition)
+
+
 INSIDE = """() => [...document.querySelectorAll(".plot")].flatMap(plot => {
     const box = plot.closest(".card").getBoundingClientRect();
     const marks = plot.querySelectorAll(".main-svg, .point, .js-line, .hm image, .xtick text, .ytick text");
@@ -250,7 +259,7 @@ def test_nothing_is_cut_off_on_paper(opened, variant: str) -> None:
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 695, "height": 900})
-    page.wait_for_function("[...document.querySelectorAll('.main-svg')].every(one => one.clientWidth <= 640)")
+    until(page, "[...document.querySelectorAll('.main-svg')].every(one => one.clientWidth <= 640)")
     assert page.evaluate(INSIDE) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 695
     tables = "[...document.querySelectorAll('main > section .card > table')]"
@@ -260,7 +269,7 @@ def test_nothing_is_cut_off_on_paper(opened, variant: str) -> None:
     page.emulate_media(media="screen")
     page.set_viewport_size({"width": 1280, "height": 900})
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    page.wait_for_function("document.querySelector('#pareto .main-svg').clientWidth > 800")
+    until(page, "document.querySelector('#pareto .main-svg').clientWidth > 800")
 
 
 def test_tables_are_cards_on_a_phone_and_what_scrolls_can_be_reached(opened) -> None:
@@ -278,3 +287,69 @@ def test_tables_are_cards_on_a_phone_and_what_scrolls_can_be_reached(opened) -> 
     assert page.evaluate(unreachable) == []
     page.set_viewport_size({"width": 800, "height": 844})
     assert page.evaluate(unreachable) == []
+
+
+WINDOWS = [(1280, "light"), (360, "dark")]
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS, ids=["window", "phone"])
+def test_axe_finds_nothing(opened, width: int, scheme: str) -> None:
+    """axe-core's rules, with everything folded out; what it cannot decide about contrast is measured below."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = opened("measured", viewport={"width": width, "height": 900}, color_scheme=scheme).page
+    for details in page.query_selector_all("summary"):
+        details.click()
+    found = Axe().run(page).response
+    assert [(rule["id"], rule["impact"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
+    assert {rule["id"] for rule in found["incomplete"]} <= {"color-contrast"}
+    assert len(found["passes"]) > 30
+    assert page.evaluate(FAINT) == []
+
+
+FAINT = r"""() => {
+    const rgb = (text) => {
+        const [r, g, b, a] = text.match(/[\d.]+/g).map(Number);
+        return text.startsWith("color(srgb") ? [r * 255, g * 255, b * 255, a ?? 1] : [r, g, b, a ?? 1];
+    };
+    const over = ([r, g, b, a], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a), 1];
+    const linear = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+    const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const behind = (one) => {
+        if (!one) return [255, 255, 255, 1];
+        const own = rgb(getComputedStyle(one).backgroundColor);
+        return own[3] === 1 ? own : over(own, behind(one.parentElement));
+    };
+    const faint = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const words = walker.currentNode.textContent.trim();
+        const one = walker.currentNode.parentElement, style = getComputedStyle(one);
+        if (!words || /^(script|style|noscript)$/i.test(one.tagName)) continue;
+        if (!one.checkVisibility({ visibilityProperty: true, opacityProperty: true })) continue;
+        const drawn = one instanceof SVGElement;
+        // Numbers of a heat map stand on its cells, which no style names.
+        if (drawn && (style.fill === "none" || one.closest(".heatmap-label"))) continue;
+        const back = behind(one), text = over(rgb(drawn ? style.fill : style.color), back);
+        const [a, b] = [light(text), light(back)].sort((x, y) => y - x);
+        const size = parseFloat(style.fontSize), bold = Number(style.fontWeight) >= 700;
+        const least = size >= 24 || (size >= 18.66 && bold) ? 3 : 4.5;
+        if ((a + 0.05) / (b + 0.05) < least) faint.push(`${one.tagName} ${words.slice(0, 40)}`);
+    }
+    return faint;
+}"""
+"""Texts with less contrast than WCAG's AA, however backgrounds are layered."""
+
+
+@pytest.mark.parametrize("variant", ["example", "measured"])
+def test_nothing_is_cut_off_on_narrow_paper(opened, variant: str) -> None:
+    """Printed from a phone: 360 pixels."""
+    page = opened(variant, viewport={"width": 360, "height": 780}).page
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    until(page, "[...document.querySelectorAll('.main-svg')].every(one => one.clientWidth <= 345)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.evaluate(INSIDE) == []
+    outside = """[...document.querySelectorAll('main *')].filter(one => !one.closest('svg')
+        && one.getBoundingClientRect().right > 361).map(one => one.tagName + '.' + one.className)"""
+    assert page.evaluate(outside) == []

@@ -283,8 +283,7 @@ def test_the_facts_of_the_example() -> None:
         "The findings hold for this base (llama-mini, 8.39 million parameters), this task (facts-300), and this budget"
         " (250 steps of 16 rows). They are about new seeds and new examples of the same task, not about other tasks,"
         " other bases or longer training.",
-        "A base of 8,392,960 parameters is small. What pays in it need not pay in a large one, and this page does not"
-        " claim that it does.",
+        "A base of 8,392,960 parameters is small. What helps there may not help in a large one.",
         "2 of 3 arms were solved to the reference's parameters; their ranks are whole numbers.",
     ]
     assert sentences.banners(ledger) == ()

@@ -29,7 +29,7 @@ def test_a_bad_run_is_named_with_its_size():
     (run,) = found(losses)
     assert (run.arm, run.seed, run.lr, run.phase) == ("full", 13, 1e-3, "evaluation")
     assert 0.2 < run.above < 0.4
-    assert "seed 13 of full came apart" in run.sentence
+    assert "seed 13 of full is an outlier" in run.sentence
     assert "widens the interval" in run.sentence
 
 

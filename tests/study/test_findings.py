@@ -80,12 +80,12 @@ def test_more_comparisons_make_wider_intervals():
 
 
 def test_the_sentence_says_what_was_found_and_where():
-    found = one(-0.0123, 0.003, caveat="They did not spend the same: 1 against 2.")
+    found = one(-0.0123, 0.003, caveat="Their budgets differ: 1 against 2.")
     assert found.sentence.startswith(
         "a is better than b by 0.012 nats per token (95 % interval −0.018 to −0.006)"
     )
     assert "5 fresh seeds × 1,000 examples, of a task." in found.sentence
-    assert found.sentence.endswith("They did not spend the same: 1 against 2.")
+    assert found.sentence.endswith("Their budgets differ: 1 against 2.")
 
 
 def test_undetermined_prints_what_could_have_been_found():

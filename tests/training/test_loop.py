@@ -193,7 +193,9 @@ def test_counts_and_events():
     assert result.labelled_tokens == 2 * data.report.answer_tokens
     assert [event.step for event in events] == [1, 2, 3, 4, 5]
     assert [point.step for point in result.curve] == [2, 4, 5]
-    assert all(event.steps == 5 and event.norm > 0 and event.seconds_left >= 0 for event in events)
+    assert all(event.steps == 5 and event.norm > 0 for event in events)
+    assert [event.seconds_left for event in events[:4]] == [None] * 4, "the first steps are no basis"
+    assert events[-1].seconds_left == 0
     assert result.step_seconds > 0
     assert result.tokens_per_second > result.labelled_tokens_per_second > 0
     assert result.peak_bytes

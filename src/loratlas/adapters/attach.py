@@ -216,8 +216,8 @@ def _check(rows: Sequence[PlanRow], dropout: float, init: bool | str) -> None:
         if len(row.modules) > 1 and takes_from_base(init):
             raise SettingsError(
                 given=f"init {init}",
-                found=f"{row.site.module} is called under {len(row.modules)} names, and would be taken apart "
-                "as often",
+                found=f"{row.site.module} is called under {len(row.modules)} names, and its part of the weights "
+                "would be taken out as often",
                 instead="init true",
             )
         if not row.site.adaptable:

@@ -71,7 +71,7 @@ def refuse_head_rows(rows: Sequence[PlanRow], heads: Sequence[str]) -> None:
         if any(row.site.module == head or row.site.module.startswith(f"{head}.") for head in heads):
             raise AttachError(
                 given=f"a plan with {row.site.module}",
-                found="a matrix of the classifier's head, which is trained whole beside the adapters",
+                found="a matrix of the classifier's head, which is trained whole in addition to the adapters",
                 instead="a placement without the head",
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.api.listener import Bar, Listener, Silent
+from loratlas.api.listener import Bar, Held, Listener, Silent, known
 from loratlas.api.results import Study
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ def study(
     from loratlas.study.run_study import run_study
     from loratlas.study.spec.study_spec import StudySpec
 
-    hear = listener or Silent()
+    hear = Held(listener or Silent())
     read = spec if isinstance(spec, StudySpec) else _read(spec)
     folder = Path(out) if out is not None else Path(f"loratlas-{read.name}")
     if read.demonstration:
         hear.note("This is a demonstration: short runs, few candidates. It settles nothing.")
-    with hear.progress("preparing", total=1, unit="runs") as bar:
+    with (listener or Silent()).progress("preparing", total=1, unit="runs") as bar:
         result = run_study(read, folder, workers=workers, on_event=_watch(bar, hear))
     page = build(result.to_json(), folder / "report.html")
     return Study(numbers={**result.to_json(), "page": str(page)})
@@ -87,11 +87,12 @@ def _read(spec: str | Path | Mapping[str, Any]) -> StudySpec:
     return parse_spec(dict(spec), where="the study") if isinstance(spec, Mapping) else load_spec(Path(spec))
 
 
-def _watch(bar: Bar, listener: Listener) -> Callable[[StudyEvent], None]:
+def _watch(bar: Bar, listener: Held) -> Callable[[StudyEvent], None]:
     """What a study reports, on a bar."""
     running: dict[tuple[Any, ...], float] = {}
 
     def on_event(event: StudyEvent) -> None:
+        listener.release()  # the request was checked: work begins
         key = (event.phase, event.arm, event.lr, event.seed)
         if event.kind in ("started", "step"):
             running[key] = event.step / event.steps if event.steps else 0.0
@@ -104,7 +105,7 @@ def _watch(bar: Bar, listener: Listener) -> Callable[[StudyEvent], None]:
             return
         if event.kind == "scan":
             bar.total = event.planned
-            bar.to(event.done, event.message, title="scanning", left=event.seconds_left, unit="units")
+            bar.to(event.done, event.message, title="scanning", left=known(event.seconds_left), unit="units")
             return
         bar.total = max(event.planned, 1)
         if event.kind == "prepared":
@@ -117,7 +118,7 @@ def _watch(bar: Bar, listener: Listener) -> Callable[[StudyEvent], None]:
             event.done + min(sum(running.values()), 0.99 * len(running)),
             f"{event.arm}, lr {event.lr:g}, seed {event.seed}" if event.arm else event.message,
             title=event.phase or bar.title,
-            left=event.seconds_left,
+            left=known(event.seconds_left),
         )
 
     return on_event

@@ -21,9 +21,10 @@ from loratlas.api.checks import (
     trained_dtype,
 )
 from loratlas.api.folders import adapter_folder, check_out, check_tokenizer
-from loratlas.api.listener import Listener, Silent
+from loratlas.api.listener import Held, Listener, Silent
 from loratlas.api.results import Evaluation
 from loratlas.errors import Interrupted, SettingsError
+from loratlas.interruption import asked_by
 
 if TYPE_CHECKING:
     from loratlas.data.examples import Encoded
@@ -92,7 +93,7 @@ def evaluate(
         The numbers; see `Evaluation`.
 
     Raises:
-        RequestError: something cannot be done as asked. Interrupted: Ctrl-C.
+        RequestError: something cannot be done as asked. Interrupted: Ctrl-C or SIGTERM.
 
     >>> import loratlas
     >>> found = loratlas.evaluate("demo:llama-mini", [{"prompt": "2+2=", "completion": "4"}])
@@ -103,7 +104,7 @@ def evaluate(
     from loratlas.data.task_examples import encode_for
     from loratlas.sources import base_config, model_name, named_base, open_base, open_task
 
-    hear = listener or Silent()
+    hear = Held(listener or Silent())
 
     if stride is not None and window is None:
         raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
@@ -143,6 +144,7 @@ def evaluate(
     other = encode(rows_to_judge(forgetting, split=None, columns={}, limit=limit)) if forgetting else None
     hear.note(encoded.report.sentence())
     number, words = choose_dtype(dtype, trained_dtype(folder))
+    hear.release()
     base = open_base(model, dtype=number, quantize=quantize, config=config)
     if folder is not None:
         from loratlas.adapters.stored.load_adapter import load_adapter
@@ -322,14 +324,14 @@ def watching(hear: Listener) -> Callable[[int], AbstractContextManager[Any]]:
 def _stopped(out: Path | None) -> Interrupted:
     if out is None:
         return Interrupted(
-            given="Ctrl-C",
+            given=asked_by(),
             found="the pass was stopped before its end",
-            instead="--out DIR, so that the same command can go on later",
+            instead="--out DIR, so that the same command can continue it later",
         )
     return Interrupted(
-        given="Ctrl-C",
+        given=asked_by(),
         found=f"the pass was stopped; the rows that were finished are kept in {out}",
-        instead="the same command, to go on from there",
+        instead="the same command, which continues it",
     )
 
 

@@ -59,18 +59,20 @@ def check_tokenizer(adapter: Path, tokenizer: Any) -> str | None:
     fewer = [token for token in ours if token not in theirs and token != tokenizer.pad_token]
     if moved:
         token = min(moved, key=lambda t: theirs[t])
-        reason = f"a tokenizer beside it in which {token!r} is token {theirs[token]}, and {ours[token]} in the base's"
+        reason = (
+            f"its own tokenizer, in which {token!r} is token {theirs[token]}, and {ours[token]} in the base's"
+        )
     elif more or fewer:
         few = ", ".join(repr(token) for token in sorted(more or fewer, key=len)[:3])
         verb = "adds" if more else "lacks"
         reason = (
-            f"a tokenizer of {len(theirs):,} tokens beside it, which {verb} {few}; the base has {len(ours):,}"
+            f"its own tokenizer of {len(theirs):,} tokens, which {verb} {few}; the base has {len(ours):,}"
         )
     elif own(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
-        reason = "a tokenizer beside it that cuts the same text into other tokens than the base's"
+        reason = "its own tokenizer, which splits the same text into other tokens than the base's"
     elif own.eos_token_id != tokenizer.eos_token_id:
         reason = (
-            f"a tokenizer beside it that ends with {own.eos_token!r}, the base's with {tokenizer.eos_token!r}"
+            f"its own tokenizer, which ends with {own.eos_token!r}, the base's with {tokenizer.eos_token!r}"
         )
     if reason:
         raise ModelError(
@@ -80,7 +82,7 @@ def check_tokenizer(adapter: Path, tokenizer: Any) -> str | None:
         )
     if (own.chat_template or "") != (tokenizer.chat_template or ""):
         return (
-            f"The tokenizer beside {adapter} has another chat template than the base's, which is used here: "
+            f"The tokenizer in {adapter} has another chat template than the base's, which is used here: "
             "the text around the rows may differ from what the adapter was trained on."
         )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
@@ -36,7 +37,8 @@ class Bar(Protocol):
         left: float | None = None,
         unit: str | None = None,
     ) -> None:
-        """Set how many units are done, what to say about it, and the seconds that are left where they are known."""
+        """Set how many units are done, what to say about it, and the seconds that are left: nan where the caller knows
+        that nobody can say yet, None where the bar should judge by its own pace."""
         ...
 
 
@@ -81,6 +83,52 @@ class Silent:
         return nullcontext(_Uncounted(title, total, unit))
 
 
+class Held:
+    """Keeps what is to be said until a request was checked: one that is refused is told nothing but why.
+
+    Args:
+        listener: hears it afterwards, and all that follows.
+
+    >>> silent = Silent()
+    >>> held = Held(silent)
+    >>> held.note("learning rate 0.01")
+    >>> silent.notes
+    []
+    >>> held.release()
+    >>> silent.notes
+    ['learning rate 0.01']
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._kept: list[Callable[[], None]] | None = []
+
+    def note(self, text: str) -> None:
+        """Keep a sentence, or pass it on."""
+        self._say(lambda: self._listener.note(text))
+
+    def remark(self, rows: Rows) -> None:
+        """Keep what is to be said about rows, or pass it on."""
+        self._say(lambda: self._listener.remark(rows))
+
+    def progress(self, title: str, *, total: int, unit: str) -> AbstractContextManager[Bar]:
+        """Work has begun: nothing is kept any more."""
+        self.release()
+        return self._listener.progress(title, total=total, unit=unit)
+
+    def release(self) -> None:
+        """Say what was kept, in its order."""
+        kept, self._kept = self._kept or [], None
+        for say in kept:
+            say()
+
+    def _say(self, say: Callable[[], None]) -> None:
+        if self._kept is None:
+            say()
+        else:
+            self._kept.append(say)
+
+
 class _Uncounted:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -100,6 +148,11 @@ class _Uncounted:
         pass
 
 
+def known(seconds: float | None) -> float:
+    """Seconds left for `Bar.to`: where nobody can say yet, nan, so that no bar guesses."""
+    return math.nan if seconds is None else seconds
+
+
 def scan_progress(bar: Bar, listener: Listener) -> Callable[[ScanEvent], None]:
     """What a scan reports, on a bar; the first estimate as a sentence of its own."""
 
@@ -107,7 +160,7 @@ def scan_progress(bar: Bar, listener: Listener) -> Callable[[ScanEvent], None]:
         bar.total = event.total
         if event.remark:
             listener.note(event.remark)
-        bar.to(event.done, "", title=event.title, left=event.seconds_left, unit=event.unit)
+        bar.to(event.done, "", title=event.title, left=known(event.seconds_left), unit=event.unit)
         if event.estimate and event.seconds_left is not None and event.done < event.total:
             listener.note(f"{event.title}: about {formats.duration(event.seconds_left)}, by its first steps")
 

@@ -129,7 +129,7 @@ def controller(
     times = f"after {due[0]} of {steps} steps" + (f", and {len(due) - 1} times later" if due[1:] else "")
     listener.note(
         f"auto: the run begins with {plan.trainable:,} parameters at {len(plan.rows)} sites and decides {times} by "
-        f"{moving.signal or DEFAULT} where they go on; no step is added"
+        f"{moving.signal or DEFAULT} which ranks move; no step is added"
     )
     if moving.signal in (None, DEFAULT):
         listener.note(auto_record())

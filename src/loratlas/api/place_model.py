@@ -24,6 +24,7 @@ def place(
     budget: str | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    round_ranks: bool = False,
     allow_unresolved: bool = False,
 ) -> Plan:
     """Turn a placement into a plan: exact sites, exact ranks.
@@ -35,6 +36,7 @@ def place(
         budget: ``"params=2M"``, ``"params=0.5%"``, ``"time=…"``, ``"memory=6GB"`` or ``"like=all:8"``.
         alpha: of every site; twice its rank unless given.
         rslora: scale by α/√r (arXiv:2312.03732) instead of α/r.
+        round_ranks: round ranks down to 1, 2, 3, 4, 6, 8, 12, 16, 24, …, for a short LoraConfig.
         allow_unresolved: place although matrices of the model are unidentified.
 
     Returns:
@@ -50,12 +52,14 @@ def place(
     """
     from loratlas.anatomy.sites import Anatomy
     from loratlas.placement.plan import place as place_anatomy
+    from loratlas.placement.round_ranks import round_ranks as rounded
     from loratlas.sources import read
 
     anatomy = model if isinstance(model, Anatomy) else read(model)
-    return place_anatomy(
+    plan = place_anatomy(
         anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, allow_unresolved=allow_unresolved
     )
+    return rounded(plan, anatomy) if round_ranks else plan
 
 
 def check_scores(placement: str | None, scores: Path | None) -> None:

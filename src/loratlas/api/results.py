@@ -85,7 +85,7 @@ class Run(Displayed):
         """
         folder = Path(folder)
         if folder.exists():
-            raise OutputError(given=str(folder), found="something lies there already", instead="a new folder")
+            raise OutputError(given=str(folder), found="something is there already", instead="a new folder")
         return Path(shutil.copytree(self.adapter, folder))
 
     def blocks(self) -> Sequence[Block]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.api.checks import to_device, tokenizer_source
 from loratlas.api.folders import check_out
-from loratlas.api.listener import Listener, Silent, scan_progress
+from loratlas.api.listener import Held, Listener, Silent, scan_progress
 from loratlas.api.place_model import read_named
 from loratlas.api.results import Placed, ScanResult
 from loratlas.errors import SettingsError
@@ -37,6 +37,7 @@ def scan(
     limits: Limits | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    round_ranks: bool = False,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
@@ -64,7 +65,7 @@ def scan(
         trial_steps: of each of the two trials.
         minutes: stop at once where the first steps say that it would take longer; None for no limit.
         limits: lowest and highest ranks and the like; see `loratlas.placement.allocate.Limits`.
-        alpha, rslora: see :func:`loratlas.place`.
+        alpha, rslora, round_ranks: see :func:`loratlas.place`.
         seed, dtype: of the trials; what this machine multiplies fastest unless given.
         out, resume: keep scores and state there; go on with a scan that was stopped.
 
@@ -72,7 +73,7 @@ def scan(
         Scores and the plan that follows from them.
 
     Raises:
-        RequestError: something cannot be done as asked. Interrupted: Ctrl-C.
+        RequestError: something cannot be done as asked. Interrupted: Ctrl-C or SIGTERM.
 
     >>> import loratlas
     >>> rows = [{"prompt": f"{n}+{n}=", "completion": str(2 * n)} for n in range(16)]
@@ -92,7 +93,7 @@ def scan(
     from loratlas.sources import base_config, named_base, open_base, open_rows
     from loratlas.training.settings import Settings
 
-    hear, limits = listener or Silent(), limits or Limits()
+    hear, limits = Held(listener or Silent()), limits or Limits()
     named = named_base(model)
     model = named.model
     if named.note:
@@ -110,6 +111,7 @@ def scan(
     read = open_rows(data, split=split, mapping=columns or {}, limit=limit)
     recognise(source, read.form, asked=CAUSAL)  # signals are measured on causal language models
     encoded = encode(read, tokenizer, max_length=max_length, loss=loss)
+    hear.release()
     base = open_base(model, dtype=dtype, quantize=quantize)
     encoded = fitted(encoded, base.config)
     hear.remark(read)
@@ -142,6 +144,7 @@ def scan(
             limits=limits,
             alpha=alpha,
             rslora=rslora,
+            round_ranks=round_ranks,
             memory=PeakMemory.of_run(base.config, anatomy, encoded, settings),
         )
         placed = Placed(plan=plan, allocation=allocation, peft=jsonable(plan.to_peft(base.config).to_dict()))
@@ -178,17 +181,15 @@ def _signals(asked: Sequence[str] | None, by: str, *, everything: bool) -> list[
 
 
 def _check_out(out: Path | None, *, resume: bool, hear: Listener) -> None:
-    from loratlas.scan.scan_folder import STATE
+    from loratlas.scan.scan_folder import STATE, has_begun
     from loratlas.scan.scores import RESULT
 
     if resume and out is None:
         raise SettingsError(
-            given="--resume without --out", found="no folder to go on from", instead="--out DIR --resume"
+            given="--resume without --out", found="no folder to continue", instead="--out DIR --resume"
         )
-    check_out(
-        out, mine=(RESULT, STATE) if resume else (), what="scan, or --resume to go on with the one there"
-    )
-    if resume and out is not None and not (out / STATE).exists():
+    check_out(out, mine=(RESULT, STATE) if resume else (), what="scan, or --resume to continue the one there")
+    if resume and out is not None and not has_begun(out):
         hear.note(f"{out}: no scan to resume; it begins at the beginning.")
 
 

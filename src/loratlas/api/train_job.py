@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.api.checks import check_head, rows_to_judge
 from loratlas.api.folders import adapter_folder, check_out
-from loratlas.api.listener import Bar, Listener
+from loratlas.api.listener import Bar, Listener, known
 from loratlas.api.moving_placement import Moving, check_moving, start_plan
 from loratlas.api.place_model import check_scores, placed
 from loratlas.dynamic.decision_schedule import parse_head
@@ -52,6 +52,7 @@ class Job:
     by: str | None
     alpha: float | None
     rslora: bool
+    round_ranks: bool
     allow_unresolved: bool
     adapter: Path | None
     split: str | None
@@ -78,7 +79,7 @@ def check_job(job: Job) -> None:
     if (job.placement is None) == (job.adapter is None):
         raise SettingsError(
             given="--placement and --from together" if job.placement else "neither --placement nor --from",
-            found="a run trains a new adapter at a placement, or goes on with one that has its own",
+            found="a run trains a new adapter at a placement, or continues one that has its own",
             instead="--placement all:16, or --from ADAPTER",
         )
     if job.adapter is not None:
@@ -88,6 +89,7 @@ def check_job(job: Job) -> None:
             "--scores": job.scores,
             "--alpha": job.alpha,
             "--rslora": job.rslora,
+            "--round-ranks": job.round_ranks,
             "--init": job.settings.init is not True,
             "--dropout": job.settings.dropout,
         }
@@ -112,6 +114,12 @@ def check_job(job: Job) -> None:
                 found="a column of a scan, and no scan",
                 instead=f"--signal {DEFAULT}, or --scores FILE with what a scan has measured",
             )
+        if job.round_ranks:
+            raise SettingsError(
+                given="--round-ranks with --placement auto",
+                found="a run that changes ranks as it goes",
+                instead="no --round-ranks, or --scores FILE with what a scan has measured",
+            )
         check_moving(job.moving, job.settings)
     elif job.moving != Moving(signal=None, head=parse_head(None), every=None):
         raise SettingsError(
@@ -121,7 +129,7 @@ def check_job(job: Job) -> None:
             found="a placement that stays as it is",
             instead="--placement auto",
         )
-    check_out(job.out, mine=MINE if job.resume else (), what="run, or --resume to go on with the one there")
+    check_out(job.out, mine=MINE if job.resume else (), what="run, or --resume to continue the one there")
 
 
 def rows_to_evaluate(job: Job) -> Rows | None:
@@ -192,6 +200,7 @@ def plan_of(job: Job, anatomy: Anatomy, memory: PeakMemory, listener: Listener) 
         rslora=job.rslora,
         memory=memory,
         allow_unresolved=job.allow_unresolved,
+        round_ranks=job.round_ranks,
         listener=listener,
     )
 
@@ -222,14 +231,14 @@ def fit_job(
 
     def on_trial(rate: float, event: StepEvent) -> None:
         bar.total = event.steps
-        bar.to(event.step, f"at learning rate {rate:g}: loss {event.nll:.4f}", left=event.seconds_left)
+        bar.to(event.step, f"at learning rate {rate:g}: loss {event.nll:.4f}", left=known(event.seconds_left))
 
     def on_step(event: StepEvent) -> None:
         bar.total = event.steps
         bar.to(
             event.step,
             f"loss {event.nll:.4f}, {event.tokens_per_second:,.0f} tokens/s",
-            left=event.seconds_left,
+            left=known(event.seconds_left),
         )
 
     try:

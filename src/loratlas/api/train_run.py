@@ -20,7 +20,7 @@ from loratlas.api.checks import (
     to_device,
     tokenizer_source,
 )
-from loratlas.api.listener import Listener, Silent
+from loratlas.api.listener import Held, Listener, Silent
 from loratlas.api.moving_placement import Moving, controller, moved_plan
 from loratlas.api.place_model import read_named
 from loratlas.api.results import Run
@@ -37,7 +37,8 @@ from loratlas.api.train_job import (
     rows_to_evaluate,
 )
 from loratlas.dynamic.decision_schedule import parse_every, parse_head
-from loratlas.errors import SettingsError
+from loratlas.errors import Interrupted, SettingsError
+from loratlas.interruption import asked_by
 from loratlas.sources import named_base
 from loratlas.training.settings import Settings
 
@@ -69,6 +70,7 @@ def train(
     by: str | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    round_ranks: bool = False,
     allow_unresolved: bool = False,
     adapter: str | Path | None = None,
     split: str | None = None,
@@ -89,7 +91,7 @@ def train(
     """Train adapters at the sites of a placement.
 
     Rows of text and label train a classifier with its head, an encoder-decoder writes targets from sources, every other
-    model goes on with a text. The base stays frozen; the loss of a step is the mean over all counted tokens.
+    model continues a text. The base stays frozen; the loss of a step is the mean over all counted tokens.
 
     Args:
         model: as in :func:`loratlas.read`. A live model gets the adapters in place, and needs ``tokenizer`` unless its
@@ -110,7 +112,7 @@ def train(
             ``"attention"``, …), the steps before it decides (``"10%"``, or a count), and whether it decides again
             (``"every=50"``).
         scores, by: a scan's file, and the score that decides, for ``placement="auto"`` before the run instead.
-        alpha, rslora, allow_unresolved: see :func:`loratlas.place`.
+        alpha, rslora, round_ranks, allow_unresolved: see :func:`loratlas.place`.
         adapter: goes on with this adapter instead of a new one.
         split, columns, limit: which rows, and which column is which field.
         task, loss: ``"causal"``, ``"seq2seq"`` or ``"classification"``; over the ``"answer"`` or ``"all"`` tokens.
@@ -128,7 +130,7 @@ def train(
     Raises:
         RequestError: something cannot be done as asked; nothing was written.
         DivergedError: the loss became NaN or infinite; the last good adapter was written.
-        Interrupted: Ctrl-C; the state was saved.
+        Interrupted: Ctrl-C or SIGTERM; the state was saved.
 
     >>> import loratlas
     >>> rows = [{"prompt": "2+2=", "completion": "4"}] * 8
@@ -145,7 +147,7 @@ def train(
     }
     given = {name: value for name, value in named.items() if value is not None}
     made = replace(settings, **given) if settings is not None else Settings(**given)
-    hear, read = listener or Silent(), named_base(model)
+    hear, read = Held(listener or Silent()), named_base(model)
     if read.note:
         hear.note(read.note)
     if placement is None and adapter is None and read.adapter is not None:
@@ -155,7 +157,7 @@ def train(
     if out is None:
         if resume:
             raise SettingsError(
-                given="resume without out", found="no folder to go on in", instead='out="run"'
+                given="resume without out", found="no folder to continue", instead='out="run"'
             )
         temporary = _Temporary()
         out = temporary.folder / "run"
@@ -169,6 +171,7 @@ def train(
         by=by,
         alpha=alpha,
         rslora=rslora,
+        round_ranks=round_ranks,
         allow_unresolved=allow_unresolved,
         adapter=None if adapter is None else Path(adapter),
         split=split,
@@ -200,7 +203,7 @@ class _Temporary:
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
-def _run(job: Job, listener: Listener, temporary: Any) -> Run:
+def _run(job: Job, listener: Held, temporary: Any) -> Run:
     """Do the run and write its folder."""
     from loratlas.anatomy.config_sizes import sizes
     from loratlas.cost.peak_memory import PeakMemory
@@ -208,9 +211,10 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     from loratlas.data.task_examples import encode_for
     from loratlas.models.config import load_config
     from loratlas.sources import base_config, is_live, open_base, open_rows, open_task
+    from loratlas.training.checkpoint import has_checkpoint
 
     check_job(job)
-    if job.resume and not (job.out / "checkpoint").is_dir():
+    if job.resume and not has_checkpoint(job.out):
         listener.note(f"{job.out}: no run to resume; it begins at the beginning.")
     source = base_config(job.model)
     tokenizer = job.tokenizer or load_tokenizer(tokenizer_source(job.model))
@@ -250,6 +254,7 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     if plan is not None and places_itself(job):
         steps = job.settings.steps_for(len(train))
         hook = controller(job.moving, plan, config or source, steps=steps, listener=listener)
+    listener.release()
     base = open_base(
         job.model,
         dtype=job.settings.dtype,
@@ -261,9 +266,18 @@ def _run(job: Job, listener: Listener, temporary: Any) -> Run:
     model = to_device(adapted_base(job, base, plan))
     packed = False if job.base_dropout else None
     before = None if test is None else loss_before(model, test)
-    with listener.progress("training", total=job.settings.steps or 1, unit="steps") as bar:
-        result = fit_job(job, model, train, test, packed, bar, hook, listener)
-    if hook is not None and plan is not None and anatomy is not None:
-        plan = moved_plan(plan, anatomy, hook, model)
-    numbers = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept, hook)
+    try:
+        with listener.progress("training", total=job.settings.steps or 1, unit="steps") as bar:
+            result = fit_job(job, model, train, test, packed, bar, hook, listener)
+        if hook is not None and plan is not None and anatomy is not None:
+            plan = moved_plan(plan, anatomy, hook, model)
+        numbers = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept, hook)
+    except KeyboardInterrupt:
+        if not has_checkpoint(job.out):
+            raise
+        raise Interrupted(
+            given=asked_by(),
+            found=f"the run was stopped; its last state is kept in {job.out}",
+            instead="the same command with --resume",
+        ) from None
     return Run(numbers=numbers, plan=plan, model=model, curve=tuple(result.curve), temporary=temporary)

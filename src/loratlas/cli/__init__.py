@@ -1,6 +1,6 @@
 """The command line: from words to the rooms below, and from what they say to people, programs and exit codes.
 
-0 done · 1 a finding or check failed · 2 the request was wrong · 3 the run failed · 130 stopped by Ctrl-C.
+0 done · 1 a finding or check failed · 2 the request was wrong · 3 the run failed · 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Set ``LORATLAS_DEBUG=1`` to see where an error came from.
     """
+    from loratlas.interruption import terminate_like_ctrl_c
+
+    terminate_like_ctrl_c()
     try:
         sys.exit(run(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:  # while Python was still importing, or for the second time
@@ -41,6 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     from loratlas.cli import output
     from loratlas.cli.app import build
     from loratlas.errors import Interrupted
+    from loratlas.interruption import asked_by
 
     words = list(arguments)
     # The Hub's client announces each of its retries; what came of them is said once, by the error.
@@ -71,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     # A Ctrl-C that no room turned into an Interrupted comes back from typer as this number.
     if code == 130:
         error = Interrupted(
-            given="Ctrl-C",
+            given=asked_by(),
             found="the command was stopped before it had anything to save",
             instead="the same command again",
         )

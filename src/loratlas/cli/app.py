@@ -23,10 +23,10 @@ ABOUT = "\n\n".join(
     (
         "Where in this transformer should LoRA go, for this data, under this budget?",
         "map shows what can be adapted, plan counts what a placement costs, scan measures where adapters help most, "
-        "train and eval do one run, study compares placements and says how sure the answer is, export hands the "
-        "adapter on; show measures its updates, shrink makes it smaller.",
+        "train and eval do one run, study compares placements with confidence intervals, export writes the "
+        "adapter for other tools; show measures its updates, shrink makes it smaller.",
         "Every command takes --json and then prints one JSON object. Exit codes: 0 done, 1 a check failed, "
-        "2 the request was wrong, 3 the run failed, 130 stopped by Ctrl-C.",
+        "2 the request was wrong, 3 the run failed, 130 stopped by Ctrl-C or SIGTERM.",
     )
 )
 

@@ -80,7 +80,7 @@ def audit_log(
             metavar="SHARE",
             min=0.0,
             max=1.0,
-            help="A label smoothing to try beside 0.1; may be repeated.",
+            help="A label smoothing to try as well as 0.1; may be repeated.",
             rich_help_panel=options.DATA,
         ),
     ] = None,

@@ -35,7 +35,7 @@ def check_adapter(
         typer.Option(
             "--base",
             metavar="MODEL",
-            help="The base, where it lies elsewhere than the adapter says; a config.json will do.",
+            help="The base, if it is not where the adapter says; a config.json is enough.",
             rich_help_panel=options.PLACEMENT,
         ),
     ] = None,

@@ -102,7 +102,7 @@ def evaluate(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Also write every example's and every token's loss there, as Parquet; goes on where it was stopped.",
+            help="Also write every example's and every token's loss there, as Parquet; continues where it was stopped.",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,

@@ -30,12 +30,12 @@ def map_model(
         bool,
         typer.Option(
             "--prove",
-            help="Ask three readers that know nothing of one another; exit 1 where they contradict one another.",
+            help="Identify every role by three independent methods; exit 1 where they disagree.",
         ),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show every matrix of a model: its role, its shape, and in which layers it stands.
+    """Show every matrix of a model: its role, its shape, and its layers.
 
     No weights are read. Unidentified matrices are listed as unresolved, never guessed.
     """
@@ -79,7 +79,7 @@ def map_model(
             f"{', …' if len(several[0].called_as) > 4 or len(several) > 1 else ''}."
         )
     if anatomy.unresolved:
-        output.say(f"\nUnresolved, and left alone ({len(anatomy.unresolved)}):")
+        output.say(f"\nUnresolved, not adapted ({len(anatomy.unresolved)}):")
         for item in anatomy.unresolved:
             output.say(f"  {item.path} {'×'.join(map(str, item.shape))}: {item.reason}")
     else:
@@ -103,7 +103,7 @@ def plan_model(
             "--max-length",
             metavar="TOKENS",
             min=2,
-            help="Tokens of every row of the step that is priced.",
+            help="Tokens per row of the training step whose cost is predicted.",
             rich_help_panel=options.TRAIN,
         ),
     ] = 128,
@@ -138,7 +138,7 @@ def plan_model(
 ) -> None:
     """Turn a placement into a table of exact sites and ranks, and say what it costs.
 
-    No weights are read. Parts without a rank get 16, or whatever the budget leaves them. --placement auto spends the
+    No weights are read. Terms without a rank get 16, or what the budget allows. --placement auto distributes the
     budget by the scores of an earlier scan.
     """
     from loratlas.cli.pricing import Step, price, proven_config, show

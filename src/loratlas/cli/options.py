@@ -123,7 +123,8 @@ Budget = Annotated[
         "--budget",
         metavar="TEXT",
         help="What the placement may use: params=2M or params=0.5%; like=attention:16 (as many parameters); "
-        "time=1.2 (times a step of all:16); memory=6GB (peak of a step). Of time and memory a placement as well.",
+        "time=1.2 (times a step of all:16) or memory=6GB (peak of a step), both also as much as a placement, "
+        "time=attention:16.",
         rich_help_panel=PLACEMENT,
     ),
 ]
@@ -142,7 +143,7 @@ By = Annotated[
     typer.Option(
         "--by",
         metavar="COLUMN",
-        help="The score that places adapters, e.g. gradient, alignment, spectrum; probe_yield unless given, or the "
+        help="The score that decides, e.g. gradient, alignment, spectrum; probe_yield unless given, or the "
         "one that --scores were scanned by.",
         show_default=False,
         rich_help_panel=PLACEMENT,
@@ -151,12 +152,12 @@ By = Annotated[
 MinRank = Annotated[
     int,
     typer.Option(
-        "--min-rank", metavar="N", min=0, help="Ranks that every site gets.", rich_help_panel=PLACEMENT
+        "--min-rank", metavar="N", min=0, help="Lowest rank of every site.", rich_help_panel=PLACEMENT
     ),
 ]
 MaxRank = Annotated[
     int | None,
-    typer.Option("--max-rank", metavar="N", min=1, help="Most ranks of a site.", rich_help_panel=PLACEMENT),
+    typer.Option("--max-rank", metavar="N", min=1, help="Highest rank of a site.", rich_help_panel=PLACEMENT),
 ]
 Multiple = Annotated[
     int,
@@ -207,7 +208,7 @@ AllowUnresolved = Annotated[
     bool,
     typer.Option(
         "--allow-unresolved",
-        help="Go on where the placement may mean unidentified matrices; they are left alone.",
+        help="Continue where the placement may include unidentified matrices; they are not adapted.",
         rich_help_panel=PLACEMENT,
     ),
 ]
@@ -272,7 +273,7 @@ TaskOption = Annotated[
     TaskName | None,
     typer.Option(
         "--task",
-        help="What the rows are for; told from their fields and the architecture unless given.",
+        help="What the rows are for; recognised from their fields and the architecture unless given.",
         show_default=False,
         rich_help_panel=DATA,
     ),
@@ -331,7 +332,7 @@ CompileOption = Annotated[
     Compile,
     typer.Option(
         "--compile",
-        help="torch.compile for the base's layers; auto: where the steps left pay for it, by this machine's evidence.",
+        help="torch.compile for the base's layers; auto: where it saves time in the steps left, as measured here.",
         rich_help_panel=TRAIN,
     ),
 ]
@@ -348,7 +349,11 @@ Out = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on where an interrupted run in --out stopped.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--resume",
+        help="Continue what was stopped in --out; where nothing was saved yet, begin at the beginning.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Verbose = Annotated[
     bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas import formats
 from loratlas.cli import output
 from loratlas.errors import printable
+from loratlas.time_left import TimeLeft
 
 if TYPE_CHECKING:
     from loratlas.data.rows import Rows
@@ -111,8 +113,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._said = 0.0
-        self._began = time.monotonic()
-        self._first = 0
+        self._time = TimeLeft()
         self._line = ""
         self._silence = SilenceBreaker(self._at_work)
 
@@ -141,8 +142,7 @@ class Progress:
 
     def start_at(self, done: int) -> None:
         """Units that were done before this process began; they do not count for the time left."""
-        self._first = done
-        self.to(done, "")
+        self.to(done, "", left=math.nan)
 
     def to(
         self,
@@ -159,15 +159,17 @@ class Progress:
             done: units finished, of ``total``.
             remark: what to print behind the bar.
             title: a new word before it.
-            left: seconds left, where the caller knows better than the pace so far.
+            left: seconds left, where the caller knows better than the latest pace here; nan: nobody can say yet.
             unit: a new name of the units.
         """
         self.title, self.unit = title or self.title, unit or self.unit
         remark = printable(remark)
         now = time.monotonic()
-        if left is None and done > self._first:
-            left = (now - self._began) / (done - self._first) * max(self.total - done, 0)
-        remaining = f"{formats.duration(left)} left" if left is not None and done < self.total else ""
+        self._time.update(done)
+        if left is None:
+            left = self._time.seconds(self.total - done)
+        known = left is not None and not math.isnan(left) and done < self.total
+        remaining = f"{formats.duration(left)} left" if left is not None and known else ""
         if self._bar is not None:
             # Of what does not fit beside a bar of ten characters, the remark gives way.
             taken = len(self.title) + len(f"{self.total}/{self.total}") + len(remaining) + 10 + 4

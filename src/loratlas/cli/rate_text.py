@@ -23,7 +23,7 @@ LearningRate = Annotated[
     typer.Option(
         "--lr",
         metavar="RATE",
-        help="Highest learning rate; several, as 0.002,0.004, or auto: tried in the first steps, for a tenth more.",
+        help="Highest learning rate; several, as 0.002,0.004, or auto: tried in the first steps, at most a tenth more.",
         rich_help_panel=TRAIN,
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,7 @@ def scan(
         bool,
         typer.Option(
             "--all-signals",
-            help="Measure every signal that does not train, beside the one that decides.",
+            help="Measure every signal that does not train, in addition to the one that decides.",
             rich_help_panel=options.PLACEMENT,
         ),
     ] = False,
@@ -89,9 +90,7 @@ def scan(
             rich_help_panel=options.TRAIN,
         ),
     ] = MINUTES,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="However long it takes.", rich_help_panel=options.TRAIN)
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="No time limit.", rich_help_panel=options.TRAIN)] = False,
     min_rank: options.MinRank = 0,
     max_rank: options.MaxRank = None,
     multiple: options.Multiple = 1,
@@ -99,6 +98,7 @@ def scan(
     top_layers: options.TopLayers = None,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    round_ranks: options.RoundRanks = False,
     split: options.Split = None,
     columns: options.Columns = None,
     limit: options.Limit = None,
@@ -147,6 +147,7 @@ def scan(
         ),
         alpha=alpha,
         rslora=rslora,
+        round_ranks=round_ranks,
         split=split,
         columns=options.columns_of(columns),
         limit=limit,
@@ -165,13 +166,14 @@ def scan(
     show(scanned.scan, scanned.anatomy, scanned.sites, scanned.placed)
     if scanned.placed is not None:
         kept = out if scanned.is_plain else None
-        output.say(f"\nNext: {_next(model, data, scanned.placed.plan, budget, kept)}")
+        more = ["--budget", budget] if budget and kept else []
+        more += ["--round-ranks"] if round_ranks and kept else []
+        more += ["--alpha", f"{alpha:g}"] if alpha is not None else []
+        more += ["--rslora"] if rslora else []
+        output.say(f"\nNext: {_next(model, data, scanned.placed.plan, kept, more)}")
 
 
-def _next(model: str, data: str, plan: Plan, budget: str | None, out: Path | None) -> str:
+def _next(model: str, data: str, plan: Plan, out: Path | None, more: Sequence[str]) -> str:
     """The command that trains what was found."""
-    if out is not None:
-        words = ["--placement", "auto", "--scores", str(out), *(["--budget", budget] if budget else [])]
-    else:
-        words = ["--placement", plan.text]
-    return shlex.join(["loratlas", "train", model, data, *words, "--out", "run"])
+    words = ["--placement", plan.text] if out is None else ["--placement", "auto", "--scores", str(out)]
+    return shlex.join(["loratlas", "train", model, data, *words, *more, "--out", "run"])

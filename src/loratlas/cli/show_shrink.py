@@ -24,7 +24,7 @@ Base = Annotated[
     typer.Option(
         "--base",
         metavar="MODEL",
-        help="The base, where it lies elsewhere than the adapter says.",
+        help="The base, if it is not where the adapter says.",
         rich_help_panel=options.PLACEMENT,
     ),
 ]

@@ -108,7 +108,7 @@ def study(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare placements: tune each at equal cost, train on fresh seeds, say which is better and how sure that is.
+    """Compare placements: tune each at equal cost, train on fresh seeds, say which is better, with its interval.
 
     Run it again on the same file and only what is missing is done. The exit code is 1 where every judged run of
     every arm diverged, so that nothing was found; any other finding, undetermined ones included, is 0.
@@ -154,7 +154,7 @@ def report(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write the page of a study again, from its records alone."""
+    """Write the page of a study again from its records."""
     from loratlas.report import build
 
     data = _read(folder)
@@ -188,7 +188,7 @@ def claims(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Judge the claims of the founding study: attention or feed-forward, at what cost, and does it carry over.
+    """Judge eight published claims about attention-only and feed-forward-only LoRA by what was measured.
 
     Verdicts come from this project's own studies and benchmarks, and from yours if you name some.
     """

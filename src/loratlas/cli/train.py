@@ -59,13 +59,14 @@ def train(
     by: options.By = None,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    round_ranks: options.RoundRanks = False,
     allow_unresolved: options.AllowUnresolved = False,
     adapter: Annotated[
         Path | None,
         typer.Option(
             "--from",
             metavar="ADAPTER",
-            help="Start from this adapter instead of a new one; it brings its placement along.",
+            help="Start from this adapter instead of a new one; its placement is kept.",
             rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
@@ -169,7 +170,7 @@ def train(
         SiteRates,
         typer.Option(
             "--site-rates",
-            help="curvature: after a tenth of the steps every site goes on at a rate by the curvature that it has met.",
+            help="curvature: after a tenth of the steps every site gets a learning rate of its own, by its curvature.",
             rich_help_panel=options.TRAIN,
         ),
     ] = SiteRates.equal,
@@ -221,9 +222,10 @@ def train(
     """Train adapters at the sites of a placement, and write them as an ordinary PEFT adapter.
 
     Rows of text and label train a classifier, whose head is trained and saved with the adapter; an encoder-decoder
-    writes targets from sources; every other model goes on with a text.
+    writes targets from sources; every other model continues a text.
 
-    The base stays frozen. Ctrl-C saves the state; the same command with --resume then ends with the same numbers.
+    The base stays frozen. Ctrl-C or SIGTERM saves the state; the same command with --resume then ends with the same
+    numbers.
     """
     from loratlas.api.train_run import train as run
     from loratlas.cli.tables.train_tables import show_run
@@ -267,6 +269,7 @@ def train(
         by=by,
         alpha=alpha,
         rslora=rslora,
+        round_ranks=round_ranks,
         allow_unresolved=allow_unresolved,
         adapter=adapter,
         split=split,

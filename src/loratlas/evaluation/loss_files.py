@@ -82,7 +82,7 @@ def check_digest(path: Path) -> None:
             given=str(path),
             found="its bytes are not those that were written (SHA-256 differs)"
             if known
-            else f"{DIGESTS} beside it does not name it",
+            else f"{DIGESTS} in its folder does not list it",
             instead="the folder as it was written, or the command that wrote it once more",
         )
 

@@ -81,7 +81,7 @@ def layers(
             rule="layers",
             where="layers_to_transform" if given is not None else "layers_pattern",
             given=str(given if given is not None else pattern),
-            found="layers beside an expression, which PEFT refuses",
+            found="layers together with an expression, which PEFT refuses",
             instead="target_modules as a list of names",
         )
         return

@@ -180,10 +180,10 @@ def _tail(definition: Definition, summed: Sums, evidence: LossEvidence, *, sign:
     loss = aggregate(d, summed) + d.regulariser
     if d.cap is not None:
         over = max(0.0, loss - d.cap)
-        yield term("cap", f"losses above {d.cap:g} are told as {d.cap:g}", -over)
+        yield term("cap", f"losses above {d.cap:g} are reported as {d.cap:g}", -over)
         loss -= over
     if d.unit != "nats":
-        words = f"told in {d.unit.replace('_', ' ')}"
+        words = f"reported in {d.unit.replace('_', ' ')}"
         yield term("unit", words, (factor(d, summed, evidence.texts) - 1) * loss)
 
 

@@ -85,7 +85,9 @@ def parse_budget(text: str) -> Budget:
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals or name not in ("params", "like", "time", "memory") or not value:
-        raise BudgetError(given=f"--budget {text}", found="no quantity that can be spent", instead=_FORMS)
+        raise BudgetError(
+            given=f"--budget {text}", found="no quantity that a budget can limit", instead=_FORMS
+        )
     number = _NUMBER.fullmatch(value)
     if name == "like" or (number is None and name in ("time", "memory")):
         return Budget(quantity="params" if name == "like" else name, like=parse(value).text)
@@ -100,7 +102,7 @@ def parse_budget(text: str) -> Budget:
             instead=f"one of {', '.join(u for u in units if u) or 'no unit'}",
         )
     if not 0 < amount < math.inf:
-        raise BudgetError(given=f"--budget {text}", found="nothing to spend", instead="an amount above 0")
+        raise BudgetError(given=f"--budget {text}", found="no amount", instead="an amount above 0")
     if unit == "%":
         return Budget(quantity="params", share=amount / 100)
     return Budget(quantity=name, amount=amount * units[unit])  # pyright: ignore[reportArgumentType]

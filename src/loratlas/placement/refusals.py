@@ -139,7 +139,7 @@ def no_such_layers(placement: Placement, term: Term, name: Name, selection: Sele
     start, end = term.layers_position, term.layers_end
     near = [numbers(inside).text] if inside else []
     if not inside:
-        reason, advice = f"{name.text} stands in no layer", "the name without @"
+        reason, advice = f"{name.text} is in no layer", "the name without @"
     elif term.layers.of(count) is None:
         reason = (
             f"layers {term.layers.text}, while the {scope} of {selection.anatomy.model} has {count}: 0 to "

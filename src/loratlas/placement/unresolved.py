@@ -37,7 +37,7 @@ def refuse_unsure(placement: Placement, selection: Selection) -> None:
                     name.position,
                     found=f"{len(unsure)} matrices of {anatomy.model} are unidentified and may belong to "
                     f"{name.text}: {listed}{'; …' if len(unsure) > 3 else ''}",
-                    advice="or --allow-unresolved to leave them alone and go on with the rest (in a study file, "
+                    advice="or --allow-unresolved to leave them out and adapt the rest (in a study file, "
                     "allow_unresolved: true; `loratlas map` lists them all)",
                     edits=_as_paths(name, selection),
                 )

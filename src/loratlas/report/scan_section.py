@@ -48,7 +48,7 @@ def signals(ledger: QuotedStudy) -> Table:
     """One row for each score: what it is and how far its order repeats."""
     indices = tuple(ledger.items("/scan/signals"))
     return Table(
-        columns=("Score", "Unit", "Pays where", "Adam", "Repeats, Kendall", "Top of the order"),
+        columns=("Score", "Unit", "Better where", "Adam", "Repeats, Kendall", "Top of the order"),
         rows=tuple(
             (
                 (ledger.quote("words", f"/scan/signals/{i}/name"),),

@@ -172,7 +172,7 @@ def conditions(ledger: QuotedStudy) -> Phrase:
     parts: list[Any] = [ledger.quote("millions", "/base/parameters"), " parameters · "]
     parts += [ledger.quote("count", "/spec/steps"), " steps of ", ledger.quote("count", "/spec/batch_size")]
     parts.append(" rows · ")
-    parts.append(_MATCHED.get(str(ledger.at("/spec/match")), "spending not matched"))
+    parts.append(_MATCHED.get(str(ledger.at("/spec/match")), "budgets not matched"))
     if any(ledger.at(f"/arms/{i}/match/solved") is False for i in ledger.items("/arms")):
         parts.append(" but for arms that name their ranks")
     if ledger.number("/spec/evaluation/seeds") is not None:
@@ -289,7 +289,7 @@ def banners(ledger: QuotedStudy) -> tuple[tuple[str, Phrase], ...]:
         if ledger.number("/runs/planned"):
             finished = ledger.quote("count", "/runs/finished")
             parts += [": ", finished, " of ", ledger.quote("count", "/runs/planned"), " runs are finished"]
-        parts.append(". Numbers on this page will change; run the same command again to go on.")
+        parts.append(". Numbers on this page will change; run the same command again to continue.")
         shown.append(("incomplete", tuple(parts)))
     if ledger.at("/demonstration"):
         sentence: Phrase = (
@@ -318,8 +318,12 @@ def reach(ledger: QuotedStudy) -> tuple[Phrase, ...]:
     if parameters is not None and parameters < SMALL:
         phrases.append(
             (
-                *("A base of ", ledger.quote("count", "/base/parameters"), " parameters is small. What pays"),
-                " in it need not pay in a large one, and this page does not claim that it does.",
+                *(
+                    "A base of ",
+                    ledger.quote("count", "/base/parameters"),
+                    " parameters is small. What helps",
+                ),
+                " there may not help in a large one.",
             )
         )
     phrases += _arm_limits(ledger)

@@ -35,7 +35,9 @@ def auto_record() -> str:
     """
     cases = judged()["inside"]["cases"]
     if not cases:
-        return "What placing inside the run is worth was not measured yet; compare it with `all` in a study."
+        return (
+            "How well placement inside the run works was not measured yet; compare it with `all` in a study."
+        )
     count = {verdict: sum(case["verdict"] == verdict for case in cases) for verdict in ("better", "worse")}
     ends = [min(cases, key=_difference), max(cases, key=_difference)]
     told = " and ".join(
@@ -45,7 +47,7 @@ def auto_record() -> str:
     )
     open_cases = len(cases) - count["better"] - count["worse"]
     return (
-        f"Measured against `all` at equal steps and parameters, on {len(cases)} cases that chose nothing of it: "
+        f"Measured against `all` at equal steps and parameters, on {len(cases)} held-out cases: "
         f"better in {count['better']}, worse in {count['worse']}, undetermined in {open_cases}; between {told} nats "
         "per token. A study compares both on your rows."
     )
@@ -64,7 +66,7 @@ def about_length(steps: int) -> str | None:
 
     >>> about_length(80)
     >>> about_length(40)[:47]
-    'Trials of 40 steps instead of 80 know less: on '
+    'Trials of 40 steps instead of 80 give worse pla'
     """
     usual = max(LENGTHS)
     if steps >= usual:
@@ -73,8 +75,8 @@ def about_length(steps: int) -> str | None:
     a, b = LENGTHS[measured]
     c, d = LENGTHS[usual]
     return (
-        f"Trials of {steps} steps instead of {usual} know less: on two embedded tasks plans after {measured} steps "
-        f"ended at {a:.2f} and {b:.2f} nats, after {usual} at {c:.2f} and {d:.2f} (--trial-steps {usual})."
+        f"Trials of {steps} steps instead of {usual} give worse plans: on two embedded tasks plans after {measured} "
+        f"steps ended at {a:.2f} and {b:.2f} nats, after {usual} at {c:.2f} and {d:.2f} (--trial-steps {usual})."
     )
 
 
@@ -86,13 +88,13 @@ def track_record(by: str) -> str:
 
     Example:
         >>> track_record("probe_yield")[:36]
-        'Measured by training, on 2 cases tha'
+        'Measured by training, on 2 held-out '
     """
     scans = judged()["scans"]
     if by not in scans["columns"]:
-        return f"What plans by {by} lose was not measured on cases that chose nothing of it."
+        return f"What plans by {by} lose was not measured on held-out cases."
     lost = scans["columns"][by]
-    where = f"{len(scans['cases'])} cases that chose nothing of it ({', '.join(scans['cases'])})"
+    where = f"{len(scans['cases'])} held-out cases ({', '.join(scans['cases'])})"
     interval = f"{_percent(lost['value'])} ({_percent(lost['low'])} to {_percent(lost['high'])})"
     return (
         f"Measured by training, on {where}: plans by {by} lost {interval} of what the same rank everywhere loses "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from loratlas.placement.budget import parse_budget
 from loratlas.placement.language import parse
 from loratlas.placement.plan import Plan, plan_of_allocation
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
+from loratlas.placement.round_ranks import round_ranks as rounded
 from loratlas.scan.scores import GAINS, Scan
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ def plan_from(
     limits: Limits | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    round_ranks: bool = False,
     memory: Memory | None = None,
 ) -> tuple[Plan, Allocation]:
     """Distribute a budget by a scan's scores.
@@ -114,6 +117,7 @@ def plan_from(
         among: the sites to choose from.
         limits: see `loratlas.placement.allocate.Limits`.
         alpha, rslora, memory: as for `loratlas.placement.plan.place`.
+        round_ranks: see `loratlas.placement.round_ranks`.
 
     Raises:
         ModelError: the scores are of another model.
@@ -141,4 +145,10 @@ def plan_from(
             instead="a placement in words, such as all, other rows, or another signal (--by)",
         )
     allocation = allocate(anatomy, gains(reading, candidates(anatomy, among)), budget or LIKE, limits, memory)
-    return plan_of_allocation(anatomy, allocation, alpha=alpha, rslora=rslora), allocation
+    plan = plan_of_allocation(anatomy, allocation, alpha=alpha, rslora=rslora)
+    if not round_ranks:
+        return plan, allocation
+    plan = rounded(plan, anatomy)
+    # Of time and memory the cost before rounding is kept, which is an upper bound.
+    spent = plan.trainable if parse_budget(budget or LIKE).quantity == "params" else allocation.spent
+    return plan, replace(allocation, ranks=plan.ranks, spent=spent)

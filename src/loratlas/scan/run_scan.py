@@ -14,10 +14,11 @@ import numpy as np
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import SettingsError
 from loratlas.files import jsonable
+from loratlas.interruption import Stop
 from loratlas.scan.advice import DECIDES, LENGTHS, about_length
 from loratlas.scan.pace import OnEvent, Pace, Phase, TooLongError, too_long
 from loratlas.scan.plan_from_scores import candidates
-from loratlas.scan.scan_folder import ScanFolder
+from loratlas.scan.scan_folder import ScanFolder, stoppable
 from loratlas.scan.scores import GAINS, STEP, Scan
 from loratlas.signals.registry import SIGNALS, TRIAL_COLUMNS, make, signal_of
 
@@ -85,13 +86,14 @@ def scan(
         SettingsError: an unknown signal, one that decides and is not measured, or a scan longer than ``minutes``.
         OutputError: the state in ``out`` is another scan's, or is there and not to be resumed.
         DataError, ModelError: see `loratlas.signals.site_hooks.one_pass`.
-        Interrupted: Ctrl-C in the trials.
+        Interrupted: Ctrl-C or SIGTERM; the state is kept if there is a folder.
 
     Example:
         ``found = scan(model, anatomy, rows); plan, _ = plan_from(found, anatomy, budget="like=all:8")``
     """
     from loratlas.data.batches.packing_proof import prove_packing
-    from loratlas.scan.trial_runs import STEPS
+    from loratlas.scan.trial_runs import SEEDS, STEPS, TrialListener
+    from loratlas.scan.trial_training import probe
 
     began = time.perf_counter()
     sites = candidates(anatomy, among)
@@ -115,72 +117,76 @@ def scan(
     folder = ScanFolder(out, identity=identity, resume=resume) if out is not None else None
     if folder is not None and (scores := folder.scores) is not None:
         return Scan.from_json(scores)
-    packed = prove_packing(model).exact if packed is None else packed
-    batches = calibration(rows, most_rows=most_rows, seed=seed, packed=packed)
-    removals = "probe" in signals
-    trains = any(SIGNALS[name].trains for name in signals)
-    if folder is not None:
-        steps = folder.trial_steps or steps
-
-    def phases(steps: int) -> list[Phase]:
-        return _phases(sites, batches, made, steps=steps if trains else 0, removals=removals)
-
-    def paced(passed: float = 0.0) -> Pace:
-        return Pace(phases(steps), minutes=minutes, on_event=on_event, passed=passed)
-
-    def measured(pace: Pace) -> Scan:
-        kept = folder.measured if folder is not None else None
-        if kept is not None:
-            return Scan.from_json(kept)
-        scanned = _measured(model, anatomy, sites, rows, batches, made, by=by, pace=pace)
+    with stoppable(folder) as stop:
+        packed = prove_packing(model).exact if packed is None else packed
+        batches = calibration(rows, most_rows=most_rows, seed=seed, packed=packed)
+        removals = "probe" in signals
+        trains = any(SIGNALS[name].trains for name in signals)
         if folder is not None:
-            folder.keep_measured(scanned.to_json())
-        return scanned
+            steps = folder.trial_steps or steps
 
-    if not trains:
-        scanned = measured(paced())
-        return _finished(replace(scanned, seconds=time.perf_counter() - began), folder)
-    from loratlas.scan.trial_runs import SEEDS, TrialListener
-    from loratlas.scan.trial_training import probe
+        def phases(steps: int) -> list[Phase]:
+            return _phases(sites, batches, made, steps=steps if trains else 0, removals=removals)
 
-    scanned, pace = None, paced()
-    while True:
-        try:
-            scanned = scanned or measured(pace)
-            trials = probe(
-                model,
-                sites,
-                rows,
-                batches,
-                removals=removals,
-                seed=seed,
-                packed=packed,
-                steps=steps,
-                folders=folder.trials(SEEDS) if folder is not None else None,
-                watch=TrialListener(
-                    step=partial(pace.done, "trials"),
-                    removal=partial(pace.done, "removals"),
-                    resumed=partial(pace.start_at, "trials"),
-                ),
-            )
-            break
-        except TooLongError as error:
-            if pace.resumed or minutes is None:
-                raise
-            steps = _shortened(
-                error,
-                {n: phases(n) for n in shorter if n < steps},
-                minutes,
-                passes=scanned is None,
-            )
+        def paced(passed: float = 0.0) -> Pace:
+            return Pace(phases(steps), minutes=minutes, on_event=on_event, passed=passed)
+
+        def measured(pace: Pace) -> Scan:
+            kept = folder.measured if folder is not None else None
+            if kept is not None:
+                return Scan.from_json(kept)
+            scanned = _measured(model, anatomy, sites, rows, batches, made, by=by, pace=pace, stop=stop)
             if folder is not None:
-                folder.shorten(steps)
-            pace = paced(error.passed)
-            pace.say("trials", about_length(steps) or "")
-    passed = set([row for batch in batches for row in batch.rows][: scanned.visits])
-    return _finished(
-        _with_trials(scanned, trials, passed, steps=steps, seconds=time.perf_counter() - began), folder
-    )
+                folder.keep_measured(scanned.to_json())
+            return scanned
+
+        if not trains:
+            scanned = measured(paced())
+            return _finished(replace(scanned, seconds=time.perf_counter() - began), folder)
+        scanned, pace = None, paced()
+        while True:
+            try:
+                scanned = scanned or measured(pace)
+                trials = probe(
+                    model,
+                    sites,
+                    rows,
+                    batches,
+                    removals=removals,
+                    seed=seed,
+                    packed=packed,
+                    steps=steps,
+                    folders=folder.trials(SEEDS) if folder is not None else None,
+                    watch=TrialListener(
+                        step=partial(pace.done, "trials"),
+                        removal=partial(_counted, pace, "removals", stop),
+                        resumed=partial(pace.start_at, "trials"),
+                    ),
+                )
+                break
+            except TooLongError as error:
+                if pace.resumed or minutes is None:
+                    raise
+                steps = _shortened(
+                    error,
+                    {n: phases(n) for n in shorter if n < steps},
+                    minutes,
+                    passes=scanned is None,
+                )
+                if folder is not None:
+                    folder.shorten(steps)
+                pace = paced(error.passed)
+                pace.say("trials", about_length(steps) or "")
+        passed = set([row for batch in batches for row in batch.rows][: scanned.visits])
+        return _finished(
+            _with_trials(scanned, trials, passed, steps=steps, seconds=time.perf_counter() - began), folder
+        )
+
+
+def _counted(pace: Pace, phase: str, stop: Stop) -> None:
+    """One more unit is done; end here if somebody asked for it."""
+    pace.done(phase)
+    stop.check()
 
 
 def _finished(scanned: Scan, folder: ScanFolder | None) -> Scan:
@@ -288,6 +294,7 @@ def _measured(
     *,
     by: str,
     pace: Pace,
+    stop: Stop,
 ) -> Scan:
     """What the signals say that do not train."""
     from loratlas.evaluation.token_losses import token_losses
@@ -302,8 +309,8 @@ def _measured(
         token_losses,
         watched=watched,
         ranks=4 * GAINS,
-        on_weights=lambda *_: pace.done("weights"),
-        on_pass=lambda _: pace.done("passes"),
+        on_weights=lambda *_: _counted(pace, "weights", stop),
+        on_pass=lambda _: _counted(pace, "passes", stop),
     )
     return Scan(
         model=anatomy.model,

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loratlas.errors import OutputError
+from loratlas.errors import Interrupted, OutputError
 from loratlas.files import write_json
+from loratlas.interruption import Stop, asked_by, interruptible
 from loratlas.training.checkpoint import FOLDER
 
 STATE = "state"
@@ -98,6 +100,41 @@ class ScanFolder:
     def trials(self, count: int) -> list[Path]:
         """A folder for each trial."""
         return [self.state / f"trial-{number}" for number in range(count)]
+
+
+def has_begun(out: Path) -> bool:
+    """Whether a scan has kept anything in this folder that another process can go on with."""
+    state = out / STATE
+    measured = (_read(state / MEASURED) or {}).get("signals")  # without signals besides trials it is empty
+    return bool(measured) or (state / SCORES).is_file() or any(map(_last, state.glob("trial-*")))
+
+
+@contextmanager
+def stoppable(folder: ScanFolder | None) -> Iterator[Stop]:
+    """Within this context a scan ends between two passes when Ctrl-C or SIGTERM ask for it.
+
+    Args:
+        folder: what keeps its state; None: nothing does.
+
+    Raises:
+        Interrupted: it was asked for; says what was kept.
+    """
+    by = None
+    with interruptible() as stop:
+        try:
+            yield stop
+        except Interrupted as stopped:
+            by = stopped.given
+        except KeyboardInterrupt:
+            by = asked_by()
+    if by is not None:
+        kept = folder is not None
+        raise Interrupted(
+            given=by,
+            found="the scan was stopped; "
+            + ("its state is kept" if kept else "nothing of it is kept without --out"),
+            instead="the same command with --resume" if kept else "the same command, which scans anew",
+        )
 
 
 def go_on(folders: Sequence[Path]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loratlas.adapters.plan_row import PlanRow
-from loratlas.errors import Interrupted, SettingsError
+from loratlas.errors import SettingsError
 from loratlas.scan.advice import LENGTHS
 from loratlas.scan.scan_folder import SAVE_EVERY, go_on
 
@@ -101,12 +100,11 @@ class Trials:
                 last = event.step
                 watch.step(SEEDS)
 
-        with _interruptible(kept=self.folders is not None):
-            results = fleet.fit(
-                resume=self.folders is not None,
-                on_step=stepped,
-                measure_memory=False,
-            )
+        results = fleet.fit(
+            resume=self.folders is not None,
+            on_step=stepped,
+            measure_memory=False,
+        )
         for index, result in enumerate(results):
             yield fleet.peft_model(index), result, descents[index].values()
 
@@ -151,32 +149,17 @@ class Trials:
                 watch.resumed(index * self.steps + last)
             tuned = attach(self.plan, model, seed=member.settings.seed)
             try:
-                with _interruptible(kept=member.out is not None):
-                    result = fit(
-                        tuned,
-                        self.rows,
-                        member.settings,
-                        out=member.out,
-                        resume=member.out is not None,
-                        packed=self.packed,
-                        on_step=stepped,
-                        hooks=member.hooks,
-                    )
+                result = fit(
+                    tuned,
+                    self.rows,
+                    member.settings,
+                    out=member.out,
+                    resume=member.out is not None,
+                    packed=self.packed,
+                    on_step=stepped,
+                    hooks=member.hooks,
+                )
             except BaseException:
                 detach_adapters(tuned)
                 raise
             yield tuned, result, descent.values()
-
-
-@contextmanager
-def _interruptible(*, kept: bool) -> Iterator[None]:
-    """What Ctrl-C means here: with a folder, trials go on where they were."""
-    try:
-        yield
-    except Interrupted as stopped:
-        raise Interrupted(
-            given=stopped.given,
-            found="the scan stopped in its trials; "
-            + ("their state is kept" if kept else "nothing of them is kept without --out"),
-            instead="the same command with --resume" if kept else "the same command, which scans anew",
-        ) from stopped

@@ -89,7 +89,7 @@ def probe(
         watch: what listens.
 
     Raises:
-        Interrupted: Ctrl-C.
+        Interrupted, KeyboardInterrupt: Ctrl-C or SIGTERM.
         ModelError: a trial's loss became NaN or infinite; names the site where the base's own numbers are.
 
     Source: trial training is old; importance as the loss without a part is that of LeCun, Denker, Solla (1990), Optimal

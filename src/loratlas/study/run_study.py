@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 
 from loratlas.errors import DataError, Interrupted, OutputError
 from loratlas.files import is_leftover, write_json
+from loratlas.interruption import asked_by
 from loratlas.scan.pace import OnEvent as OnScan
 from loratlas.scan.plan_from_scores import is_auto
 from loratlas.study.execution.coordinator import Coordinator, default_workers
@@ -25,6 +27,11 @@ from loratlas.study.spec.study_spec import StudySpec
 
 OURS = frozenset({NAME, CLAIM, HOLDER, "runs", "cache", "findings.json", "report.html"})
 """What a study's folder holds."""
+
+SCAN = Path("cache") / "scan"
+"""Where the scan of arms that are ``auto`` keeps its state until the ledger holds its result."""
+
+AGAIN = "the same command again: it does only what is missing"
 
 
 def run_study(
@@ -45,7 +52,7 @@ def run_study(
     Raises:
         RequestError: the spec, the data or the folder cannot be used; nothing was trained.
         StorageError: the disk is full or not writable; finished runs are kept.
-        Interrupted: Ctrl-C; finished runs are kept.
+        Interrupted: Ctrl-C or SIGTERM; finished runs are kept.
         RunError: a run failed in a way that would repeat itself.
     """
     out = Path(out)
@@ -57,15 +64,40 @@ def run_study(
         else:
             _check_parent(out)
         begun = Ledger.open(out).about if known and (out / NAME).exists() else {}
-        prepared = prepare(spec, begun if begun.get("begun") else None, on_scan=_scan_reporter(on_event))
-        if not known:  # made only now: a request that cannot be met leaves nothing behind
+        held = known
+
+        def hold() -> None:
+            nonlocal held
+            if held:
+                return
             try:
                 out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise unwritable(out, error) from error
             stack.enter_context(claim(out))
+            held = True
+
+        def scan_folder() -> Path:
+            hold()
+            return out / SCAN
+
+        try:
+            prepared = prepare(
+                spec,
+                begun if begun.get("begun") else None,
+                on_scan=_scan_reporter(on_event),
+                scan_folder=scan_folder,
+            )
+        except Interrupted as stopped:
+            raise Interrupted(
+                given=stopped.given,
+                found=f"the study was stopped in its scan, whose state is kept in {out}",
+                instead=AGAIN,
+            ) from None
+        hold()  # only now, or for a scan: a request that cannot be met leaves nothing behind
         ledger = Ledger.open(out)
         _enter(ledger, prepared, spec, out)
+        shutil.rmtree(out / SCAN, ignore_errors=True)
         ledger.requeue()
         coordinator = Coordinator(spec=spec, out=out, prepared=prepared, ledger=ledger, on_event=on_event)
         try:
@@ -74,9 +106,9 @@ def run_study(
             write_json(out / "findings.json", result.to_json())
         except KeyboardInterrupt:
             raise Interrupted(
-                given="Ctrl-C",
+                given=asked_by(),
                 found=f"{coordinator.done} of {coordinator.planned} runs are finished and kept in {out}",
-                instead="the same command again: it does only what is missing",
+                instead=AGAIN,
             ) from None
         except OSError as error:
             raise unstorable(str(out), error) from error

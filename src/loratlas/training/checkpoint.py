@@ -13,6 +13,8 @@ import hashlib
 import json
 import re
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,35 @@ if TYPE_CHECKING:
 
 FOLDER, TENSORS, STATE, SHA256 = "checkpoint", "state.safetensors", "state.json", "sha256.json"
 SCHEMA, VERSION = "loratlas.checkpoint", 2
+
+
+class SaveSchedule:
+    """When a checkpoint is due: every so many steps, and so many seconds after the last one.
+
+    Args:
+        every: steps.
+        seconds: since the last checkpoint, or since the run began.
+        clock: seconds.
+
+    >>> schedule = SaveSchedule(100, 60.0, clock=iter([0.0, 59.0, 60.0, 61.0, 90.0]).__next__)
+    >>> schedule.due(1), schedule.due(2)
+    (False, True)
+    >>> schedule.saved()
+    >>> schedule.due(3), schedule.due(200)
+    (False, True)
+    """
+
+    def __init__(self, every: int, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._seconds, self._clock = every, seconds, clock
+        self._saved_at = clock()
+
+    def due(self, done: int) -> bool:
+        """Whether one is due after so many steps."""
+        return done % self._every == 0 or self._clock() - self._saved_at >= self._seconds
+
+    def saved(self) -> None:
+        """One was written just now."""
+        self._saved_at = self._clock()
 
 
 class Checkpoints:
@@ -106,6 +137,11 @@ class Checkpoints:
     def _steps(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a run's folder holds a whole checkpoint."""
+    return any((out / FOLDER).glob("step-*"))
 
 
 def describe_base(model: Any, *, weights: str | None = None) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.layers.lean_lora import lean
 from loratlas.anatomy.config_sizes import sizes
 from loratlas.errors import SettingsError
+from loratlas.interruption import interruptible
 from loratlas.training.checkpoint import describe_base
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.rate_search import RateSearch, rate_search
 from loratlas.training.run import RunState
-from loratlas.training.run_context import interruptible
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
@@ -129,6 +129,8 @@ def fit(
             raise run.interrupted(stop.by) from None
         run.refuse_non_finite()
         run.save()
+        if stop.requested:  # after the last step: what follows a run's steps can be done later
+            raise run.interrupted(stop.by)
         result = run.result(setup, peak.bytes(run.lasting()))
         return replace(result, rates=search.result()) if isinstance(search, RateSearch) else result
 

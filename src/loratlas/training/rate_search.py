@@ -120,7 +120,7 @@ class RateSearch(RunHook):
         """What will be done and what it costs, for people; a clause without its full stop."""
         return (
             f"decided in the run's first {self.budget.head} steps, from {self.first:g} on, chosen {self.reason}; "
-            f"the rates that do not go on take at most {self.budget.most} steps ({SHARE:.0%} of the run)"
+            f"trials at other rates take at most {self.budget.most} steps ({SHARE:.0%} of the run)"
         )
 
     def identity(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from loratlas.adapters.adam_moments import Moments
 from loratlas.data.batches.batching import training_order
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.modeling import device_of
-from loratlas.training.checkpoint import Checkpoints
+from loratlas.training.checkpoint import Checkpoints, SaveSchedule
 from loratlas.training.early_stopping import EarlyStopping
 from loratlas.training.optimizer import Optimizer
 from loratlas.training.run_counters import RunCounters
@@ -92,7 +92,7 @@ class RunState:
         self.set_aside = 0
         self._updating = False
         self._previous = self.masters.copy()
-        self._saved_at = time.monotonic()
+        self._save_schedule = SaveSchedule(settings.save_every, settings.save_seconds)
         identity = None if out is None else self._identity() | {"base": dict(base())}
         self.checkpoints = None if out is None else Checkpoints(out, identity=identity or {})
 
@@ -116,7 +116,7 @@ class RunState:
         if len(set(names)) < len(names):
             raise SettingsError(
                 given=f"hooks named {names}",
-                found="two of one name, whose states a checkpoint could not keep apart",
+                found="two of one name, whose states a checkpoint could not distinguish",
                 instead="a name for each",
             )
 
@@ -166,13 +166,9 @@ class RunState:
         for hook in self.hooks:
             hook.after_step(self, event)
         self._updating = False
-        if self._save_is_due() and not self.finished:
+        if self._save_schedule.due(self.counters.done) and not self.finished:
             self.save()
         return event
-
-    def _save_is_due(self) -> bool:
-        by_steps = self.counters.done % self.settings.save_every == 0
-        return by_steps or time.monotonic() - self._saved_at >= self.settings.save_seconds
 
     def _diverge(self, *, finite_loss: bool) -> None:
         """Stop, and keep the last state whose loss was finite: if this one's is not, the one before its update."""
@@ -292,7 +288,7 @@ class RunState:
         if self.checkpoints is not None:
             # All steps that were taken count, so that of two checkpoints the later one has the higher number.
             self.checkpoints.save(self.counters.done + self.set_aside, *self.state())
-            self._saved_at = time.monotonic()
+            self._save_schedule.saved()
 
     def load_state(self) -> bool:
         """Continue from the last checkpoint; False where there is none, and the run begins at the beginning."""
@@ -312,14 +308,14 @@ class RunState:
         reason = f"training stopped after step {self.counters.done} of {self.steps}"
         if self.checkpoints is None:
             return Interrupted(
-                given=by, found=reason, instead="an output folder, so that a run can go on later"
+                given=by, found=reason, instead="an output folder, so that a run can be resumed"
             )
         if not self._updating:
             self.save()
         return Interrupted(
             given=by,
             found=f"{reason}; its state is in {self.checkpoints.folder}",
-            instead="the same command with --resume to go on from there",
+            instead="the same command with --resume",
         )
 
     def peak(self, *, measured: bool = True) -> PeakMeter:

@@ -1,12 +1,9 @@
-"""What holds while a run lasts and is put back afterwards: modes, random streams, the meaning of Ctrl-C."""
+"""What holds while a run lasts and is put back afterwards: modes and random streams."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,58 +58,3 @@ def dropout_stream(seed: int) -> Iterator[Callable[[int], None]]:
             torch.manual_seed(step_seed(seed, step))
 
         yield begin
-
-
-FINISHING = "finishing this step…"
-
-
-class Stop:
-    """Whether somebody asked for an end.
-
-    Attributes:
-        requested: whether.
-        by: what asked: ``"Ctrl-C"`` or ``"SIGTERM"``.
-    """
-
-    requested = False
-    by = "Ctrl-C"
-
-    def check(self) -> None:
-        """Raises:
-        KeyboardInterrupt: an end was asked for.
-        """
-        if self.requested:
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def interruptible(say: str = FINISHING) -> Iterator[Stop]:
-    """Within this context the first Ctrl-C, or SIGTERM as schedulers send it, only asks for an end, so that no
-    update is left half done; standard error says so at once.
-
-    The second one interrupts at once. Where another handler has been installed, or in a thread that cannot install
-    one, a signal keeps its meaning.
-
-    Args:
-        say: what standard error says.
-    """
-    stop = Stop()
-    names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-    defaults = (signal.default_int_handler, signal.SIG_DFL)
-    main = threading.current_thread() is threading.main_thread()
-    mine = [number for number in names if main and signal.getsignal(number) in defaults]
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.requested:
-            signal.default_int_handler(number, frame)
-        stop.requested, stop.by = True, names[signal.Signals(number)]
-        with suppress(OSError):
-            # Not through a buffer, which the interrupted code may be writing to.
-            os.write(2, f"\n{say}\n".encode())
-
-    before = {number: signal.signal(number, handle) for number in mine}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from loratlas.time_left import RECENT
 from loratlas.training.run_events import CurvePoint, StepEvent
 
 WARM_STEPS = 3
@@ -60,7 +61,7 @@ class RunCounters:
             labelled_tokens=self.labelled,
             tokens_per_second=self.speed()[0],
             seconds=self.seconds,
-            seconds_left=self.step_seconds() * (self.steps - self.done),
+            seconds_left=self._left(),
         )
 
     @property
@@ -71,6 +72,15 @@ class RunCounters:
         if self._since:
             return _mean(self._since)
         return self.curve[-1].nll if self.curve else float("nan")
+
+    def _left(self) -> float | None:
+        """Seconds that the other steps take, by the latest ones of this process; None before there is a basis."""
+        if self.done >= self.steps:
+            return 0.0
+        recent = self._here[WARM_STEPS:][-RECENT:]
+        if len(recent) < 2:
+            return None
+        return sum(seconds for seconds, _, _ in recent) / len(recent) * (self.steps - self.done)
 
     def _timed(self) -> list[tuple[float, int, int]]:
         return self._here[min(WARM_STEPS, len(self._here) // 4) :]

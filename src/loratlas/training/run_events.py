@@ -19,7 +19,7 @@ class StepEvent:
         labelled_tokens: of these, counted by the loss.
         tokens_per_second: since this process began training, warm-up steps excluded.
         seconds: of steps since the run began.
-        seconds_left: at this pace.
+        seconds_left: by the latest steps; None before there is a basis.
         evaluation: mean loss on the evaluation rows, if they were just measured.
     """
 
@@ -32,7 +32,7 @@ class StepEvent:
     labelled_tokens: int
     tokens_per_second: float
     seconds: float
-    seconds_left: float
+    seconds_left: float | None
     evaluation: float | None = None
 
 

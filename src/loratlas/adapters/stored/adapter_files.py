@@ -53,7 +53,7 @@ def save_adapter(
 
     Raises:
         ModelError: a number of the adapter is NaN or infinite; nothing is written then.
-        OutputError: something else lies there, or no permission.
+        OutputError: something else is there, or no permission.
         StorageError: the disk is full.
     """
     from safetensors.torch import save_file

@@ -135,7 +135,7 @@ def refuse_without_weights(folder: Path) -> None:
             given=str(folder),
             found="weights as adapter_model.bin alone, a pickle, which can run code when it is opened"
             if pickled
-            else f"no {WEIGHTS} beside {MARKER}",
+            else f"{MARKER} without {WEIGHTS}",
             instead=f"the adapter saved by PEFT as {WEIGHTS} (save_pretrained does so by default)",
         )
 

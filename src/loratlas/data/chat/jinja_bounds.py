@@ -63,7 +63,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """One round of a loop."""
         self.steps += 1
         if self.steps > _STEPS:
-            raise SecurityError(f"it goes on for more than {_STEPS:,} rounds of its loops")
+            raise SecurityError(f"it runs for more than {_STEPS:,} rounds of its loops")
         if not self.steps % 64 and time.thread_time() > self.until:
             raise SecurityError(f"it takes more than {_SECONDS:g} s")
         return ""

@@ -5,13 +5,18 @@ const figures = read("figures");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const coarse = matchMedia("(pointer: coarse)").matches;
 const plots = [...document.querySelectorAll("[data-figure]")];
-// Paper is narrower than most windows, and is laid out after this: figures get a width that fits A4 and letter.
+// Paper is narrower than most windows, and is laid out after this: figures get a width that fits A4 and letter, and a
+// view box, by which they shrink on paper that is narrower still.
 const PAPER = {figure: 640, map: 300};
 const draw = (plot, scheme, print) => {
   const figure = structuredClone(figures[plot.dataset.figure][scheme || (dark.matches ? "dark" : "light")]);
   if (print) figure.layout.width = plot.closest(".maps") ? PAPER.map : PAPER.figure;
   figure.layout.dragmode = coarse ? false : "zoom";
-  return Plotly.react(plot, figure.data, figure.layout, {displayModeBar: false, responsive: !print});
+  const drawn = Plotly.react(plot, figure.data, figure.layout, {displayModeBar: false, responsive: !print});
+  plot.querySelectorAll(".main-svg").forEach(svg => print
+    ? svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`)
+    : svg.removeAttribute("viewBox"));
+  return drawn;
 };
 const drawAll = (scheme, print) => plots.forEach(plot => draw(plot, scheme, print));
 drawAll();

@@ -65,7 +65,7 @@ class GgufAdapters(Engine):
                 pair.a, "embedding and head are one tensor in the GGUF, and one of the two is adapted"
             )
         if pair.kind == "experts":
-            return refused(pair.a, "experts in one tensor, which convert_lora_to_gguf.py does not take apart")
+            return refused(pair.a, "experts in one tensor, which convert_lora_to_gguf.py does not split")
         return None
 
     def other_reason(self, header: AdapterHeader, tensor: str) -> Reason | None:

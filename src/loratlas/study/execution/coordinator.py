@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from loratlas.errors import OutputError, RunError
 from loratlas.files import digest, write_json
+from loratlas.interruption import Stop, interruptible
 from loratlas.models.task import CAUSAL
 from loratlas.study.execution.ledger import Key, Ledger
 from loratlas.study.execution.machine_record import revision, versions
@@ -26,11 +26,14 @@ from loratlas.study.inputs.prepare import Prepared, training, training_device
 from loratlas.study.inputs.study_cost import study_cost
 from loratlas.study.results import side_metrics
 from loratlas.study.spec.study_spec import StudySpec
-from loratlas.training.run_context import Stop, interruptible
+from loratlas.time_left import TimeLeft
 from loratlas.training.step.memory import free_bytes
 
 ATTEMPTS = 2
 """How often a run is begun whose worker process died."""
+
+FIRST = 3
+"""First steps of a process that say nothing about its pace."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +54,7 @@ class Coordinator:
         self._steps: dict[Key, int] = {}
         self._steps_before = 0
         self._training = training(self.spec)
-        self._clock = 0.0
+        self._time = TimeLeft()
         self._fleet = 1
         self._weights: str | None = self.ledger.about.get("weights")
 
@@ -75,9 +78,11 @@ class Coordinator:
         threads = 1 if device == "cpu" else None
         free = free_bytes(device) // count
         self._fleet = fleet_size(self.spec, self.prepared, device, free=free)
+        first = FIRST * count * self._fleet  # all of them take their first steps at about the same time
+        self._time = TimeLeft(warm=first, basis=first, window=2 * count * self._fleet * self._whole())
         # A Ctrl-C is asked for, not thrown: thrown into a destructor, say, Python would swallow it.
         with (
-            interruptible("finishing these steps…") as stop,
+            interruptible("stopping; finished runs are kept…") as stop,
             Pool(setup, self.out / "cache", workers=count, threads=threads) as pool,
         ):
             self._loop(pool, stop)
@@ -141,7 +146,6 @@ class Coordinator:
                 }
             )
         process.give(keys, {"jobs": jobs})
-        self._clock = self._clock or time.monotonic()
         for key in keys:
             self.tell("started", key)
 
@@ -219,9 +223,7 @@ class Coordinator:
         self.ledger.finish(self._trials.pop(key), value=nll(record), record=record)
         self.finished[key] = record
         self._steps.pop(key, None)
-        if key.phase == "base":  # only judged: where nothing trained beside it, its time is no training's
-            self._clock = self._clock if self._worked() else time.monotonic()
-        else:
+        if key.phase != "base":
             self._steps_before += self._whole()
         self.planned = max(self.planned, self._schedule().planned)
         self.tell("finished", key, step=self.spec.steps, nll=record.get("nll"))
@@ -332,11 +334,8 @@ class Coordinator:
     def _left(self) -> float | None:
         if self.done >= self.planned:
             return 0.0
-        worked = self._worked()
-        if not self._clock or not worked:
-            return None
-        rate = worked / (time.monotonic() - self._clock)
-        return max(0.0, (self.planned - self.done) * self._whole() - sum(self._steps.values())) / rate
+        self._time.update(self._worked())
+        return self._time.seconds((self.planned - self.done) * self._whole() - sum(self._steps.values()))
 
 
 def _alike(queue: deque[Key], most: int) -> list[Key]:

@@ -336,7 +336,7 @@ def describe(error: BaseException) -> dict[str, str]:
         "class": RunError.__name__,
         "given": "a run of the study",
         "found": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-        "instead": "see the worker's log beside the study's cache; the same command goes on where it stopped",
+        "instead": "see the worker's log in the study's cache folder; the same command continues where it stopped",
     }
 
 

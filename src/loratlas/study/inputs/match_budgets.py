@@ -45,6 +45,22 @@ class BudgetMatch:
 _LIKE = {"params": "like", "time": "time", "memory": "memory"}
 
 
+def check_written(spec: StudySpec, anatomy: Anatomy) -> None:
+    """Refuse placements in words that find nothing, before a scan takes minutes for the arms that are ``auto``.
+
+    Raises:
+        PlacementError: of an arm; ``given`` says which.
+    """
+    from loratlas.placement.language import parse
+    from loratlas.placement.resolve import resolve
+    from loratlas.scan.plan_from_scores import is_auto
+
+    for name, arm in spec.arms.items():
+        if not is_auto(arm.placement):
+            with naming(name):
+                resolve(parse(arm.placement), anatomy, allow_unresolved=spec.allow_unresolved)
+
+
 def plans(
     spec: StudySpec,
     anatomy: Anatomy,

@@ -5,18 +5,21 @@ All that can be wrong with a request is found here, before a folder is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loratlas.errors import DataError
+from loratlas.errors import DataError, OutputError
 from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import is_auto
 from loratlas.sources import judged_split, model_source, named_base, open_rows, open_task
 from loratlas.study.inputs.clusters import clusters_of
-from loratlas.study.inputs.match_budgets import BudgetMatch, naming, plans
+from loratlas.study.inputs.match_budgets import BudgetMatch, check_written, naming, plans
 from loratlas.study.inputs.row_splits import draw_rows, hold_out
 from loratlas.study.results import side_metrics
 from loratlas.study.spec.study_spec import StudySpec
@@ -135,7 +138,11 @@ class Prepared:
 
 
 def prepare(
-    spec: StudySpec, begun: Mapping[str, Any] | None = None, *, on_scan: OnEvent | None = None
+    spec: StudySpec,
+    begun: Mapping[str, Any] | None = None,
+    *,
+    on_scan: OnEvent | None = None,
+    scan_folder: Callable[[], Path] | None = None,
 ) -> Prepared:
     """Read the base's anatomy, resolve the arms and encode the rows.
 
@@ -143,9 +150,11 @@ def prepare(
         spec: the study.
         begun: attributes of the ledger, where the study has begun: its scan is not made again.
         on_scan: called with what a scan of it does.
+        scan_folder: called before a scan; gives the folder that keeps its state.
 
     Raises:
         ModelError, PlacementError, BudgetError, DataError, SpecError: as the parts find them.
+        Interrupted: Ctrl-C or SIGTERM in a scan.
     """
     from loratlas.adapters.trained_heads import head_size
     from loratlas.anatomy.read import read
@@ -187,8 +196,9 @@ def prepare(
     evaluation = draw_rows(judged, spec.evaluation.rows, chosen)
     scanned = None
     if autos:
+        check_written(spec, anatomy)
         kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
-        scan = None if begun else _scan(spec, anatomy, train, source, on_scan)
+        scan = None if begun else _scan(spec, anatomy, train, source, on_scan, scan_folder)
         scanned = begun["scan"] if begun else scan and scan.to_json(gains=False)
         resolved, matches = plans(spec, anatomy, memory, scan=scan, known=kept)
         _check_arms(spec, resolved, config)
@@ -206,7 +216,7 @@ def prepare(
     known = sum(example.input_ids.tobytes() in seen for example in evaluation.examples)
     if known:
         notes.append(
-            f"{known:,} of the {len(evaluation):,} evaluation rows stand in the training rows as well."
+            f"{known:,} of the {len(evaluation):,} evaluation rows are in the training rows as well."
         )
     forgetting = side_metrics.forgetting_rows(spec, task, tokenizer, config)
     if forgetting is not None and spec.forgetting is not None:
@@ -214,8 +224,7 @@ def prepare(
         known = sum(example.input_ids.tobytes() in seen for example in forgetting.examples)
         if known:
             notes.append(
-                f"{known:,} of the {len(forgetting):,} rows that are to show what is forgotten stand in the "
-                "training rows."
+                f"{known:,} of the {len(forgetting):,} rows for forgetting are in the training rows."
             )
     if spec.subset is not None and spec.subset > len(train):
         from loratlas.errors import SpecError
@@ -245,7 +254,14 @@ def prepare(
     )
 
 
-def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str, on_event: OnEvent | None) -> Scan:
+def _scan(
+    spec: StudySpec,
+    anatomy: Anatomy,
+    train: Encoded,
+    source: str,
+    on_event: OnEvent | None,
+    folder: Callable[[], Path] | None,
+) -> Scan:
     """Measure where adapters help most, on training rows alone, on the device that runs train on."""
     from loratlas.models.load import load_model
     from loratlas.scan.run_scan import scan
@@ -253,7 +269,16 @@ def _scan(spec: StudySpec, anatomy: Anatomy, train: Encoded, source: str, on_eve
     model: Any = load_model(source, dtype=spec.dtype)
     packed = False if spec.packing == "off" else None
     model = model.to(training_device())
-    return scan(model, anatomy, train, seed=spec.seed, packed=packed, on_event=on_event)
+    out = folder() if folder is not None else None
+    measure = partial(
+        scan, model, anatomy, train, seed=spec.seed, packed=packed, out=out, resume=True, on_event=on_event
+    )
+    try:
+        return measure()
+    except OutputError:  # the state of another study, stopped before its first run
+        if out is not None:
+            shutil.rmtree(out, ignore_errors=True)
+        return measure()
 
 
 def training_device() -> str:

@@ -43,7 +43,7 @@ class CameApart:
     def sentence(self) -> str:
         """The run in words."""
         return (
-            f"seed {self.seed} of {self.arm} came apart in {self.phase} ({self.above:+.3f} nats, "
+            f"seed {self.seed} of {self.arm} is an outlier in {self.phase} ({self.above:+.3f} nats, "
             f"{self.times:.0f} times the spread of runs): it counts, and widens the interval"
         )
 

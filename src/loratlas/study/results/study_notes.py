@@ -25,7 +25,7 @@ def budget_sentence(arm: str, versus: str, arms: Mapping[str, Mapping[str, Any]]
         return f"Both were given equal {_QUANTITIES[match]}, met {within} ({counts})."
     if one["trainable"] == two["trainable"]:
         return f"Both have {one['trainable']:,} trainable parameters."
-    return f"They did not spend the same: {counts}."
+    return f"Their budgets differ: {counts}."
 
 
 def reach(spec: StudySpec, about: Mapping[str, Any]) -> str:
@@ -62,7 +62,7 @@ def study_notes(spec: StudySpec, about: Mapping[str, Any], state: Schedule) -> l
         notes.append(track_record(decided_by(about["scan"])))
     for name, match in about["matches"].items():
         if spec.match != "none" and match and not match["solved"]:
-            notes.append(f"{name} names its ranks, which were obeyed: its spending is not matched.")
+            notes.append(f"{name} names its ranks, which were used: its budget is not matched.")
     for name in ("train", "evaluation"):
         counts = about["data"][name]
         if counts["cut"] or counts["dropped"]:

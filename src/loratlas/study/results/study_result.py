@@ -217,7 +217,7 @@ def _compare(
         if one.arm in state.at_edge:
             problems.append(
                 f"the best learning rate of {one.arm}, near {state.chosen[one.arm]:g}, lies at the edge of what "
-                "could be tried, or beside a rate that diverged"
+                "could be tried, or next to a rate that diverged"
                 if spec.protocol == 2
                 else f"the best learning rate of {one.arm}, {state.chosen[one.arm]:g}, lies at the edge of the grid"
             )

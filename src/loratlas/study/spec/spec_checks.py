@@ -69,7 +69,7 @@ def _faults(spec: StudySpec, kept: bool) -> Iterator[tuple[str, str, str]]:
     if spec.tuning.seeds < FEWEST_TUNING_SEEDS and not spec.demonstration:
         yield (
             f"tuning.seeds: {spec.tuning.seeds}",
-            "one seed cannot tell a good rate from a lucky one",
+            "one seed cannot distinguish a good rate from a lucky one",
             f"{FEWEST_TUNING_SEEDS} or more (or demonstration: true)",
         )
     written = spec.metric is not None and spec.metric.name in WRITTEN

@@ -18,6 +18,7 @@ import torch
 
 from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.errors import SettingsError
+from loratlas.interruption import interruptible
 from loratlas.training.checkpoint import describe_base, weights_digest
 from loratlas.training.fleet.adapter_bank import Bank
 from loratlas.training.fleet.equivalence_check import why_not_shared
@@ -25,7 +26,7 @@ from loratlas.training.fleet.members import Member, why_not_in_fleet
 from loratlas.training.fleet.shared_passes import MemberGradients, SharedPasses
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.run import RunState
-from loratlas.training.run_context import interruptible, training_mode
+from loratlas.training.run_context import training_mode
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.site_rates import site_rate_hooks
 from loratlas.training.step.memory import kept_pages
