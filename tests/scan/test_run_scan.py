@@ -127,18 +127,17 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
 @pytest.mark.parametrize("together", [True, False])
 def test_a_stopped_scan_says_that_it_begins_anew(together: bool, monkeypatch):
     model = tiny_model("llama")
-    sites = candidates(read(model.config), "feedforward@last1")
     rows = wrap(examples(24))
-    batches = calibration(rows, most_rows=24, seed=0, packed=True)
     if not together:
         monkeypatch.setattr("loratlas.training.fleet.members.MATRICES", ())
 
-    def stop(_: int) -> None:
-        signal.raise_signal(signal.SIGINT)
+    def stop(event) -> None:
+        if event.phase == "trials":
+            signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="stopped in its trials") as stopped:
-        probe(model, sites, rows, batches, steps=4, removals=False, watch=TrialListener(step=stop))
-    assert "nothing of them is kept without --out" in stopped.value.found
+    with pytest.raises(Interrupted, match="the scan was stopped") as stopped:
+        scan(model, read(model.config), rows, among="feedforward@last1", trial_steps=4, on_event=stop)
+    assert "nothing of it is kept without --out" in stopped.value.found
     assert "resume" not in str(stopped.value)
     assert not any("lora" in name for name, _ in model.named_parameters())
 

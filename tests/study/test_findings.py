@@ -138,5 +138,5 @@ def test_a_run_that_came_apart_is_named():
     comparison = Comparison(arm="a", estimate=estimate(-0.05, 0.01), came_apart=(run,), caveat="Alike.")
     found = judge([comparison], versus="b", delta=0.01, reach="of a task")[0]
     assert found.verdict == "better"
-    assert "Alike. Seed 7 of b came apart in evaluation (+0.300 nats, 20 times" in found.sentence
+    assert "Alike. Seed 7 of b is an outlier in evaluation (+0.300 nats, 20 times" in found.sentence
     assert found.to_json()["came_apart"][0]["seed"] == 7
