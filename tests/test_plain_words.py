@@ -38,7 +38,6 @@ INSTEAD = {
     r"\bside by side, filled\b|\blaid side by side\b": "padded",
     r"\bnobody\b|\bsomebody\b(?! else)": "name who, or use the passive",
     r"\bmatter of its own\b|\bown matter\b": "decided by",
-    r"\bthe founding study\b": "published claims",
 }
 """Pattern → what to write instead."""
 

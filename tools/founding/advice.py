@@ -102,7 +102,7 @@ def _long_runs(evidence: ClaimEvidence) -> list[Advice]:
         rows.append(
             Advice(
                 situation=f"a pretrained decoder and time for {last['steps']} steps or more",
-                placement="`all`; spend the effort on steps and on the rate",
+                placement="`all`; more steps and a better rate matter more",
                 because=f"{picture['task']} on {base}: feed-forward − all is "
                 f"{_estimate(first['minus_all'])} after {first['steps']} steps and "
                 f"{_estimate(last['minus_all'])} after {last['steps']} "
@@ -122,7 +122,7 @@ def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
             situation="no idea, and rows of your own",
             placement="`auto`" if helps else "`all`, and let `--lr auto` choose the rate",
             because=f"placement decided in the run's own first steps is better than `all` in {pooled['better']} and "
-            f"worse in {pooled['worse']} of {pooled['cases']} cases that chose nothing",
+            f"worse in {pooled['worse']} of {pooled['cases']} held-out cases",
         )
     ]
 
