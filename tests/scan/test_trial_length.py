@@ -51,6 +51,13 @@ def test_the_longest_that_ends_in_time(slow, minutes, steps):
     assert said == [note for note in found.notes() if note.startswith("Trials of")]
 
 
+def test_what_was_used_before_the_scan_counts(slow):
+    """Reading the model and the rows is a share of the minutes that a command may take."""
+    assert measured(minutes=2, passed=60.0).trial_steps == 40
+    with pytest.raises(SettingsError, match="minutes even with trials of 20 steps"):
+        measured(minutes=2, passed=110.0)
+
+
 def test_not_even_the_shortest_and_a_number_that_was_asked_for(slow):
     with pytest.raises(SettingsError, match="minutes even with trials of 20 steps"):
         measured(minutes=0.3)

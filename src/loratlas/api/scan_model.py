@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -93,6 +94,7 @@ def scan(
     from loratlas.sources import base_config, named_base, open_base, open_rows
     from loratlas.training.settings import Settings
 
+    began = time.monotonic()
     hear, limits = Held(listener or Silent()), limits or Limits()
     named = named_base(model)
     model = named.model
@@ -129,6 +131,7 @@ def scan(
             fisher=fisher,
             trial_steps=trial_steps,
             minutes=minutes,
+            passed=time.monotonic() - began,
             out=out,
             resume=resume,
             on_event=scan_progress(bar, hear),

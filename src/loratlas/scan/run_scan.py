@@ -56,6 +56,7 @@ def scan(
     fisher: bool = False,
     trial_steps: int | None = None,
     minutes: float | None = None,
+    passed: float = 0.0,
     out: Path | None = None,
     resume: bool = False,
     on_event: OnEvent | None = None,
@@ -78,6 +79,7 @@ def scan(
         minutes: how long a scan may take. Its trials are shortened to what `loratlas.scan.advice.LENGTHS` knows the
             worth of, unless ``trial_steps`` is given; if that is not enough the scan ends as soon as that is known.
             None for no limit.
+        passed: seconds of them that were used before, to read the model and the rows.
         out: folder that keeps the state until the caller says that the result is kept.
         resume: go on with the state in ``out``, if there is one.
         on_event: called after every pass, step and matrix.
@@ -141,9 +143,9 @@ def scan(
             return scanned
 
         if not trains:
-            scanned = measured(paced())
+            scanned = measured(paced(passed))
             return _finished(replace(scanned, seconds=time.perf_counter() - began), folder)
-        scanned, pace = None, paced()
+        scanned, pace = None, paced(passed)
         while True:
             try:
                 scanned = scanned or measured(pace)
@@ -177,9 +179,9 @@ def scan(
                     folder.shorten(steps)
                 pace = paced(error.passed)
                 pace.say("trials", about_length(steps) or "")
-        passed = set([row for batch in batches for row in batch.rows][: scanned.visits])
+        read = set([row for batch in batches for row in batch.rows][: scanned.visits])
         return _finished(
-            _with_trials(scanned, trials, passed, steps=steps, seconds=time.perf_counter() - began), folder
+            _with_trials(scanned, trials, read, steps=steps, seconds=time.perf_counter() - began), folder
         )
 
 
