@@ -99,6 +99,24 @@ def test_every_room_has_a_floor():
     assert rooms == set(FLOORS)
 
 
+def floors_drawn(text: str) -> dict[str, int]:
+    """Room → floor, as a picture has them: a line begins with its floor, or stands on that of the line above."""
+    floor, drawn = -1, dict[str, int]()
+    for line in text.partition("```\n")[2].partition("```")[0].splitlines():
+        floor = int(number) if (number := line[:4].strip()) else floor
+        drawn |= dict.fromkeys(re.findall(r"(?<=  )[a-z_]+(?=  |$)", line), floor)
+    return drawn
+
+
+def test_the_picture_of_the_house_is_the_house():
+    assert floors_drawn((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")) == FLOORS
+
+
+def test_the_glossary_is_short():
+    words = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Words")[2]
+    assert 20 <= len(re.findall(r"^\| (?!word)", words, flags=re.MULTILINE)) <= 40
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_down(path: Path):
     room = room_of(name_of(path))
