@@ -15,6 +15,7 @@ from loratlas.api.evaluate_model import watching
 from loratlas.api.folders import adapter_folder, check_tokenizer
 from loratlas.cli import options, output
 from loratlas.cli.base_name import base_named
+from loratlas.cli.judging import Stride, Window
 from loratlas.cli.progress import Terminal, heartbeat
 from loratlas.errors import SettingsError
 
@@ -84,26 +85,8 @@ def audit_log(
             rich_help_panel=options.DATA,
         ),
     ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            "--window",
-            metavar="TOKENS",
-            min=2,
-            help="Also try windows of so many tokens.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            "--stride",
-            metavar="TOKENS",
-            min=1,
-            help="How far windows advance; by their length unless given.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = None,
+    window: Window = None,
+    stride: Stride = None,
     tolerance: Annotated[
         float | None,
         typer.Option(

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Annotated, overload
 
-from loratlas.cli import output
+import typer
+
+from loratlas.cli import options, output
+
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="The base, if it is not where the adapter says; where no weights are needed, a config.json is enough.",
+        rich_help_panel=options.PLACEMENT,
+    ),
+]
+"""For commands that are given an adapter."""
 
 
 @overload

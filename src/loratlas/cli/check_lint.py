@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options, output
-from loratlas.cli.base_name import base_named
+from loratlas.cli.base_name import Base, base_named
 
 
 def check_adapter(
@@ -30,15 +30,7 @@ def check_adapter(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="MODEL",
-            help="The base, if it is not where the adapter says; a config.json is enough.",
-            rich_help_panel=options.PLACEMENT,
-        ),
-    ] = None,
+    base: Base = None,
     numbers: Annotated[
         bool | None,
         typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from loratlas.api.evaluate_model import Also
 from loratlas.cli import options, output
-from loratlas.cli.judging import sample_scores, show_classes, show_samples
+from loratlas.cli.judging import Stride, Window, sample_scores, show_classes, show_samples
 from loratlas.cli.progress import Terminal
 from loratlas.cli.tables.evaluation_tables import show_definitions, show_loss
 
@@ -74,26 +74,8 @@ def evaluate(
             rich_help_panel=options.DATA,
         ),
     ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            "--window",
-            metavar="TOKENS",
-            min=2,
-            help="Also the loss in windows of so many tokens.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            "--stride",
-            metavar="TOKENS",
-            min=1,
-            help="How far windows advance; by their length unless given.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = None,
+    window: Window = None,
+    stride: Stride = None,
     samples: options.Samples = 0,
     rouge: options.Rouge = False,
     forgetting: options.Forgetting = None,

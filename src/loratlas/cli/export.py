@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loratlas.cli import options, output
-from loratlas.cli.base_name import base_named
+from loratlas.cli.base_name import Base, base_named
 
 if TYPE_CHECKING:
     from loratlas.adapters.export.export_adapter import Export
@@ -38,15 +38,7 @@ def export(
         ),
     ],
     out: options.Out,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="MODEL",
-            help="The base, if it is not where the adapter says.",
-            rich_help_panel=options.PLACEMENT,
-        ),
-    ] = None,
+    base: Base = None,
     rank_tolerance: Annotated[
         float | None,
         typer.Option(

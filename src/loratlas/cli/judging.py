@@ -1,16 +1,36 @@
-"""Checks before a model is evaluated, and what people read of an evaluation."""
+"""What commands that judge a model share: options, and what people read of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
+
+import typer
 
 from loratlas import formats
-from loratlas.cli import output
+from loratlas.cli import options, output
 from loratlas.errors import printable
 
-if TYPE_CHECKING:
-    pass
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        metavar="TOKENS",
+        min=2,
+        help="Also the loss in windows of so many tokens.",
+        rich_help_panel=options.DATA,
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        metavar="TOKENS",
+        min=1,
+        help="How far windows advance; by their length unless given.",
+        rich_help_panel=options.DATA,
+    ),
+]
 
 
 def headline(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options, output
-from loratlas.cli.base_name import base_named
+from loratlas.cli.base_name import Base, base_named
 from loratlas.cli.progress import Terminal
 
 Adapter = Annotated[
@@ -17,15 +17,6 @@ Adapter = Annotated[
         metavar="ADAPTER",
         help="A PEFT adapter's directory, or the --out folder of `loratlas train`.",
         show_default=False,
-    ),
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        "--base",
-        metavar="MODEL",
-        help="The base, if it is not where the adapter says.",
-        rich_help_panel=options.PLACEMENT,
     ),
 ]
 
