@@ -196,6 +196,12 @@ def test_plan_peft_is_python_that_runs(cli, gpt2_medium: Path, placement, traina
     assert adapted.get_nb_trainable_parameters()[0] == trainable
 
 
+def test_plan_peft_names_a_base_that_peft_can_load(cli):
+    names = {}
+    exec(cli("plan", MODEL, "--placement", "q:2", "--peft").out, names)
+    assert (Path(names["config"].base_model_name_or_path) / "config.json").is_file()
+
+
 def test_ranks_are_rounded_on_request(cli):
     words = ("plan", MODEL, "--placement", "all", "--budget", "params=300k", "--json")
     exact, rounded = (cli(*words, *more).json for more in ((), ("--round-ranks",)))

@@ -65,12 +65,6 @@ def test_starts_without_the_heavy_libraries(words: list[str]):
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_no_command_shows_the_help(cli):
-    told = cli()
-    assert told.code == 2
-    assert "Usage: loratlas" in told.out + told.err
-
-
 def test_version(cli):
     told = cli("--version")
     assert (told.code, told.out.strip()) == (0, f"loratlas {loratlas.__version__}")
@@ -221,3 +215,10 @@ def test_what_is_refused_is_refused_before_anything_is_announced(cli, words, tmp
     assert found.code == 2, found.err
     assert found.err.startswith("Error ("), found.err
     assert not (tmp_path / "s").exists()
+
+
+def test_nothing_typed_shows_what_there_is(cli):
+    shown = cli()
+    assert (shown.code, shown.err) == (0, "")
+    assert "audit-log" in shown.out
+    assert shown.out == cli("--help").out

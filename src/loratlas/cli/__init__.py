@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     from loratlas.errors import Interrupted
     from loratlas.interruption import asked_by
 
-    words = list(arguments)
+    words = list(arguments) or ["--help"]  # who types nothing asks what there is
     # The Hub's client announces each of its retries; what came of them is said once, by the error.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # bitsandbytes tells every process that imports it which kernels it would like to fetch.

@@ -182,7 +182,7 @@ def plan_model(
         from loratlas.placement.peft_code import python_code, readable
 
         source = load_config(step.source)
-        output.say(python_code(readable(plan, anatomy, plan.to_peft(source), source), model))
+        output.say(python_code(readable(plan, anatomy, plan.to_peft(source), source), step.source))
         return
     config = proven_config(plan, step.source)
     spent = price(plan, step, timed=time)
