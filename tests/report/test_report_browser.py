@@ -347,7 +347,7 @@ def test_nothing_is_cut_off_on_narrow_paper(opened, variant: str) -> None:
     page = opened(variant, viewport={"width": 360, "height": 780}).page
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
-    until(page, "[...document.querySelectorAll('.main-svg')].every(one => one.clientWidth <= 345)")
+    until(page, "[...document.querySelectorAll('.main-svg')].every(one => one.getAttribute('viewBox'))")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(INSIDE) == []
     outside = """[...document.querySelectorAll('main *')].filter(one => !one.closest('svg')
