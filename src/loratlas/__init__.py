@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from loratlas.api.shrink_adapter_folder import Shrinkage, shrink
     from loratlas.api.train_run import train
     from loratlas.errors import LoratlasError
+    from loratlas.integrations.trainer.dynamic_placement import DynamicPlacement
     from loratlas.placement.plan import Plan
     from loratlas.sources import read
     from loratlas.spectra.show_adapter import AdapterSpectrum
@@ -38,6 +39,7 @@ __all__ = [
     "Anatomy",
     "Check",
     "Claims",
+    "DynamicPlacement",
     "Evaluation",
     "LoratlasError",
     "Plan",
@@ -71,6 +73,7 @@ _HOMES = {
     "Anatomy": "loratlas.anatomy.sites",
     "Check": "loratlas.api.check_adapter",
     "Claims": "loratlas.api.judge_claims",
+    "DynamicPlacement": "loratlas.integrations.trainer.dynamic_placement",
     "Evaluation": "loratlas.api.results",
     "LoratlasError": "loratlas.errors",
     "Plan": "loratlas.placement.plan",

@@ -92,7 +92,7 @@ REFUSED = [
     (("--signal", "magic"), "no such policy"),
     (("--by", "gradient"), "a column of a scan, and no scan"),
     (("--init", "olora"), "whose ranks cannot change"),
-    (("--budget", "params=10"), "rank 1 at each site costs 38,912"),
+    (("--budget", "params=10"), "rank 1 at each site, which costs 38,912"),
     (
         ("--placement", "all:2", "--signal", "energy", "--budget", "params=1M"),
         "a placement that stays as it is",
@@ -106,3 +106,16 @@ def test_what_cannot_be_done_is_a_sentence_before_the_first_step(cli, words, sai
     assert found.code == 2, found.err
     assert said in found.words
     assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_below_one_rank_everywhere_is_reached_by_the_decision(cli, tmp_path: Path):
+    found = cli(
+        *AUTO, "--budget", "params=30000", "--signal", "energy", "--out", tmp_path / "run", "--json"
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    assert found.json["trainable"] <= 30_000
+    assert found.json["decisions"][0]["parameters"] == found.json["trainable"]
+    assert "30,000 parameters are left at the end" in " ".join(found.err.split())
+    (line,) = [line for line in found.err.splitlines() if "step 4:" in line]
+    assert "loss" in line
+    assert len(line) <= 80

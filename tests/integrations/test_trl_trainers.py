@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import loratlas
 from loratlas.demo import base_path
+from loratlas.errors import SettingsError
 
 BASE = str(base_path("demo:llama-mini"))
 PLACEMENT = "q,v:2 + ffn.down@top/2:1"
@@ -120,3 +122,56 @@ def test_rewards(tmp_path, tokenizer):
         train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer,
     )  # fmt: skip
     assert all(entry["loss"] > 0 for entry in after(trainer, plan, model, head=head))
+
+
+def test_adapters_move_in_supervised_training(tmp_path, tokenizer):
+    from trl import SFTConfig, SFTTrainer
+
+    _, model = adapted()
+    rows = Dataset.from_list([{"prompt": p["prompt"], "completion": p["chosen"]} for p in PAIRS])
+    trainer = SFTTrainer(
+        model=model, args=SFTConfig(output_dir=str(tmp_path), max_length=32, **COMMON | {"max_steps": 7}),
+        train_dataset=rows, processing_class=tokenizer,
+    )  # fmt: skip
+    placement = loratlas.DynamicPlacement(
+        policy="random", head=4, placement="q,v,ffn.down", on_decision=lambda _: None
+    ).install(trainer)
+    trainer.train()
+    moved(placement, model)
+    logged = [entry for entry in trainer.state.log_history if "mean_token_accuracy" in entry]
+    assert len(logged) == 7  # what is computed for a decision is not logged
+
+
+def test_adapters_move_in_training_on_preferences(tmp_path, tokenizer):
+    from trl import DPOConfig, DPOTrainer
+
+    arguments = DPOConfig(output_dir=str(tmp_path), max_length=32, **COMMON | {"max_steps": 7})
+    rows = Dataset.from_list(PAIRS)
+    _, model = adapted()
+    doubled = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    with pytest.raises(SettingsError, match="a second adapter named ref"):
+        loratlas.DynamicPlacement().install(doubled)
+
+    base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    trainer = DPOTrainer(
+        model=base, args=arguments, train_dataset=rows, processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"]),
+    )  # fmt: skip
+    loratlas.faster(trainer.model)
+    placement = loratlas.DynamicPlacement(
+        policy="random", head=4, placement="q,v,ffn.down", on_decision=lambda _: None
+    ).install(trainer)
+    trainer.train()
+    moved(placement, trainer.model)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def moved(placement, model):
+    """Adapters moved, their layers still compute fast, and ranks are what the plan of the moves says."""
+    assert placement.moves
+    (decision,) = placement.decisions
+    assert decision.loss_after == pytest.approx(decision.loss_before, abs=0.5)
+    assert decision.parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lean = [m for m in model.modules() if type(m).__module__ == "loratlas.adapters.layers.lean_lora"]
+    assert len(lean) == sum(rank > 0 for rank in placement.ranks.values())

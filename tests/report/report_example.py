@@ -468,7 +468,32 @@ def scanned() -> dict[str, Any]:
     return made
 
 
+def moved() -> dict[str, Any]:
+    """The third arm's adapters moved in its two runs."""
+    made = study()
+    arm = made["arms"][2]
+    rows = arm["plan"]["sites"]
+    moves = [
+        {"step": 4, "path": row["path"], "before": row["rank"], "after": after, "reason": f"reason {after}",
+         "price": 96 * (after - row["rank"]), "gain": 0.25, "lost": 0.5, "loss_before": 3.25, "loss_after": 3.5}
+        for row, after in ((rows[0], 0), (rows[1], 7))
+    ]  # fmt: skip
+    decision = {
+        "step": 4,
+        "parameters": 73_000,
+        "note": "halves agree by τ = 0.61",
+        "loss_before": 3.25,
+        "loss_after": 3.5,
+    }
+    arm["moving"] = [
+        {"seed": 11, "steps": 40, "moves": moves, "decisions": [decision | {"moved": 2}]},
+        {"seed": 12, "steps": 40, "moves": [], "decisions": [decision | {"moved": 0}]},
+    ]
+    return made
+
+
 VARIANTS = {
+    "moved": moved,
     "example": study,
     "undetermined": undetermined,
     "diverged": diverged,

@@ -19,6 +19,7 @@ from loratlas.report import (
     figure_theme,
     figures,
     forest_plot,
+    moves_section,
     scan_section,
     sentences,
     side_tables,
@@ -84,7 +85,7 @@ def resolve(study: Any, path: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "variant", ["example", "undetermined", "diverged", "incomplete", "measured", "scanned"]
+    "variant", ["example", "undetermined", "diverged", "incomplete", "measured", "scanned", "moved"]
 )
 def test_the_page_says_nothing_that_is_not_in_the_study(variant: str, tmp_path: Path) -> None:
     made = VARIANTS[variant]()
@@ -179,6 +180,37 @@ def test_a_scan_has_its_section(tmp_path: Path) -> None:
     made["scan"]["settled"] = False
     assert "had not settled" in plain(scan_section.lead(sentences.read(made)))
     assert 'id="scan"' not in page_of(study(), tmp_path)
+
+
+def test_moves_have_their_section(tmp_path: Path) -> None:
+    made = VARIANTS["moved"]()
+    ledger = sentences.read(made)
+    assert plain(moves_section.lead(ledger)).startswith("feedforward placed adapters inside the runs")
+    assert "seed 11, over 40 steps" in plain(moves_section.caption(ledger, 2))
+    assert "mark 2 moves" in plain(moves_section.caption(ledger, 2))
+    shown = [[plain(cell) for cell in row] for row in moves_section.decisions(ledger).rows]
+    evidence = "halves agree by τ = 0.61"
+    assert shown == [
+        ["feedforward", "11", "4", "2", "73,000", "3.250", "3.500", evidence],
+        ["feedforward", "12", "4", "0", "73,000", "3.250", "3.500", evidence],
+    ]
+    first, second = made["arms"][2]["plan"]["sites"][:2]
+    shown = [[plain(cell) for cell in row] for row in moves_section.moves(ledger).rows]
+    assert shown == [
+        [first["path"], "4", f"{first['rank']} → 0", "0.25", "50 %", "reason 0"],
+        [second["path"], "4", f"{second['rank']} → 7", "0.25", "50 %", "reason 7"],
+    ]
+    for theme in ("light", "dark"):
+        heat, marks = figures.figures(ledger)["moves.2"][theme]["data"]
+        by_site = dict(zip(heat["y"], heat["z"], strict=True))
+        assert by_site[first["path"].removesuffix(".weight")] == [first["rank"], 0]
+        assert by_site[second["path"].removesuffix(".weight")] == [second["rank"], 7]
+        assert len(by_site) == len(made["arms"][2]["plan"]["sites"])
+        assert list(heat["x"]) == [0, 4, 40]
+        assert list(marks["marker"]["symbol"]) == ["triangle-down", "triangle-up"]
+    text = page_of(made, tmp_path)
+    assert 'id="moves"' in text
+    assert 'id="moves"' not in page_of(study(), tmp_path)
 
 
 def test_an_adapted_embedding_gets_its_row() -> None:

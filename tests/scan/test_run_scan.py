@@ -168,7 +168,7 @@ SPEC = {
     "name": "auto",
     "model": "demo:llama-mini",
     "data": {"train": "demo:facts-300"},
-    "arms": {"full": "all@top/4:1", "auto": "auto"},
+    "arms": {"full": "all@top/4:1", "auto": "scan"},
     "reference": "full",
     "match": "params",
     "learning_rates": [3e-3],

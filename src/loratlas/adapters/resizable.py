@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from loratlas.adapters.attach import takes_from_base
 from loratlas.adapters.peft_check import some
 from loratlas.adapters.peft_targets import adapted, renamed_leaves
 from loratlas.adapters.stored.plain_lora import takes_a_start
 from loratlas.errors import AttachError
 from loratlas.modeling import unwrap
+
+BASE_CHANGING = ("corda", "lora_ga", "loftq")
+"""More values of PEFT's ``init_lora_weights`` that leave another base behind."""
 
 
 def refused(given: str, found: str, instead: str) -> AttachError:
@@ -50,11 +54,13 @@ def check_resizable(model: Any) -> str:
             )
         if any(layer.lora_bias.values()):
             raise refused(given, f"factors with a bias at {path}", "lora_bias=False")
-    if takes_a_start(model):
+    init = config.init_lora_weights
+    if takes_a_start(model) or takes_from_base(init) or init in BASE_CHANGING:
         raise refused(
             given,
-            "an initialisation (PiSSA, OLoRA) that moved a part of the base's weights into the adapter",
-            "init true",
+            "an initialisation (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ) that moved a part of the base's weights into the "
+            "adapter",
+            "init_lora_weights=True",
         )
     return name
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from loratlas.api.checks import check_head, rows_to_judge
 from loratlas.api.folders import adapter_folder, check_out
 from loratlas.api.listener import Bar, Listener, known
-from loratlas.api.moving_placement import Moving, check_moving, start_plan
+from loratlas.api.moving_placement import check_moving
 from loratlas.api.place_model import check_scores, placed
-from loratlas.dynamic.decision_schedule import parse_head
+from loratlas.dynamic.moving_plan import Moving, Start, start
 from loratlas.dynamic.policies.known_policies import DEFAULT
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 from loratlas.files import write_json
@@ -121,7 +121,7 @@ def check_job(job: Job) -> None:
                 instead="no --round-ranks, or --scores FILE with what a scan has measured",
             )
         check_moving(job.moving, job.settings)
-    elif job.moving != Moving(signal=None, head=parse_head(None), every=None):
+    elif job.moving != Moving.read(None, None, None):
         raise SettingsError(
             given=f"--signal, --head or --decide with --placement {job.placement}"
             if job.scores is None
@@ -178,18 +178,8 @@ def loss_before(model: Any, test: Encoded) -> float | None:
 
 
 def plan_of(job: Job, anatomy: Anatomy, memory: PeakMemory, listener: Listener) -> Plan:
-    """The plan that the run begins with: of a placement in words, by a scan's file, or of `all`."""
+    """The plan that the run trains, of a placement in words or by a scan's file."""
     assert job.placement is not None  # check_job said so
-    if places_itself(job):
-        return start_plan(
-            job.moving,
-            anatomy,
-            budget=job.budget,
-            alpha=job.alpha,
-            rslora=job.rslora,
-            allow_unresolved=job.allow_unresolved,
-            memory=memory,
-        )
     return placed(
         anatomy,
         job.placement,
@@ -202,6 +192,19 @@ def plan_of(job: Job, anatomy: Anatomy, memory: PeakMemory, listener: Listener) 
         allow_unresolved=job.allow_unresolved,
         round_ranks=job.round_ranks,
         listener=listener,
+    )
+
+
+def start_of(job: Job, anatomy: Anatomy, memory: PeakMemory) -> Start:
+    """The plan that a run which places its adapters itself begins with."""
+    return start(
+        job.moving,
+        anatomy,
+        budget=job.budget,
+        alpha=job.alpha,
+        rslora=job.rslora,
+        allow_unresolved=job.allow_unresolved,
+        memory=memory,
     )
 
 

@@ -21,7 +21,7 @@ from loratlas.api.checks import (
     tokenizer_source,
 )
 from loratlas.api.listener import Held, Listener, Silent
-from loratlas.api.moving_placement import Moving, controller, moved_plan
+from loratlas.api.moving_placement import controller
 from loratlas.api.place_model import read_named
 from loratlas.api.results import Run
 from loratlas.api.train_job import (
@@ -35,8 +35,9 @@ from loratlas.api.train_job import (
     places_itself,
     plan_of,
     rows_to_evaluate,
+    start_of,
 )
-from loratlas.dynamic.decision_schedule import parse_every, parse_head
+from loratlas.dynamic.moving_plan import Moving, moved_plan
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.interruption import asked_by
 from loratlas.sources import named_base
@@ -186,7 +187,7 @@ def train(
         rouge=rouge,
         forgetting=forgetting,
         settings=made,
-        moving=Moving(signal=signal, head=parse_head(head), every=parse_every(decide)),
+        moving=Moving.read(signal, head, decide),
         tokenizer=tokenizer,
         quantize=quantize,
         base_dropout=base_dropout,
@@ -246,14 +247,16 @@ def _run(job: Job, listener: Held, temporary: Any) -> Run:
     note_rate(job, width=sizes(described).hidden, examples=len(train), listener=listener)
     anatomy = read_named(job.model, config) if job.adapter is None else None
     plan: Plan | None = None
+    hook = None
     if job.adapter is None:
         assert anatomy is not None
         memory = PeakMemory.of_run(described, anatomy, train, job.settings)
-        plan = plan_of(job, anatomy, memory, listener)
-    hook = None
-    if plan is not None and places_itself(job):
-        steps = job.settings.steps_for(len(train))
-        hook = controller(job.moving, plan, config or source, steps=steps, listener=listener)
+        if places_itself(job):
+            begun = start_of(job, anatomy, memory)
+            plan, steps = begun.plan, job.settings.steps_for(len(train))
+            hook = controller(job.moving, begun, config or source, steps=steps, listener=listener)
+        else:
+            plan = plan_of(job, anatomy, memory, listener)
     listener.release()
     base = open_base(
         job.model,

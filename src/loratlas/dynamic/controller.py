@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from loratlas.adapters.resize import Resized, resize
 from loratlas.anatomy.sites import Site
-from loratlas.dynamic.attention_watch import attention_movement, check_attention
 from loratlas.dynamic.decision_schedule import DecisionSchedule
 from loratlas.dynamic.gradient_watch import GradientWatch
-from loratlas.dynamic.moves import Move
+from loratlas.dynamic.moves import Decided, Move
+from loratlas.dynamic.next_rows import NextRows, ProbedRows
+from loratlas.dynamic.peers import Peers
 from loratlas.dynamic.policies.base import Policy
 from loratlas.dynamic.run_evidence import Evidence
 from loratlas.dynamic.site_statistics import SiteStatistics
 from loratlas.errors import SettingsError
-from loratlas.modeling import device_of, modes_kept
+from loratlas.modeling import device_of
 from loratlas.training.run_events import StepEvent
 from loratlas.training.run_hooks import HookedRun, RunHook, Tensors
-
-if TYPE_CHECKING:
-    from loratlas.data.batches.batch import Batch
 
 
 MOST_CHANGED = 0.07
@@ -66,6 +64,22 @@ class Decision:
             f"({self.note})"
         )
 
+    def line(self) -> str:
+        """The decision in 70 characters at most.
+
+        >>> Decision(step=20, moves=(), parameters=9, note="", loss_before=2.5, loss_after=2.5).line()
+        'step 20: ranks stay as they are'
+        """
+        if not self.moves:
+            return f"step {self.step}: ranks stay as they are"
+        gone = sum(move.after == 0 for move in self.moves)
+        grown = sum(move.after > move.before for move in self.moves)
+        fewer = len(self.moves) - gone - grown
+        return (
+            f"step {self.step}: {grown} up, {fewer} down, {gone} to none; "
+            f"loss {self.loss_before:.3f} → {self.loss_after:.3f}"
+        )
+
 
 class PlacementController(RunHook):
     """Places adapters while a run trains.
@@ -81,6 +95,8 @@ class PlacementController(RunHook):
         budget: parameters after the last decision.
         most: sites that one decision may change; None for `MOST_CHANGED` of them.
         on_decision: hears of every decision, also of those of a resumed run's past.
+        rows: (run, steps done) → the rows that a decision is judged on.
+        peers: other processes of the run.
 
     Attributes:
         decisions: so far.
@@ -103,6 +119,8 @@ class PlacementController(RunHook):
         schedule: DecisionSchedule | None = None,
         most: int | None = None,
         on_decision: Callable[[Decision], None] | None = None,
+        rows: Callable[[HookedRun, int], ProbedRows] = NextRows,
+        peers: Peers | None = None,
     ) -> None:
         if not sites:
             raise SettingsError(
@@ -112,7 +130,7 @@ class PlacementController(RunHook):
         self.schedule = schedule or DecisionSchedule(peak=policy.peak)
         self.most = max(2, math.ceil(len(self.sites) * MOST_CHANGED)) if most is None else most
         self.decisions: list[Decision] = []
-        self._heard = on_decision
+        self._heard, self._rows, self._peers = on_decision, rows, peers or Peers()
         modules = {site.path: site.module for site in self.sites}
         self._statistics = SiteStatistics(modules, sensitivity="sensitivity" in policy.needs)
         self._gradient: GradientWatch | None = None
@@ -173,7 +191,7 @@ class PlacementController(RunHook):
         """The first step: look at what there is, and refuse what cannot be done."""
         self._begun = True
         if "attention" in self.policy.needs:
-            check_attention(run.model, self._batches(run, 0)[0])
+            self._rows(run, 0).check_attention()
         self._gradient = self._watch(run)
         self._statistics.begin(run, self.schedule.head_steps(run.steps))
 
@@ -191,14 +209,14 @@ class PlacementController(RunHook):
     def _decide(self, run: HookedRun, step: int, due: tuple[int, ...]) -> None:
         assert self._gradient is not None
         number = due.index(step) + 1
-        batches = self._batches(run, step)
-        before = self._loss(run, batches)
-        evidence = self._evidence(run, step, batches)
+        rows = self._rows(run, step)
+        before = rows.loss()
+        evidence = self._evidence(run, step, rows)
         allowed = self.schedule.allowed(self.budget, number, len(due))
-        decided = self.policy.decide(evidence, allowed=allowed, most=self.most)
+        decided = self._agreed(self.policy.decide(evidence, allowed=allowed, most=self.most))
         changed = {path: rank for path, rank in decided.ranks.items() if rank != evidence.ranks[path]}
         done = self._move(run, changed, step)
-        after = self._loss(run, batches) if changed else before
+        after = rows.loss() if changed else before
         lost = {change.path: change.lost for change in done.changes} if done is not None else {}
         prices = evidence.prices
         moves = tuple(
@@ -224,6 +242,14 @@ class PlacementController(RunHook):
         later = due[number] - step if number < len(due) else 0
         self._gradient.begin()
         self._statistics.begin(run, later)
+
+    def _agreed(self, decided: Decided) -> Decided:
+        """The first process's ranks, in all of them."""
+        if self._peers.alone:
+            return decided
+        paths = [site.path for site in self.sites]
+        ranks = self._peers.first([decided.ranks[path] for path in paths])
+        return replace(decided, ranks=dict(zip(paths, ranks, strict=True)))
 
     def _keep(self, decision: Decision) -> None:
         self.decisions.append(decision)
@@ -256,14 +282,15 @@ class PlacementController(RunHook):
         run.change_parameters(change)
         return made[0]
 
-    def _evidence(self, run: HookedRun, step: int, batches: Sequence[Batch]) -> Evidence:
+    def _evidence(self, run: HookedRun, step: int, rows: ProbedRows) -> Evidence:
         assert self._gradient is not None
+        self._gradient.average(self._peers)
         measured = self._statistics.measured(run)
         gradient = self._gradient.measured()
         if gradient is not None:
             measured["gradient"] = gradient
         if "attention" in self.policy.needs:
-            attention = attention_movement(run.model, batches, self.sites)
+            attention = rows.attention(self.sites)
             if attention is not None:
                 measured["attention"] = attention
         return Evidence(
@@ -276,31 +303,7 @@ class PlacementController(RunHook):
             seed=run.settings.seed,
         )
 
-    def _batches(self, run: HookedRun, step: int) -> list[Batch]:
-        """The rows of the step after so many, which the run has not been updated by yet."""
-        from loratlas.training.step.microbatches import microbatches
-
-        device = device_of(run.model)
-        rows = run.order[step].tolist()
-        return [
-            batch.to(device)
-            for batch in microbatches(run.data, rows, packed=run.packed, size=run.settings.micro_batch)
-        ]
-
-    def _loss(self, run: HookedRun, batches: Sequence[Batch]) -> float:
-        """Mean loss of these rows, nats per counted token."""
-        import torch
-
-        from loratlas.evaluation.token_losses import token_losses
-
-        with torch.no_grad(), modes_kept(run.model):
-            run.model.eval()
-            total = sum(float(token_losses(run.model, batch).sum(dtype=torch.float64)) for batch in batches)
-        return total / sum(batch.labelled for batch in batches)
-
     def state(self) -> tuple[Tensors, dict[str, Any]]:
-        from dataclasses import asdict
-
         tensors, values = self._statistics.state()
         kept: dict[str, Any] = {
             "statistics": values,

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loratlas.anatomy.sites import Site
+from loratlas.dynamic.peers import Peers
 from loratlas.dynamic.run_evidence import Measured
 from loratlas.modeling import unwrap
-from loratlas.signals.base import ALL_FOLDS, Use
+from loratlas.signals.base import ALL_FOLDS, FoldSums, Use
 from loratlas.signals.gradient import Gradient
 from loratlas.training.run_hooks import Tensors
 
@@ -92,6 +93,32 @@ class GradientWatch:
             output.register_hook(learn)
 
         return watch
+
+    def average(self, peers: Peers) -> None:
+        """Make the sketches those of the mean gradient over all processes of the run."""
+        import torch
+
+        if peers.alone or not self.samples:
+            return
+        for sums in (self._signal.Y, self._signal.W):
+            kept = sums.state()
+            whole = {}
+            for site in self._sites:
+                for fold in range(2):
+                    name = f"{fold} 0 {site.path}"
+                    own = kept.get(name)
+                    # A site that this process has not used still takes part: others may have.
+                    value = torch.zeros(self._shape(site, sums), device=peers.device) if own is None else own
+                    mean = peers.mean(value)
+                    if bool(mean.any()):
+                        whole[name] = mean
+            sums.load_state(whole)
+        for site in self._sites:
+            self._signal.prepare((site.path, 0), site.shape, torch.empty(0, device=peers.device))
+
+    def _shape(self, site: Site, sums: FoldSums) -> tuple[int, int]:
+        k, rows = self._signal.sizes(site.shape)
+        return (site.shape[0], k) if sums is self._signal.Y else (rows, site.shape[1])
 
     def measured(self) -> Measured | None:
         """`gradient` of every site, from all samples and from either half; None where fewer than two were taken."""

@@ -127,8 +127,11 @@ def bare_name(name: str) -> str:
 
     >>> bare_name("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight")
     'model.layers.0.mlp.up_proj.weight'
+    >>> bare_name("base_model.model.lm_head.original_module.weight")
+    'lm_head.weight'
     """
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    bare = name.removeprefix("base_model.model.")
+    return bare.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _build_on_meta(model_class: Any, config: PretrainedConfig) -> PreTrainedModel:

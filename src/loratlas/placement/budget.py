@@ -73,6 +73,10 @@ class Budget:
         return f"{self.quantity}={self.amount:.15g}"
 
 
+LIKE_OF = {"params": "like", "time": "time", "memory": "memory"}
+"""Quantity → the word of the budget that says "as much of it as this placement costs"."""
+
+
 def parse_budget(text: str) -> Budget:
     """Read a budget.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from loratlas.report.figure_theme import THEMES, Theme, blank_figure, colour, label
 from loratlas.report.model_maps import model_map, scan_map
+from loratlas.report.moves_section import moves_map
 from loratlas.report.quotes import QuotedStudy
 
 AXES: dict[str, tuple[str, str, str]] = {
@@ -26,8 +27,8 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid"
 def figures(ledger: QuotedStudy) -> dict[str, dict[str, dict[str, Any]]]:
     """Every figure for both themes: ``{figure: {theme: plotly JSON}}``.
 
-    Figures are named ``pareto.params``, ``pareto.time``, ``pareto.memory``, ``curves``, ``tuning``, ``scan`` and
-    ``map.0`` for the first arm. A figure that the study has no numbers for is left out.
+    Figures are named ``pareto.params``, ``pareto.time``, ``pareto.memory``, ``curves``, ``tuning``, ``scan``, and
+    ``map.0`` and ``moves.0`` for the first arm. A figure that the study has no numbers for is left out.
     """
     import plotly.graph_objects as go
 
@@ -47,6 +48,7 @@ def figures(ledger: QuotedStudy) -> dict[str, dict[str, dict[str, Any]]]:
         keep("scan", name, scan_map(ledger, theme))
         for i in ledger.items("/arms"):
             keep(f"map.{i}", name, model_map(ledger, i, theme))
+            keep(f"moves.{i}", name, moves_map(ledger, i, theme))
     return drawn
 
 

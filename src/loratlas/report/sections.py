@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from loratlas.report import captions, forest_plot, scan_section, sentences, side_tables, tables
+from loratlas.report import captions, forest_plot, moves_section, scan_section, sentences, side_tables, tables
 from loratlas.report.figure_theme import DARK, LIGHT
 from loratlas.report.figures import AXES
 from loratlas.report.quotes import Phrase, QuotedStudy, clean
@@ -179,6 +179,24 @@ def _scan(ledger: QuotedStudy, drawn: Figures) -> Made:
     return "Where adapters help most, measured before training", scan_section.lead(ledger), view
 
 
+def _moves(ledger: QuotedStudy, drawn: Figures) -> Made:
+    """What moved in the arms whose adapters move while they train."""
+    shown = [i for i in moves_section.moving(ledger) if f"moves.{i}" in drawn]
+    if not shown:
+        return None
+    maps = [
+        {
+            "arm": i,
+            "name": (ledger.word(f"/arms/{i}/name"),),
+            "figure": f"moves.{i}",
+            "alternative": moves_section.caption(ledger, i),
+        }
+        for i in shown
+    ]
+    tabled = {"decisions": moves_section.decisions(ledger), "moves": moves_section.moves(ledger)}
+    return "Where adapters went while they trained", moves_section.lead(ledger), {"maps": maps, **tabled}
+
+
 def _maps(ledger: QuotedStudy, drawn: Figures) -> Made:
     shown = [i for i in ledger.items("/arms") if f"map.{i}" in drawn]
     if not shown:
@@ -237,6 +255,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[QuotedStudy, Figures], Made]], ...] = 
     ("training", "Training", _training),
     ("tuning", "Tuning", _tuning),
     ("scan", "Scan", _scan),
+    ("moves", "Moves", _moves),
     ("maps", "Maps", _maps),
     ("limits", "Limits", _limits),
     ("repeat", "Repeat it", _repeat),

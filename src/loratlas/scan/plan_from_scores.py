@@ -23,19 +23,31 @@ if TYPE_CHECKING:
     from loratlas.signals.measure_signals import Reading
 
 AUTO = "auto"
-"""The placement that a scan decides."""
+"""The placement that is decided by measurement: in the run's own first steps, or by an earlier scan's scores."""
+
+SCAN = "scan"
+"""The placement of a study's arm that a scan decides before the arm is trained."""
 
 LIKE = f"like=all:{DEFAULT_RANK}"
 """The budget of a scan where none is given: what `all` without a rank does."""
 
 
 def is_auto(placement: str | None) -> bool:
-    """Whether a placement is left to a scan.
+    """Whether a placement is left to measurement.
 
     >>> is_auto(" auto "), is_auto("all:auto"), is_auto(None)
     (True, False, False)
     """
     return placement is not None and placement.strip() == AUTO
+
+
+def is_scan(placement: str | None) -> bool:
+    """Whether a placement is left to a scan of its own.
+
+    >>> is_scan("scan"), is_scan("auto")
+    (True, False)
+    """
+    return placement is not None and placement.strip() == SCAN
 
 
 def candidates(anatomy: Anatomy, among: str = "all") -> list[Site]:

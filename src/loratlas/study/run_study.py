@@ -14,7 +14,7 @@ from loratlas.errors import DataError, Interrupted, OutputError
 from loratlas.files import is_leftover, write_json
 from loratlas.interruption import asked_by
 from loratlas.scan.pace import OnEvent as OnScan
-from loratlas.scan.plan_from_scores import is_auto
+from loratlas.scan.plan_from_scores import is_scan
 from loratlas.study.execution.coordinator import Coordinator, default_workers
 from loratlas.study.execution.ledger import CLAIM, HOLDER, NAME, Ledger, claim, unstorable, unwritable
 from loratlas.study.execution.machine_record import machine, revision, versions
@@ -129,7 +129,7 @@ def cost_of(spec: StudySpec, *, workers: int | None = None) -> StudyCost:
         RequestError: the spec or the data cannot be used.
     """
     everywhere = {
-        name: arm.model_copy(update={"placement": "all"}) if is_auto(arm.placement) else arm
+        name: arm.model_copy(update={"placement": "all"}) if is_scan(arm.placement) else arm
         for name, arm in spec.arms.items()
     }
     priced = spec.model_copy(update={"arms": everywhere})
@@ -151,7 +151,7 @@ def _scan_reporter(on_event: OnEvent | None) -> OnScan | None:
             done=event.done,
             phase="scan",
             seconds_left=event.seconds_left,
-            message=f"{event.phase} for the arms that are auto",
+            message=f"{event.phase} for the arms that a scan places",
         )
     )
 

@@ -90,13 +90,16 @@ class MasterWeights:
     Args:
         model: a `PeftModel`; whatever requires a gradient is trained.
         loraplus: learning rate of the B factors over that of all others; None for 1.
+        dtype: numbers that the model computes in; None for those of its frozen base.
     """
 
-    def __init__(self, model: Any, *, loraplus: float | None = None) -> None:
+    def __init__(
+        self, model: Any, *, loraplus: float | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         import torch
 
         self._model, self._loraplus, self._torch = model, loraplus, torch
-        self.dtype = compute_dtype(model)
+        self.dtype = compute_dtype(model) if dtype is None else dtype
         self.rebuild()
 
     def rebuild(self) -> None:
@@ -186,6 +189,17 @@ class MasterWeights:
             if into:
                 lifted = [g if g.dtype == self._torch.float32 else g.float() for g in gradients]
                 self._torch._foreach_add_(into, lifted)  # pyright: ignore[reportPrivateImportUsage]
+
+    def observe(self) -> None:
+        """Copy the model's weights, and its gradients where it has any: for a model that somebody else trains."""
+        for group in self.groups:
+            columns = zip(group.parameters, group.views, group.gradients, strict=True)
+            for parameter, view, gradient in columns:
+                view.copy_(parameter.detach())
+                if parameter.grad is not None:
+                    gradient.copy_(parameter.grad)
+                else:
+                    gradient.zero_()
 
     def norm(self) -> torch.Tensor:
         """Euclidean norm of the whole gradient."""

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from loratlas.study.execution.schedule_state import Schedule, nll
 from loratlas.study.execution.study_events import OnEvent, StudyEvent, describe_run
 from loratlas.study.execution.worker_pool import Pool, Process, rebuilt
 from loratlas.study.inputs.fleet_sizing import fleet_size
+from loratlas.study.inputs.match_budgets import moving_of
 from loratlas.study.inputs.prepare import Prepared, training, training_device
 from loratlas.study.inputs.study_cost import study_cost
 from loratlas.study.results import side_metrics
@@ -143,6 +144,7 @@ class Coordinator:
                     "checkpoint": str((self.out / "cache" / "checkpoints" / name).resolve()),
                     "arm": None if key.phase == "base" else self.spec.arms[key.arm].model_dump(mode="json"),
                     "plan": None if key.phase == "base" else self.prepared.plans[key.arm].to_json(),
+                    "moving": self._moving(key),
                 }
             )
         process.give(keys, {"jobs": jobs})
@@ -268,7 +270,14 @@ class Coordinator:
             "plan": prepared.plans[key.arm].to_json(),
             "arm": spec.arms[key.arm].model_dump(mode="json"),
             "training": self._training | ({"steps": key.steps} if key.steps else {}),
+            **({"moving": moving} if (moving := self._moving(key)) is not None else {}),
         }
+
+    def _moving(self, key: Key) -> dict[str, Any] | None:
+        """How the adapters of a run move; None where they stay where they are."""
+        if key.phase == "base" or key.arm not in self.prepared.moving:
+            return None
+        return {**asdict(moving_of(self.spec.arms[key.arm])), "budget": self.prepared.moving[key.arm]}
 
     def _write_setup(self, device: str) -> Path:
         """The file that workers start from, with the encoded rows beside it."""

@@ -127,6 +127,9 @@ class Worker:
         for index, job in enumerate(jobs):
             if job["plan"] is None:
                 continue
+            if job.get("moving") is not None:
+                alone[index] = "its adapters move while it trains"
+                continue
             plan, settings = self._asked(job)
             kept = Path(job["checkpoint"])
             member = Member(rows=plan.rows, settings=settings, rslora=plan.rslora, out=kept)
@@ -237,6 +240,7 @@ class Worker:
         else:
             model = plan.attach(self._model, seed=key["seed"], dropout=settings.dropout, init=settings.init)
         try:
+            hook = self._hook(job, plan, settings)
             if result is None:
                 report = self._reporter([job])
                 result = fit(
@@ -247,6 +251,7 @@ class Worker:
                     out=None,
                     on_step=lambda event: report(index, event),
                     packed=self._packed,
+                    hooks=() if hook is None else (hook,),
                 )
             curve = [
                 {name: float(getattr(point, name)) for name in ("step", "nll", "lr", "tokens", "seconds")}
@@ -255,6 +260,7 @@ class Worker:
             # The last step counts; a diverged run has no last step worth judging.
             scores, more, tables = (None, {}, {}) if result.diverged else self._judge(model, rows)
             diverged = bool(result.diverged or not bool(_finite(scores)))
+            moved = {} if hook is None else _moved(hook, plan, model)
             if key["phase"] == "evaluation" and not diverged:
                 asked, others = self._side_metrics.measure(model, self._score)
                 more, tables = more | asked, tables | others
@@ -274,9 +280,25 @@ class Worker:
             "compiled": result.compiled,
             "compile_reason": result.compile_reason,
             "trainable": plan.trainable,
+            **moved,
             **more,
         }
         return (None if diverged else scores), numbers, curve, tables
+
+    def _hook(self, job: Mapping[str, Any], plan: Any, settings: Any) -> Any:
+        """What moves the adapters of a run; None where they stay where they are."""
+        if job.get("moving") is None:
+            return None
+        from loratlas.dynamic.moving_plan import Moving, Start, controller_of
+
+        asked = dict(job["moving"])
+        budget = asked.pop("budget")
+        return controller_of(
+            Moving(**asked),
+            Start(plan=plan, budget=budget),
+            self._model,
+            steps=settings.steps_for(len(self._data["train"])),
+        )
 
     def _reporter(self, jobs: Sequence[Mapping[str, Any]]) -> Any:
         """A function that passes on steps of these jobs, some of them."""
@@ -313,6 +335,18 @@ def checksum(model: Any) -> int:
         flat = tensor.detach().contiguous().flatten().view(torch.uint8)
         total = zlib.crc32(flat.cpu().numpy(), total)
     return total
+
+
+def _moved(hook: Any, plan: Any, model: Any) -> dict[str, Any]:
+    """What a run's record says of its moves."""
+    ranks = hook.ranks(model)
+    price = {site.path: site.lora_parameters(1) for site in hook.sites}
+    kept = sum(row.trainable for row in plan.rows if row.site.path not in ranks)
+    return {
+        "trainable": kept + sum(price[path] * rank for path, rank in ranks.items()),
+        "moves": [move.to_json() for move in hook.moves],
+        "decisions": [decision.to_json() for decision in hook.decisions],
+    }
 
 
 def _finite(scores: Any) -> bool:

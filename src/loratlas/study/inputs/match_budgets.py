@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import RequestError
-from loratlas.study.spec.study_spec import StudySpec
+from loratlas.study.spec.study_spec import ArmSpec, StudySpec
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
+    from loratlas.dynamic.moving_plan import Moving, Start
     from loratlas.placement.budget import Memory
     from loratlas.placement.plan import Plan
     from loratlas.scan.scores import Scan
@@ -41,22 +42,18 @@ class BudgetMatch:
         return asdict(self)
 
 
-# The budget that says "as much as this placement spends", by quantity.
-_LIKE = {"params": "like", "time": "time", "memory": "memory"}
-
-
 def check_written(spec: StudySpec, anatomy: Anatomy) -> None:
-    """Refuse placements in words that find nothing, before a scan takes minutes for the arms that are ``auto``.
+    """Refuse placements in words that find nothing, before a scan takes minutes for the arms that it places.
 
     Raises:
         PlacementError: of an arm; ``given`` says which.
     """
     from loratlas.placement.language import parse
     from loratlas.placement.resolve import resolve
-    from loratlas.scan.plan_from_scores import is_auto
+    from loratlas.scan.plan_from_scores import is_auto, is_scan
 
     for name, arm in spec.arms.items():
-        if not is_auto(arm.placement):
+        if not (is_auto(arm.placement) or is_scan(arm.placement)):
             with naming(name):
                 resolve(parse(arm.placement), anatomy, allow_unresolved=spec.allow_unresolved)
 
@@ -74,14 +71,14 @@ def plans(
     The reference comes first: its ranks are those written, or solved from the study's budget, or 16. With
     ``match``, every other arm with a free rank is solved to spend what the reference spends; without, from the
     study's budget, if there is one. An arm's own budget or written ranks are obeyed. An arm whose placement is
-    ``auto`` spends its budget by a scan.
+    ``scan`` uses its budget by a scan; one whose placement is ``auto`` begins as `all` and moves inside its runs.
 
     Args:
         spec: the study.
         anatomy: of the base.
         memory: tells peak bytes of a typical step, where anything is to be matched by them.
-        scan: of the training rows; needed where an arm is ``auto``.
-        known: plans of ``auto`` arms that the study began with, which need no scan.
+        scan: of the training rows; needed where an arm is ``scan``.
+        known: plans of such arms that the study began with, which need no scan.
 
     Returns:
         Arm → plan, and arm → :class:`BudgetMatch` (None for the reference and where nothing is to be matched).
@@ -89,14 +86,16 @@ def plans(
     Raises:
         PlacementError, BudgetError, SettingsError: of an arm; ``given`` says which.
     """
-    from loratlas.placement.budget import cost_of_ranks
+    from loratlas.placement.budget import LIKE_OF, cost_of_ranks
+    from loratlas.scan.plan_from_scores import is_auto
+
+    solved: dict[str, Plan] = {}
+    matches: dict[str, BudgetMatch | None] = {}
 
     def planned(name: str, budget: str | None) -> Plan:
         return (known or {}).get(name) or _plan(spec, name, anatomy, scan, budget=budget, memory=memory)
 
     reference = planned(spec.reference, spec.budget)
-    solved: dict[str, Plan] = {}
-    matches: dict[str, BudgetMatch | None] = {}
     for name, arm in spec.arms.items():
         if name == spec.reference:
             solved[name], matches[name] = reference, None
@@ -104,9 +103,12 @@ def plans(
         if spec.match == "none":
             solved[name], matches[name] = planned(name, spec.budget), None
             continue
-        solved[name] = planned(name, f"{_LIKE[spec.match]}={reference.text}")
+        solved[name] = planned(name, f"{LIKE_OF[spec.match]}={reference.text}")
         wanted = cost_of_ranks(anatomy, reference.ranks, spec.match, memory)
         got = cost_of_ranks(anatomy, solved[name].ranks, spec.match, memory)
+        if name not in (known or {}) and is_auto(arm.placement):
+            # Some policies begin with more than they end with.
+            got = min(got, wanted) if moving_of(arm).schedule.peak > 1 else got
         matches[name] = BudgetMatch(
             quantity=spec.match,
             wanted=wanted,
@@ -141,11 +143,13 @@ def _plan(
     from loratlas.placement.language import parse
     from loratlas.placement.plan import place
     from loratlas.placement.resolve import resolve
-    from loratlas.scan.plan_from_scores import is_auto, plan_from
+    from loratlas.scan.plan_from_scores import is_auto, is_scan, plan_from
 
     arm = spec.arms[name]
     with naming(name):
         if is_auto(arm.placement):
+            return started(spec, name, anatomy, budget=budget, memory=memory).plan
+        if is_scan(arm.placement):
             assert scan is not None  # `loratlas.study.inputs.prepare` made it
             chosen = arm.budget or budget
             return plan_from(scan, anatomy, budget=chosen, alpha=arm.alpha, rslora=arm.rslora, memory=memory)[
@@ -167,3 +171,49 @@ def _plan(
             allow_unresolved=spec.allow_unresolved,
             memory=memory,
         )
+
+
+def started(
+    spec: StudySpec, name: str, anatomy: Anatomy, *, budget: str | None, memory: Memory | None
+) -> Start:
+    """What the runs of an arm begin with whose adapters move.
+
+    Args:
+        spec: the study. name: of the arm. anatomy: of the base.
+        budget: where the arm has none of its own. memory: tells peak bytes.
+    """
+    from loratlas.dynamic.moving_plan import start
+
+    arm = spec.arms[name]
+    return start(
+        moving_of(arm),
+        anatomy,
+        budget=arm.budget or budget,
+        alpha=arm.alpha,
+        rslora=arm.rslora,
+        allow_unresolved=spec.allow_unresolved,
+        memory=memory,
+    )
+
+
+def moving_of(arm: ArmSpec) -> Moving:
+    """How an arm's adapters move."""
+    from loratlas.dynamic.moving_plan import Moving
+
+    return Moving.read(arm.signal, arm.head, arm.decide)
+
+
+def arms_of_scan(spec: StudySpec, about: Mapping[str, Any] | None) -> list[str]:
+    """Arms that a scan places: those that say so, and ``auto`` in a study that began when that meant a scan.
+
+    Args:
+        spec: the study. about: attributes of its ledger, where it has begun.
+    """
+    from loratlas.scan.plan_from_scores import is_auto, is_scan
+
+    before = about is not None and "scan" in about and "moving" not in about
+    return [
+        name
+        for name, arm in spec.arms.items()
+        if is_scan(arm.placement) or (before and is_auto(arm.placement))
+    ]

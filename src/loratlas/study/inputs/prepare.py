@@ -6,8 +6,8 @@ All that can be wrong with a request is found here, before a folder is made.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,18 @@ import numpy as np
 
 from loratlas.errors import DataError, OutputError
 from loratlas.placement.plan import Plan
-from loratlas.scan.plan_from_scores import is_auto
+from loratlas.scan.plan_from_scores import is_auto, is_scan
 from loratlas.sources import judged_split, model_source, named_base, open_rows, open_task
 from loratlas.study.inputs.clusters import clusters_of
-from loratlas.study.inputs.match_budgets import BudgetMatch, check_written, naming, plans
+from loratlas.study.inputs.match_budgets import (
+    BudgetMatch,
+    arms_of_scan,
+    check_written,
+    moving_of,
+    naming,
+    plans,
+    started,
+)
 from loratlas.study.inputs.row_splits import draw_rows, hold_out
 from loratlas.study.results import side_metrics
 from loratlas.study.spec.study_spec import StudySpec
@@ -55,7 +63,8 @@ class Prepared:
         notes: sentences for the reader.
         clusters: one number for each evaluation row, equal where rows share a prompt or a document; None: none do.
         memory: tells the peak bytes of a typical step.
-        scan: what placed the arms whose placement is ``auto``, as plain data; None where there is none.
+        scan: what placed the arms whose placement is ``scan``, as plain data; None where there is none.
+        moving: arm → parameters at the end, of arms whose adapters move inside their runs.
     """
 
     source: str
@@ -73,6 +82,7 @@ class Prepared:
     memory: PeakMemory
     clusters: tuple[int, ...] | None = None
     scan: dict[str, Any] | None = None
+    moving: Mapping[str, int] = field(default_factory=dict)
 
     def about(self, spec: StudySpec) -> dict[str, Any]:
         """What the ledger keeps about the whole study, as plain data."""
@@ -96,7 +106,7 @@ class Prepared:
                 "loss": spec.data.loss,
                 **self._forgetting(spec),
             },
-            "trainable": {name: plan.trainable for name, plan in self.plans.items()},
+            "trainable": {name: self.moving.get(name, plan.trainable) for name, plan in self.plans.items()},
             "predicted_peak": self._predicted_peak(spec),
             "plans": {name: plan.to_json() for name, plan in self.plans.items()},
             "matches": {name: match and match.to_json() for name, match in self.matches.items()},
@@ -117,6 +127,7 @@ class Prepared:
             "notes": list(self.notes),
             **({} if self.clusters is None else {"clusters": list(self.clusters)}),
             **({} if self.scan is None else {"scan": self.scan}),
+            **({"moving": dict(self.moving)} if self.moving else {}),
         }
 
     def _forgetting(self, spec: StudySpec) -> dict[str, Any]:
@@ -166,7 +177,7 @@ def prepare(
     source = model_source(spec.model, folder=spec.folder)
     base_note = named_base(source).note
     base_config = load_config(source)
-    autos = [name for name, arm in spec.arms.items() if is_auto(arm.placement)]
+    scanned_arms = arms_of_scan(spec, begun)
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, [base_note] if base_note else list[str]()
     train_rows = open_rows(
@@ -188,20 +199,20 @@ def prepare(
     whole = encode_for(task, train_rows, tokenizer, **options)
     # Of tuning rows, which are held out from them, there are few: what a run sees is close to all of them.
     memory = PeakMemory.of_run(config, anatomy, whole, _settings(spec))
-    resolved, matches = ({}, {}) if autos else plans(spec, anatomy, memory)
-    _check_arms(spec, resolved, config)
+    resolved, matches = ({}, {}) if scanned_arms else plans(spec, anatomy, memory)
+    moving = _check_arms(spec, resolved, config, anatomy, memory, scanned_arms)
     judged = encode_for(task, judged_rows, tokenizer, **options)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = hold_out(whole, spec.tuning.rows, held_out, spec)
     evaluation = draw_rows(judged, spec.evaluation.rows, chosen)
     scanned = None
-    if autos:
+    if scanned_arms:
         check_written(spec, anatomy)
-        kept = {name: Plan.from_json(begun["plans"][name]) for name in autos} if begun else {}
+        kept = {name: Plan.from_json(begun["plans"][name]) for name in scanned_arms} if begun else {}
         scan = None if begun else _scan(spec, anatomy, train, source, on_scan, scan_folder)
         scanned = begun["scan"] if begun else scan and scan.to_json(gains=False)
         resolved, matches = plans(spec, anatomy, memory, scan=scan, known=kept)
-        _check_arms(spec, resolved, config)
+        moving = _check_arms(spec, resolved, config, anatomy, memory, scanned_arms)
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -251,6 +262,7 @@ def prepare(
         memory=memory,
         clusters=clusters_of(evaluation, judged_rows),
         scan=scanned,
+        moving=moving,
     )
 
 
@@ -326,9 +338,9 @@ def _check_task(spec: StudySpec, task: Task) -> None:
 
     side_metrics.check_metric(spec, task)
     for name, arm in spec.arms.items():
-        if is_auto(arm.placement) and task.name != "causal":
+        if (is_auto(arm.placement) or is_scan(arm.placement)) and task.name != "causal":
             raise SpecError(
-                given=f"arms.{name}: auto, for {task.name}",
+                given=f"arms.{name}: {arm.placement}, for {task.name}",
                 found="signals are measured on causal language models",
                 instead="a placement in words, such as all:8",
             )
@@ -336,11 +348,25 @@ def _check_task(spec: StudySpec, task: Task) -> None:
         raise SpecError(given="packing: on", found=task.why_padded, instead="packing: auto")
 
 
-def _check_arms(spec: StudySpec, plans: dict[str, Plan], config: PretrainedConfig) -> None:
-    """Refuse here what would otherwise end a worker: settings, dropout and initialisation of every arm."""
+def _check_arms(
+    spec: StudySpec,
+    plans: dict[str, Plan],
+    config: PretrainedConfig,
+    anatomy: Anatomy,
+    memory: PeakMemory,
+    scanned: Sequence[str],
+) -> dict[str, int]:
+    """Refuse here what would otherwise end a worker: settings, dropout, initialisation and moves of every arm.
+
+    Returns:
+        Arm → parameters at the end, of arms whose adapters move.
+    """
+    from loratlas.dynamic.moving_plan import controller_of
+    from loratlas.placement.budget import LIKE_OF
     from loratlas.training.settings import Settings
     from loratlas.training.site_rates import site_rate_hooks
 
+    moving: dict[str, int] = {}
     for name, plan in plans.items():
         arm = spec.arms[name]
         with naming(name):
@@ -348,6 +374,14 @@ def _check_arms(spec: StudySpec, plans: dict[str, Plan], config: PretrainedConfi
             own = {"loraplus": arm.loraplus, "site_rates": arm.site_rates, **special}
             site_rate_hooks(Settings(**training(spec), lr=spec.learning_rates[0], **own), spec.steps)
             plan.to_peft(config, **special, prove=False)
+            if is_auto(arm.placement) and name not in scanned:
+                wanted = spec.budget
+                if name != spec.reference and spec.match != "none":
+                    wanted = f"{LIKE_OF[spec.match]}={plans[spec.reference].text}"
+                begun = started(spec, name, anatomy, budget=wanted, memory=memory)
+                controller_of(moving_of(arm), begun, config, steps=spec.steps)
+                moving[name] = begun.budget
+    return moving
 
 
 def _data(encoded: Encoded, source: str) -> dict[str, Any]:

@@ -164,6 +164,17 @@ def side_results(
     return results
 
 
+def _moving(about: Mapping[str, Any], losses: ArmLosses) -> dict[str, Any]:
+    """Decisions and moves of an arm's evaluation runs, where its adapters move."""
+    if losses.arm not in about.get("moving", {}):
+        return {}
+    kept = ("decisions", "moves", "steps")
+    runs = [
+        {"seed": seed, **{name: record[name] for name in kept}} for seed, record in losses.records.items()
+    ]
+    return {"moving": runs}
+
+
 def stacked(summed: Mapping[int, np.ndarray], order: Sequence[int]) -> np.ndarray:
     return np.stack([summed[seed] for seed in order])
 
@@ -206,6 +217,7 @@ def arm_result(
         "peak_source": "predicted" if measured is None else "measured",
         "diverged": losses.diverged,
         "match": about["matches"].get(name),
+        **_moving(about, losses),
         "tuning": [
             {"lr": lr, "seed": seed, "nll": record["nll"], "diverged": bool(record["diverged"])}
             for lr in sorted(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from loratlas.dynamic.policies.known_policies import DEFAULT
 from loratlas.models.task import CAUSAL
-from loratlas.scan.advice import DECIDES, track_record
+from loratlas.scan.advice import DECIDES, auto_record, track_record
 from loratlas.study.execution.schedule_state import Schedule
+from loratlas.study.inputs.match_budgets import moving_of
 from loratlas.study.spec.rates_and_seeds import FEWEST_NEAR, candidates
 from loratlas.study.spec.study_spec import StudySpec
 
@@ -60,6 +62,17 @@ def study_notes(spec: StudySpec, about: Mapping[str, Any], state: Schedule) -> l
         notes.append(f"An optimum lay at the edge of the grid: all arms also tried {', '.join(added)}.")
     if "scan" in about:
         notes.append(track_record(decided_by(about["scan"])))
+    for name in about.get("moving", {}):
+        arm = spec.arms[name]
+        due = moving_of(arm).schedule.steps(spec.steps)
+        later = f", and {len(due) - 1} times later" if due[1:] else ""
+        notes.append(
+            f"{name} places its adapters inside its runs: it begins on all linear layers and decides after {due[0]} of "
+            f"{spec.steps} steps{later} by {arm.signal or DEFAULT} where they go on. No step is added; its runs "
+            "train alone, not in a fleet."
+        )
+    if about.get("moving"):
+        notes.append(auto_record())
     for name, match in about["matches"].items():
         if spec.match != "none" and match and not match["solved"]:
             notes.append(f"{name} names its ranks, which were used: its budget is not matched.")

@@ -11,11 +11,11 @@ import numpy as np
 
 from loratlas.errors import OutputError
 from loratlas.models.task import Task
-from loratlas.scan.plan_from_scores import is_auto
 from loratlas.study.execution.ledger import Key, Ledger
 from loratlas.study.execution.rate_choice import run_variance
 from loratlas.study.execution.schedule import NEAR, scan_steps, schedule
 from loratlas.study.execution.schedule_state import BASE, Schedule
+from loratlas.study.inputs.match_budgets import arms_of_scan
 from loratlas.study.results.arm_results import (
     ArmLosses,
     Lengths,
@@ -206,7 +206,7 @@ def _compare(
             {seed: x for seed, (x, _) in other_lengths.get(spec.steps + extra, {}).items()} if extra else {}
         )
         shared = [seed for seed in losses.summed if seed in more]
-        if len(shared) > 1 and is_auto(spec.arms[arm].placement):
+        if len(shared) > 1 and arm in arms_of_scan(spec, about):
             longer = estimate(stacked(losses.summed, shared) - stacked(more, shared), losses.tokens, **terms)
     problems = []
     if not state.complete:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import pairwise
 
-from loratlas.errors import SpecError, printable
+from loratlas.errors import SettingsError, SpecError, printable
+from loratlas.scan.plan_from_scores import is_auto
 from loratlas.study.spec.rates_and_seeds import WIDEST_FACTOR
 from loratlas.study.spec.study_spec import FEWEST_TUNING_ROWS, FEWEST_TUNING_SEEDS, WRITTEN, StudySpec
 
@@ -48,6 +49,8 @@ def _faults(spec: StudySpec, kept: bool) -> Iterator[tuple[str, str, str]]:
     for what, name in [("name: ", spec.name), *(("arms.", name) for name in spec.arms)]:
         if why := _why_not_a_name(name):
             yield f"{what}{printable(name, 60)}", f"a name {why}", "a short plain name"
+    if not kept:
+        yield from _moving_faults(spec)
     rates = spec.learning_rates
     if list(rates) != sorted(set(rates)):
         yield f"learning_rates: {list(rates)}", "rates that repeat or do not rise", str(sorted(set(rates)))
@@ -85,6 +88,33 @@ def _faults(spec: StudySpec, kept: bool) -> Iterator[tuple[str, str, str]]:
             "no rows to evaluate on: neither data.eval nor data.eval_split",
             "data.eval: another file, or data.eval_split: another split of the same source",
         )
+
+
+def _moving_faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
+    """Of arms whose adapters move, or were asked to."""
+    for name, arm in spec.arms.items():
+        asked = [key for key in ("signal", "head", "decide") if getattr(arm, key) is not None]
+        if not is_auto(arm.placement):
+            if asked:
+                yield (
+                    f"arms.{name}.{asked[0]}",
+                    f"the placement {printable(arm.placement, 60)}, whose adapters stay where they are",
+                    f"placement: auto, or no {asked[0]}",
+                )
+            continue
+        from loratlas.adapters.attach import takes_from_base
+        from loratlas.study.inputs.match_budgets import moving_of
+
+        if takes_from_base(arm.init):
+            yield (
+                f"arms.{name}.init: {arm.init}",
+                "adapters that took a part of the base's weights along, whose ranks cannot change",
+                "no init, or a placement in words, such as all:8",
+            )
+        try:
+            moving_of(arm).schedule.steps(spec.steps)
+        except SettingsError as error:
+            yield f"arms.{name}: {error.given}", error.found, error.instead.replace("--", "")
 
 
 def _why_not_a_name(name: str) -> str:

@@ -62,11 +62,16 @@ class ArmSpec(_Section):
     loraplus: Positive | None = None
     site_rates: Literal["equal", "curvature"] = "equal"
     budget: str | None = None
+    signal: str | None = None
+    head: str | float | None = None
+    decide: str | int | None = None
+    """These three of ``auto`` alone: what decides inside the run, and when."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # An arm without rates of its own sites is the arm that it was before they existed, digests included.
-        return {key: value for key, value in written(self).items() if (key, value) != ("site_rates", "equal")}
+        # An arm without what was not asked for is the arm that it was before that existed, digests included.
+        absent = [("site_rates", "equal"), ("signal", None), ("head", None), ("decide", None)]
+        return {key: value for key, value in written(self).items() if (key, value) not in absent}
 
 
 class TuningSpec(_Section):
