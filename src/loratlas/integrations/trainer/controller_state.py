@@ -116,3 +116,12 @@ def _damaged(folder: Path, found: str) -> OutputError:
     return OutputError(
         given=f"the checkpoint {folder}", found=found, instead="an older checkpoint of this run"
     )
+
+
+def checkpoint_asked_for(trainer: Any, resume: Any) -> Path | None:
+    """The checkpoint that ``trainer.train(resume)`` goes on from; None for a run from the beginning."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if resume is True:
+        resume = get_last_checkpoint(trainer.args.output_dir)
+    return Path(resume) if resume else None

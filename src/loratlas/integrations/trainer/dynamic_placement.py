@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.dynamic.decision_schedule import DecisionSchedule, parse_every, parse_head
@@ -45,6 +44,10 @@ class DynamicPlacement:
 
     Example:
         ``loratlas.DynamicPlacement(budget="like=all:8").install(trainer)``, then ``trainer.train()``
+
+        >>> import loratlas
+        >>> loratlas.DynamicPlacement(policy="energy", head="5%").schedule.steps(200)
+        (10,)
     """
 
     def __init__(
@@ -118,19 +121,17 @@ class DynamicPlacement:
                 instead="a new DynamicPlacement for every trainer, once",
             )
         check_trainer(trainer)
-        self._installed = Installed(self, trainer)
+        self._installed = Installed(
+            trainer,
+            self.policy,
+            self.schedule,
+            budget=self.budget,
+            placement=self.placement,
+            on_decision=self.on_decision,
+        )
         trainer._loratlas_placement = self
         return self
 
 
 def _print(decision: Decision) -> None:
     print(f"placement, {decision.line()}", file=sys.stderr, flush=True)
-
-
-def checkpoint_asked_for(trainer: Any, resume: Any) -> Path | None:
-    """The checkpoint that ``trainer.train(resume)`` goes on from; None for a run from the beginning."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    if resume is True:
-        resume = get_last_checkpoint(trainer.args.output_dir)
-    return Path(resume) if resume else None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loratlas.adapters.resize import ranks_of, resize
 from loratlas.dynamic.controller import Decision, PlacementController
+from loratlas.dynamic.decision_schedule import DecisionSchedule
+from loratlas.dynamic.policies.base import Policy
 from loratlas.integrations.trainer.controller_state import (
     check_identity,
+    checkpoint_asked_for,
     read_state,
     read_tensors,
     write_state,
@@ -18,9 +22,6 @@ from loratlas.integrations.trainer.movable_sites import budget_of, movable_sites
 from loratlas.integrations.trainer.processes import peers_of
 from loratlas.integrations.trainer.torch_adam import MovedAdam, check_optimizer, plain_optimizer
 from loratlas.integrations.trainer.trainer_run import LastRows, TrainerRun
-
-if TYPE_CHECKING:
-    from loratlas.integrations.trainer.dynamic_placement import DynamicPlacement
 
 AGES = "ages."
 
@@ -32,13 +33,25 @@ class Installed:
     a step is over and gradients are gone, before the step is logged, evaluated and saved.
 
     Args:
-        wanted: what was asked for. trainer: that trains.
+        trainer: that trains.
+        policy: decides. schedule: when.
+        budget, placement, on_decision: as of `loratlas.DynamicPlacement`.
     """
 
-    def __init__(self, wanted: DynamicPlacement, trainer: Any) -> None:
-        self.wanted, self.trainer = wanted, trainer
-        self.sites, self.anatomy = movable_sites(trainer.model, wanted.placement)
-        self.budget = budget_of(wanted.budget, self.sites, self.anatomy, trainer.model, wanted.schedule.peak)
+    def __init__(
+        self,
+        trainer: Any,
+        policy: Policy,
+        schedule: DecisionSchedule,
+        *,
+        budget: str | int | None,
+        placement: str,
+        on_decision: Callable[[Decision], None],
+    ) -> None:
+        self.trainer, self.policy, self.schedule = trainer, policy, schedule
+        self._on_decision = on_decision
+        self.sites, self.anatomy = movable_sites(trainer.model, placement)
+        self.budget = budget_of(budget, self.sites, self.anatomy, trainer.model, schedule.peak)
         self.peers = peers_of(trainer.accelerator)
         self.controller = self._fresh()
         # A `TrainerRun`; it shows a hook what it needs of a `HookedRun` for moves, and no rows of loratlas's own.
@@ -53,9 +66,9 @@ class Installed:
     def _fresh(self) -> PlacementController:
         return PlacementController(
             self.sites,
-            self.wanted.policy,
+            self.policy,
             budget=self.budget,
-            schedule=self.wanted.schedule,
+            schedule=self.schedule,
             on_decision=self._heard,
             rows=lambda *_: LastRows(self.trainer, self._inputs, self.peers),
             peers=self.peers,
@@ -63,11 +76,9 @@ class Installed:
 
     def _heard(self, decision: Decision) -> None:
         if self.trainer.is_world_process_zero():
-            self.wanted.on_decision(decision)
+            self._on_decision(decision)
 
     def _patch(self) -> None:
-        from loratlas.integrations.trainer.dynamic_placement import checkpoint_asked_for
-
         trainer = self.trainer
         trainer.add_callback(_callback(self))
         train, step, clip = trainer.train, trainer.training_step, trainer.accelerator.clip_grad_norm_
@@ -221,7 +232,7 @@ def _callback(installed: Installed) -> Any:
     """Transformers' callback that says when steps begin, end and are saved."""
     from transformers import TrainerCallback
 
-    class Placement(TrainerCallback):
+    class _Moving(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             installed.on_begin()
 
@@ -234,4 +245,4 @@ def _callback(installed: Installed) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             installed.on_save()
 
-    return Placement()
+    return _Moving()

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from loratlas.errors import LoratlasError, OutputError, RunError
 from loratlas.study.execution.ledger import unstorable
+from loratlas.study.execution.moving_run import moves_of, moving_hook
 from loratlas.study.execution.run_records import load_encoded, write_run
 from loratlas.study.results.side_metrics import SideMetrics
 
@@ -240,7 +241,7 @@ class Worker:
         else:
             model = plan.attach(self._model, seed=key["seed"], dropout=settings.dropout, init=settings.init)
         try:
-            hook = self._hook(job, plan, settings)
+            hook = moving_hook(job, plan, self._model, settings.steps_for(len(self._data["train"])))
             if result is None:
                 report = self._reporter([job])
                 result = fit(
@@ -260,7 +261,7 @@ class Worker:
             # The last step counts; a diverged run has no last step worth judging.
             scores, more, tables = (None, {}, {}) if result.diverged else self._judge(model, rows)
             diverged = bool(result.diverged or not bool(_finite(scores)))
-            moved = {} if hook is None else _moved(hook, plan, model)
+            moved = {} if hook is None else moves_of(hook, plan, model)
             if key["phase"] == "evaluation" and not diverged:
                 asked, others = self._side_metrics.measure(model, self._score)
                 more, tables = more | asked, tables | others
@@ -284,21 +285,6 @@ class Worker:
             **more,
         }
         return (None if diverged else scores), numbers, curve, tables
-
-    def _hook(self, job: Mapping[str, Any], plan: Any, settings: Any) -> Any:
-        """What moves the adapters of a run; None where they stay where they are."""
-        if job.get("moving") is None:
-            return None
-        from loratlas.dynamic.moving_plan import Moving, Start, controller_of
-
-        asked = dict(job["moving"])
-        budget = asked.pop("budget")
-        return controller_of(
-            Moving(**asked),
-            Start(plan=plan, budget=budget),
-            self._model,
-            steps=settings.steps_for(len(self._data["train"])),
-        )
 
     def _reporter(self, jobs: Sequence[Mapping[str, Any]]) -> Any:
         """A function that passes on steps of these jobs, some of them."""
@@ -335,18 +321,6 @@ def checksum(model: Any) -> int:
         flat = tensor.detach().contiguous().flatten().view(torch.uint8)
         total = zlib.crc32(flat.cpu().numpy(), total)
     return total
-
-
-def _moved(hook: Any, plan: Any, model: Any) -> dict[str, Any]:
-    """What a run's record says of its moves."""
-    ranks = hook.ranks(model)
-    price = {site.path: site.lora_parameters(1) for site in hook.sites}
-    kept = sum(row.trainable for row in plan.rows if row.site.path not in ranks)
-    return {
-        "trainable": kept + sum(price[path] * rank for path, rank in ranks.items()),
-        "moves": [move.to_json() for move in hook.moves],
-        "decisions": [decision.to_json() for decision in hook.decisions],
-    }
 
 
 def _finite(scores: Any) -> bool:

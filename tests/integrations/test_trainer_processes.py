@@ -71,4 +71,4 @@ def test_two_processes_are_one_with_their_rows_together(both, tmp_path):
     ]
     kept = load_file(both / "random-0.safetensors")
     for name, value in weights(own.model).items():
-        assert torch.allclose(value, kept[name], atol=1e-5), name
+        assert torch.allclose(value, kept[name], atol=5e-4), name
