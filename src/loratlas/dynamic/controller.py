@@ -22,7 +22,6 @@ from loratlas.modeling import device_of
 from loratlas.training.run_events import StepEvent
 from loratlas.training.run_hooks import HookedRun, RunHook, Tensors
 
-
 MOST_CHANGED = 0.07
 """Share of the sites that one decision may change: with half of them, a head that sees which sites learn the form of an
 answer takes away what its content needs later (docs/journal.md)."""
