@@ -48,13 +48,13 @@ def evaluating(model: Any, *, dropout: bool = False, lean: bool = True) -> Itera
     """
     import torch
 
-    from loratlas.adapters.layers import lean_lora as kernels
+    from loratlas.adapters.layers.lean_lora import lean as lean_layers
     from loratlas.evaluation.cpu_products import fast_products
 
     with modes_kept(model):
         model.train(dropout)
         # Not inference mode: what the model caches in it could never take part in training.
-        layers = kernels.lean(model) if lean else nullcontext()
+        layers = lean_layers(model) if lean else nullcontext()
         products = fast_products(model) if lean else nullcontext()
         with torch.no_grad(), base_precision(model), layers, products:
             yield

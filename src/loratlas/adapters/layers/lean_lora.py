@@ -28,7 +28,16 @@ from peft.tuners.lora.layer import Linear, LoraLayer
 from torch.autograd.function import once_differentiable
 
 from loratlas.adapters.layers.gelu import fuse, write_out
-from loratlas.adapters.layers.sparse_dropout import draw, drop_, dropped
+from loratlas.adapters.layers.low_rank import (
+    add_to_input,
+    affine,
+    back_through,
+    lowered,
+    raise_into,
+    slopes,
+    together,
+)
+from loratlas.adapters.layers.sparse_dropout import draw, dropped
 from loratlas.modeling import unwrap
 
 
@@ -58,17 +67,9 @@ class _LowRank(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         sites = [flat[start : start + 4] for start in range(0, len(flat), 4)]
         down = together([A for _, _, A, _ in sites])
-        h = dropped(x, drop) @ down.t()
-        if lift != 1.0:
-            h.mul_(lift)
-        outputs, start = [], 0
-        for (W, bias, _, B), scale in zip(sites, scales, strict=True):
-            assert W is not None
-            assert B is not None
-            y = affine(x, W, bias)
-            y.addmm_(h[:, start : start + B.shape[1]], B.t(), alpha=scale)
-            start += B.shape[1]
-            outputs.append(y)
+        h = lowered(x, down, drop, lift)
+        outputs = [affine(x, W, bias) for W, bias, _, _ in sites]  # pyright: ignore[reportArgumentType]
+        raise_into(outputs, h, [(B, scale) for (_, _, _, B), scale in zip(sites, scales, strict=True)])  # pyright: ignore[reportArgumentType]
         weights = [tensor for W, _, _, B in sites for tensor in (W, B)]
         ctx.save_for_backward(x, drop, h, down, *weights)
         ctx.lift, ctx.scales = lift, scales
@@ -81,29 +82,12 @@ class _LowRank(torch.autograd.Function):
         ctx: Any, *upstream: torch.Tensor | None
     ) -> tuple[Any, ...]:
         x, drop, h, down, *weights = ctx.saved_tensors
-        dx: torch.Tensor | None = None
-        small: list[torch.Tensor] = []
-        d_up: list[torch.Tensor | None] = []
-        start = 0
-        for index, (g, scale) in enumerate(zip(upstream, ctx.scales, strict=True)):
-            W, B = weights[2 * index], weights[2 * index + 1]
-            rank = B.shape[1]
-            if g is None:  # an output that nobody used
-                small.append(h.new_zeros(len(h), rank))
-                d_up.append(None)
-            else:
-                small.append((g @ B).mul_(scale * ctx.lift))
-                needed = ctx.needs_input_grad[4 + 4 * index + 3]
-                # hᵀg and its transpose, which matrix libraries take two thirds of the time of gᵀh for.
-                d_up.append((h[:, start : start + rank].t() @ g).mul_(scale).t() if needed else None)
-                if ctx.needs_input_grad[0]:
-                    dx = g @ W.t() if dx is None else dx.addmm_(g, W.t())
-            start += rank
-        gh = together(small, dim=1)
-        if dx is not None and drop is None:
-            dx.addmm_(gh, down)
-        elif dx is not None:
-            dx.add_(drop_(gh @ down, drop))
+        ups = [(B, scale) for B, scale in zip(weights[1::2], ctx.scales, strict=True)]
+        needed = [ctx.needs_input_grad[4 + 4 * index + 3] for index in range(len(ups))]
+        gh, d_up = slopes(upstream, h, ups, ctx.lift, needed)
+        dx = back_through(weights[::2], upstream) if ctx.needs_input_grad[0] else None
+        if dx is not None:
+            add_to_input(dx, gh, down, drop)
         d_down = gh.t() @ dropped(x, drop)
         gradients: list[Any] = [dx, None, None, None]
         start = 0
@@ -112,16 +96,6 @@ class _LowRank(torch.autograd.Function):
             gradients += [None, None, d_down[start : start + rank], d_B]
             start += rank
         return tuple(gradients)
-
-
-def affine(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W + b in one product."""
-    return x @ W if bias is None else torch.addmm(bias, x, W)
-
-
-def together(parts: list[Any], dim: int = 0) -> torch.Tensor:
-    """Tensors behind one another, without a copy where there is one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _run(x: torch.Tensor, sites: Sequence[_Site]) -> tuple[torch.Tensor, ...]:

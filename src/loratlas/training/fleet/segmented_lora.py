@@ -19,8 +19,16 @@ import torch
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from loratlas.adapters.layers.lean_lora import affine, together
-from loratlas.adapters.layers.sparse_dropout import drop_, dropped
+from loratlas.adapters.layers.low_rank import (
+    add_to_input,
+    affine,
+    back_through,
+    lowered,
+    raise_into,
+    slopes,
+    together,
+)
+from loratlas.adapters.layers.sparse_dropout import dropped
 from loratlas.training.fleet.adapter_slots import SlotFactors
 
 MATRICES = (torch.nn.Linear, Conv1D)
@@ -54,6 +62,10 @@ class Segment:
         """[A₁; A₂; …] of the sites."""
         return together([f.A for _, f in self.factors])
 
+    def ups(self) -> list[tuple[torch.Tensor, float]]:
+        """Bᵢ and the scale of each site."""
+        return [(f.B, f.scale) for _, f in self.factors]
+
 
 class SegmentedLora(torch.autograd.Function):
     """(x [T, d_in], anchor, weights of the sites, parts) → y [T, d_out] of every site."""
@@ -69,14 +81,8 @@ class SegmentedLora(torch.autograd.Function):
         outputs = [affine(x, W, bias) for W, bias in matrices]
         small = []
         for part in parts:
-            h = part.read(x) @ part.down().t()
-            if part.lift != 1.0:
-                h.mul_(part.lift)
-            start = 0
-            for index, f in part.factors:
-                rank = len(f.A)
-                outputs[index][part.rows].addmm_(h[:, start : start + rank], f.B.t(), alpha=f.scale)
-                start += rank
+            h = lowered(x[part.rows], part.down(), part.drop, part.lift)
+            raise_into([outputs[index][part.rows] for index, _ in part.factors], h, part.ups())
             small.append(h)
         ctx.save_for_backward(x, *small)
         ctx.matrices, ctx.parts = [W for W, _ in matrices], parts
@@ -89,30 +95,16 @@ class SegmentedLora(torch.autograd.Function):
         ctx: Any, *upstream: torch.Tensor | None
     ) -> tuple[Any, ...]:
         x, *small = ctx.saved_tensors
-        dx: torch.Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            for W, g in zip(ctx.matrices, upstream, strict=True):
-                if g is not None:
-                    dx = g @ W.t() if dx is None else dx.addmm_(g, W.t())
+        dx = back_through(ctx.matrices, upstream) if ctx.needs_input_grad[0] else None
         for part, h in zip(ctx.parts, small, strict=True):
-            slopes, start = [], 0
-            for index, f in part.factors:
-                rank, g = len(f.A), upstream[index]
-                if g is None:  # an output that nobody used
-                    slopes.append(h.new_zeros(len(h), rank))
-                else:
-                    rows = g[part.rows]
-                    slopes.append((rows @ f.B).mul_(f.scale * part.lift))
-                    f.to_up.add_((h[:, start : start + rank].t() @ rows).mul_(f.scale).t())
-                start += rank
-            slope = together(slopes, dim=1)
-            if dx is not None and part.drop is None:
-                dx[part.rows].addmm_(slope, part.down())
-            elif dx is not None:
-                dx[part.rows].add_(drop_(slope @ part.down(), part.drop))
-            start = 0
-            gradient = slope.t() @ part.read(x)
-            for _, f in part.factors:
-                f.to_down.add_(gradient[start : start + len(f.A)])
+            given = [None if (g := upstream[index]) is None else g[part.rows] for index, _ in part.factors]
+            slope, d_up = slopes(given, h, part.ups(), part.lift, [True] * len(given))
+            if dx is not None:
+                add_to_input(dx[part.rows], slope, part.down(), part.drop)
+            start, d_down = 0, slope.t() @ part.read(x)
+            for (_, f), d_B in zip(part.factors, d_up, strict=True):
+                if d_B is not None:
+                    f.to_up.add_(d_B)
+                f.to_down.add_(d_down[start : start + len(f.A)])
                 start += len(f.A)
         return dx, None, None, None
