@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
     "modeling": 1,
     "display": 1,
     "result_cache": 2,
+    "sealed_json": 2,
     "models": 2,
     "anatomy": 3,
     "adapters": 4,

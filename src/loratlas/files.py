@@ -140,6 +140,40 @@ def cache_folder() -> Path:
     return user_cache_path("loratlas", appauthor=False)
 
 
+@contextmanager
+def built_folder(out: Path) -> Iterator[Path]:
+    """The path of a folder that others make in the block; when it ends well, the folder becomes ``out``.
+
+    Other than in `whole_folder`, what fails in the block need not be about writing, and is passed on as it is.
+
+    Args:
+        out: where it shall lie; new, or replaced whatever it holds.
+
+    Raises:
+        OutputError, StorageError: ``out`` cannot be written.
+
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()) / "out"
+    >>> with built_folder(out) as new:
+    ...     write_text(new / "a.txt", "whole")
+    >>> [path.name for path in out.iterdir()], [path.name for path in out.parent.iterdir()]
+    (['a.txt'], ['out'])
+    """
+    with _asked_for(out):
+        remove_leftovers(out.parent, out.name)
+    around = draft_name(out)
+    new = around / "new"
+    try:
+        yield new
+        with _asked_for(out):
+            for file in new.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            _exchange(new, out)
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove drafts that killed processes left in a folder; what they were replacing is put back.
 

@@ -1,15 +1,18 @@
 """Run a command again and again, each time killed before its next file operation, and then once more unharmed.
 
-    python kill_at_each_operation.py FOLDER WORD…
+    python kill_at_each_operation.py FOLDER [--then WORD] [--at N,N,…] [--most N] -- WORD…
 
-``{out}`` in a word stands for the folder of each trial. Printed is one JSON object: how many operations there were, and
-of every trial the exit codes and the numbers that the repeated command gave.
+``{out}`` in a word stands for the output of each trial. Printed is one JSON object: how many operations there were, and
+of every trial the exit codes, what the repeated command printed, and the files that it left.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import os
+import shutil
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -18,12 +21,11 @@ from typing import Any
 
 KILLED = 9
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+READS = ("SELECT", "PRAGMA")
 
 
 def kill_before(number: int, folder: str, counted: Path) -> None:
     """End this process before file operation ``number`` below a folder; the operations go to a file, for 0."""
-    from pyarrow import parquet
-
     seen = 0
 
     def operation(name: str) -> None:
@@ -34,7 +36,7 @@ def kill_before(number: int, folder: str, counted: Path) -> None:
         if not number:
             os.write(log, f"{name}\n".encode())
 
-    log = os.open(counted, os.O_WRONLY | os.O_CREAT)
+    log = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in EVENTS:
@@ -51,15 +53,54 @@ def kill_before(number: int, folder: str, counted: Path) -> None:
             operation(event)
 
     sys.addaudithook(audit)
-    # What Arrow opens and closes in C++ is no event of Python's.
+    _watch_libraries(operation, folder)
+
+
+def _watch_libraries(operation: Any, folder: str) -> None:
+    """What Arrow, safetensors, tokenizers and SQLite write in compiled code is no event of Python's."""
+    import sqlite3
+    from sqlite3 import dbapi2
+
+    import safetensors.torch
+    from pyarrow import parquet
+    from transformers import PreTrainedTokenizerBase
+
+    def watched(name: str, right: Any, *, after: bool = False) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
+            operation(name)
+            done = right(*given, **more)
+            if after:
+                operation(f"{name} done")
+            return done
+
+        return call
+
+    connect = dbapi2.connect
+
+    def traced(database: Any, *given: Any, **more: Any) -> Any:
+        connection = connect(database, *given, **more)
+        if folder in str(database):
+            connection.set_trace_callback(
+                lambda statement: (
+                    None
+                    if statement.lstrip().upper().startswith(READS)
+                    else operation(f"sqlite: {statement.split()[0]}")
+                )
+            )
+        return connection
+
+    sqlite3.connect = dbapi2.connect = traced
     for name in ("__init__", "close"):
         right = getattr(parquet.ParquetWriter, name)
-
-        def watched(self: Any, *given: Any, _right: Any = right, _name: str = name, **more: Any) -> Any:
-            operation(f"ParquetWriter.{_name}")
-            return _right(self, *given, **more)
-
-        setattr(parquet.ParquetWriter, name, watched)
+        setattr(parquet.ParquetWriter, name, watched(f"ParquetWriter.{name}", right))
+    save = PreTrainedTokenizerBase.save_pretrained
+    PreTrainedTokenizerBase.save_pretrained = watched("tokenizer", save, after=True)
+    save_file = safetensors.torch.save_file
+    counting = watched("save_file", save_file, after=True)
+    for module in list(sys.modules.values()):
+        for name, value in list(vars(module).items() if hasattr(module, "__dict__") else ()):
+            if value is save_file:
+                setattr(module, name, counting)
 
 
 def attempt(words: list[str], said: Path, *, kill: int | None, folder: str, counted: Path) -> int:
@@ -85,31 +126,64 @@ def attempt(words: list[str], said: Path, *, kill: int | None, folder: str, coun
         os._exit(code)
 
 
+def left_in(out: Path) -> dict[str, str]:
+    """Every file of an output, hidden ones included, with the digest of its bytes; drafts beside it too."""
+    files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
+    beside = [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}.")]
+    digests = {
+        str(path.relative_to(out) if path != out else path.name): hashlib.sha256(
+            path.read_bytes().replace(out.name.encode(), b"{out}")
+        ).hexdigest()
+        for path in files
+        if path.is_file()
+    }
+    return digests | {f"../{path.name}": "a draft" for path in beside}
+
+
+def chosen(operations: int, most: int) -> list[int]:
+    """Numbers of operations, at most so many, the first and the last among them."""
+    if operations <= most:
+        return list(range(1, operations + 1))
+    return sorted({1 + round(i * (operations - 1) / (most - 1)) for i in range(most)})
+
+
 def main() -> None:
     """Every trial of the command."""
     from loratlas.cli import run
 
-    base, words = Path(sys.argv[1]), sys.argv[2:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("base", type=Path)
+    parser.add_argument(
+        "--then", action="append", default=[], help="a word that the repeated command has more"
+    )
+    parser.add_argument("--most", type=int, default=10**9, help="kills at most, evenly spread")
+    parser.add_argument("words", nargs="+")
+    given = parser.parse_args()
+    base = given.base
     counted = base / "operations"
     # Once here, so that a fork has everything imported.
     with redirect_stdout(StringIO()):
-        run([word.replace("{out}", str(base / "first")) for word in words])
+        run([word.replace("{out}", str(base / "first")) for word in given.words])
 
     def trial(number: int | None) -> dict[str, Any]:
-        out = base / ("whole" if number is None else f"killed-{number}")
-        filled = [word.replace("{out}", str(out)) for word in words]
+        out = base / ("whole" if number is None else f"killed{number:04d}")
+        filled = [word.replace("{out}", str(out)) for word in given.words]
         said = base / "said"
         codes = [attempt(filled, said, kill=number or 0, folder=str(out), counted=counted)]
         if number is not None:
-            codes.append(attempt(filled, said, kill=None, folder=str(out), counted=counted))
+            (base / "second").unlink(missing_ok=True)
+            again = [*filled, *given.then]
+            codes.append(attempt(again, said, kill=None, folder=str(out), counted=base / "second"))
         text = said.read_text()
-        kept = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
         error = Path(f"{said}.err").read_text()[-600:] if codes[-1] else ""
-        return {"at": number, "codes": codes, "said": text, "kept": kept, "error": error}
+        found = {"at": number, "codes": codes, "said": text, "kept": left_in(out), "error": error}
+        if number is not None:
+            shutil.rmtree(out, ignore_errors=True)
+        return found
 
     whole = trial(None)
     operations = counted.read_text().splitlines()
-    trials = [trial(number) for number in range(1, len(operations) + 1)]
+    trials = [trial(number) for number in chosen(len(operations), given.most)]
     print(json.dumps({"operations": operations, "whole": whole, "trials": trials}))
 
 

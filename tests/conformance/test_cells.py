@@ -388,6 +388,11 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         b'{"text": "a", "text": "b"}\n',
         "the key 'text' twice in one object on row 1",
     ),
+    "a key twice inside": (
+        "a.jsonl",
+        b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}\n',
+        "the key 'content' twice in one object on row 1",
+    ),
     "two objects on a line": ("a.jsonl", b'{"text": "a"}{"text": "b"}\n', "broken JSON on line 1"),
     "a header twice": ("a.csv", b"text,label,text\na,b,c\n", "the header names the column 'text' twice"),
     "a header without a name": ("a.csv", b"text,,label\na,b,c\n", "column 2 of 3 has no name"),

@@ -11,6 +11,7 @@ Templates are those that TRL ships and those of `chat_families`. A cell is right
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -87,6 +88,17 @@ def trained(kind: str) -> str:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         alphabet, fallback = pre_tokenizers.ByteLevel.alphabet(), []
+    elif kind == "wordpiece":
+        backend = Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=200))
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece(cleanup=False)
+        characters = sorted({c for text in texts for c in text if not c.isspace()} | set(string.printable))
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=900, special_tokens=["<unk>"], initial_alphabet=characters, show_progress=False
+        )
+        # Every character also in the middle of a word, so that no text of a template is unknown.
+        backend.train_from_iterator([*texts, *(f"x{c}" for c in characters)], trainer)
+        return backend.to_str()
     else:
         backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
@@ -180,8 +192,13 @@ def trl_templates() -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("kind", "tokens"),
-    [("bytes", True), ("metaspace", True), pytest.param("bytes", False, marks=pytest.mark.slow)],
-    ids=["bytes", "metaspace", "names of tokens as text"],
+    [
+        ("bytes", True),
+        ("metaspace", True),
+        ("wordpiece", True),
+        pytest.param("bytes", False, marks=pytest.mark.slow),
+    ],
+    ids=["bytes", "metaspace", "wordpiece", "names of tokens as text"],
 )
 @pytest.mark.parametrize("source", ["families", "trl"])
 def test_the_counted_text_is_the_answer_and_its_stop_or_the_row_is_refused(source, kind, tokens, capsys):

@@ -41,6 +41,45 @@ def test_calls_thoughts_and_names_stay_with_their_message():
     assert all(turn.counted for turn in (user, assistant, tool, last))
 
 
+def test_a_tool_s_name_that_the_template_leaves_out_is_counted():
+    """Many templates know the order of calls and answers and write no name; how many rows that is, is said once."""
+    from tests.serving.byte_tokenizer import tiny_tokenizer
+
+    from loratlas.data.encode import encode
+
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "tool", "content": "b", "name": "weather"},
+        {"role": "assistant", "content": "ab"},
+    ]
+    rows = load_rows([{"messages": chat}, {"messages": [chat[0], chat[1]]}])
+    tokenizer = tiny_tokenizer(300)
+    without = "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}"
+    for template, unnamed in (
+        (without, 1),
+        (without.replace("{{ m.role }}", "{{ m.role }}{{ m.name or '' }}"), 0),
+        (None, 1),
+    ):
+        tokenizer.chat_template = template
+        report = encode(rows, tokenizer, max_length=200).report
+        assert report.unnamed == unnamed
+        assert ("1 with a tool's name that the template does not write" in report.sentence()) == bool(unnamed)
+
+
+def test_a_user_s_name_is_refused_where_nothing_writes_it():
+    from tests.serving.byte_tokenizer import tiny_tokenizer
+
+    from loratlas.data.encode import encode
+
+    chat = [{"role": "user", "content": "a", "name": "Ann"}, {"role": "assistant", "content": "b"}]
+    tokenizer = tiny_tokenizer(300)
+    for template in (None, "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}"):
+        tokenizer.chat_template = template
+        with pytest.raises(DataError, match="message 1 of row 1, with name"):
+            encode(load_rows([{"messages": chat}]), tokenizer, max_length=200)
+
+
 def test_a_null_says_nothing():
     turn = turns({"role": "user", "content": "a", "name": None, "tool_calls": None, "mood": None})[0]
     assert turn == Turn(role="user", content="a")

@@ -126,3 +126,104 @@ def test_slices_are_those_of_datasets(start, stop, size):
             SplitSpec(text).spans({"train": size})
         return
     assert SplitSpec(text).spans({"train": size}) == [range(wanted.from_, wanted.to)]
+
+
+README = """\ufeff---
+license: mit
+configs:
+- config_name: one
+  data_files:
+  - split: train
+    path: a/*
+  - split: test
+    path: [b/x.jsonl, "c/**/*.jsonl"]
+- config_name: two
+  default: true
+  data_files: ["./b/x.jsonl"]
+- config_name: three
+  data_dir: c
+---
+# Rows
+"""
+
+
+def test_a_folder_is_read_as_its_readme_declares(tmp_path):
+    """As `datasets` reads it: the default configuration, others by name; files that it does not name are not read."""
+    (tmp_path / "README.md").write_text(README)
+    write(tmp_path / "a" / "p.jsonl", "a1", "a2")
+    (tmp_path / "a" / "notes.txt").write_text("no rows")
+    write(tmp_path / "b" / "x.jsonl", "b1")
+    write(tmp_path / "c" / "deep" / "test.jsonl", "c1")
+    write(tmp_path / "train.jsonl", "never")
+    assert texts(tmp_path) == ["b1"]
+    assert texts(f"{tmp_path}:one") == ["a1", "a2"]
+    assert texts(f"{tmp_path}:one", "test") == ["b1", "c1"]
+    assert texts(f"{tmp_path}:three") == ["c1"]
+    with pytest.raises(DataError, match="the configurations one, two, three"):
+        load_rows(f"{tmp_path}:four")
+    with pytest.raises(DataError, match="has the splits train, test"):
+        load_rows(f"{tmp_path}:one", split="dev")
+
+
+def test_configurations_without_a_default_have_to_be_named(tmp_path):
+    (tmp_path / "README.md").write_text(README.replace("  default: true\n", ""))
+    write(tmp_path / "b" / "x.jsonl", "b1")
+    with pytest.raises(DataError, match="the configurations one, two, three") as caught:
+        load_rows(tmp_path)
+    assert caught.value.instead == f"{tmp_path}:one"
+    assert texts(f"{tmp_path}:two") == ["b1"]
+
+
+@pytest.mark.parametrize(
+    ("readme", "said"),
+    [
+        ("---\nconfigs:\n- {config_name: x, data_files: ../rows.jsonl}\n---\n", "outside of the folder"),
+        ("---\nconfigs:\n- {config_name: x, data_files: /etc/*}\n---\n", "outside of the folder"),
+        ("---\nconfigs:\n- {data_dir: .., data_files: '*.jsonl'}\n---\n", "outside of the folder"),
+        ("---\nconfigs:\n- {config_name: x, data_files: gone-*.jsonl}\n---\n", "gone-.*no such file"),
+        ("---\nconfigs: {x: 1}\n---\n", "no list of mappings"),
+        ("---\nconfigs: [\n---\n", "cannot be read"),
+        ("---\nconfigs:\n- {config_name: x, data_files: [[a]]}\n---\n", "that is no text"),
+        (
+            "---\na: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a]\nconfigs:\n- {data_files: *b}\n---\n",
+            "that is no text",
+        ),
+    ],
+)
+def test_a_readme_that_cannot_be_followed_is_refused(tmp_path, readme, said):
+    (tmp_path / "README.md").write_text(readme)
+    write(tmp_path / "rows.jsonl", "a")
+    with pytest.raises(DataError, match=said):
+        load_rows(tmp_path)
+
+
+@pytest.mark.parametrize("readme", ["# Rows\n", "---\nlicense: mit\n---\n", "---\nconfigs: later\n"])
+def test_a_readme_without_configurations_changes_nothing(tmp_path, readme):
+    (tmp_path / "README.md").write_text(readme)
+    write(tmp_path / "rows.jsonl", "a")
+    assert texts(tmp_path) == ["a"]
+    with pytest.raises(DataError, match="declares no configuration"):
+        load_rows(f"{tmp_path}:x")
+
+
+def test_what_datasets_saved_to_disk_is_read(tmp_path):
+    import datasets
+
+    one = datasets.Dataset.from_list([{"text": "007"}, {"text": "NA"}])
+    datasets.disable_progress_bars()
+    one.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=one, test=one.select([1])).save_to_disk(str(tmp_path / "two"))
+    assert texts(tmp_path / "one") == texts(tmp_path / "two") == ["007", "NA"]
+    assert texts(tmp_path / "two", "test") == ["NA"]
+    assert texts(tmp_path / "one", "train[1:]") == ["NA"]
+    (tmp_path / "two" / "dataset_dict.json").write_text("{")
+    with pytest.raises(DataError, match="a saved data set that cannot be read"):
+        load_rows(tmp_path / "two")
+
+
+def test_a_key_that_stands_twice_where_nobody_reads_is_no_fault(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "meta": 1, "meta": {"x": 1, "x": 2}}\n' * 3)
+    rows = load_rows(path)
+    assert [row.turns[0].content for row in rows.rows] == ["a"] * 3
+    assert "columns that form 'text' does not read: meta (3 rows)" in rows.remarks

@@ -1,9 +1,10 @@
 """Run a study's parts again and again, each time killed before its next file operation, and then once more unharmed.
 
-    python kill_study.py FOLDER SPEC
+    python kill_study.py FOLDER SPEC MOST
 
 The coordinator is killed on its way to its first run and at its end, the worker wherever it trains and writes. Printed
-is one JSON object: how many operations there were, and of every kill whether what followed went on.
+is one JSON object: how many operations there were, how many kills before one of them (at most MOST of each, evenly
+spread), and of every kill whether what followed went on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.cli.kill_at_each_operation import KILLED, kill_before
+from tests.cli.kill_at_each_operation import KILLED, chosen, kill_before
 
 from loratlas.study import run_study as front
 from loratlas.study.execution.coordinator import Coordinator
@@ -55,6 +56,7 @@ def each_kill(
     prepare: Callable[[Path], Any],
     work: Callable[[Path], Any],
     check: Callable[[Path], bool],
+    most: int,
 ) -> dict[str, Any]:
     """Kills before every operation of ``work`` on a folder; what went on afterwards."""
     counted = base / f"{name}-operations"
@@ -63,7 +65,8 @@ def each_kill(
     assert forked(lambda: work(out), kill=0, folder=out, counted=counted) == 0, name
     operations = counted.read_text().splitlines()
     failed = []
-    for number in range(1, len(operations) + 1):
+    numbers = chosen(len(operations), most)
+    for number in numbers:
         out = base / f"{name}-{number}"
         prepare(out)
         first = forked(lambda out=out: work(out), kill=number, folder=out, counted=counted)
@@ -71,12 +74,12 @@ def each_kill(
         if (first, second) != (KILLED, 0) or not check(out):
             failed.append({"at": number, "operation": operations[number - 1], "codes": [first, second]})
         shutil.rmtree(out, ignore_errors=True)
-    return {"operations": len(operations), "failed": failed}
+    return {"operations": len(operations), "kills": len(numbers), "failed": failed}
 
 
 def main() -> None:
     """All of it."""
-    base, spec = Path(sys.argv[1]), parse_spec(json.loads(sys.argv[2]))
+    base, spec, most = Path(sys.argv[1]), parse_spec(json.loads(sys.argv[2])), int(sys.argv[3])
     whole = base / "study"
     front.run_study(spec, whole, workers=1)
     # What it prepares depends on no file of its folder: once is enough.
@@ -134,15 +137,20 @@ def main() -> None:
         ]
 
     found = {
-        "begin": each_kill("begin", base, lambda out: None, begin, lambda out: (out / "ledger.db").exists()),
+        "begin": each_kill(
+            "begin", base, lambda out: None, begin, lambda out: (out / "ledger.db").exists(), most
+        ),
         "end": each_kill(
             "end",
             base,
             copied,
             lambda out: front.run_study(spec, out),
-            lambda out: json.loads((out / "findings.json").read_text())["findings"] == wanted,
+            lambda out: load_study(out).to_json()["findings"] == wanted,
+            most,
         ),
-        "worker": each_kill("worker", base, lambda out: (out / "runs").mkdir(parents=True), train, trained),
+        "worker": each_kill(
+            "worker", base, lambda out: (out / "runs").mkdir(parents=True), train, trained, most
+        ),
     }
     print(json.dumps(found))
 

@@ -23,6 +23,7 @@ from loratlas.errors import (
     SettingsError,
     StorageError,
 )
+from loratlas.sealed_json import read_sealed
 from loratlas.study.execution.ledger import Ledger
 from loratlas.study.execution.run_records import read_examples
 from loratlas.study.results.estimator import estimate
@@ -250,7 +251,7 @@ def test_again_does_nothing_and_says_the_same(whole):
     assert again.to_json() == result.to_json() == load_study(out).to_json()
     assert [event.kind for event in events] == ["prepared", "complete"]
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == before
-    assert json.loads((out / "findings.json").read_text()) == result.to_json()
+    assert read_sealed(out / "findings.json") == result.to_json()
 
 
 def test_interrupted_and_killed_and_gone_on_ends_with_the_same_numbers(whole, tmp_path):

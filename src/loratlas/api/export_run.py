@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from dataclasses import replace
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.api.folders import adapter_folder, check_out
 from loratlas.errors import ModelError, OutputError, RequestError, SettingsError, printable
+from loratlas.files import built_folder
+from loratlas.sealed_json import ChangedError, read_sealed
 
 if TYPE_CHECKING:
     from loratlas.adapters.export.export_adapter import Export
@@ -67,25 +68,39 @@ def export(
     _check_options(target, rank_tolerance, data, push_to)
     source = model_source(base) if base else None
     findings = _findings(study)
+    out = Path(out)
+    # The card belongs to the export: an export that is killed before its card is written is not there at all.
+    with built_folder(out) as new:
+        done = _written(folder, new, out, target, source, rank_tolerance, data)
+        _write_card(done, new, folder, target, source, findings)
+    if push_to is not None:
+        done = replace(done, remarks=(*done.remarks, _pushed(out, push_to)))
+    return done
+
+
+def _written(
+    adapter: Path,
+    out: Path,
+    final: Path,
+    target: str,
+    source: str | None,
+    tolerance: float | None,
+    data: Any,
+) -> Export:
+    """Write into ``out``, which will be moved to ``final``, and compare."""
     if target in ("peft", "merged"):
         from loratlas.adapters.export.export_adapter import export as write
 
-        done = write(folder, out, target=target, base=source)
-    elif target == "gguf":
+        return write(adapter, out, target=target, base=source, final=final)
+    if target == "gguf":
         from loratlas.serving.gguf_files.gguf_export import export_gguf
 
-        done = export_gguf(folder, out, base=source)
-    else:
-        from loratlas.serving.engine_export import write_for_engine
+        return export_gguf(adapter, out, base=source, final=final)
+    from loratlas.serving.engine_export import write_for_engine
 
-        written = write_for_engine(folder, out, engine=target, base=source, tolerance=rank_tolerance)
-        done = _compared(written, folder)
-        if data is not None:
-            done = replace(done, loss=losses_of_cut(written, folder, data))
-    _write_card(done, folder, target, source, findings)
-    if push_to is not None:
-        done = replace(done, remarks=(*done.remarks, _pushed(Path(out), push_to)))
-    return done
+    written = write_for_engine(adapter, out, engine=target, base=source, tolerance=tolerance, final=final)
+    done = replace(_compared(written, adapter), path=str(final))
+    return done if data is None else replace(done, loss=losses_of_cut(written, adapter, data))
 
 
 def _check_options(target: str, tolerance: float | None, data: Any, push_to: str | None) -> None:
@@ -236,14 +251,18 @@ def losses_of_cut(
 
 
 def _write_card(
-    done: Export, adapter: Path, target: str, source: str | None, findings: list[dict[str, Any]]
+    done: Export,
+    out: Path,
+    adapter: Path,
+    target: str,
+    source: str | None,
+    findings: list[dict[str, Any]],
 ) -> None:
     from loratlas.adapters.stored.adapter_digests import read_notes
     from loratlas.serving.adapter_header import read_adapter_header
     from loratlas.serving.engine_registry import ENGINES
     from loratlas.serving.model_card import CardInput, run_beside, write_card
 
-    out = Path(done.path)
     header = read_adapter_header(adapter, base=source)
     verdicts = []
     if target not in (*WHOLE, "llama.cpp", "ollama", "mlx"):
@@ -276,8 +295,12 @@ def _findings(study: str | Path | None) -> list[dict[str, Any]]:
         return []
     path = Path(study) / "findings.json"
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["findings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return list(read_sealed(path)["findings"])
+    except ChangedError as error:
+        raise ModelError(
+            given=str(path), found=str(error), instead="the study's folder as it was written"
+        ) from error
+    except (OSError, KeyError, TypeError) as error:
         raise ModelError(
             given=f"--study {study}",
             found="no findings.json of a finished study in it",

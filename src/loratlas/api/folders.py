@@ -14,11 +14,15 @@ def adapter_folder(given: Path) -> Path:
     """Where the adapter lies: the folder itself, or ``adapter`` inside the folder of a training run.
 
     Raises:
-        ModelError: neither holds an ``adapter_config.json``.
+        ModelError: neither holds an ``adapter_config.json``, or a file of the run is not what was written.
     """
-    for folder in (given, given / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
+    if (given / "adapter_config.json").is_file():
+        return given
+    if (given / "adapter" / "adapter_config.json").is_file():
+        from loratlas.adapters.stored.run_files import read_run_json
+
+        read_run_json(given)
+        return given / "adapter"
     raise ModelError(
         given=f"the adapter {given}",
         found="no adapter_config.json in it" if given.is_dir() else "no such directory",

@@ -14,8 +14,9 @@ from loratlas.api.listener import Held, Listener, Silent, scan_progress
 from loratlas.api.place_model import read_named
 from loratlas.api.results import Placed, ScanResult
 from loratlas.errors import SettingsError
-from loratlas.files import jsonable, write_json
+from loratlas.files import jsonable
 from loratlas.scan.advice import DECIDES, track_record
+from loratlas.sealed_json import write_sealed
 
 if TYPE_CHECKING:
     from loratlas.placement.allocate import Limits
@@ -199,7 +200,7 @@ def _check_out(out: Path | None, *, resume: bool, hear: Listener) -> None:
 def _keep(out: Path, data: dict[str, Any]) -> None:
     from loratlas.scan.scores import RESULT
 
-    write_json(out / RESULT, data)
+    write_sealed(out / RESULT, data)
 
 
 def _json(scanned: Scan, placed: Placed | None) -> dict[str, Any]:

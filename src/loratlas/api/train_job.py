@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas.adapters.stored.run_files import RUN, write_run_json
 from loratlas.api.checks import check_head, rows_to_judge
 from loratlas.api.folders import adapter_folder, check_out
 from loratlas.api.listener import Bar, Listener, known
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 PLAN = "plan.json"
 """Where a run that has placed its adapters itself keeps where they ended."""
 
-MINE = ("adapter", "checkpoint", "eval", "run.json", "curve.json", "samples.json", "logs", PLAN)
+MINE = ("adapter", "checkpoint", "eval", RUN, "curve.json", "samples.json", "logs", PLAN)
 """What a run leaves in its folder."""
 
 
@@ -322,6 +323,8 @@ def finish(
         "forgetting": None,
     }
     adapter = job.out / "adapter"
+    # It is written last and holds the digests of the others: what stands there now would speak of another run.
+    (job.out / RUN).unlink(missing_ok=True)
     save_adapter(
         model,
         adapter,
@@ -337,7 +340,7 @@ def finish(
         write_json(job.out / PLAN, plan.to_json())
     write_json(job.out / "curve.json", [asdict(point) for point in result.curve])
     if result.diverged:
-        write_json(job.out / "run.json", numbers)
+        write_run_json(job.out, numbers)
         raise DivergedError(
             given=f"--lr {result.lr:g}",
             found=f"the loss became NaN or infinite at step {result.diverged_at}; the last good state is in {adapter}",
@@ -359,5 +362,5 @@ def finish(
 
         packed = result.packing == "packed"
         numbers["forgetting"] = {"source": job.forgetting, **measure_forgetting(model, other, packed=packed)}
-    write_json(job.out / "run.json", numbers)
+    write_run_json(job.out, numbers)
     return numbers

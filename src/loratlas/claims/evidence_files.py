@@ -67,22 +67,23 @@ def read_study(path: str | Path) -> Mapping[str, Any]:
         DataError: neither is there.
     """
     from loratlas.errors import OutputError
+    from loratlas.sealed_json import read_sealed
     from loratlas.study.results.study_result import load_study
 
     path = Path(path)
     try:
         if path.is_dir():
             return load_study(path).to_json()
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_sealed(path)
     except OutputError as error:
         raise DataError(given=str(path), found=error.found, instead="a folder that a study wrote") from error
     except (OSError, ValueError) as error:
         raise DataError(
             given=str(path),
-            found="no such file" if isinstance(error, FileNotFoundError) else f"no JSON ({error})",
+            found="no such file" if isinstance(error, FileNotFoundError) else str(error),
             instead="a study's folder, or what `loratlas study --json` printed",
         ) from error
-    if not isinstance(value, dict) or value.get("schema") != "loratlas.study":
+    if value.get("schema") != "loratlas.study":
         raise DataError(
             given=str(path),
             found="JSON of another schema",

@@ -247,17 +247,16 @@ def _cost(spec: StudySpec, workers: int | None, as_json: bool) -> None:
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
-    import json
-
+    from loratlas.sealed_json import read_sealed
     from loratlas.study.results.study_result import load_study
 
     if not folder.is_file():
         return load_study(folder).to_json()
     try:
-        return json.loads(folder.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        return read_sealed(folder)
+    except (ValueError, OSError) as error:
         raise SpecError(
-            given=str(folder), found=f"no JSON ({error})", instead="what `loratlas study --json` printed"
+            given=str(folder), found=str(error), instead="what `loratlas study --json` printed"
         ) from error
 
 

@@ -107,7 +107,7 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer")
     opening = opening_ids(tokenizer) if plain else []
     begin = opening if plain else begin_ids(tokenizer)  # a chat template writes its own
     examples: list[Example] = []
-    cut = dropped = empty = unstopped = respaced = 0
+    cut = dropped = empty = unstopped = respaced = unnamed = 0
     for index, (row, rendered, ids, labelled) in enumerate(_tokens(rows, tokenizer, opening)):
         if loss == "answer" and not (any(map(_says, row.turns)) and labelled[1:].any()):
             empty += 1
@@ -127,6 +127,7 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer")
             continue
         unstopped += any(answer.stop == answer.end and not answer.marked for answer in rendered.answers)
         respaced += any(answer.respaced for answer in rendered.answers)
+        unnamed += rendered.unnamed
         examples.append(Example(input_ids=ids, labelled=counted, row=index))
     report = EncodeReport.of(
         examples,
@@ -136,6 +137,7 @@ def encode(rows: Rows, tokenizer: Any, *, max_length: int, loss: str = "answer")
         empty=empty,
         unstopped=unstopped,
         respaced=respaced,
+        unnamed=unnamed,
     )
     if not examples:
         raise _nothing_left(rows, report, max_length)

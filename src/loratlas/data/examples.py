@@ -62,6 +62,7 @@ class EncodeReport:
         answer_tokens: tokens that the loss counts; labels, in a classification.
         unstopped: kept rows with an answer behind which no token stops the model.
         respaced: kept rows with an answer whose white space the template changes.
+        unnamed: kept rows with a tool's name that the template does not write.
     """
 
     rows: int
@@ -73,6 +74,7 @@ class EncodeReport:
     answer_tokens: int
     unstopped: int = 0
     respaced: int = 0
+    unnamed: int = 0
 
     @classmethod
     def of(
@@ -85,13 +87,14 @@ class EncodeReport:
         empty: int = 0,
         unstopped: int = 0,
         respaced: int = 0,
+        unnamed: int = 0,
     ) -> EncodeReport:
         """Count what was kept.
 
         Args:
             examples: the kept rows.
             rows: rows given; None for the kept ones.
-            cut, dropped, empty, unstopped, respaced: of them.
+            cut, dropped, empty, unstopped, respaced, unnamed: of them.
         """
         return cls(
             rows=len(examples) if rows is None else rows,
@@ -103,6 +106,7 @@ class EncodeReport:
             answer_tokens=sum(example.counted for example in examples),
             unstopped=unstopped,
             respaced=respaced,
+            unnamed=unnamed,
         )
 
     def sentence(self) -> str:
@@ -123,6 +127,8 @@ class EncodeReport:
             said.append(f"{self.unstopped:,} with an answer that no token stops")
         if self.respaced:
             said.append(f"{self.respaced:,} with an answer whose white space the template changes")
+        if self.unnamed:
+            said.append(f"{self.unnamed:,} with a tool's name that the template does not write")
         return "; ".join(said)
 
 

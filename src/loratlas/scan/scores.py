@@ -5,7 +5,6 @@ Everything a scan has to say is in its JSON; a plan can be made from that file w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from loratlas.errors import RequestError
 from loratlas.scan.advice import DECIDES, about_length
+from loratlas.sealed_json import read_sealed
 from loratlas.signals.rank_correlation import tau
 from loratlas.signals.registry import TRIAL_COLUMNS
 
@@ -189,12 +189,8 @@ def load_scan(path: Any) -> Scan:
     path = path / RESULT if path.is_dir() else path
     instead = "what `loratlas scan MODEL DATA --out` wrote, or --json printed"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_sealed(path)
     except (OSError, ValueError) as error:
-        why = (
-            "no such file" if isinstance(error, FileNotFoundError) else f"no JSON that can be read ({error})"
-        )
+        why = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise RequestError(given=f"the scores {path}", found=why, instead=instead) from error
-    if not isinstance(data, dict):
-        raise RequestError(given=f"the scores {path}", found="JSON that is no object", instead=instead)
     return Scan.from_json(data)

@@ -60,6 +60,7 @@ def write_for_engine(
     engine: str,
     base: str | Path | None = None,
     tolerance: float | None = None,
+    final: Path | None = None,
 ) -> EngineExport:
     """Write an adapter so that an engine serves it with PEFT's effect.
 
@@ -69,6 +70,7 @@ def write_for_engine(
         engine: its name.
         base: the base; None for the one that the adapter names.
         tolerance: see :func:`loratlas.serving.shape_for_engine.shaped`.
+        final: where ``out`` will be moved to, which the recipe names; None where it stays.
 
     Returns:
         What was written. The folder appears whole, and only if the engine's rule says that it is read right.
@@ -110,7 +112,7 @@ def write_for_engine(
         source=source,
         shaped=done,
         peft_reads=form.container == "peft" and not (form.experts == "each" and _experts(updates)),
-        recipe=serving_command(target, folder, source, done),
+        recipe=serving_command(target, folder if final is None else final, source, done),
         remarks=updates.remarks,
     )
 

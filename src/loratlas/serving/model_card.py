@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loratlas.adapters.stored.run_files import read_run_json
 from loratlas.files import sha256, write_text
 from loratlas.serving.adapter_header import AdapterHeader
 from loratlas.serving.engine import Verdict
@@ -80,12 +81,12 @@ def card_text(card: CardInput) -> str:
 
 
 def run_beside(adapter: Path) -> dict[str, Any]:
-    """``run.json`` of the training that an adapter's folder stands in; empty where there is none."""
-    try:
-        record = json.loads((adapter.parent / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    """``run.json`` of the training that an adapter's folder stands in; empty where there is none.
+
+    Raises:
+        ModelError: it, or a file of that run, is not what was written.
+    """
+    return read_run_json(adapter.parent) or {}
 
 
 def data_digest(source: Any) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import DataError, Interrupted, OutputError
-from loratlas.files import is_leftover, write_json
+from loratlas.files import is_leftover
 from loratlas.interruption import asked_by
 from loratlas.scan.pace import OnEvent as OnScan
 from loratlas.scan.plan_from_scores import is_scan
@@ -22,10 +22,10 @@ from loratlas.study.execution.schedule import schedule
 from loratlas.study.execution.study_events import OnEvent, StudyEvent
 from loratlas.study.inputs.prepare import Prepared, prepare
 from loratlas.study.inputs.study_cost import StudyCost, study_cost
-from loratlas.study.results.study_result import StudyResult, load_study
+from loratlas.study.results.study_result import FINDINGS, StudyResult, load_study, write_findings
 from loratlas.study.spec.study_spec import StudySpec
 
-OURS = frozenset({NAME, CLAIM, HOLDER, "runs", "cache", "findings.json", "report.html"})
+OURS = frozenset({NAME, CLAIM, HOLDER, "runs", "cache", FINDINGS, "report.html"})
 """What a study's folder holds."""
 
 SCAN = Path("cache") / "scan"
@@ -96,6 +96,8 @@ def run_study(
             ) from None
         hold()  # only now, or for a scan: a request that cannot be met leaves nothing behind
         ledger = Ledger.open(out)
+        # It is written last and holds the digest of the ledger, which may change now.
+        (out / FINDINGS).unlink(missing_ok=True)
         _enter(ledger, prepared, spec, out)
         shutil.rmtree(out / SCAN, ignore_errors=True)
         ledger.requeue()
@@ -103,7 +105,7 @@ def run_study(
         try:
             coordinator.run(workers)
             result = load_study(out)
-            write_json(out / "findings.json", result.to_json())
+            write_findings(out, result)
         except KeyboardInterrupt:
             raise Interrupted(
                 given=asked_by(),

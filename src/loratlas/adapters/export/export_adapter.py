@@ -59,6 +59,7 @@ def export(
     target: str = "peft",
     base: str | Path | None = None,
     dtype: str = "float32",
+    final: Path | None = None,
 ) -> Export:
     """Write an adapter for other tools, load what was written in a fresh process, and compare.
 
@@ -70,6 +71,7 @@ def export(
         base: the base; None for the one that the adapter names.
         dtype: numbers of a merged model. In float32 it equals base + adapter; bfloat16 halves the size and rounds
             what the adapter adds, which ``check`` then shows.
+        final: where ``out`` will be moved to, which the recipe names; None where it stays.
 
     Returns:
         The export. An adapter is compared in the numbers that it was trained in; a merged model, and an adapter that
@@ -79,7 +81,7 @@ def export(
         ModelError: adapter or base are not there, the adapter is of another kind, or a module that it needs is held
             by neither of them; nothing is written. OutputError, StorageError: see :func:`save_adapter`.
     """
-    written, request = write_export(adapter_dir, out, target=target, base=base, dtype=dtype)
+    written, request = write_export(adapter_dir, out, target=target, base=base, dtype=dtype, final=final)
     return replace(written, check=in_fresh_process([request])[0])
 
 
@@ -90,11 +92,12 @@ def write_export(
     target: str = "peft",
     base: str | Path | None = None,
     dtype: str = "float32",
+    final: Path | None = None,
 ) -> tuple[Export, Request]:
     """Write an adapter for other tools, without the comparison.
 
     Args:
-        adapter_dir, out, target, base, dtype: as for :func:`export`.
+        adapter_dir, out, target, base, dtype, final: as for :func:`export`.
 
     Returns:
         The export, its ``check`` NaN, and what `loratlas.adapters.export.check_export.in_fresh_process` has to compare.
@@ -104,6 +107,7 @@ def write_export(
             given=f"--for {target}", found="a format that is not written", instead=" or ".join(FORMATS)
         )
     out = Path(out)
+    final = out if final is None else final
     contents = read_adapter(adapter_dir)
     source = str(base or contents.base or "")
     if not source:
@@ -121,7 +125,7 @@ def write_export(
     if target == "peft":
         compared = "float32" if contents.changed_base else trained
         save_adapter(model, out, plan_json=contents.notes.get("plan"), extra=_extra(contents, adapter_task))
-        recipe = adapter_recipe(source, str(out), task=adapter_task.task, dtype=trained, options=options)
+        recipe = adapter_recipe(source, str(final), task=adapter_task.task, dtype=trained, options=options)
         if contents.changed_base:
             remarks.append(
                 f"It was started by {contents.changed_base}, which takes a part out of the base: written as the "
@@ -130,7 +134,7 @@ def write_export(
     else:
         compared = "float32"
         save_merged(model, out, source, dtype)
-        recipe = model_recipe(str(out), task=adapter_task.task, dtype=dtype)
+        recipe = model_recipe(str(final), task=adapter_task.task, dtype=dtype)
         if trained != dtype:
             remarks.append(
                 f"Written in {dtype}; it was trained in {trained}, in which losses differ by rounding."
@@ -147,7 +151,7 @@ def write_export(
         tokens=_special_tokens(contents),
     )
     return Export(
-        path=str(out), check=math.nan, dtype=compared, recipe=recipe, remarks=tuple(remarks)
+        path=str(final), check=math.nan, dtype=compared, recipe=recipe, remarks=tuple(remarks)
     ), request
 
 

@@ -16,14 +16,12 @@ from typing import Any
 
 from loratlas.errors import ModelError
 from loratlas.files import sha256
+from loratlas.sealed_json import ChangedError, check_seal, sealed
 
 NOTES = "loratlas.json"
 SCHEMA = "loratlas.adapter"
 VERSION = 2
 """Since 2 the digests are there. Version 1 had none."""
-
-_ZEROS = "0" * 64
-_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 
 
 def base_digest(model: Any) -> str | None:
@@ -94,12 +92,8 @@ def write_notes(folder: Path, notes: Mapping[str, Any], files: Iterable[str]) ->
         "version": VERSION,
         **notes,
         "sha256": {name: sha256(folder / name) for name in files},
-        "seal": _ZEROS,
     }
-    text = json.dumps(whole, indent=1, default=str) + "\n"
-    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    before, _, after = text.rpartition(_ZEROS)  # the last one: notes may hold such a text too
-    (folder / NOTES).write_text(before + digest + after, encoding="utf-8")
+    (folder / NOTES).write_text(sealed(whole), encoding="utf-8")
 
 
 def read_notes(folder: Path) -> dict[str, Any]:
@@ -126,12 +120,10 @@ def read_notes(folder: Path) -> dict[str, Any]:
         if "seal" in notes or "sha256" in notes:
             raise _changed(path, "version 1 with digests, which it never had")
         return notes
-    seals = list(_SEAL.finditer(raw))
-    if not seals or notes.get("seal") != seals[-1][1].decode():
-        raise _changed(path, "no digest of itself")
-    start, end = seals[-1].span(1)
-    if hashlib.sha256(raw[:start] + _ZEROS.encode() + raw[end:]).hexdigest() != notes["seal"]:
-        raise _changed(path, "another content than was written: its SHA-256 differs")
+    try:
+        check_seal(raw, notes)
+    except ChangedError as error:
+        raise _changed(path, str(error)) from error
     for name, digest in notes["sha256"].items():
         file = folder / Path(name).name
         if not file.is_file() or sha256(file) != digest:

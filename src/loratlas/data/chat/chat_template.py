@@ -45,11 +45,13 @@ class Rendered:
         text: all of it.
         answers: what of it the loss counts, in order; the spans do not overlap.
         row: index of the row in its source, from 0.
+        unnamed: whether a tool's message has a name that is not written.
     """
 
     text: str
     answers: tuple[Span, ...]
     row: int = 0
+    unnamed: bool = False
 
     def counted(self) -> str:
         """The text of the answers, without what stops them."""
@@ -124,6 +126,8 @@ def check_contents_only(row: Row, writer: str) -> None:
         for key in (*CALLS, *THOUGHTS):
             if carries(turn, key):
                 raise _unwritten(row, key, number, writer)
+        if turn.role != "tool" and carries(turn, "name"):
+            raise _unwritten(row, "name", number, writer)
         _check_parts(row, turn, number)
 
 
@@ -146,7 +150,11 @@ def _plain(row: Row, end: str) -> Rendered:
                 spans.append(Span(turn=n, start=start, end=start + len(turn.content), stop=len(text)))
         else:
             text += turn.content + ("\n\n" if turn.role == "system" else "\n\nAnswer:\n")
-    return Rendered(text, tuple(spans), row.source_row)
+    return Rendered(text, tuple(spans), row.source_row, unnamed=any(map(_is_named_tool, row.turns)))
+
+
+def _is_named_tool(turn: Turn) -> bool:
+    return turn.role == "tool" and carries(turn, "name")
 
 
 def _chat(row: Row, writer: ChatWriter) -> Rendered:
@@ -156,7 +164,7 @@ def _chat(row: Row, writer: ChatWriter) -> Rendered:
     messages = writer.messages(row)
     try:
         messages, text = _written(messages, writer, variables)
-        _check_written(row, messages, text, writer, variables)
+        unnamed = _check_written(row, messages, text, writer, variables)
         if writer.template.marks_answers:
             text, spans = marked_spans(row.turns, messages, writer, variables)
         else:
@@ -173,7 +181,7 @@ def _chat(row: Row, writer: ChatWriter) -> Rendered:
             found=f"{error} ({writer.line()})",
             instead="a template that marks answers with {% generation %}, or a tokenizer without a template",
         ) from error
-    return Rendered(text, tuple(spans), row.source_row)
+    return Rendered(text, tuple(spans), row.source_row, unnamed=unnamed)
 
 
 def _written(
@@ -196,8 +204,12 @@ def _written(
 
 def _check_written(
     row: Row, messages: list[dict[str, Any]], text: str, writer: ChatWriter, variables: Mapping[str, Any]
-) -> None:
-    """Refuse what a row carries and the template leaves out: the text is the same without it."""
+) -> bool:
+    """Refuse what a row carries and the template leaves out: the text is the same without it.
+
+    Returns:
+        Whether the name of a tool's message is left out, as many templates do: calls and answers are in order.
+    """
 
     def same(others: list[dict[str, Any]], **others_variables: Any) -> bool:
         try:
@@ -218,6 +230,12 @@ def _check_written(
             without = {name: value for name, value in messages[n].items() if name not in _aliases(key)}
             if same([*messages[:n], without, *messages[n + 1 :]]):
                 raise _unwritten(row, key, n + 1, "the chat template, which does not write it there")
+    return any(_is_named_tool(turn) and same(_without_name(messages, n)) for n, turn in enumerate(row.turns))
+
+
+def _without_name(messages: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    unnamed = {key: value for key, value in messages[n].items() if key != "name"}
+    return [*messages[:n], unnamed, *messages[n + 1 :]]
 
 
 def _needed(role: str, counted: bool, extras: Mapping[str, Any]) -> list[str]:

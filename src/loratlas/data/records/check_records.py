@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from loratlas.data.records.line_files import LineBlock, LineFile
-from loratlas.data.records.literals import STRICT, DoubledKeys, Literal
+from loratlas.data.records.literals import STRICT, Literal, doubled_key
 from loratlas.data.records.plain_records import PlainRecords
 from loratlas.data.records.row_forms import WHOLE_NUMBER, RowReader
 from loratlas.data.records.stored_rows import StoredBlock
@@ -102,16 +102,17 @@ class RecordCheck:
                 raise DataError(
                     given=file.name, found=f"JSON nested too deeply on {where}", instead=OBJECTS
                 ) from error
-            except DoubledKeys as error:
-                raise DataError(
-                    given=file.name,
-                    found=f"the key {printable(error.key)!r} twice in one object on row {self.rows + 1}",
-                    instead="objects in which every key stands once",
-                ) from error
             if not isinstance(record, dict):
                 kind = "number" if isinstance(record, Literal) else type(record).__name__
                 raise DataError(
                     given=file.name, found=f"{where} holds a {kind}, not an object", instead=OBJECTS
+                )
+            twice = doubled_key(record, self.reader.columns.values())
+            if twice is not None:
+                raise DataError(
+                    given=file.name,
+                    found=f"the key {printable(twice)!r} twice in one object on row {self.rows + 1}",
+                    instead="objects in which every key stands once",
                 )
             if "\\ud" in text or "\\uD" in text:
                 self.reader.check_characters(record, self.rows)

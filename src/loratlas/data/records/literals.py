@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -23,23 +23,52 @@ DECODER = json.JSONDecoder(**_HOOKS)
 """Reads JSON with every number as a `Literal`."""
 
 
-class DoubledKeys(ValueError):
-    """An object names a key twice; which of its values is meant, nobody knows."""
+class DoubledObject(dict[str, Any]):
+    """An object that names keys twice; which of their values is meant, nobody knows.
 
-    def __init__(self, key: str) -> None:
-        self.key = key
-        super().__init__(key)
+    Attributes:
+        doubled: those keys.
+    """
+
+    __slots__ = ("doubled",)
+
+    doubled: tuple[str, ...]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise DoubledKeys(Counter(name for name, _ in pairs).most_common(1)[0][0])
+        record = DoubledObject(record)
+        record.doubled = tuple(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
     return record
 
 
 STRICT = json.JSONDecoder(object_pairs_hook=_once, **_HOOKS)
-"""As `DECODER`, and raises `DoubledKeys` where an object names a key twice."""
+"""As `DECODER`, and an object that names a key twice is a `DoubledObject`."""
+
+
+def doubled_key(record: Mapping[str, Any], columns: Collection[str]) -> str | None:
+    """A key that stands twice in what is read of a record; None where there is none.
+
+    Args:
+        record: of `STRICT`.
+        columns: that are read.
+
+    >>> record = STRICT.decode('{"text": "a", "meta": {"x": 1, "x": 2}, "y": 1, "y": 2}')
+    >>> doubled_key(record, ["text"]), doubled_key(record, ["text", "meta"]), doubled_key(record, ["y"])
+    (None, 'x', 'y')
+    """
+    for key in record.doubled if isinstance(record, DoubledObject) else ():
+        if key in columns:
+            return key
+    return next((key for name in columns if (key := _inner(record.get(name))) is not None), None)
+
+
+def _inner(value: Any) -> str | None:
+    if isinstance(value, DoubledObject):
+        return value.doubled[0]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((key for item in inside if (key := _inner(item)) is not None), None)
 
 
 def scalar_text(value: Any) -> str | None:

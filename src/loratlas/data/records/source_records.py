@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.data.records.data_files import Records, Wanted, file_records, table_records
+from loratlas.data.records.folder_configs import declared_splits
 from loratlas.data.records.folder_splits import folder_splits, kind_of
 from loratlas.data.records.line_files import LineFile
 from loratlas.data.records.python_records import python_lines
 from loratlas.data.records.split_spec import SplitSpec
 from loratlas.errors import DataError, printable
+
+SAVED = ("dataset_dict.json", "state.json")
+"""Files by which a folder is known that `datasets` has saved to disk."""
 
 BATCH = 1024
 """Rows of a table that are written out together."""
@@ -77,18 +81,54 @@ def _named(source: str, spec: SplitSpec, wanted: Wanted, limit: int | None) -> R
         spec.choose(["train"], source)
         return file_records(path, source, wanted, limit)
     if source and path.is_dir():
-        folder = folder_splits(path, source)
-        chosen = spec.choose(list(folder.splits), source)
-        files = [(split, file) for split in chosen for file in folder.splits[split]]
-        parts = [file_records(file, str(file), wanted, limit) for _, file in files]
-        unread = ", ".join(printable(str(file.relative_to(path)), 60) for file in folder.without[:10])
-        remarks = [f"files that belong to no split and are not read: {unread}"] if unread else []
-        return joined(parts, [split for split, _ in files], remarks)
+        return _folder(path, source, None, spec, wanted, limit)
+    parent, _, config = source.rpartition(":")
+    if parent and Path(parent).expanduser().is_dir():
+        return _folder(Path(parent).expanduser(), parent, config, spec, wanted, limit)
     if _looks_like_a_path(source):
         raise DataError(
             given=source, found="no such file", instead="the path of a JSON, JSONL, CSV or Parquet file"
         )
     return _table(_from_hub(source, spec), source, wanted, limit)
+
+
+def _folder(
+    path: Path, source: str, config: str | None, spec: SplitSpec, wanted: Wanted, limit: int | None
+) -> Records:
+    """A folder: what `datasets` saved to disk, files that its README declares, or files by their names."""
+    if any((path / name).is_file() for name in SAVED):
+        if config is not None:
+            raise DataError(
+                given=f"{source}:{printable(config)}",
+                found="a saved data set, which has none",
+                instead=source,
+            )
+        return source_records(_from_disk(path, source), source, spec, wanted, limit)
+    splits, without = declared_splits(path, source, config), ()
+    if splits is None:
+        folder = folder_splits(path, source)
+        splits, without = folder.splits, folder.without
+    chosen = spec.choose(list(splits), source)
+    files = [(split, file) for split in chosen for file in splits[split]]
+    parts = [file_records(file, str(file), wanted, limit) for _, file in files]
+    unread = ", ".join(printable(str(file.relative_to(path)), 60) for file in without[:10])
+    remarks = [f"files that belong to no split and are not read: {unread}"] if unread else []
+    return joined(parts, [split for split, _ in files], remarks)
+
+
+def _from_disk(path: Path, source: str) -> Any:
+    """A data set, or several splits of one, that `datasets` has saved to disk."""
+    import datasets
+
+    try:
+        with _quiet():
+            return datasets.load_from_disk(str(path))
+    except Exception as error:  # the libraries below raise dozens of kinds
+        raise DataError(
+            given=source,
+            found=f"a saved data set that cannot be read ({printable(' '.join(str(error).split()), 200)})",
+            instead="the folder as save_to_disk wrote it",
+        ) from error
 
 
 def _looks_like_a_path(source: str) -> bool:

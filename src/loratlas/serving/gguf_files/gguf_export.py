@@ -19,7 +19,12 @@ MODEL_FILE = "model.gguf"
 
 
 def export_gguf(
-    adapter_dir: str | Path, out: str | Path, *, base: str | Path | None = None, dtype: str = "float16"
+    adapter_dir: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str = "float16",
+    final: Path | None = None,
 ) -> Export:
     """Write a whole model for llama.cpp and what stands on it.
 
@@ -27,6 +32,7 @@ def export_gguf(
         adapter_dir: the adapter. out: a new folder, or an earlier export.
         base: the base; None for the one that the adapter names.
         dtype: of matrices: ``float16`` or ``float32``.
+        final: where ``out`` will be moved to, which the recipe names; None where it stays.
 
     Returns:
         The export; its ``check`` is the largest difference of the file's numbers from the merged model's, by rounding.
@@ -36,6 +42,7 @@ def export_gguf(
     """
     from transformers import AutoTokenizer
 
+    final = Path(out) if final is None else final
     contents = read_adapter(adapter_dir)
     source = str(base or contents.base or "")
     if not source:
@@ -47,7 +54,7 @@ def export_gguf(
             found="GGUF is written here for causal language models",
             instead="--for merged",
         )
-    model = merged_base(adapted_base(contents, source, config), source, given=str(out))
+    model = merged_base(adapted_base(contents, source, config), source, given=str(final))
     try:
         tokenizer = AutoTokenizer.from_pretrained(readable(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -61,10 +68,10 @@ def export_gguf(
         check = largest_difference(new / MODEL_FILE, model)
     remarks = [base_source.remark] if base_source.remark else []
     return Export(
-        path=str(out),
+        path=str(final),
         check=check,
         dtype=dtype,
-        recipe=f"llama-server -m {Path(out) / MODEL_FILE}",
+        recipe=f"llama-server -m {final / MODEL_FILE}",
         remarks=(*remarks, f"Matrices are {dtype}, vectors float32; nothing is quantised further."),
         compared="numbers in the file",
     )

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from loratlas.errors import OutputError, StorageError
-from loratlas.files import draft, jsonable, write_text
+from loratlas.files import digest, draft, write_text
+from loratlas.study.execution.ledger_entries import check_pages, opened, readable, with_digest
 
 NAME = "ledger.db"
 CLAIM, HOLDER = "claim.lock", "claim.txt"
@@ -122,8 +123,9 @@ class Ledger:
     2.5
     """
 
-    def __init__(self, study: Any) -> None:
+    def __init__(self, study: Any, path: Path) -> None:
         self._study = study
+        self._path = path
         self._storage = study._storage
 
     @classmethod
@@ -152,7 +154,9 @@ class Ledger:
             )
 
         try:
-            if not path.exists():  # a process that is killed here leaves no half of a ledger
+            if path.exists():
+                check_pages(path)
+            else:  # a process that is killed here leaves no half of a ledger
                 with draft(path) as unfinished:
                     made = study_in(unfinished)._storage
                     made.remove_session()
@@ -162,18 +166,19 @@ class Ledger:
             raise OutputError(
                 given=str(path), found=f"no ledger that can be opened ({error.orig})", instead="another --out"
             ) from error
-        return cls(study)
+        return cls(study, path)
 
     @property
     def about(self) -> dict[str, Any]:
         """What holds for the whole study: spec, base, data, plans, machine, versions."""
-        return dict(self._study.user_attrs)
+        with readable(self._path):
+            return {name: opened(name, value) for name, value in self._study.user_attrs.items()}
 
     def note(self, **about: Any) -> None:
         """Write attributes of the whole study."""
         with _stored():
             for name, value in about.items():
-                self._study.set_user_attr(name, value)
+                self._study.set_user_attr(name, with_digest(name, value))
 
     def begin(self, key: Key, identity: Mapping[str, Any]) -> int:
         """Enter a run that starts now; returns its trial number."""
@@ -186,7 +191,7 @@ class Ledger:
             distributions={
                 # One domain for all trials: optuna refuses a parameter whose categories change.
                 "phase": CategoricalDistribution(["base", "tuning", "evaluation"]),
-                "arm": CategoricalDistribution(["", *self._study.user_attrs.get("arms", [key.arm])]),
+                "arm": CategoricalDistribution(["", *self.about.get("arms", [key.arm])]),
                 "lr": FloatDistribution(0.0, 1e308),
                 "seed": IntDistribution(0, 2**53),
                 **({"steps": IntDistribution(0, 2**53)} if key.steps else {}),
@@ -201,7 +206,8 @@ class Ledger:
         import optuna
 
         with _stored():
-            self._storage.set_trial_user_attr(trial, "record", jsonable(record))
+            key = self._storage.get_trial(trial).user_attrs["key"]
+            self._storage.set_trial_user_attr(trial, "record", with_digest(_name_of(key), record))
             self._storage.set_trial_state_values(
                 trial, optuna.trial.TrialState.COMPLETE, [value if math.isfinite(value) else math.inf]
             )
@@ -210,7 +216,8 @@ class Ledger:
         """Close the runs that a dead coordinator left open; they will be done again. Returns how many."""
         import optuna
 
-        left = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        with readable(self._path):
+            left = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
         with _stored():
             for trial in left:
                 self._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
@@ -228,9 +235,16 @@ class Ledger:
         import optuna
 
         records: dict[Key, dict[str, Any]] = {}
-        for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
-            records[Key(**trial.user_attrs["key"])] = trial.user_attrs["record"]
-        return dict(sorted(records.items()))
+        with readable(self._path):
+            for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+                key = trial.user_attrs["key"]
+                records[Key(**key)] = opened(_name_of(key), trial.user_attrs["record"])
+            return dict(sorted(records.items()))
+
+
+def _name_of(key: Mapping[str, Any]) -> str:
+    """What the digest of a run's record covers besides the record."""
+    return digest(dict(key))
 
 
 @contextmanager

@@ -11,8 +11,10 @@ import numpy as np
 
 from loratlas.errors import OutputError
 from loratlas.models.task import Task
-from loratlas.study.execution.ledger import Key, Ledger
+from loratlas.sealed_json import ChangedError, read_sealed, write_sealed
+from loratlas.study.execution.ledger import NAME, Key, Ledger
 from loratlas.study.execution.rate_choice import run_variance
+from loratlas.study.execution.run_records import is_whole
 from loratlas.study.execution.schedule import NEAR, scan_steps, schedule
 from loratlas.study.execution.schedule_state import BASE, Schedule
 from loratlas.study.inputs.match_budgets import arms_of_scan
@@ -38,6 +40,7 @@ from loratlas.study.spec.rates_and_seeds import seeds
 from loratlas.study.spec.spec_file import parse_spec
 from loratlas.study.spec.study_spec import StudySpec
 
+FINDINGS = "findings.json"
 SCHEMA = "loratlas.study"
 VERSION = 1
 
@@ -76,12 +79,17 @@ class StudyResult:
 
 
 def load_study(out: str | Path) -> StudyResult:
-    """Read a study's folder, finished or not.
+    """Read a study's folder, finished or not, every byte compared with its digest.
 
     Raises:
-        OutputError: no study is in it.
+        OutputError: no study is in it, or a file of it is not what was written.
     """
     out = Path(out)
+    if (out / FINDINGS).exists():
+        try:
+            read_sealed(out / FINDINGS)
+        except (ChangedError, OSError) as error:
+            raise _changed(out, str(out / FINDINGS), str(error)) from error
     ledger = Ledger.open(out, create=False)
     about = ledger.about
     if not about.get("begun"):
@@ -89,7 +97,27 @@ def load_study(out: str | Path) -> StudyResult:
             given=str(out), found="a ledger without a study", instead="a folder that a study wrote"
         )
     spec = parse_spec(about["spec"], where=f"the ledger of {out}", kept=True)
-    return build(spec, about, ledger.finished(), out / "runs")
+    finished = ledger.finished()
+    for record in finished.values():
+        if not is_whole(out / "runs" / record["digest"], record):
+            folder = out / "runs" / record["digest"]
+            raise _changed(
+                out, str(folder), "files of a finished run that are missing, or not what was written"
+            )
+    return build(spec, about, finished, out / "runs")
+
+
+def write_findings(out: Path, result: StudyResult) -> None:
+    """Write ``findings.json`` into a study's folder, with the digests of itself and of the ledger."""
+    write_sealed(out / FINDINGS, result.to_json(), files=(NAME,))
+
+
+def _changed(out: Path, given: str, found: str) -> OutputError:
+    return OutputError(
+        given=given,
+        found=found,
+        instead=f"the folder as it was written, or `loratlas study SPEC --out {out}`, which does again what is broken",
+    )
 
 
 def build(
