@@ -42,7 +42,7 @@ def kill_before(number: int, folder: str, counted: Path) -> None:
         if event not in EVENTS:
             return
         names = [str(a) for a in arguments if isinstance(a, (str, bytes, os.PathLike))]
-        below = any(folder in name for name in names)
+        below = any(mark in name for name in names for mark in marks)
         if event == "open":
             flags = arguments[2] if isinstance(arguments[2], int) else 0
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or "w" in str(arguments[1])
@@ -52,6 +52,8 @@ def kill_before(number: int, folder: str, counted: Path) -> None:
         if below:
             operation(event)
 
+    # What will be the folder lies beside it until it is whole.
+    marks = (folder, str(Path(folder).with_name(f".{Path(folder).name}.")))
     sys.addaudithook(audit)
     _watch_libraries(operation, folder)
 
@@ -131,7 +133,7 @@ def left_in(out: Path) -> dict[str, str]:
     files = [path for path in out.rglob("*") if path.is_file()] if out.is_dir() else [out]
     beside = [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}.")]
     digests = {
-        str(path.relative_to(out) if path != out else path.name): hashlib.sha256(
+        str(path.relative_to(out)): hashlib.sha256(
             path.read_bytes().replace(out.name.encode(), b"{out}")
         ).hexdigest()
         for path in files
