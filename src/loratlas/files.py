@@ -199,6 +199,13 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             entry.unlink(missing_ok=True)
 
 
+def was_left(out: Path) -> bool:
+    """Whether a process that is gone left a draft of this folder or file: what lies there now, it had just finished."""
+    beside = out.parent.iterdir() if out.parent.is_dir() else ()
+    matches = [match for entry in beside if (match := _LEFTOVER.fullmatch(entry.name)) is not None]
+    return any(match[1] == out.name and not _is_running(int(match[2])) for match in matches)
+
+
 def is_leftover(path: Path) -> bool:
     """Whether a name is that of a draft, which counts as nothing where a folder has to be empty."""
     return _LEFTOVER.fullmatch(path.name) is not None

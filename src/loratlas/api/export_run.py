@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.api.folders import adapter_folder, check_out
 from loratlas.errors import ModelError, OutputError, RequestError, SettingsError, printable
-from loratlas.files import built_folder
+from loratlas.files import built_folder, was_left
 from loratlas.sealed_json import ChangedError, read_sealed
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def export(
     from loratlas.sources import model_source
 
     folder = adapter_folder(adapter.adapter if isinstance(adapter, Run) else Path(adapter))
-    check_out(Path(out), what="export")
+    if not was_left(Path(out)):  # an export that was killed between its last rename and its end is done again
+        check_out(Path(out), what="export")
     _check_options(target, rank_tolerance, data, push_to)
     source = model_source(base) if base else None
     findings = _findings(study)

@@ -104,7 +104,7 @@ def _chosen(configs: Mapping[str, Mapping[str, Any]], source: str, config: str |
         config = next(iter(preferred), DEFAULT if DEFAULT in configs else None)
         if config is None and len(configs) == 1:
             (config,) = configs
-    if config in configs:
+    if config is not None and config in configs:
         return configs[config]
     names = ", ".join(printable(name, 40) for name in list(configs)[:10])
     raise DataError(
