@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.tiny_base import save_few_rows, save_tiny_base
+from tests.serving.tiny_base import save_few_rows, save_tiny_base
 
 from loratlas.adapters.stored.run_files import RUN
 from loratlas.api.folders import adapter_folder

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from shell import environment
-from tests.tiny_base import save_few_rows, save_tiny_base
+from tests.serving.tiny_base import save_few_rows, save_tiny_base
 
 ROOT = Path(__file__).parents[2]
 DRIVER = Path(__file__).with_name("kill_at_each_operation.py")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tiny_base import save_few_rows, save_tiny_base
+from tests.serving.tiny_base import save_few_rows, save_tiny_base
 
 ROOT = Path(__file__).parents[2]
 SPEC = {
