@@ -149,7 +149,9 @@ def judged(row: Row, tokenizer: Any, marked: bool) -> str:
     if asked["input_ids"] != ids.tolist():
         return "other ids"
     if marked:
-        marks = np.asarray(asked["assistant_masks"], dtype=bool)
+        marks = _marks_by_characters(messages, tools, tokenizer)
+        if marks is None:
+            marks = np.asarray(asked["assistant_masks"], dtype=bool)
         marks[0] = False
         return "marked alike" if (marks == labelled).all() else "other marks"
     answers = [turn for turn in row.turns if turn.role == "assistant"]
@@ -170,6 +172,28 @@ def judged(row: Row, tokenizer: Any, marked: bool) -> str:
         if not said.startswith(words) or not STOP.fullmatch(said[len(words) :]):
             return f"{turn.content!r} as {said!r}"
     return "right"
+
+
+def _marks_by_characters(messages: Any, tools: Any, tokenizer: Any) -> np.ndarray | None:
+    """Marks by the characters of generation blocks, for a tokenizer that drops white space; None for others.
+
+    transformers asks which token the first character of a block belongs to, and marks nothing where that is white
+    space without a token.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    if tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("\n"):
+        return None
+    (text,), (blocks,) = render_jinja_template(
+        [messages],
+        tools=tools,
+        chat_template=tokenizer.chat_template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    inside = [any(first <= a and b <= last for first, last in blocks) for a, b in encoded["offset_mapping"]]
+    return np.asarray(inside, dtype=bool)
 
 
 def _messages(row: Row, tokenizer: Any) -> list[dict[str, Any]]:
