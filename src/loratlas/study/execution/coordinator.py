@@ -79,7 +79,8 @@ class Coordinator:
         threads = 1 if device == "cpu" else None
         free = free_bytes(device) // count
         self._fleet = fleet_size(self.spec, self.prepared, device, free=free)
-        first = FIRST * count * self._fleet  # all of them take their first steps at about the same time
+        first = min(FIRST, max(1, self.spec.steps // 10))
+        first *= min(count * self._fleet, len(state.pending))  # which take their first steps together
         self._time = TimeLeft(warm=first, basis=first, window=2 * count * self._fleet * self._whole())
         # A Ctrl-C is asked for, not thrown: thrown into a destructor, say, Python would swallow it.
         with (
