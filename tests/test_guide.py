@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
     )
     reviews = [{"text": f"film {n}", "label": ("bad", "good")[n % 2]} for n in range(6)]
     (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews))
-    (study,) = blocks(ROOT / "docs/guide/studies.md", "yaml")
+    study, *_ = blocks(ROOT / "docs/guide/studies.md", "yaml")
     (tmp_path / "where.yaml").write_text(study + SMALL)
     (tmp_path / "bases").symlink_to(ROOT / "bases")
     return tmp_path
@@ -118,8 +118,9 @@ def test_commands_have_every_option_that_is_shown(
 
 
 def test_the_study_and_the_error_are_read():
-    (study,) = blocks(ROOT / "docs/guide/studies.md", "yaml")
-    assert parse_spec(study).reference == "full"
+    studies = [parse_spec(text) for text in blocks(ROOT / "docs/guide/studies.md", "yaml")]
+    assert [study.reference for study in studies] == ["full", "full"]
+    assert [study.trainer and study.trainer.name for study in studies] == [None, "dpo"]
     (error,) = blocks(ROOT / "docs/guide/command-line.md", "json")
     assert set(json.loads(error)["error"]) == {"code", "given", "found", "instead"}
 

@@ -20,7 +20,8 @@ class Example:
         labelled: bool [n]; ``labelled[t]`` says that token t is predicted (from the tokens before it) and
             counted. Never at t = 0, for nothing comes before it.
         row: index of the row in its `Rows`, from 0.
-        source: of a source and its target end to end, tokens of the source; None for one text.
+        source: of two texts end to end, tokens of the first: a source and its target, or a preferred answer and the
+            other one (`loratlas.data.preferences`); None for one text.
         label: the class of the row, where that is what is predicted; then no token is labelled.
         types: int8 [n]; which text of a pair a token belongs to, where the tokenizer says so.
     """

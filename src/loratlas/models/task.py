@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CAUSAL, SEQ2SEQ, CLASSIFICATION = "causal", "seq2seq", "classification"
 TASKS = (CAUSAL, SEQ2SEQ, CLASSIFICATION)
+PREFERENCE = "preference"
+"""Which of two answers is better: a language model's task in studies that name a trainer for it; no task of a row."""
 
 _KINDS = {CAUSAL: "CausalLM", SEQ2SEQ: "Seq2SeqLM", CLASSIFICATION: "SequenceClassification"}
 
@@ -36,7 +38,7 @@ class Task:
     """A task and what it needs beside its name.
 
     Args:
-        name: one of `TASKS`.
+        name: one of `TASKS`, or `PREFERENCE`.
         labels: names of the classes, class 0 first; of a classification.
     """
 
@@ -50,7 +52,7 @@ class Task:
         >>> Task().unit, Task(name="classification", labels=("no", "yes")).unit
         ('token', 'row')
         """
-        return "row" if self.name == CLASSIFICATION else "token"
+        return {CLASSIFICATION: "row", PREFERENCE: "pair"}.get(self.name, "token")
 
     @property
     def why_padded(self) -> str | None:

@@ -12,12 +12,14 @@ _DIFFERENCES = {"share": "points"}
 _UNITS = {
     "loss": "nats per token",
     "row_loss": "nats per row",
+    "pair_loss": "nats per pair",
+    "margin": "nats times β, higher is better",
     "perplexity": "perplexity",
     "share": "share of the rows, higher is better",
     "f1": "mean F1 of the classes, higher is better",
     "rouge": "ROUGE-L, higher is better",
 }
-_TASK = ("share", "f1", "rouge")
+_TASK = ("share", "f1", "rouge", "margin")
 """Units of task metrics."""
 
 
@@ -91,7 +93,7 @@ def counted(ledger: QuotedStudy) -> Phrase:
 
 
 def _loss(ledger: QuotedStudy) -> str:
-    return "mean loss" if ledger.per == "nats per row" else "token mean"
+    return "mean loss" if ledger.per in ("nats per row", "nats per pair") else "token mean"
 
 
 def has(ledger: QuotedStudy, what: str) -> bool:

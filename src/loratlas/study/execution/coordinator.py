@@ -264,6 +264,8 @@ class Coordinator:
             identity |= side_metrics.identity(spec, prepared.forgetting)
         if prepared.task.name != CAUSAL:
             identity["task"] = prepared.task.to_json()
+        if spec.trainer is not None:
+            identity["trainer"] = spec.trainer.model_dump(mode="json")
         if key.phase == "base":
             return identity
         return identity | {
@@ -309,6 +311,7 @@ class Coordinator:
             "device": device,
             "data": data,
             "metric": metric,
+            "trainer": None if self.spec.trainer is None else self.spec.trainer.model_dump(mode="json"),
             "training": self._training,
             "versions": versions(),
             "revision": revision(),

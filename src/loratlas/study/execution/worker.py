@@ -26,6 +26,7 @@ from typing import IO, Any
 from loratlas.errors import LoratlasError, OutputError, RunError
 from loratlas.study.execution.ledger import unstorable
 from loratlas.study.execution.moving_run import moves_of, moving_hook
+from loratlas.study.execution.preference_runs import fit_pairs, judge_pairs
 from loratlas.study.execution.run_records import load_encoded, write_run
 from loratlas.study.results.side_metrics import SideMetrics
 
@@ -62,14 +63,19 @@ class Worker:
 
     def _load(self) -> None:
         from loratlas.models.load import load_model
-        from loratlas.models.task import CAUSAL, for_task
+        from loratlas.models.task import CAUSAL, PREFERENCE, for_task
 
         setup, task = self._setup, self._data["train"].task
-        config = None if task.name == CAUSAL else for_task(setup["model"], task, pad_id=setup["pad_id"])
+        config = (
+            None
+            if task.name in (CAUSAL, PREFERENCE)
+            else for_task(setup["model"], task, pad_id=setup["pad_id"])
+        )
         model = load_model(
             setup["model"], dtype=setup["dtype"], base_dropout=setup["base_dropout"], config=config
         )
         self._model = model.to(self._setup["device"])
+        self._base_gaps: dict[int, Any] = {}
         self._checksum = checksum(self._model)
 
     @property
@@ -125,6 +131,8 @@ class Worker:
         from loratlas.training.fleet.train_fleet import CannotShareError, Fleet, Member, why_not_in_fleet
 
         members, indices, alone = [], [], dict[int, str]()
+        if self._setup.get("trainer"):
+            return None, [], dict.fromkeys(range(len(jobs)), "TRL trains one run")
         for index, job in enumerate(jobs):
             if job["plan"] is None:
                 continue
@@ -213,6 +221,9 @@ class Worker:
 
     def _judge(self, model: Any, rows: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Losses of every row; of a classifier also what the record says of its predictions, and their table."""
+        if self._setup.get("trainer"):
+            beta, known = self._setup["trainer"]["beta"], self._base_gaps
+            return judge_pairs(model, rows, beta=beta, packed=self._packed, known=known)
         if not rows.task.labels:
             return self._score(model, rows), {}, {}
         from loratlas.evaluation.class_losses import classify
@@ -230,8 +241,6 @@ class Worker:
     def _train(
         self, job: Mapping[str, Any], rows: Any, trained: tuple[Any, Any] | None, index: int
     ) -> tuple[Any, dict[str, Any], list[dict[str, float]], dict[str, Any]]:
-        from loratlas.training.loop import fit
-
         key = job["key"]
         plan, settings = self._asked(job)
         result: Any = None
@@ -244,16 +253,8 @@ class Worker:
             hook = moving_hook(job, plan, self._model, settings.steps_for(len(self._data["train"])))
             if result is None:
                 report = self._reporter([job])
-                result = fit(
-                    model,
-                    self._data["train"],
-                    settings,
-                    evaluate=None,
-                    out=None,
-                    on_step=lambda event: report(index, event),
-                    packed=self._packed,
-                    hooks=() if hook is None else (hook,),
-                )
+                hooks = () if hook is None else (hook,)
+                result = self._fit(model, settings, lambda event: report(index, event), hooks)
             curve = [
                 {name: float(getattr(point, name)) for name in ("step", "nll", "lr", "tokens", "seconds")}
                 for point in result.curve
@@ -285,6 +286,17 @@ class Worker:
             **more,
         }
         return (None if diverged else scores), numbers, curve, tables
+
+    def _fit(self, model: Any, settings: Any, on_step: Any, hooks: Any) -> Any:
+        """The training itself: this project's own, or that of the trainer that the study names."""
+        train, trainer = self._data["train"], self._setup.get("trainer")
+        if trainer:
+            return fit_pairs(model, train, self._setup, settings, on_step)
+        from loratlas.training.loop import fit
+
+        return fit(
+            model, train, settings, evaluate=None, out=None, on_step=on_step, packed=self._packed, hooks=hooks
+        )
 
     def _reporter(self, jobs: Sequence[Mapping[str, Any]]) -> Any:
         """A function that passes on steps of these jobs, some of them."""

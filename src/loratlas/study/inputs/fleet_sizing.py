@@ -41,7 +41,8 @@ def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -
         device: of the workers.
         free: bytes that one worker may take, its base included.
     """
-    if spec.base_dropout:  # its masks would be those of the whole pass
+    # Masks of the base's dropout would be those of the whole pass; another library's trainer trains one run.
+    if spec.base_dropout or spec.trainer is not None:
         return 1
     together = runs_per_pass(_tokens(spec, prepared), device)
     if together == 1:

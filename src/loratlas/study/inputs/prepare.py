@@ -28,6 +28,7 @@ from loratlas.study.inputs.match_budgets import (
     plans,
     started,
 )
+from loratlas.study.inputs.preference_pairs import memory_of_pairs, read_pairs
 from loratlas.study.inputs.row_splits import draw_rows, hold_out
 from loratlas.study.results import side_metrics
 from loratlas.study.spec.study_spec import StudySpec
@@ -180,28 +181,34 @@ def prepare(
     scanned_arms = arms_of_scan(spec, begun)
     tokenizer = load_tokenizer(source)
     data, notes = spec.data, [base_note] if base_note else list[str]()
-    train_rows = open_rows(
-        data.train, split=data.split, mapping=data.map or None, limit=data.limit, folder=spec.folder
-    )
-    task, its_config = open_task(source, train_rows, tokenizer, asked=spec.task)
-    _check_task(spec, task)
-    config = its_config or base_config
-    anatomy = replace(read(its_config or source), model=spec.model)
-    judged_rows = open_rows(
-        data.eval or data.train,
-        split=judged_split(data.eval or data.train, data.eval_split),
-        mapping=data.map or None,
-        folder=spec.folder,
-    )
-    both = (train_rows, judged_rows)
-    notes += dict.fromkeys(f"{rows.source}: {remark}." for rows in both for remark in rows.remarks)
-    options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
-    whole = encode_for(task, train_rows, tokenizer, **options)
+    config = base_config
+    if spec.trainer is not None:
+        whole, judged, judged_rows = read_pairs(spec, source, tokenizer)
+        task, anatomy = whole.task, replace(read(source), model=spec.model)
+    else:
+        train_rows = open_rows(
+            data.train, split=data.split, mapping=data.map or None, limit=data.limit, folder=spec.folder
+        )
+        task, its_config = open_task(source, train_rows, tokenizer, asked=spec.task)
+        _check_task(spec, task)
+        config = its_config or base_config
+        anatomy = replace(read(its_config or source), model=spec.model)
+        judged_rows = open_rows(
+            data.eval or data.train,
+            split=judged_split(data.eval or data.train, data.eval_split),
+            mapping=data.map or None,
+            folder=spec.folder,
+        )
+        both = (train_rows, judged_rows)
+        notes += dict.fromkeys(f"{rows.source}: {remark}." for rows in both for remark in rows.remarks)
+        options = {"config": config, "max_length": spec.max_length, "loss": data.loss}
+        whole = encode_for(task, train_rows, tokenizer, **options)
+        judged = encode_for(task, judged_rows, tokenizer, **options)
     # Of tuning rows, which are held out from them, there are few: what a run sees is close to all of them.
-    memory = PeakMemory.of_run(config, anatomy, whole, _settings(spec))
+    measure = PeakMemory.of_run if spec.trainer is None else memory_of_pairs
+    memory = measure(config, anatomy, whole, _settings(spec))
     resolved, matches = ({}, {}) if scanned_arms else plans(spec, anatomy, memory)
     moving = _check_arms(spec, resolved, config, anatomy, memory, scanned_arms)
-    judged = encode_for(task, judged_rows, tokenizer, **options)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = hold_out(whole, spec.tuning.rows, held_out, spec)
     evaluation = draw_rows(judged, spec.evaluation.rows, chosen)

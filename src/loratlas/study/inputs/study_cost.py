@@ -120,6 +120,8 @@ def _seconds(spec: StudySpec, prepared: Prepared, runs: int, workers: int) -> fl
     from loratlas.cost.calibration import Calibration
     from loratlas.models.config import load_config
 
+    if spec.trainer is not None:  # the steps of another library
+        return None
     known, config = Calibration(), load_config(prepared.source)
     by_arm: list[float] = []
     for name, plan in prepared.plans.items():

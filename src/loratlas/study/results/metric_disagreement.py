@@ -44,6 +44,8 @@ UNITS = {
     "perplexity": "of perplexity",
     "share": "of the rows",
     "row_loss": "nats per row",
+    "pair_loss": "nats per pair",
+    "margin": "of the margin",
     "f1": "of macro F1",
     "rouge": "of ROUGE-L",
 }
@@ -138,8 +140,8 @@ def measures(*, tasks: Sequence[Measure] = (), per: str = "token") -> list[Measu
     from loratlas.loss_audit.catalogue import BATCH_SIZES
     from loratlas.loss_audit.definitions import Definition
 
-    if per == "row":
-        loss = Measure(name=LOSS, unit="row_loss", definition=Definition(name=LOSS), said="mean loss")
+    if per in ("row", "pair"):
+        loss = Measure(name=LOSS, unit=f"{per}_loss", definition=Definition(name=LOSS), said="mean loss")
         return [loss, *tasks]
     losses = [
         Measure(name=LOSS, unit="loss", definition=Definition(name=LOSS)),

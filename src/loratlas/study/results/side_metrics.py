@@ -20,7 +20,8 @@ import numpy as np
 from loratlas.errors import DataError, OutputError, SpecError
 from loratlas.evaluation.class_metrics import PREDICTIONS, correct, f1_rows
 from loratlas.evaluation.forgetting import loss_record
-from loratlas.models.task import CAUSAL, CLASSIFICATION
+from loratlas.evaluation.preference_losses import PREFERENCES, ahead
+from loratlas.models.task import CAUSAL, CLASSIFICATION, PREFERENCE
 from loratlas.sources import judged_split, open_rows
 from loratlas.study.execution.run_records import table
 from loratlas.study.results.metric_disagreement import Measure
@@ -40,6 +41,10 @@ METRICS = {
     "rouge_l": Measure(name="rouge_l", said="ROUGE-L", unit="rouge", higher_is_better=True),
     "accuracy": Measure(name="accuracy", unit="share", higher_is_better=True),
     "macro_f1": Measure(name="macro_f1", said="macro F1", unit="f1", higher_is_better=True),
+    "preference_accuracy": Measure(
+        name="preference_accuracy", said="preference accuracy", unit="share", higher_is_better=True
+    ),
+    "margin": Measure(name="margin", unit="margin", higher_is_better=True),
 }
 """Task metric → how it ranks arms: name, unit, direction."""
 
@@ -48,6 +53,7 @@ _REPORTED = {
     "rouge_l": ("rouge_l", "exact_match"),
     "accuracy": ("accuracy", "macro_f1"),
     "macro_f1": ("macro_f1", "accuracy"),
+    "preference_accuracy": ("preference_accuracy", "margin"),
 }
 """Metric that is asked for → those that are told, itself first: the others cost nothing more."""
 
@@ -59,7 +65,8 @@ def reported_metrics(spec: StudySpec, task: Mapping[str, Any]) -> list[Measure]:
         spec: the study.
         task: as the ledger keeps it.
     """
-    asked = spec.metric.name if spec.metric else "accuracy" if task["name"] == CLASSIFICATION else None
+    followed = {CLASSIFICATION: "accuracy", PREFERENCE: "preference_accuracy"}.get(task["name"])
+    asked = spec.metric.name if spec.metric else followed
     return [METRICS[name] for name in _REPORTED[asked]] if asked else []
 
 
@@ -90,7 +97,7 @@ def asked_rows(spec: StudySpec, rows: Rows, evaluation: Encoded) -> Rows | None:
     Raises:
         SpecError: a metric of written answers is asked for, and these rows have no prompt to answer.
     """
-    if spec.metric is None or evaluation.task.name == CLASSIFICATION:
+    if spec.metric is None or evaluation.task.name in (CLASSIFICATION, PREFERENCE):
         return None
     if rows.form == "text":
         raise SpecError(
@@ -219,6 +226,12 @@ def read_metrics(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     Raises:
         OutputError: the file is missing or broken.
     """
+    if (folder / PREFERENCES).exists():
+        columns = {name: column.to_numpy() for name, column in _columns(folder / PREFERENCES)}
+        order = np.argsort(columns["example"], kind="stable")
+        margin = columns["margin"][order].astype(np.float64)
+        scores = {"preference_accuracy": ahead(margin), "margin": margin}
+        return columns["example"][order].astype(np.int64), scores
     if (folder / PREDICTIONS).exists():
         columns = {name: column.to_numpy() for name, column in _columns(folder / PREDICTIONS)}
         order = np.argsort(columns["example"], kind="stable")

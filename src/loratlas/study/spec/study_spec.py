@@ -27,7 +27,7 @@ SIDE_METRICS = ("metric", "forgetting")
 WRITTEN = ("exact_match", "rouge_l")
 """Metrics of answers that a model writes."""
 
-LEFT_OUT_UNLESS_GIVEN = (*SIDE_METRICS, "task")
+LEFT_OUT_UNLESS_GIVEN = (*SIDE_METRICS, "task", "trainer")
 """Keys that a study without them does not have, so that it is the study that it was before they existed."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -111,6 +111,19 @@ class MetricSpec(_Section):
     max_new_tokens: Count = 64
 
 
+class TrainerSpec(_Section):
+    """A trainer of another library that trains every arm, on a loss of its own."""
+
+    name: Literal["dpo"]
+    """TRL's `DPOTrainer`: rows are pairs of answers, and the loss is that of preferences."""
+    beta: Positive = 0.1
+    """How much a nat counts by which the model prefers an answer more than the base does."""
+
+
+def _trainer(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 def _forgetting(value: Any) -> Any:
     return {"data": value} if isinstance(value, str) else value
 
@@ -135,6 +148,7 @@ class StudySpec(_Section):
     model: str = Field(min_length=1)
     task: Literal["causal", "seq2seq", "classification"] | None = None
     """What the rows are for; told from their fields and the architecture unless given."""
+    trainer: Annotated[TrainerSpec | None, BeforeValidator(_trainer)] = None
     data: DataSpec
     arms: dict[str, Annotated[ArmSpec, BeforeValidator(_arm)]] = Field(min_length=2)
     reference: str = ""
