@@ -163,11 +163,11 @@ def _trainer(
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-    class Prepared(DPOTrainer):
+    class TokenisedDPOTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_args: Any, **_kwargs: Any) -> Any:
             return dataset
 
-    class Listening(TrainerCallback):
+    class StepListener(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             if logs and "loss" in logs:
                 control.should_training_stop = record.step(state.global_step, logs)
@@ -188,7 +188,7 @@ def _trainer(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(settings, min(step, record.steps - 1), record.steps) / settings.peak_lr
     )
-    return Prepared(
+    return TokenisedDPOTrainer(
         model=model,
         args=DPOConfig(
             output_dir=folder,
@@ -216,7 +216,7 @@ def _trainer(
         data_collator=DataCollatorForPreference(pad_token_id=pad_id(tokenizer)),
         processing_class=tokenizer,
         optimizers=(optimizer, schedule),
-        callbacks=[Listening()],
+        callbacks=[StepListener()],
     )
 
 
