@@ -185,7 +185,7 @@ REFUSED = {
     "packing": {"packing": "on"},
     "compile": {"compile": "on"},
     "micro_batch: 3": {"micro_batch": 3},
-    "arms.full: auto": {"arms": {"full": "auto", "attention": "attention"}},
+    "arms.full: auto": {"steps": 60, "arms": {"full": "auto", "attention": "attention"}},
     "arms.full.init": {"arms": {"full": {"placement": "all:1", "init": "pissa"}, "attention": "attention"}},
     "arms.attention.init": {
         "arms": {"full": "all:1", "attention": {"placement": "q:1", "init": "orthogonal"}}

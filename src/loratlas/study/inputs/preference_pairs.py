@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.data.preferences import both_answers, encode_pairs, preference_rows
 from loratlas.errors import SpecError
-from loratlas.models.task import CAUSAL, recognise
+from loratlas.models.task import CAUSAL, PREFERENCE, recognise
 from loratlas.sources import expand, judged_split, locate
 from loratlas.study.spec.study_spec import StudySpec
 
@@ -101,19 +101,19 @@ def read_pairs(spec: StudySpec, source: str, tokenizer: Any) -> tuple[Encoded, E
     return whole, judged, rows
 
 
-def memory_of_pairs(
-    config: PretrainedConfig, anatomy: Anatomy, pairs: Encoded, settings: Settings
-) -> PeakMemory:
-    """Tells the peak bytes of a typical step of pairs, whose answers pass through the base together.
+def memory_of(config: PretrainedConfig, anatomy: Anatomy, whole: Encoded, settings: Settings) -> PeakMemory:
+    """Tells the peak bytes of a typical step; both answers of a pair pass through the base together.
 
     Args:
-        config, anatomy: of the base. pairs: to train on. settings: of a run.
+        config, anatomy: of the base. whole: rows or pairs to train on. settings: of a run.
     """
     from loratlas.cost.peak_memory import PeakMemory
 
+    if whole.task.name != PREFERENCE:
+        return PeakMemory.of_run(config, anatomy, whole, settings)
     micro = settings.micro_batch or settings.batch_size
     both = replace(settings, batch_size=2 * settings.batch_size, micro_batch=2 * micro)
-    return PeakMemory.of_run(config, anatomy, both_answers(pairs), both)
+    return PeakMemory.of_run(config, anatomy, both_answers(whole), both)
 
 
 def pairs_of(spec: StudySpec, tokenizer: Any, *, judged: bool) -> tuple[Encoded, Rows]:

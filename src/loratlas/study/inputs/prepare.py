@@ -28,7 +28,7 @@ from loratlas.study.inputs.match_budgets import (
     plans,
     started,
 )
-from loratlas.study.inputs.preference_pairs import memory_of_pairs, read_pairs
+from loratlas.study.inputs.preference_pairs import memory_of, read_pairs
 from loratlas.study.inputs.row_splits import draw_rows, hold_out
 from loratlas.study.results import side_metrics
 from loratlas.study.spec.study_spec import StudySpec
@@ -170,18 +170,15 @@ def prepare(
     """
     from loratlas.adapters.trained_heads import head_size
     from loratlas.anatomy.read import read
-    from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
     from loratlas.models.config import load_config
 
     source = model_source(spec.model, folder=spec.folder)
-    base_note = named_base(source).note
-    base_config = load_config(source)
+    config = base_config = load_config(source)
     scanned_arms = arms_of_scan(spec, begun)
     tokenizer = load_tokenizer(source)
-    data, notes = spec.data, [base_note] if base_note else list[str]()
-    config = base_config
+    data, notes = spec.data, [note for note in (named_base(source).note,) if note]
     if spec.trainer is not None:
         whole, judged, judged_rows = read_pairs(spec, source, tokenizer)
         task, anatomy = whole.task, replace(read(source), model=spec.model)
@@ -205,8 +202,7 @@ def prepare(
         whole = encode_for(task, train_rows, tokenizer, **options)
         judged = encode_for(task, judged_rows, tokenizer, **options)
     # Of tuning rows, which are held out from them, there are few: what a run sees is close to all of them.
-    measure = PeakMemory.of_run if spec.trainer is None else memory_of_pairs
-    memory = measure(config, anatomy, whole, _settings(spec))
+    memory = memory_of(config, anatomy, whole, _settings(spec))
     resolved, matches = ({}, {}) if scanned_arms else plans(spec, anatomy, memory)
     moving = _check_arms(spec, resolved, config, anatomy, memory, scanned_arms)
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
