@@ -44,7 +44,7 @@ def both(tmp_path_factory):
         )
         for rank in range(2)
     ]  # fmt: skip
-    said = [process.communicate(timeout=300)[0] for process in running]
+    said = [process.communicate(timeout=1200)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
     return out
 

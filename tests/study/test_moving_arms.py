@@ -56,7 +56,7 @@ def test_adapters_of_an_arm_move_in_every_run_of_it(finished):
     assert [run["moves"] for run in still["moving"]] == [[], []]
     assert still["nll"] == pytest.approx(full["nll"], abs=1e-6)
     assert early["match"]["solved"]
-    records = [json.loads(path.read_text()) for path in out.glob("runs/*/run.json")]
+    records = [json.loads(path.read_text()) for path in out.glob("runs/*/record.json")]
     ways = {record["key"]["arm"]: record.get("trained") for record in records}
     assert ways["early"] == "alone: its adapters move while it trains"
     said = " ".join(result["notes"])
