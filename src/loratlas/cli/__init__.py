@@ -47,6 +47,9 @@ def run(arguments: Sequence[str]) -> int:
     from loratlas.interruption import asked_by
 
     words = list(arguments) or ["--help"]  # who types nothing asks what there is
+    # Read when torch is loaded. Threads that spin while they wait for one another take the cores from those that they
+    # wait for as soon as another process computes: a scan then took ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # The Hub's client announces each of its retries; what came of them is said once, by the error.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # bitsandbytes tells every process that imports it which kernels it would like to fetch.
