@@ -17,7 +17,7 @@ import numpy as np
 from loratlas.errors import DataError, OutputError
 from loratlas.placement.plan import Plan
 from loratlas.scan.plan_from_scores import is_auto, is_scan
-from loratlas.sources import judged_split, model_source, named_base, open_rows, open_task
+from loratlas.sources import DEMO, judged_split, model_source, named_base, open_rows, open_task
 from loratlas.study.inputs.clusters import clusters_of
 from loratlas.study.inputs.match_budgets import (
     BudgetMatch,
@@ -193,7 +193,7 @@ def prepare(
         judged_rows = open_rows(
             data.eval or data.train,
             split=judged_split(data.eval or data.train, data.eval_split),
-            mapping=data.map or None,
+            mapping=None if (data.eval or "").startswith(DEMO) else data.map or None,  # as `train --eval`
             folder=spec.folder,
         )
         both = (train_rows, judged_rows)
