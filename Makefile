@@ -10,12 +10,15 @@ QUANTIZE := $(VENV)/quantize
 # In a folder of its own as well: an engine is for its tests, and nothing else should find it.
 ENGINES := $(VENV)/engines
 
+# What other engines and trainers read adapters and settings with: 380 MB to fetch, so no other verb does.
+SOURCES := $(VENV)/engine-sources
+
 # Tests run in this many processes at most, each with one thread, so that numbers do not depend on the machine.
 WORKERS ?= 4
 TESTENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench real-bases format docs clean
+.PHONY: help setup demo test check bench real-bases engine-sources format docs clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -58,6 +61,10 @@ bench: $(READY) ## measure beside Trainer and SFTTrainer on Alpaca rows; writes 
 
 real-bases: $(READY) ## fetch real:smollm2-135m and real:gemma3-270m into the user's data folder (700 MB, once)
 	HF_HUB_OFFLINE=1 $(BIN)/python tools/real_bases.py
+
+engine-sources: $(READY) ## fetch how vLLM, SGLang, axolotl and ms-swift read adapters and settings (380 MB), and test with it
+	$(BIN)/python tools/engine_sources.py $(SOURCES)
+	$(TESTENV) $(BIN)/python -m pytest tests/serving/test_engine_sources.py tests/integrations/test_tool_sources.py
 
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff format .

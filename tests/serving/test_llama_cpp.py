@@ -160,3 +160,35 @@ def test_a_tokenizer_without_a_name_in_llama_cpp_is_refused(tmp_path):
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ModelError, match="cuts text by Whitespace"):
         write_gguf_model(tiny_model("llama"), tokenizer, tmp_path / "a.gguf")
+
+
+def test_check_asks_a_running_llama_cpp(tmp_path):
+    """`check --url` against the real server: the adapter as it was written, and one of another scale."""
+    from loratlas.adapters.stored.adapter_files import save_adapter
+    from loratlas.api.check_adapter import check
+    from loratlas.data.encode import load_tokenizer
+    from loratlas.demo import base_path
+    from loratlas.models.load import load_model
+    from loratlas.placement.plan import place
+
+    engine, source = llama_cpp(), str(base_path("demo:llama-mini"))
+    model = load_model(source, dtype="float32")
+    write_gguf_model(model, load_tokenizer(source), tmp_path / "base.gguf", dtype="float32")
+    tuned = place(source, "q,v,ffn.down:2").attach(model, seed=1)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    adapter = save_adapter(tuned, tmp_path / "adapter")
+    write_for_engine(adapter, tmp_path / "out", engine="llama.cpp", base=source)
+    params = engine.CommonParams()
+    params.model.path = str(tmp_path / "base.gguf")
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = 256, 1, 0
+    params.warmup, params.verbosity, params.hostnames, params.port = False, 0, ["127.0.0.1"], 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.lora_adapters = [engine.CommonAdapterLoraInfo(str(tmp_path / "out" / "adapter.gguf"), 1.0)]
+    server = engine.Server(params)
+    asked = check(adapter, ["llama.cpp"], base=source, url=server.listening_address).served
+    assert asked is not None
+    assert (asked["applied"], asked["right"]) == (True, True)
+    assert asked["off"] <= asked["base_off"] + TOLERANCE

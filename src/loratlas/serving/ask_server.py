@@ -83,7 +83,8 @@ def open_server(url: str, *, model: str | None = None, base_model: str | None = 
     loras = _optional(f"{url}/lora-adapters")
     if isinstance(loras, list) and loras:
         entries = [{"id": item.get("id", i)} for i, item in enumerate(loras)]
-        name = {"model": names[0]} if names else {}
+        # Keys and values that the base has left in the cache would answer for the adapter.
+        name = {"cache_prompt": False, **({"model": names[0]} if names else {})}
         return Server(
             url=url,
             base={**name, "lora": [{**entry, "scale": 0.0} for entry in entries]},

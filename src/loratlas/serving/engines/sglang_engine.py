@@ -43,7 +43,7 @@ class Sglang(Engine):
         "factors of another rank than r",
         "experts in one tensor",
     )
-    evidence: ClassVar[str] = "sources"
+    evidence: ClassVar[str] = "parser"
 
     def form(self, model_type: str) -> Form:
         """Everything of one rank; q, k, v and gate, up are one matrix each."""

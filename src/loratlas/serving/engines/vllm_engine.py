@@ -61,7 +61,7 @@ class Vllm(Engine):
         "modules_to_save other than one of classifier, score",
     )
     ranks: ClassVar[tuple[int, ...]] = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-    evidence: ClassVar[str] = "sources"
+    evidence: ClassVar[str] = "parser"
 
     def form(self, model_type: str) -> Form:
         """Releases before 0.33 pass the patterns over: one rank and one scale serve in all of them."""
