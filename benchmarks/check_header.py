@@ -1,6 +1,6 @@
 """How long and how much memory `check` takes on the header of an adapter for a base of 70 billion parameters.
 
-The adapter's file is sparse: a header with every tensor of rank 16 on all linear layers of Llama-3-70B's shape, and zeros
+The adapter is a sparse file: a header with every tensor of rank 16 on all linear layers of Llama-3-70B, and zeros
 that no block of the disk holds. What is measured is the whole command in a process of its own.
 
     python benchmarks/check_header.py [OUT.json]

@@ -1,4 +1,4 @@
-"""Fetch the files with which vLLM, SGLang, axolotl and ms-swift read adapters and settings, for the tests that run them.
+"""Fetch the files with which vLLM, SGLang, axolotl and ms-swift read adapters and settings, for tests that run them.
 
 Wheels are downloaded without what they depend on (together 380 MB, vLLM's the most) into a temporary folder; the named
 files alone are kept (under 1 MB). Nothing is installed, and nothing of it enters the project.
