@@ -30,7 +30,7 @@ ENTRIES = (
     "predict",
 )
 """What runs on a live model: training and all that it calls, fleets, evaluation, scans, the dry run. A study's workers
-call these; `map` and `plan` build on the meta device alone, and `export` merges on the CPU, see `REVIEWED`."""
+call these; `map` and `plan` build on the meta device alone, and `export` merges on the CPU."""
 
 
 @pytest.fixture(scope="module")
