@@ -146,14 +146,14 @@ def started(out):
         stderr=subprocess.PIPE,
         text=True,
     )
-    for _ in range(1200):
+    for _ in range(6000):
         seen = out / "step"
         if seen.exists() and (seen.read_text() or "0") not in "01234":
             return process
         assert process.poll() is None, "the process ended by itself"
         time.sleep(0.05)
     process.kill()
-    raise AssertionError("no five steps within a minute")
+    raise AssertionError("no five steps within five minutes")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
