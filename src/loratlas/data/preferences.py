@@ -80,7 +80,7 @@ def encode_pairs(chosen: Rows, rejected: Rows, tokenizer: Any, *, max_length: in
     examples = []
     for row in sorted(by_row[0].keys() & by_row[1].keys()):
         first, second = by_row[0][row], by_row[1][row]
-        if np.array_equal(*map(_prompt, (first, second))):
+        if np.array_equal(_prompt(first), _prompt(second)):
             examples.append(
                 Example(
                     input_ids=np.concatenate([first.input_ids, second.input_ids]),
