@@ -17,8 +17,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tests.serving.byte_tokenizer import tiny_tokenizer
+from tests.tiny import tiny_model
 
 from loratlas.cli import run
+from loratlas.serving.gguf_files.write_gguf_model import write_gguf_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
@@ -30,6 +33,9 @@ MODELS = {
     "google-bert/bert-base-uncased": "bases/bert-mini",
 }
 """What stands for a model that would have to be downloaded."""
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+"""A file that pages have beside them; here a small one of this name."""
 
 SMALL = {
     "train": "--batch-size 2 --max-length 48 --limit 16",
@@ -92,7 +98,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (at / name).write_text(lines.replace("+", " + ") if name == "other-rows.jsonl" else lines)
     reviews = [{"text": f"film {n}", "label": ("bad", "good")[n % 2]} for n in range(6)]
     (at / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews))
-    (study,) = [text for page, language, text in shown() if page.name == "studies.md" and language == "yaml"]
+    study, *_ = [text for page, language, text in shown() if page.name == "studies.md" and language == "yaml"]
     (at / "where.yaml").write_text(study.replace(".jsonl.gz", ".jsonl"))
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["c_attn", "c_proj"]}
     (at / "adapter_config.json").write_text(json.dumps(config))
@@ -101,6 +107,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model, out in (("demo:llama-mini", "run"), (str(ROOT / "bases/gpt2-mini"), "out")):
         words = ["train", model, str(at / "rows.jsonl"), "--placement", "all:8", *few, "--out", str(at / out)]
         assert run(words) == 0
+    write_gguf_model(tiny_model("llama", vocab_size=300), tiny_tokenizer(300), at / GGUF, dtype="float32")
     log = {"log_history": [{"eval_loss": 3.82972, "step": 10, "epoch": 1.0}], "global_step": 10}
     (at / "out" / "trainer_state.json").write_text(json.dumps(log))
     return at

@@ -106,6 +106,19 @@ def test_a_file_is_converted_once_and_anew_when_it_changes(llama, tmp_path, monk
     assert not Path(first).exists()
 
 
+def test_files_beside_it_are_not_read(llama, tmp_path):
+    """An adapter's config and a tokenizer of another model lie in the same folder."""
+    path = tmp_path / "base.gguf"
+    shutil.copy(llama, path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert load_config(path).model_type == "llama"
+    loaded = load_model(path, dtype="float32")
+    assert loaded.config.model_type == "llama"
+    assert loratlas.evaluate(str(path), ROWS, dtype="float32", max_length=32).nll > 0
+
+
 def test_weights_in_blocks_become_bfloat16_and_it_is_said(folder, capsys):
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
     from gguf.quants import dequantize, quantize

@@ -14,6 +14,8 @@ import contextlib
 import hashlib
 import io
 import shutil
+import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -118,9 +120,9 @@ def write_folder(path: Path, header: GgufHeader, out: Path, *, weights: bool) ->
     Raises:
         ModelError: transformers does not read this architecture, or the weights are not all there.
     """
-    folder, name = str(path.resolve().parent), path.resolve().name
+    name = path.resolve().name
     try:
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        with quiet(), contextlib.redirect_stderr(io.StringIO()), _alone(path) as folder:
             from transformers import AutoConfig, AutoTokenizer
 
             config = AutoConfig.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
@@ -133,7 +135,7 @@ def write_folder(path: Path, header: GgufHeader, out: Path, *, weights: bool) ->
                 tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
                 tokenizer.save_pretrained(out)
             if weights:
-                _write_weights(path, header, out, config)
+                _write_weights(path, folder, header, out, config)
             else:
                 config.save_pretrained(out)
     except ModelError:
@@ -149,14 +151,27 @@ def write_folder(path: Path, header: GgufHeader, out: Path, *, weights: bool) ->
     write_json(out / "gguf.json", {"file": str(path.resolve()), "architecture": header.architecture})
 
 
-def _write_weights(path: Path, header: GgufHeader, out: Path, config: Any) -> None:
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[str]:
+    """A folder with this file and nothing else: transformers would also read an adapter's or a tokenizer's files that
+    lie beside it."""
+    with tempfile.TemporaryDirectory(prefix="loratlas-gguf-") as folder:
+        own = Path(folder) / path.resolve().name
+        try:
+            own.symlink_to(path.resolve())
+        except OSError:  # Windows lets few accounts make one
+            own.hardlink_to(path.resolve())
+        yield folder
+
+
+def _write_weights(path: Path, folder: str, header: GgufHeader, out: Path, config: Any) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     # Sixteen bits of the other kind are no numbers to train in.
     dtype = torch.bfloat16 if header.quantised or _BF16 in header.types else torch.float32
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(path.resolve().parent),
+        folder,
         gguf_file=path.resolve().name,
         config=config,
         dtype=dtype,
