@@ -151,7 +151,7 @@ def test_every_file_of_a_study(studied, cli, capsys):
     with flipped(one / "examples.parquet", 900):
         said = cli("report", studied)
     assert said.code == 2
-    assert one.name in said.words
+    assert one.name in said.words.replace(" ", "")  # a long name is cut at the line's end
     assert load_study(studied).to_json() == whole
 
 

@@ -28,7 +28,7 @@ SPEC = """
 name: small
 model: base/llama
 data: {train: "demo:facts-300", eval: "demo:facts-300", limit: 80}
-arms: {full: "q@0:1", scanned: "auto"}
+arms: {full: "q@0:1", scanned: "scan"}
 reference: full
 learning_rates: [0.003]
 tuning: {seeds: 1, rows: 8, extensions: 0}
@@ -140,7 +140,7 @@ def test_a_study_goes_on_with_its_scan(tmp_path: Path):
 
 def test_a_study_goes_on_with_its_runs(cli, tmp_path: Path, monkeypatch):
     base(tmp_path / "base", "llama", tokenizer=base_path())
-    (tmp_path / "small.yaml").write_text(SPEC.replace("auto", "v@0:1"))
+    (tmp_path / "small.yaml").write_text(SPEC.replace('"scan"', '"v@0:1"'))
     runs = tmp_path / "s" / "runs"
     stopped = stop_when(spawn(*STUDY, cwd=tmp_path), lambda: any(runs.glob("*/record.json")), signal.SIGTERM)
     assert stopped.code == 130, stopped.err

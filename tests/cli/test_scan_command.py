@@ -246,7 +246,7 @@ def test_a_budget_that_buys_nothing_is_refused_before_anything_is_trained(cli, t
     train = ("--placement", "auto", "--steps", "20", "--out", tmp_path / "run")
     found = cli("train", MODEL, DATA, *train, "--budget", "params=10")
     assert found.code == 2
-    assert "rank 1 at each site costs 38,912" in found.words
+    assert "38,912, and that is more than 1.5 times the budget" in found.words
     assert not (tmp_path / "run").exists()
 
 
