@@ -102,7 +102,7 @@ WHY: dict[str, str] = {
     "zamba2": "adapters of one block that works at several depths: every depth runs its own alone",
     "zaya": "convolutions stand between projections and attention",
 }
-"""Type → why predicted and counted operations differ: read in its code, or from the operations that make the difference."""
+"""Type → why predicted and counted operations differ: from its code, or from operations that add up to it."""
 
 
 def main() -> None:
