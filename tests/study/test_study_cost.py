@@ -43,7 +43,7 @@ def test_an_arm_that_a_scan_would_place_is_priced_without_a_scan(monkeypatch):
         raise AssertionError("a scan")
 
     monkeypatch.setattr(import_module("loratlas.study.inputs.prepare"), "_scan", scanned)
-    arms = {"full": "all@top/4:1", "auto": {"placement": "auto", "budget": "like=all:1"}}
+    arms = {"full": "all@top/4:1", "scanned": {"placement": "scan", "budget": "like=all:1"}}
     assert loratlas.study_cost({**SPEC, "arms": arms}).runs > 0
 
 
