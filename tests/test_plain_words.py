@@ -19,7 +19,7 @@ INSTEAD = {
     r"\bcannot be told\b": "unidentified",
     r"\badaptation pays\b|\bpays (where|for it)\b|\bwhat pays\b": "where adapters help most",
     r"\bspends?\b|\bspending\b|\bspent\b": "uses, costs, budget",
-    r"\bthat (nothing|chose nothing)\b.*\bchosen\b|\bchose nothing\b": "held-out rows",
+    r"\bthat (nothing|chose nothing)\b.{0,40}\bchosen\b|\bchose nothing\b": "held-out rows",
     r"\bin the guise of\b": "as",
     r"\bstands? beside\b|\bbeside\b(?!s)": "next to, in the same folder, in addition to",
     r"\byields\b": "gives",

@@ -82,7 +82,7 @@ def read_sealed(path: Path, *, beside: bool = True) -> dict[str, Any]:
     changed = [n for n, known in digests.items() if (f := path.parent / n).is_file() and sha256(f) != known]
     if beside and changed:
         raise ChangedError(
-            f"{changed[0]} beside it has another content than was written: its SHA-256 differs"
+            f"{changed[0]} in its folder has another content than was written: its SHA-256 differs"
         )
     return document
 
