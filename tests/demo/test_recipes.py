@@ -21,7 +21,7 @@ def test_a_recipe_is_a_valid_study(path: Path) -> None:
     assert spec.reference == "full"
     bases = [f"${{LORATLAS_BASES}}/{name}" for name in ("gpt2-mini", "bert-mini", "t5-mini")]
     hub = {"microsoft/DialoGPT-medium": "tatsu-lab/alpaca"}
-    assert spec.model in ("demo:llama-mini", "${LORATLAS_MINILM}", *bases, *hub)
+    assert spec.model in ("demo:llama-mini", "real:smollm2-135m", "${LORATLAS_MINILM}", *bases, *hub)
     assert not spec.demonstration
     for source in (spec.data.train, spec.data.eval or spec.data.train):
         assert (
