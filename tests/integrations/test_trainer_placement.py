@@ -218,11 +218,13 @@ def test_a_checkpoint_of_another_model_or_of_none_is_refused(tmp_path):
         own.train(resume_from_checkpoint=folder)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["placement.safetensors", "placement.json"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, name):
     folder = resumable(tmp_path)
-    path = tmp_path / "checkpoint-5" / "placement.safetensors"
+    path = tmp_path / "checkpoint-5" / name
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    rank = content.index(b": ", content.index(b'"ranks": ') + 9) + 2 if name.endswith("json") else -1
+    content[rank] ^= 1
     path.write_bytes(bytes(content))
     own = trainer(tmp_path)
     placed(own)

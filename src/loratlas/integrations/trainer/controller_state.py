@@ -9,13 +9,13 @@ model must have before it can load them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import OutputError
-from loratlas.files import write_bytes, write_json
+from loratlas.files import write_bytes
+from loratlas.sealed_json import ChangedError, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +47,8 @@ def write_state(
         "identity": identity,
         "ranks": ranks,
         "values": values,
-        "sha256": hashlib.sha256(content).hexdigest(),
     }
-    write_json(folder / STATE, document)
+    write_sealed(folder / STATE, document, files=(TENSORS,))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -65,30 +64,26 @@ def read_state(folder: Path) -> dict[str, Any]:
             instead="another checkpoint, or this one without DynamicPlacement",
         )
     try:
-        document = json.loads((folder / STATE).read_bytes())
-        known = (document["schema"], document["version"]) == (SCHEMA, VERSION)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, f"{STATE} cannot be read ({type(error).__name__})") from error
-    if not known:
+        document = read_sealed(folder / STATE)
+    except (OSError, ChangedError) as error:
+        raise _damaged(folder, f"{STATE}: {error}") from error
+    if (document.get("schema"), document.get("version")) != (SCHEMA, VERSION):
         raise _damaged(folder, f"another version wrote {STATE}")
     return document
 
 
-def read_tensors(folder: Path, document: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint.
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, whose digest `read_state` has compared.
 
     Raises:
-        OutputError: they are not what was written.
+        OutputError: they cannot be read.
     """
     from safetensors.torch import load
 
     try:
-        content = (folder / TENSORS).read_bytes()
+        return load((folder / TENSORS).read_bytes())
     except OSError as error:
         raise _damaged(folder, f"{TENSORS} cannot be read ({type(error).__name__})") from error
-    if hashlib.sha256(content).hexdigest() != document["sha256"]:
-        raise _damaged(folder, f"{TENSORS} is not what was written: its SHA-256 differs")
-    return load(content)
 
 
 def check_identity(folder: Path, kept: dict[str, Any], now: dict[str, Any]) -> None:

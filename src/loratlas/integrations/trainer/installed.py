@@ -175,7 +175,7 @@ class Installed:
             return
         folder, document = self._resumed
         self._resumed = None
-        tensors = read_tensors(folder, document)
+        tensors = read_tensors(folder)
         named = self.run.named()
         adam.ages = {
             named[name.removeprefix(AGES)]: age.to(named[name.removeprefix(AGES)].device)
