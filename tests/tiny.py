@@ -112,7 +112,7 @@ def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    from loratlas.models.config import quiet
+    from loratlas.models.quiet import quiet
 
     with quiet():
         config = AutoConfig.for_model(model_type, **{**TYPES[model_type], **changes})
@@ -130,7 +130,7 @@ def tiny_model(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedMode
     import torch
     from transformers import AutoModelForCausalLM
 
-    from loratlas.models.config import quiet
+    from loratlas.models.quiet import quiet
 
     config = tiny_config(model_type, **changes)
     with quiet(), torch.random.fork_rng(devices=[]):

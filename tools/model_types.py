@@ -67,8 +67,8 @@ def full_size(model_type: str) -> dict[str, Any]:
 
     import loratlas
     from loratlas.adapters.attach import trainable
-    from loratlas.models.config import quiet
     from loratlas.models.meta import meta_model
+    from loratlas.models.quiet import quiet
 
     with quiet():
         config = AutoConfig.for_model(model_type)

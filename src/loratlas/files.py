@@ -122,10 +122,7 @@ def whole_folder(out: Path, *, marker: str | None) -> Iterator[Path]:
         try:
             unfinished.mkdir(parents=True)
             yield unfinished
-            for file in unfinished.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            _exchange(unfinished, out)
+            _put_in_place(unfinished, out)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -166,12 +163,17 @@ def built_folder(out: Path) -> Iterator[Path]:
     try:
         yield new
         with _asked_for(out):
-            for file in new.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            _exchange(new, out)
+            _put_in_place(new, out)
     finally:
         shutil.rmtree(around, ignore_errors=True)
+
+
+def _put_in_place(made: Path, out: Path) -> None:
+    """Let a finished folder take a name, its files on the disk."""
+    for file in made.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    _exchange(made, out)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

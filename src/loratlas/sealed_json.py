@@ -79,11 +79,12 @@ def read_sealed(path: Path, *, beside: bool = True) -> dict[str, Any]:
     check_seal(raw, document)
     digests = document.pop(FILES)
     del document[SEAL]
-    changed = [n for n, known in digests.items() if (f := path.parent / n).is_file() and sha256(f) != known]
-    if beside and changed:
-        raise ChangedError(
-            f"{changed[0]} in its folder has another content than was written: its SHA-256 differs"
-        )
+    for name, known in digests.items() if beside else ():
+        file = path.parent / name
+        if file.is_file() and sha256(file) != known:
+            raise ChangedError(
+                f"{name} in its folder has another content than was written: its SHA-256 differs"
+            )
     return document
 
 

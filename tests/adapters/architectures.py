@@ -155,7 +155,7 @@ TYPES: dict[str, dict[str, Any]] = {
 def config(model_type: str) -> PretrainedConfig:
     """The tiny config, without dropout."""
     from loratlas.modeling import zero_dropout
-    from loratlas.models.config import quiet
+    from loratlas.models.quiet import quiet
 
     with quiet():
         found = CONFIG_MAPPING[model_type](**TYPES[model_type])
@@ -167,8 +167,8 @@ def model(model_type: str, seed: int = 0) -> PreTrainedModel:
     """A float32 model with random weights, of the class that the anatomy was read from."""
     import torch
 
-    from loratlas.models.config import quiet
     from loratlas.models.meta import model_class
+    from loratlas.models.quiet import quiet
 
     chosen = model_class(config(model_type))
     assert chosen is not None

@@ -17,8 +17,8 @@ from loratlas.adapters.stored.load_adapter import load_adapter
 from loratlas.anatomy.read import read
 from loratlas.errors import AttachError, PlacementError
 from loratlas.modeling import zero_dropout
-from loratlas.models.config import quiet
 from loratlas.models.meta import model_class
+from loratlas.models.quiet import quiet
 from loratlas.placement.plan import place
 
 TOKENS = torch.arange(3, 15)[None]

@@ -28,7 +28,7 @@ def anatomy():
 def zamba2():
     from transformers import Zamba2ForCausalLM
 
-    from loratlas.models.config import quiet
+    from loratlas.models.quiet import quiet
 
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -30,7 +30,7 @@ from loratlas.anatomy.read import read
 from loratlas.anatomy.role_table import ROLES, SETS, TEXT_SCOPES, in_set
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.files import digest, write_text
-from loratlas.models.load import quiet
+from loratlas.models.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

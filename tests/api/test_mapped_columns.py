@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.serving.tiny_base import save_tiny_base
+from tests.serving.tiny_base import save_tiny_base, tiny_study
 
 from loratlas.study.inputs.prepare import prepare
 from loratlas.study.spec.spec_file import parse_spec
@@ -13,21 +13,8 @@ from loratlas.study.spec.spec_file import parse_spec
 def test_embedded_rows_are_judged_beside_mapped_ones(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"q": f"what {n}", "a": f"that {n}"}) + "\n" for n in range(24)))
-    spec = {
-        "name": "mapped",
-        "model": str(save_tiny_base(tmp_path / "base")),
-        "data": {"train": str(rows), "map": {"prompt": "q", "completion": "a"}, "eval": "demo:facts-300"},
-        "arms": {"one": "q@0:1", "two": "v@0:1"},
-        "reference": "one",
-        "match": "none",
-        "learning_rates": [1e-3],
-        "tuning": {"seeds": 1, "rows": 4, "extensions": 0},
-        "evaluation": {"seeds": 2, "rows": 4},
-        "steps": 1,
-        "batch_size": 2,
-        "max_length": 48,
-        "demonstration": True,
-    }
+    data = {"train": str(rows), "map": {"prompt": "q", "completion": "a"}, "eval": "demo:facts-300"}
+    spec = tiny_study(save_tiny_base(tmp_path / "base"), rows, name="mapped", data=data)
     prepared = prepare(parse_spec(spec))
     assert len(prepared.train) == 20
     assert prepared.evaluation.source.startswith("demo:facts-300")

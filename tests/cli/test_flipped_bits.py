@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.serving.tiny_base import save_few_rows, save_tiny_base
+from tests.serving.tiny_base import save_few_rows, save_tiny_base, tiny_study
 
 from loratlas.adapters.stored.run_files import RUN
 from loratlas.api.folders import adapter_folder
@@ -117,22 +117,7 @@ def test_a_run_of_an_earlier_version_is_read(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def studied(base: Path) -> Path:
-    rows = str(base.parent / "rows.jsonl")
-    spec = {
-        "name": "tiny",
-        "model": str(base),
-        "data": {"train": rows, "eval": rows},
-        "arms": {"one": "q@0:1", "two": "v@0:1"},
-        "reference": "one",
-        "match": "none",
-        "learning_rates": [1e-3],
-        "tuning": {"seeds": 1, "rows": 4, "extensions": 0},
-        "evaluation": {"seeds": 2, "rows": 4},
-        "steps": 1,
-        "batch_size": 2,
-        "max_length": 48,
-        "demonstration": True,
-    }
+    spec = tiny_study(base, base.parent / "rows.jsonl")
     out = base.parent / "study"
     run_study(parse_spec(spec), out, workers=1)
     return out

@@ -33,7 +33,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 
 KINDS = {
     "causal": AutoModelForCausalLM,

@@ -10,7 +10,8 @@ import pytest
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from loratlas.errors import ModelError
-from loratlas.models.config import load_config, quiet
+from loratlas.models.config import load_config
+from loratlas.models.quiet import quiet
 
 
 def saved(model_type: str, folder: Path) -> bool:

@@ -12,7 +12,7 @@ from tests.conformance.adapter_cases import CASES, KINDS, save_bases, save_case
 from loratlas.adapters.peft_check import expected_warnings
 from loratlas.adapters.peft_targets import adapted
 from loratlas.errors import ModelError
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 from loratlas.serving.adapter_header import EXPERTS, pattern_value, read_adapter_header
 
 BY_NAME = {case.name: case for case in CASES}

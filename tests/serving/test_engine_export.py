@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from loratlas.api.export_run import export
 from loratlas.cli import run
 from loratlas.errors import ModelError, OutputError, RequestError, SettingsError
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 from loratlas.serving.cut_ranks import cut_to, lost_at, smallest_rank
 from loratlas.serving.engine_export import write_for_engine
 from loratlas.serving.updates import SiteUpdate

@@ -18,7 +18,7 @@ from tests.serving.reference_readers import READERS
 
 from loratlas.adapters.peft_check import expected_warnings
 from loratlas.errors import RequestError
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 from loratlas.serving.adapter_header import read_adapter_header
 from loratlas.serving.engine_export import write_for_engine
 from loratlas.serving.engine_registry import ENGINES

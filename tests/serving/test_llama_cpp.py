@@ -19,7 +19,7 @@ from tests.tiny import TYPES, tiny_model
 
 from loratlas.adapters.peft_check import expected_warnings
 from loratlas.errors import ModelError
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 from loratlas.serving.engine_export import write_for_engine
 from loratlas.serving.gguf_files.gguf_names import GGUF_TYPES
 from loratlas.serving.gguf_files.write_gguf_model import write_gguf_model

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from loratlas.anatomy.read import read
 from loratlas.data.batches.batching import collate
 from loratlas.evaluation.token_losses import token_losses
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 from loratlas.signals.gradient import Gradient
 from loratlas.signals.measure_signals import measure
 from loratlas.signals.site_hooks import one_pass

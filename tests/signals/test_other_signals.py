@@ -10,7 +10,7 @@ from tests.tiny import tiny_model
 
 from loratlas.data.batches.batching import collate
 from loratlas.evaluation.token_losses import token_losses
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 from loratlas.signals.activation import Activation
 from loratlas.signals.alignment import Alignment
 from loratlas.signals.attention import Attention, AttentionHeads

@@ -11,28 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.serving.tiny_base import save_few_rows, save_tiny_base
+from tests.serving.tiny_base import save_few_rows, save_tiny_base, tiny_study
 
 ROOT = Path(__file__).parents[2]
-SPEC = {
-    "name": "killed",
-    "arms": {"one": "q@0:1", "two": "v@0:1"},
-    "reference": "one",
-    "match": "none",
-    "learning_rates": [1e-3],
-    "tuning": {"seeds": 1, "rows": 4, "extensions": 0},
-    "evaluation": {"seeds": 2, "rows": 4},
-    "steps": 2,
-    "batch_size": 2,
-    "max_length": 48,
-    "demonstration": True,
-}
 FEW, ALL = 8, 10**6
 
 
 def test_every_kill_goes_on(tmp_path):
     rows = str(save_few_rows(tmp_path / "rows.jsonl", 24))
-    spec = SPEC | {"model": str(save_tiny_base(tmp_path / "base")), "data": {"train": rows, "eval": rows}}
+    spec = tiny_study(save_tiny_base(tmp_path / "base"), rows, name="killed", steps=2)
     most = ALL if os.environ.get("LORATLAS_EVERY_KILL") else FEW
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/study/kill_study.py"), str(tmp_path), json.dumps(spec), str(most)],

@@ -26,7 +26,7 @@ TARGETS = Task(name=SEQ2SEQ)
 
 def base(folder: Path, model_type: str, *, tokenizer: Path | None = None) -> Path:
     """Save a tiny language model, of the class that its type is read as."""
-    from loratlas.models.config import quiet
+    from loratlas.models.quiet import quiet
 
     out = folder / model_type
     if not out.is_dir():

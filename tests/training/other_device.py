@@ -39,7 +39,7 @@ from loratlas.evaluation.forward_condition import Condition
 from loratlas.evaluation.generate import _generate, _Question
 from loratlas.evaluation.score import score
 from loratlas.evaluation.token_scorer import ScoringPass, run_pass
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 from loratlas.placement.plan import place
 from loratlas.scan.run_scan import scan
 from loratlas.signals.registry import untrained

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loratlas.claims.comparisons import Contrast, contrasts, middle, tally
+from loratlas.claims.comparisons import Contrast, contrasts, middle, tally, worth_having
 from loratlas.claims.evidence_files import ClaimEvidence
 
 LITTLE = 0.01
@@ -116,11 +116,10 @@ def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
     pooled = (evidence.placement or {}).get("pooled_unseen")
     if pooled is None:
         return []
-    helps = 3 * pooled["better"] >= 2 * pooled["cases"] and not pooled["worse"]
     return [
         Advice(
             situation="no idea, and rows of your own",
-            placement="`auto`" if helps else "`all`, and let `--lr auto` choose the rate",
+            placement="`auto`" if worth_having(pooled) else "`all`, and let `--lr auto` choose the rate",
             because=f"placement decided in the run's own first steps is better than `all` in {pooled['better']} and "
             f"worse in {pooled['worse']} of {pooled['cases']} held-out cases",
         )

@@ -12,7 +12,7 @@ from tools.founding.advice import advice, table
 from tools.founding.pictures import against_steps, at_one_rate, forest, rank_of, shared_rates
 
 from loratlas.claims.claims_page import standing
-from loratlas.claims.comparisons import Contrast, contrasts, middle, rank_curves, tally
+from loratlas.claims.comparisons import Contrast, contrasts, middle, rank_curves, tally, worth_having
 from loratlas.claims.evidence_files import ClaimEvidence
 
 WANTED = (
@@ -224,10 +224,9 @@ def _inside(evidence: ClaimEvidence) -> dict[str, Any] | None:
     pooled = (evidence.placement or {}).get("pooled_unseen")
     if pooled is None:
         return None
-    helps = 3 * pooled["better"] >= 2 * pooled["cases"] and not pooled["worse"]
     words = (
         "It is worth having."
-        if helps
+        if worth_having(pooled)
         else "Placement hardly matters there; the rate and the number of steps do."
     )
     return {**{name: pooled[name] for name in ("better", "worse", "cases")}, "words": words}

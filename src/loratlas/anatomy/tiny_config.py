@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -14,6 +14,24 @@ from loratlas.modeling import unwrap
 if TYPE_CHECKING:
     from loratlas.data.rows import Rows
     from loratlas.models.task import Task
+    from loratlas.sources import NamedBase
+
+
+def announced_base(model: Any, listener: Listener) -> NamedBase:
+    """The base that MODEL stands for; where that is not what was written, the listener hears it.
+
+    Args:
+        model: as written, or a live model. listener: hears how it is read.
+
+    Raises:
+        ModelError: see :func:`loratlas.sources.named_base`.
+    """
+    from loratlas.sources import named_base
+
+    named = named_base(model)
+    if named.note:
+        listener.note(named.note)
+    return named
 
 
 def adapter_task(adapter: Path | None, source: Any, listener: Listener) -> Task | None:

@@ -45,12 +45,13 @@ def study(
     from loratlas.study.run_study import run_study
     from loratlas.study.spec.study_spec import StudySpec
 
-    hear = Held(listener or Silent())
+    listener = listener or Silent()
+    hear = Held(listener)
     read = spec if isinstance(spec, StudySpec) else _read(spec)
     folder = Path(out) if out is not None else Path(f"loratlas-{read.name}")
     if read.demonstration:
         hear.note("This is a demonstration: short runs, few candidates. It settles nothing.")
-    with (listener or Silent()).progress("preparing", total=1, unit="runs") as bar:
+    with listener.progress("preparing", total=1, unit="runs") as bar:
         result = run_study(read, folder, workers=workers, on_event=_watch(bar, hear))
     page = build(result.to_json(), folder / "report.html")
     return Study(numbers={**result.to_json(), "page": str(page)})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.api.checks import (
     adapter_task,
+    announced_base,
     check_head,
     check_samples,
     choose_dtype,
@@ -102,16 +103,14 @@ def evaluate(
     """
     from loratlas.data.encode import load_tokenizer
     from loratlas.data.task_examples import encode_for
-    from loratlas.sources import base_config, model_name, named_base, open_base, open_task
+    from loratlas.sources import base_config, model_name, open_base, open_task
 
     hear = Held(listener or Silent())
 
     if stride is not None and window is None:
         raise SettingsError(given="--stride without --window", found="nothing to advance", instead="--window")
-    named = named_base(model)
+    named = announced_base(model, hear)
     model = named.model
-    if named.note:
-        hear.note(named.note)
     if adapter is None and named.adapter is not None:
         adapter = named.adapter
         hear.note("No --adapter: the adapter is evaluated on that base.")

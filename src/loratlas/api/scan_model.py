@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.api.checks import to_device, tokenizer_source
+from loratlas.api.checks import announced_base, to_device, tokenizer_source
 from loratlas.api.folders import check_out
 from loratlas.api.listener import Held, Listener, Silent, scan_progress
 from loratlas.api.place_model import read_named
@@ -89,18 +89,15 @@ def scan(
     from loratlas.models.load import native_dtype
     from loratlas.models.task import CAUSAL, recognise
     from loratlas.placement.allocate import Limits
-    from loratlas.placement.budget import parse_budget
-    from loratlas.scan.plan_from_scores import LIKE, candidates, check_budget, plan_from
+    from loratlas.placement.budget import LIKE, parse_budget
+    from loratlas.scan.plan_from_scores import candidates, check_budget, plan_from
     from loratlas.scan.run_scan import scan as run
-    from loratlas.sources import base_config, named_base, open_base, open_rows
+    from loratlas.sources import base_config, open_base, open_rows
     from loratlas.training.settings import Settings
 
     began = time.monotonic()
     hear, limits = Held(listener or Silent()), limits or Limits()
-    named = named_base(model)
-    model = named.model
-    if named.note:
-        hear.note(named.note)
+    model = announced_base(model, hear).model
     out = None if out is None else Path(out)
     if budget is not None:
         parse_budget(budget)  # before the model is looked at

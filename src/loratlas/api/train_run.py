@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loratlas.api.checks import (
     adapter_task,
+    announced_base,
     check_samples,
     rows_to_judge,
     to_device,
@@ -40,7 +41,6 @@ from loratlas.api.train_job import (
 from loratlas.dynamic.moving_plan import Moving, moved_plan
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.interruption import asked_by
-from loratlas.sources import named_base
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -148,9 +148,8 @@ def train(
     }
     given = {name: value for name, value in named.items() if value is not None}
     made = replace(settings, **given) if settings is not None else Settings(**given)
-    hear, read = Held(listener or Silent()), named_base(model)
-    if read.note:
-        hear.note(read.note)
+    hear = Held(listener or Silent())
+    read = announced_base(model, hear)
     if placement is None and adapter is None and read.adapter is not None:
         adapter = read.adapter
         hear.note("No --placement: the adapter is trained further on that base.")

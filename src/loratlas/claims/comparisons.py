@@ -58,6 +58,15 @@ def contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
     return contrasted
 
 
+def worth_having(pooled: Mapping[str, Any]) -> bool:
+    """Whether a policy is better than `all` in two thirds of the unseen cases at least, and worse in none.
+
+    >>> worth_having({"better": 6, "worse": 0, "cases": 9}), worth_having({"better": 9, "worse": 1, "cases": 10})
+    (True, False)
+    """
+    return 3 * pooled["better"] >= 2 * pooled["cases"] and not pooled["worse"]
+
+
 def selector(placement: str) -> str | None:
     """The set that a placement is of, whatever its rank; None for one of several terms or names, or of some layers.
 

@@ -22,7 +22,7 @@ from loratlas.claims.claim_tables import (
     word,
 )
 from loratlas.claims.claim_verdict import FAILS, HOLDS, UNMEASURED, ClaimTable, ClaimVerdict
-from loratlas.claims.comparisons import HALVES, contrasts, crossing, middle, rank_curves
+from loratlas.claims.comparisons import HALVES, contrasts, crossing, middle, rank_curves, worth_having
 from loratlas.claims.evidence_files import ClaimEvidence
 from loratlas.claims.published_claims import CLAIMS, COSTS, FASTER, counts, readings
 from loratlas.formats import count
@@ -205,7 +205,7 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
     better, worse, total = pooled["better"], pooled["worse"], pooled["cases"]
     won = sorted({f"{c['task']} on {c['base']}" for c in cases if c["auto_minus_all"]["high"] < 0})
     verdict = f"holds only for {', '.join(won)}"
-    if 3 * better >= 2 * total and not worse:
+    if worth_having(pooled):
         verdict = HOLDS
     elif worse >= better:
         verdict = FAILS

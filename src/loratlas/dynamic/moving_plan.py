@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,13 @@ from loratlas.adapters.peft_targets import renamed_leaves
 from loratlas.dynamic.decision_schedule import DecisionSchedule, parse_every, parse_head
 from loratlas.dynamic.policies.known_policies import policy_named
 from loratlas.errors import BudgetError, SettingsError
-from loratlas.placement.budget import allowance, parse_budget
+from loratlas.placement.budget import LIKE, allowance, parse_budget
 from loratlas.placement.plan import Plan, place
-from loratlas.placement.resolve import DEFAULT_RANK
 
 if TYPE_CHECKING:
-    from loratlas.anatomy.sites import Anatomy
+    from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.dynamic.controller import Decision, PlacementController
     from loratlas.placement.budget import Memory
-
-LIKE = f"like=all:{DEFAULT_RANK}"
-"""The budget where none is given: what `all` without a rank has."""
 
 HIGHEST = 1.5
 """Parameters at the start over those at the end, at most."""
@@ -191,11 +187,16 @@ def movable(plan: Plan, base: Any) -> list[Any]:
         plan: of the model. base: the bare model, or its config.
     """
     fixed = renamed_leaves(base)
-    return [
-        row
-        for row in plan.rows
-        if row.site.kind in ("linear", "conv1d") and row.site.module.rpartition(".")[2] not in fixed
-    ]
+    return [row for row in plan.rows if can_move(row.site, fixed)]
+
+
+def can_move(site: Site, fixed: Collection[str]) -> bool:
+    """Whether a site's rank can change in a live model.
+
+    Args:
+        site: of the model. fixed: names that PEFT gives another, of `loratlas.adapters.peft_targets.renamed_leaves`.
+    """
+    return site.kind in ("linear", "conv1d") and site.module.rpartition(".")[2] not in fixed
 
 
 def unmovable_parameters(plan: Plan, base: Any) -> int:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import ModelError, RunError
 from loratlas.modeling import is_out_of_memory, zero_dropout
-from loratlas.models.config import first_line, hub_error, load_config, quiet
+from loratlas.models.config import hub_error, load_config
 from loratlas.models.gguf_base import readable
 from loratlas.models.gguf_header import is_gguf
 from loratlas.models.heads import head_modules, head_parameters, note_drawn, output_parameters
 from loratlas.models.labels import label_index, own_labels
 from loratlas.models.meta import class_kind, meta_model, model_class
 from loratlas.models.quantize import keep_differentiable, quantization
+from loratlas.models.quiet import first_line, quiet
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import ModelError
 from loratlas.modeling import unwrap
-from loratlas.models.config import first_line, quiet, transformers_version
 from loratlas.models.limits import check_sizes, counted_parameters
+from loratlas.models.quiet import first_line, quiet, transformers_version
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -77,6 +77,10 @@ LIKE_OF = {"params": "like", "time": "time", "memory": "memory"}
 """Quantity → the word of the budget that says "as much of it as this placement costs"."""
 
 
+LIKE = f"like=all:{DEFAULT_RANK}"
+"""The budget where none is given: what `all` without a rank has."""
+
+
 def parse_budget(text: str) -> Budget:
     """Read a budget.
 

@@ -11,10 +11,10 @@ import numpy as np
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.errors import ModelError, SettingsError
 from loratlas.placement.allocate import Allocation, Limits, allocate
-from loratlas.placement.budget import parse_budget
+from loratlas.placement.budget import LIKE, parse_budget
 from loratlas.placement.language import parse
 from loratlas.placement.plan import Plan, plan_of_allocation
-from loratlas.placement.resolve import DEFAULT_RANK, resolve
+from loratlas.placement.resolve import resolve
 from loratlas.placement.round_ranks import round_ranks as rounded
 from loratlas.scan.scores import GAINS, Scan
 
@@ -27,9 +27,6 @@ AUTO = "auto"
 
 SCAN = "scan"
 """The placement of a study's arm that a scan decides before the arm is trained."""
-
-LIKE = f"like=all:{DEFAULT_RANK}"
-"""The budget of a scan where none is given: what `all` without a rank does."""
 
 
 def is_auto(placement: str | None) -> bool:

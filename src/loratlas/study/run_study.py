@@ -29,7 +29,7 @@ OURS = frozenset({NAME, CLAIM, HOLDER, "runs", "cache", FINDINGS, "report.html"}
 """What a study's folder holds."""
 
 SCAN = Path("cache") / "scan"
-"""Where the scan of arms that are ``auto`` keeps its state until the ledger holds its result."""
+"""Where the scan of arms that it places keeps its state until the ledger holds its result."""
 
 AGAIN = "the same command again: it does only what is missing"
 

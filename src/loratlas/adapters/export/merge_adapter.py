@@ -10,8 +10,9 @@ from loratlas.adapters.stored.read_adapter import AdapterFolder
 from loratlas.adapters.trained_heads import refuse_untrained
 from loratlas.errors import ModelError
 from loratlas.files import whole_folder
-from loratlas.models.config import load_config, quiet
+from loratlas.models.config import load_config
 from loratlas.models.gguf_base import readable
+from loratlas.models.quiet import quiet
 
 if TYPE_CHECKING:
     from peft import PeftModel

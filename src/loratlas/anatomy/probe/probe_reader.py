@@ -20,8 +20,8 @@ import torch
 
 from loratlas.anatomy.probe.token_mixing import Mixing
 from loratlas.anatomy.role_table import MIXES, POINTWISE
-from loratlas.models.config import quiet
 from loratlas.models.meta import model_class
+from loratlas.models.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

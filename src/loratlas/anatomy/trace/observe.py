@@ -30,7 +30,7 @@ from loratlas.anatomy.trace.flow_records import Flow
 from loratlas.anatomy.trace.provenance import Labelled
 from loratlas.anatomy.trace.python_calls import Shortcuts
 from loratlas.modeling import patched_configs
-from loratlas.models.config import quiet
+from loratlas.models.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import nn

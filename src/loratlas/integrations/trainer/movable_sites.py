@@ -8,6 +8,7 @@ from loratlas.adapters.peft_targets import renamed_leaves
 from loratlas.adapters.resize import ranks_of
 from loratlas.anatomy.read import read
 from loratlas.anatomy.sites import Anatomy, Site
+from loratlas.dynamic.moving_plan import can_move
 from loratlas.dynamic.policies.base import CEILING
 from loratlas.errors import BudgetError
 from loratlas.modeling import unwrap
@@ -34,9 +35,7 @@ def movable_sites(model: Any, placement: str) -> tuple[list[Site], Anatomy]:
     sites = [
         site
         for site in anatomy.sites
-        if site.kind in ("linear", "conv1d")
-        and site.module.rpartition(".")[2] not in fixed
-        and (site.path in named or site.module in adapted)
+        if can_move(site, fixed) and (site.path in named or site.module in adapted)
     ]
     return sites, anatomy
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from loratlas.errors import OutputError
 from loratlas.files import digest, jsonable
+from loratlas.models.quiet import first_line
 from loratlas.sealed_json import ChangedError
 
 CONTENT, DIGEST = "loratlas content", "loratlas digest"
@@ -51,8 +52,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        first = str(error).strip().splitlines()
-        raise damaged(path, first[0][:200] if first else type(error).__name__) from error
+        raise damaged(path, first_line(error)) from error
 
 
 def check_pages(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loratlas.errors import ModelError
 from loratlas.study.spec.study_spec import StudySpec
 
 if TYPE_CHECKING:
@@ -48,11 +47,10 @@ def fleet_size(spec: StudySpec, prepared: Prepared, device: str, *, free: int) -
     if together == 1:
         return 1
     base = prepared.anatomy.parameters * BYTES[spec.dtype]
-    try:
-        own = max(prepared.memory(plan.ranks) for plan in prepared.plans.values()) - base
-    except ModelError:  # no dry run is possible on this base
+    peaks = [peak for peak in prepared.predicted_peaks().values() if peak is not None]
+    if len(peaks) < len(prepared.plans):  # no dry run is possible on this base
         return together
-    return max(1, min(together, (free - base) // max(1, own)))
+    return max(1, min(together, (free - base) // max(1, max(peaks) - base)))
 
 
 def _tokens(spec: StudySpec, prepared: Prepared) -> float:

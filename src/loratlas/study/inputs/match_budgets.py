@@ -86,7 +86,7 @@ def plans(
     Raises:
         PlacementError, BudgetError, SettingsError: of an arm; ``given`` says which.
     """
-    from loratlas.placement.budget import LIKE_OF, cost_of_ranks
+    from loratlas.placement.budget import cost_of_ranks
     from loratlas.scan.plan_from_scores import is_auto
 
     solved: dict[str, Plan] = {}
@@ -100,10 +100,10 @@ def plans(
         if name == spec.reference:
             solved[name], matches[name] = reference, None
             continue
+        solved[name] = planned(name, shared_budget(spec, name, reference))
         if spec.match == "none":
-            solved[name], matches[name] = planned(name, spec.budget), None
+            matches[name] = None
             continue
-        solved[name] = planned(name, f"{LIKE_OF[spec.match]}={reference.text}")
         wanted = cost_of_ranks(anatomy, reference.ranks, spec.match, memory)
         got = cost_of_ranks(anatomy, solved[name].ranks, spec.match, memory)
         if name not in (known or {}) and is_auto(arm.placement):
@@ -171,6 +171,19 @@ def _plan(
             allow_unresolved=spec.allow_unresolved,
             memory=memory,
         )
+
+
+def shared_budget(spec: StudySpec, name: str, reference: Plan) -> str | None:
+    """What an arm may use that has no budget of its own: the study's, or as much as the reference costs.
+
+    Args:
+        spec: the study. name: of the arm. reference: plan of the arm that others are matched to.
+    """
+    from loratlas.placement.budget import LIKE_OF
+
+    if name == spec.reference or spec.match == "none":
+        return spec.budget
+    return f"{LIKE_OF[spec.match]}={reference.text}"
 
 
 def started(

@@ -26,6 +26,7 @@ from loratlas.study.inputs.match_budgets import (
     moving_of,
     naming,
     plans,
+    shared_budget,
     started,
 )
 from loratlas.study.inputs.preference_pairs import memory_of, read_pairs
@@ -108,7 +109,7 @@ class Prepared:
                 **self._forgetting(spec),
             },
             "trainable": {name: self.moving.get(name, plan.trainable) for name, plan in self.plans.items()},
-            "predicted_peak": self._predicted_peak(spec),
+            "predicted_peak": self.predicted_peaks(),
             "plans": {name: plan.to_json() for name, plan in self.plans.items()},
             "matches": {name: match and match.to_json() for name, match in self.matches.items()},
             "anatomy": {
@@ -136,7 +137,7 @@ class Prepared:
             return {}
         return {"forgetting": _data(self.forgetting, spec.forgetting.data)}
 
-    def _predicted_peak(self, spec: StudySpec) -> dict[str, int | None]:
+    def predicted_peaks(self) -> dict[str, int | None]:
         """Arm → peak bytes of a typical step, by a dry run, for runs of unmeasured memory; None: none is possible."""
         from loratlas.errors import ModelError
 
@@ -365,7 +366,6 @@ def _check_arms(
         Arm → parameters at the end, of arms whose adapters move.
     """
     from loratlas.dynamic.moving_plan import controller_of
-    from loratlas.placement.budget import LIKE_OF
     from loratlas.training.settings import Settings
     from loratlas.training.site_rates import site_rate_hooks
 
@@ -378,9 +378,7 @@ def _check_arms(
             site_rate_hooks(Settings(**training(spec), lr=spec.learning_rates[0], **own), spec.steps)
             plan.to_peft(config, **special, prove=False)
             if is_auto(arm.placement) and name not in scanned:
-                wanted = spec.budget
-                if name != spec.reference and spec.match != "none":
-                    wanted = f"{LIKE_OF[spec.match]}={plans[spec.reference].text}"
+                wanted = shared_budget(spec, name, plans[spec.reference])
                 begun = started(spec, name, anatomy, budget=wanted, memory=memory)
                 controller_of(moving_of(arm), begun, config, steps=spec.steps)
                 moving[name] = begun.budget

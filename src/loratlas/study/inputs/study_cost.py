@@ -94,24 +94,19 @@ def study_cost(spec: StudySpec, prepared: Prepared, *, runs: int, workers: int, 
     judged = max(len(prepared.tuning), len(prepared.evaluation))
     trainable = max(plan.trainable for plan in prepared.plans.values()) + prepared.head
     at_work = min(workers * MOST, runs)
+    peaks = prepared.predicted_peaks().values()
+    known = [peak for peak in peaks if peak is not None]
     return StudyCost(
         runs=runs,
         steps=runs * spec.steps,
         workers=workers,
         seconds=_seconds(spec, prepared, runs, workers) if timed else None,
-        peak_bytes=_peak(prepared),
+        peak_bytes=max(known) if len(known) == len(peaks) else None,
         disk_bytes=runs * (BYTES_PER_RUN + BYTES_PER_ROW * judged)
         + tokens * BYTES_PER_TOKEN
         + 2 * at_work * trainable * BYTES_PER_TRAINED  # the next checkpoint is whole before the last one goes
         + PAGE,
     )
-
-
-def _peak(prepared: Prepared) -> int | None:
-    try:
-        return max(prepared.memory(plan.ranks) for plan in prepared.plans.values())
-    except ModelError:  # no dry run is possible on this base
-        return None
 
 
 def _seconds(spec: StudySpec, prepared: Prepared, runs: int, workers: int) -> float | None:
