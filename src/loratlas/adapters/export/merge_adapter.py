@@ -10,8 +10,8 @@ from loratlas.adapters.stored.read_adapter import AdapterFolder
 from loratlas.adapters.trained_heads import refuse_untrained
 from loratlas.errors import ModelError
 from loratlas.files import whole_folder
+from loratlas.models.base_tokenizer import base_tokenizer
 from loratlas.models.config import load_config
-from loratlas.models.gguf_base import readable
 from loratlas.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -72,16 +72,13 @@ def save_merged(model: PeftModel, out: Path, source: str, dtype: str) -> None:
         out: the folder. source: the base. dtype: of its numbers.
     """
     import torch
-    from transformers import AutoTokenizer
 
     merged = merged_base(model, source, given=str(out)).to(getattr(torch, dtype))
     with whole_folder(out, marker="config.json") as new, quiet():
         merged.save_pretrained(new)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(readable(source), trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # a base without a tokenizer is merged without one
-        tokenizer.save_pretrained(new)
+        tokenizer = base_tokenizer(source)
+        if tokenizer is not None:  # a base without one is merged without one
+            tokenizer.save_pretrained(new)
 
 
 def _untie(model: PeftModel) -> None:

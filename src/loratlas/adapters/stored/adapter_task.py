@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.stored.read_adapter import AdapterFolder
 from loratlas.errors import ModelError
+from loratlas.models.base_tokenizer import base_tokenizer
 from loratlas.models.config import load_config
-from loratlas.models.gguf_base import readable
 from loratlas.models.heads import head_parameters
 from loratlas.models.labels import own_labels
 from loratlas.models.meta import class_kind, classes, meta_model
@@ -151,11 +151,8 @@ def _pad_id(task: AdapterTask, source: Any, config: PretrainedConfig) -> int | N
     named = config.get_text_config().pad_token_id is not None
     if named or task.pad_id is not None or task.task.name != CLASSIFICATION:
         return task.pad_id
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(readable(source)), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    tokenizer = base_tokenizer(source)
+    if tokenizer is None:
         return None
     tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
     return next((int(token) for token in tokens if token is not None), None)

@@ -11,7 +11,7 @@ from loratlas.adapters.stored.adapter_task import open_base_config
 from loratlas.adapters.stored.read_adapter import read_adapter
 from loratlas.errors import ModelError
 from loratlas.files import whole_folder
-from loratlas.models.gguf_base import readable
+from loratlas.models.base_tokenizer import base_tokenizer
 from loratlas.models.task import CAUSAL
 from loratlas.serving.gguf_files.write_gguf_model import write_gguf_model
 
@@ -40,8 +40,6 @@ def export_gguf(
     Raises:
         ModelError: no adapter or base, or something that llama.cpp does otherwise; nothing is written then.
     """
-    from transformers import AutoTokenizer
-
     final = Path(out) if final is None else final
     contents = read_adapter(adapter_dir)
     source = str(base or contents.base or "")
@@ -55,14 +53,13 @@ def export_gguf(
             instead="--for merged",
         )
     model = merged_base(adapted_base(contents, source, config), source, given=str(final))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(readable(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    tokenizer = base_tokenizer(source)
+    if tokenizer is None:
         raise ModelError(
             given=source,
             found="a base without a tokenizer, which a GGUF file holds as well",
             instead="--for merged",
-        ) from error
+        )
     with whole_folder(Path(out), marker=MODEL_FILE) as new:
         write_gguf_model(model, tokenizer, new / MODEL_FILE, dtype=dtype)
         check = largest_difference(new / MODEL_FILE, model)
