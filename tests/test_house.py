@@ -184,6 +184,24 @@ def test_no_two_files_have_one_name():
     assert sorted(names) == sorted(set(names))
 
 
+def shadowing(tests: Path, tops: set[str]) -> list[str]:
+    """Modules below ``tests`` named like a folder at the top: pytest puts their folder first on the path."""
+    return sorted(path.name for path in tests.rglob("*.py") if path.parent != tests and path.stem in tops)
+
+
+def test_no_helper_of_tests_hides_a_folder_at_the_top():
+    tops = {
+        name for name in ("src", "tests", "tools", "benchmarks", "docs", "recipes") if (ROOT / name).is_dir()
+    }
+    assert not shadowing(ROOT / "tests", tops)
+
+
+def test_a_helper_that_hides_a_folder_is_seen(tmp_path: Path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "tools.py").touch()
+    assert shadowing(tmp_path, {"tools"}) == ["tools.py"]
+
+
 def classes_by_name(paths: list[Path]) -> dict[str, list[str]]:
     """Public classes of modules: name → where each is defined."""
     homes: dict[str, list[str]] = {}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.loss_audit.tools import collate, dataset, eval_loss, trainer
+from tests.loss_audit.trainer_losses import collate, dataset, eval_loss, trainer
 from tests.tiny import tiny_model
 from tests.training.small import adapted, encoded, wrap
 
