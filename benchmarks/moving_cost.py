@@ -6,7 +6,6 @@
   in the order A B B A, CPU time of the process, one thread. The peak is the allocator's own count.
 - Bytes of adapters and optimizer before and after half of the budget was dropped.
 - Change of the logits when every site grows by a rank, over the largest logit.
-- Held-out loss when Adam's moments are carried through the moves of a decision, and when they begin anew.
 """
 
 from __future__ import annotations
@@ -36,22 +35,13 @@ CASE = Case(base="demo:llama-mini", task="nl2bash")
 RATE = 0.012
 
 
-def controller(opened: Opened, name: str, *, anew: bool = False) -> PlacementController:
+def controller(opened: Opened, name: str) -> PlacementController:
     """A controller that decides once, at the end of the first tenth."""
     plan = place(opened.anatomy, "all:1")
-    kind = MomentsAnew if anew else PlacementController
     sites = [row.site for row in plan.rows]
-    return kind(sites, policy_named(name), budget=plan.trainable, schedule=DecisionSchedule(head=0.1))
-
-
-class MomentsAnew(PlacementController):
-    """A decision after which the optimizer remembers nothing."""
-
-    def after_step(self, run: Any, event: Any) -> None:
-        known = len(self.decisions)
-        super().after_step(run, event)
-        if len(self.decisions) > known:
-            run.optimizer.rebuild({}, run.counters.done)
+    return PlacementController(
+        sites, policy_named(name), budget=plan.trainable, schedule=DecisionSchedule(head=0.1)
+    )
 
 
 class Once(RunHook):
@@ -141,25 +131,6 @@ def growth(opened: Opened) -> dict[str, Any]:
     return {"relative": float((after - before).abs().max() / before.abs().max())}
 
 
-def moments(opened: Opened, *, steps: int, seeds: int) -> list[dict[str, Any]]:
-    """Held-out loss, nats per token, of runs that are alike up to what becomes of the moments."""
-    rows = []
-    for seed in range(1, seeds + 1):
-        row: dict[str, Any] = {"seed": seed, "steps": steps}
-        for name, hooks in (
-            ("still", list),
-            ("carried", lambda: [controller(opened, "energy")]),
-            ("anew", lambda: [controller(opened, "energy", anew=True)]),
-        ):
-            own = hooks()
-            _, model, _ = train(opened, steps=steps, seed=seed, hooks=own)
-            row[name] = float(opened.evaluate(model).sum() / opened.tokens.sum())
-            row[f"{name}_moves"] = len(own[0].moves) if own else 0
-            opened.model = detach_adapters(model)
-        rows.append(row)
-    return rows
-
-
 def main() -> None:
     """Measure everything, write one file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -175,7 +146,6 @@ def main() -> None:
         "version": 1,
         "growth": growth(opened),
         "memory": memory(opened),
-        "moments": moments(opened, steps=60, seeds=2),
         "cost": cost(opened, pairs=asked.pairs, steps=asked.steps),
         "case": CASE.name,
         "lr": RATE,
@@ -186,7 +156,7 @@ def main() -> None:
         "command": f"python -m benchmarks.moving_cost --pairs {asked.pairs} --steps {asked.steps}",
     }
     asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: found[key] for key in ("growth", "memory", "moments", "cost")}, indent=1))
+    print(json.dumps({key: found[key] for key in ("growth", "memory", "cost")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> int:
         return 0
     result = assemble(registered, asked.runs, RESULTS / "real_base")
     write_json(RESULTS / "placement.json", result)
-    write_text(PAGE, page(result))
+    write_text(PAGE, page(result, RESULTS))
     write_json(JUDGED, summary(result))
     return 0
 

@@ -33,7 +33,6 @@ import torch
 
 from benchmarks.common import machine
 from benchmarks.dynamic.cases import Case, Opened
-from benchmarks.moving_cost import MomentsAnew
 from loratlas.adapters.resize import ranks_of
 from loratlas.data.batches.batching import training_order
 from loratlas.data.examples import Encoded
@@ -68,6 +67,16 @@ def deciding(kind: type[PlacementController], policy: str, *, every: int | None 
             schedule=DecisionSchedule(head=HEAD, every=every),
         )
     ]
+
+
+class MomentsAnew(PlacementController):
+    """A decision after which the optimizer remembers nothing."""
+
+    def after_step(self, run: Any, event: Any) -> None:
+        known = len(self.decisions)
+        super().after_step(run, event)
+        if len(self.decisions) > known:
+            run.optimizer.rebuild({}, run.counters.done)
 
 
 class OptimizerReset(RunHook):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
+from benchmarks.dynamic.further_pages import sections
 from benchmarks.dynamic.judge import (
     CaseLosses,
     Interval,
@@ -174,8 +175,12 @@ def _number(value: float) -> float | None:
     return round(value, 5) if np.isfinite(value) else None
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """The result in words and tables."""
+def page(result: Mapping[str, Any], results: Path) -> str:
+    """The result in words and tables.
+
+    Args:
+        result: of `assemble`. results: folder with what other benches found.
+    """
     registered = result["preregistered"]
     lines = [
         "# What placement inside the run is worth",
@@ -216,6 +221,7 @@ def page(result: Mapping[str, Any]) -> str:
         cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
         lines.append(f"| {_case_name(case)} | " + " | ".join(cells) + " |")
     lines += _real(result["real_base"])
+    lines += sections(results)
     return "\n".join(lines) + "\n"
 
 

@@ -11,11 +11,13 @@ import pytest
 from benchmarks.dynamic import judge
 from benchmarks.dynamic.arms import hooks_of, plan_of
 from benchmarks.dynamic.cases import Case
+from benchmarks.dynamic.further_pages import sections
 from benchmarks.dynamic.placement import assemble, losses_of, page
 from benchmarks.dynamic.preregistration import FILE, Preregistered, first_fresh, load
 from benchmarks.dynamic.records import Record, read_records
 
 from loratlas.dynamic.controller import PlacementController
+from loratlas.files import write_json
 from loratlas.sources import read
 
 TOKENS = np.array([2.0, 4.0, 6.0, 3.0])
@@ -103,9 +105,34 @@ def test_no_judged_case_is_left_out_of_the_pool(tmp_path: Path):
     assert (pooled["better"], pooled["worse"], pooled["cases"]) == (1, 1, 2)
     assert pooled["share_lost"]["value"] == pytest.approx((0.1 + 0.3) / 0.4, abs=0.05)
     assert pooled["chosen_on_other_cases"]["arms"] == ["half", "half"]
-    written = page(result)
+    written = page(result, tmp_path)
+    assert "Not measured yet: `python -m benchmarks.dynamic.rates`" in written
     assert "better than `all` in 1 of 2, worse in 1" in written
     assert "llama-mini style" in written
+
+
+def test_what_other_benches_found_stands_on_the_page(tmp_path: Path):
+    arms = [
+        {"arm": "all", "nll": 2.0, "moves": [0, 0], "minus_all": 0.0, "standard_error": 0.0},
+        {"arm": "auto", "nll": 1.99, "moves": [4, 3], "minus_all": -0.01, "standard_error": 0.005},
+    ]
+    scenario = {"base": "llama-mini", "scenario": "shift", "steps": 100, "lr": 0.012, "arms": arms}
+    write_json(
+        tmp_path / "controls.json",
+        {"task": "nl2bash", "shift": 0.3, "seeds": [1, 2], "scenarios": [scenario]},
+    )
+    case = {"case": "llama-mini e2e", "tuned": 0.01, "auto": [{"chosen": 0.016, "gap": 0.0021}]}
+    rule = {"runs": 1, "close": 1.0, "mean_gap": 0.0021, "worst_gap": 0.0021}
+    write_json(
+        tmp_path / "rates.json",
+        {"summary": {"price": {"mean": 0.0612, "most": 0.1}, "rules": {"auto": rule}}, "cases": [case]},
+    )
+    written = "\n".join(sections(tmp_path))
+    assert "| auto | 3.5 | 1.9900 | -0.0100 ± 0.0098 |" in written
+    assert "| all | 0.0 | 2.0000 | – |" in written
+    assert "| llama-mini e2e | 0.01 | 0.016 | +0.0021 |" in written
+    assert "6.12 % of the run in the mean, 10 % at most" in " ".join(written.split())
+    assert "Not measured yet: `python -m benchmarks.moving_cost`" in written
 
 
 def test_an_arm_without_all_seeds_is_unfinished_and_one_that_diverged_cannot_win(tmp_path: Path):

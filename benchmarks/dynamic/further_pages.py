@@ -1,0 +1,110 @@
+"""What other benches of placement inside the run found, as sections of its page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import NormalDist, mean
+from textwrap import wrap
+from typing import Any
+
+Z = NormalDist().inv_cdf(0.975)
+
+
+def sections(results: Path) -> list[str]:
+    """Lines of all sections.
+
+    Args:
+        results: folder that holds ``moving_cost.json``, ``controls.json`` and ``rates.json``; what is missing is said.
+    """
+    lines: list[str] = []
+    for name, command, title, words in (
+        ("moving_cost.json", "python -m benchmarks.moving_cost", "What moving costs", _cost),
+        (
+            "controls.json",
+            "python -m benchmarks.dynamic.controls",
+            "Place, path or pause: controls",
+            _controls,
+        ),
+        (
+            "rates.json",
+            "python -m benchmarks.dynamic.rates",
+            "The learning rate, decided in the head",
+            _rates,
+        ),
+    ):
+        path = results / name
+        lines += ["", f"## {title}", ""]
+        if path.exists():
+            lines += words(json.loads(path.read_text(encoding="utf-8")))
+            lines += ["", f"([{name}](../../benchmarks/results/{name}), by `{command}`.)"]
+        else:
+            lines.append(f"Not measured yet: `{command}`.")
+    return lines
+
+
+def _cost(measured: Mapping[str, Any]) -> list[str]:
+    cost = measured["cost"]
+    return _paragraph(
+        f"A run of {cost['steps']} steps that decides at a tenth of them takes {cost['time_ratio']:.3f} times the CPU "
+        f"time of the same run whose adapters stay, and {cost['peak_ratio']:.3f} times its peak memory (medians of "
+        f"{len(cost['time_ratios'])} pairs, in turns). After half of the ranks was dropped, adapters and optimizer "
+        f"hold {_percent(measured['memory']['ratio'])} of their bytes. Growing every site by a rank changes logits by "
+        f"{measured['growth']['relative']:.1g} of the largest in float32."
+    )
+
+
+def _controls(measured: Mapping[str, Any]) -> list[str]:
+    lines = _paragraph(
+        f"Arm − `all`, nats per token on {measured['task']}; same rate, steps, rows and final parameters, "
+        f"paired over {len(measured['seeds'])} seeds; ± is {Z:.2f} standard errors, a rough word for the noise of so "
+        f"few. *Shift*: the first {_percent(measured['shift'])} of the steps see Alpaca."
+    )
+    for scenario in measured["scenarios"]:
+        lines += [
+            "",
+            f"{scenario['base']}, {scenario['scenario']}, {scenario['steps']} steps at {scenario['lr']:g}:",
+            "",
+            "| arm | moves | loss | arm − all |",
+            "|---|---|---|---|",
+        ]
+        for arm in scenario["arms"]:
+            apart = f"{arm['minus_all']:+.4f} ± {Z * arm['standard_error']:.4f}"
+            cells = (arm["arm"], f"{mean(arm['moves']):.1f}", f"{arm['nll']:.4f}", apart)
+            lines.append(f"| {' | '.join((*cells[:3], '–') if arm['arm'] == 'all' else cells)} |")
+    return lines
+
+
+def _rates(measured: Mapping[str, Any]) -> list[str]:
+    price, cases = measured["summary"]["price"], measured["cases"]
+    lines = _paragraph(
+        f"`--lr auto` against the best of the whole grid (1.6 apart, every rate trained in full), {len(cases)} cases "
+        "with their seeds. *Gap*: held-out loss above that of the tuned rate, same seed, nats per token. The price of "
+        f"`auto` are steps that went to other rates: {_percent(price['mean'])} of the run in the mean, "
+        f"{_percent(price['most'])} at most."
+    )
+    lines += ["", "| rate | runs | gap ≤ 0.01 | mean gap | worst gap |", "|---|---|---|---|---|"]
+    for name, rule in measured["summary"]["rules"].items():
+        cells = (
+            name,
+            str(rule["runs"]),
+            _percent(rule["close"]),
+            f"{rule['mean_gap']:+.4f}",
+            f"{rule['worst_gap']:+.4f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| case | tuned rate | chosen, by seed | gaps of auto |", "|---|---|---|---|"]
+    for case in cases:
+        chosen = ", ".join(f"{entry['chosen']:g}" for entry in case["auto"])
+        gaps = ", ".join(f"{entry['gap']:+.4f}" for entry in case["auto"])
+        lines.append(f"| {case['case']} | {case['tuned']:g} | {chosen} | {gaps} |")
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _paragraph(text: str) -> list[str]:
+    return wrap(text, 110, break_long_words=False, break_on_hyphens=False)
