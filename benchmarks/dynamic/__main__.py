@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.dynamic.placement import assemble, page, summary
+from benchmarks.dynamic.pages.placement_page import page
+from benchmarks.dynamic.placement import assemble, summary
 from benchmarks.dynamic.preregistration import FILE, Preregistered, load
 from benchmarks.dynamic.work import work_through
 from benchmarks.oracle.published import RULES

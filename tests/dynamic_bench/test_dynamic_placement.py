@@ -11,8 +11,9 @@ import pytest
 from benchmarks.dynamic import judge
 from benchmarks.dynamic.arms import hooks_of, plan_of
 from benchmarks.dynamic.cases import Case
-from benchmarks.dynamic.further_pages import sections
-from benchmarks.dynamic.placement import assemble, losses_of, page
+from benchmarks.dynamic.pages.further_pages import sections
+from benchmarks.dynamic.pages.placement_page import page
+from benchmarks.dynamic.placement import assemble, losses_of
 from benchmarks.dynamic.preregistration import FILE, Preregistered, first_fresh, load
 from benchmarks.dynamic.records import Record, read_records
 

@@ -1,0 +1,1 @@
+"""Results of the bench in words and tables."""

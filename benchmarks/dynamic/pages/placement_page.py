@@ -1,0 +1,126 @@
+"""The page of the preregistered cases: docs/results/placement.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.dynamic.pages.further_pages import sections
+from benchmarks.dynamic.placement import case_name
+
+
+def page(result: Mapping[str, Any], results: Path) -> str:
+    """The result in words and tables.
+
+    Args:
+        result: of `assemble`. results: folder with what other benches found.
+    """
+    registered = result["preregistered"]
+    lines = [
+        "# What placement inside the run is worth",
+        "",
+        "Written by `python -m benchmarks.dynamic judge` from",
+        "[placement.json](../../benchmarks/results/placement.json). Cases, arms, settings, rates and seeds were fixed",
+        "in [preregistered.json](../../benchmarks/results/preregistered.json) (SHA-256",
+        f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`) before the first judged run.",
+        "",
+        "Each arm has the same parameters, steps and rows, and its own learning rate (1.6 apart, extended until the",
+        "best has worse neighbours), tuned on a seed that is not judged. A policy decides inside the run and takes no",
+        "steps of its own, so equal steps are equal compute. Differences are nats per token on held-out rows, with",
+        "95 % intervals over seeds and rows. *Steps saved*: how many steps more `all` needs for the same loss.",
+        "*Share lost*: of the way from `all` to the best arm (chosen on the other seeds), what `auto` does not go: 0 %",
+        "is the best, 100 % is `all`.",
+        "",
+        f"Judged so far: {len(result['cases'])} of {result['registered_cases']} registered cases.",
+        "",
+        *_pooled_words(result["pooled_unseen"]),
+        *(_earlier(told) for told in result["earlier"]),
+        "| case | steps | auto − all | steps saved | share lost | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in result["cases"]:
+        cells = [
+            f"{case_name(case)} {case['budget'].removeprefix('like=')}{'' if case['unseen'] else ' (chosen on)'}",
+            str(case["steps"]),
+            _interval(case["auto_minus_all"], "+.4f"),
+            _interval(case["steps_saved"], "+.0f"),
+            _interval(case["share_lost"], ".0%"),
+            case["verdict"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Loss of every arm, nats per token, mean of the fresh seeds:", ""]
+    arms = list(dict.fromkeys(arm for case in result["cases"] for arm in case["arms"]))
+    lines += ["| case | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
+    for case in result["cases"]:
+        cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
+        lines.append(f"| {case_name(case)} | " + " | ".join(cells) + " |")
+    lines += _real(result["real_base"])
+    lines += sections(results)
+    return "\n".join(lines) + "\n"
+
+
+def _pooled_words(pooled: Mapping[str, Any] | None) -> list[str]:
+    if pooled is None:
+        return []
+    return [
+        f"**Unseen cases: better than `all` in {pooled['better']} of {pooled['cases']}, worse in {pooled['worse']}.**",
+        *_pooled_share(pooled),
+        "",
+    ]
+
+
+def _earlier(told: Mapping[str, Any]) -> str:
+    """What an earlier registration came to."""
+    return (
+        f"Registered before (commit `{told['commit'][:12]}`, {told['policy']}): better in {told['better']} of "
+        f"{told['cases']} cases, worse in {told['worse']} "
+        f"([results](../../benchmarks/results/{told['results']})).\n"
+    )
+
+
+def _pooled_share(pooled: Mapping[str, Any]) -> list[str]:
+    if pooled["share_lost"]["value"] is None:
+        return [
+            "No share is lost of anything: of the arms trained so far none beats `all` by more than noise."
+        ]
+    return [
+        f"Share lost, pooled: {_interval(pooled['share_lost'], '.0%')}. Noise floor:",
+        f"{_cell(pooled['noise_floor'], '.0%')}, what the best arm, chosen on other seeds, loses to the luckiest.",
+    ]
+
+
+def _real(pictures: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["", "## Real bases: difference against steps", ""]
+    lines += [
+        "One run at a constant rate gives every length (a copy decays over its last tenth). arm − all, each at its own",
+        "rate, tuned on one seed; with one seed the interval is over rows alone.",
+    ]
+    for picture in pictures:
+        lines += [
+            "",
+            f"{case_name(picture)} {picture['budget'].removeprefix('like=')}, {picture['batch']} rows a step.",
+            "",
+        ]
+        lines += ["Loss at the longest tuning length, by rate:", ""]
+        lines += [
+            f"- {arm}: " + ", ".join(f"{rate}: {loss:.4f}" for rate, loss in curve.items())
+            for arm, curve in picture["tuning"].items()
+        ]
+        lines += ["", "| arm | steps | seeds | arm − all |", "|---|---|---|---|"]
+        lines += [
+            f"| {point['arm']} | {point['steps']} | {point['seeds']}{' fresh' if point['fresh'] else ' of tuning'} | "
+            f"{_interval(point['minus_all'], '+.4f')} |"
+            for point in picture["points"]
+        ]
+    return lines
+
+
+def _interval(told: Mapping[str, Any], form: str) -> str:
+    if told["value"] is None:
+        return "–"
+    return f"{_cell(told['value'], form)} ({_cell(told['low'], form)} to {_cell(told['high'], form)})"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form).replace("%", " %")
