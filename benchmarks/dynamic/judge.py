@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 from benchmarks.dynamic.arms import REFERENCE
 from loratlas.study.results.estimator import estimate
@@ -112,6 +113,14 @@ def difference(case: CaseLosses, arm: str, versus: str = REFERENCE) -> Interval:
     found = estimate(case.losses[arm] - case.losses[versus], case.tokens)
     low, high = found.interval(LEVEL)
     return Interval(value=found.value, low=low, high=high)
+
+
+def mean_difference(cases: Sequence[CaseLosses], arm: str) -> Interval:
+    """Mean over cases of L(arm) − L(all), with Student's interval over cases; NaN bounds for a single case."""
+    values = np.array([difference(case, arm).value for case in cases])
+    spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    half = float(student.ppf(0.5 + LEVEL / 2, max(len(values) - 1, 1)) * spread)
+    return Interval(value=float(values.mean()), low=values.mean() - half, high=values.mean() + half)
 
 
 def best_by_others(losses: Losses, tokens: np.ndarray) -> np.ndarray:

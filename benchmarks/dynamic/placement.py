@@ -15,6 +15,7 @@ from benchmarks.dynamic.judge import (
     Interval,
     chosen_elsewhere,
     difference,
+    mean_difference,
     noise_floor,
     share_lost,
     steps_saved,
@@ -162,6 +163,7 @@ def _pooled(cases: Sequence[CaseLosses]) -> dict[str, Any]:
     common = [arm for arm in cases[0].losses if all(arm in case.losses for case in cases)]
     rules = [arm for arm in common if arm != REFERENCE]
     pooled: dict[str, Any] = {
+        "auto_minus_all": mean_difference(cases, AUTO).to_json(),
         "share_lost": share_lost(cases, [AUTO] * len(cases)).to_json(),
         "better": verdicts.count("better"),
         "worse": verdicts.count("worse"),

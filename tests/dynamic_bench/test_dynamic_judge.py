@@ -13,6 +13,7 @@ from benchmarks.dynamic.judge import (
     best_by_others,
     chosen_elsewhere,
     difference,
+    mean_difference,
     noise_floor,
     share_lost,
     steps_for,
@@ -51,6 +52,14 @@ def test_a_difference_is_that_of_token_means():
     found = difference(case(), "auto")
     assert found.value == pytest.approx(-0.1)
     assert found.low <= found.value <= found.high
+
+
+def test_cases_count_alike_in_the_mean_and_its_interval_is_students():
+    worse = case(losses={"all": table(4.0, 4.0), "auto": table(4.3, 4.3)}, curve={100: table(4.0, 4.0)})
+    found = mean_difference([case(), worse], "auto")
+    assert found.value == pytest.approx(0.1)  # of -0.1 and 0.3
+    assert found.high - found.value == pytest.approx(12.7062 * 0.2, rel=1e-4)  # t of 1 degree, s / √2 = 0.2
+    assert math.isnan(mean_difference([worse], "auto").low)
 
 
 def test_half_of_the_way_from_all_to_the_best_is_half_lost():

@@ -65,6 +65,7 @@ def _pooled_words(pooled: Mapping[str, Any] | None) -> list[str]:
         return []
     return [
         f"**Unseen cases: better than `all` in {pooled['better']} of {pooled['cases']}, worse in {pooled['worse']}.**",
+        f"In the mean over cases auto − all is {_interval(pooled['auto_minus_all'], '+.4f')} nats per token.",
         *_pooled_share(pooled),
         "",
     ]
