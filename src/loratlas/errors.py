@@ -31,7 +31,7 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-ARGUMENTS = {"eval": "evaluate", "from": "adapter", "map": "columns", "for": "target", "signal": "signals"}
+ARGUMENTS = {"eval": "evaluate", "from": "adapter", "map": "columns", "for": "target"}
 """Options whose argument of the Python functions has another name; all others differ in dashes alone."""
 
 _WORDS = "task|split|by|signal|loss|placement|compile|packing|dtype|quantize|for"

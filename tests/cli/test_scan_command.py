@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from loratlas.adapters.peft_check import prove_on_meta
+from loratlas.models.config import load_config
+from loratlas.placement.plan import Plan
+from loratlas.sources import model_source
+
 MODEL, DATA = "demo:llama-mini", "demo:facts-300"
 FEW = (
     "--rows",
@@ -137,7 +142,10 @@ def test_plain_scans_measure_the_deciding_score_alone(cli, tmp_path: Path):
     begin, end = shown.out.index("from peft"), shown.out.index("\nNext:")
     scope: dict = {}
     exec(shown.out[begin:end], scope)
-    assert scope["config"].rank_pattern == kept["peft"]["rank_pattern"]
+    assert max(map(len, shown.out[begin:end].splitlines())) <= 80
+    assert Path(scope["config"].base_model_name_or_path, "config.json").is_file()
+    scope["config"].base_model_name_or_path = None
+    prove_on_meta(Plan.from_json(kept["plan"]).rows, scope["config"], load_config(model_source(MODEL)))
     again = cli(*words)
     assert again.code == 2
     assert "already holds" in again.words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -203,6 +204,8 @@ def test_on_the_command_line(capsys):
     from loratlas.cli import run
 
     assert run(["plan", "demo:llama-mini", "--placement", "q,v:4", "--emit", "llama-factory"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["lora_target"] == "q_proj,v_proj"
+    written = yaml.safe_load(capsys.readouterr().out)
+    assert written["lora_target"] == "q_proj,v_proj"
+    assert Path(written["model_name_or_path"], "config.json").is_file()  # no other tool knows demo:
     assert run(["plan", "demo:llama-mini", "--placement", "q:8 + v:2", "--emit", "swift"]) == 2
     assert re.search(r"ranks from 2 to\s+8", capsys.readouterr().err)

@@ -173,9 +173,9 @@ def _signals(asked: Sequence[str] | None, by: str, *, everything: bool) -> list[
     if owner not in names and not ("probe" in names and owner == "probe_yield"):
         if asked:
             raise SettingsError(
-                given=f"--by {by} with --signal {' --signal '.join(asked)}",
+                given=f"--by {by} with the signals {', '.join(asked)}",
                 found=f"{by} is not measured",
-                instead=f"--signal {owner} as well, or another --by",
+                instead=f"{owner} among the signals as well, or another --by",
             )
         names.append(owner)
     return names

@@ -174,15 +174,14 @@ def plan_model(
         from loratlas.integrations.emit_plan import emit as write
         from loratlas.models.config import load_config
 
-        written = write(plan, anatomy, load_config(step.source), emit, model=model)
+        written = write(plan, anatomy, load_config(step.source), emit, model=step.source)
         output.emit(written.to_json()) if as_json else output.say(written.text.rstrip())
         return
     if peft and not as_json:
         from loratlas.models.config import load_config
-        from loratlas.placement.peft_code import python_code, readable
+        from loratlas.placement.peft_code import plan_code
 
-        source = load_config(step.source)
-        output.say(python_code(readable(plan, anatomy, plan.to_peft(source), source), step.source))
+        output.say(plan_code(plan, anatomy, load_config(step.source), step.source).rstrip())
         return
     config = proven_config(plan, step.source)
     spent = price(plan, step, timed=time)

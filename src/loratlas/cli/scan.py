@@ -15,6 +15,7 @@ from loratlas.cli.tables.scan_tables import show
 from loratlas.signals.registry import SIGNALS
 
 if TYPE_CHECKING:
+    from loratlas.anatomy.sites import Anatomy
     from loratlas.placement.plan import Plan
 
 MINUTES = 5.0
@@ -165,12 +166,23 @@ def scan(
         return
     show(scanned.scan, scanned.anatomy, scanned.sites, scanned.placed)
     if scanned.placed is not None:
+        output.say(f"\n{_lora_config(model, scanned.placed.plan, scanned.anatomy)}")
         kept = out if scanned.is_plain else None
         more = ["--budget", budget] if budget and kept else []
         more += ["--round-ranks"] if round_ranks and kept else []
         more += ["--alpha", f"{alpha:g}"] if alpha is not None else []
         more += ["--rslora"] if rslora else []
         output.say(f"\nNext: {_next(model, data, scanned.placed.plan, kept, more)}")
+
+
+def _lora_config(model: str, plan: Plan, anatomy: Anatomy) -> str:
+    """As `plan --peft` prints it."""
+    from loratlas.models.config import load_config
+    from loratlas.placement.peft_code import plan_code
+    from loratlas.sources import model_source
+
+    source = model_source(model)
+    return plan_code(plan, anatomy, load_config(source), source).rstrip()
 
 
 def _next(model: str, data: str, plan: Plan, out: Path | None, more: Sequence[str]) -> str:

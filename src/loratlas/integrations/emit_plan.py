@@ -23,7 +23,7 @@ from loratlas.integrations.trainer_tools import (
     TrainerTool,
 )
 from loratlas.placement.canonical import table_text
-from loratlas.placement.peft_code import python_code, readable
+from loratlas.placement.peft_code import plan_code, readable
 from loratlas.placement.plan import Plan, place
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def emit(plan: Plan, anatomy: Anatomy, config: PretrainedConfig, tool: str, *, m
     Args:
         plan: to be written. anatomy: of its model. config: of its model.
         tool: ``peft``, ``trl``, ``axolotl``, ``llama-factory``, ``swift`` or ``unsloth``.
-        model: what the base is called there.
+        model: folder or Hub id of the base, as the tool loads it.
 
     Raises:
         PlacementError: the tool cannot say this plan; ``suggestions`` has the nearest one that it can.
@@ -88,7 +88,7 @@ def emit(plan: Plan, anatomy: Anatomy, config: PretrainedConfig, tool: str, *, m
 
 
 def _python(plan: Plan, anatomy: Anatomy, config: Any, model: str, tool: str) -> EmittedPlan:
-    text = python_code(readable(plan, anatomy, plan.to_peft(config), config), model)
+    text = plan_code(plan, anatomy, config, model)
     if tool == "trl":
         text += "\n# SFTTrainer, DPOTrainer, GRPOTrainer and RewardTrainer take it as peft_config=config\n"
     return EmittedPlan(tool=tool, file="lora_config.py", text=text)

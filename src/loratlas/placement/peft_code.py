@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections import Counter
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,35 @@ if TYPE_CHECKING:
 
 _ORDER = ("base_model_name_or_path", "task_type", "r", "lora_alpha", "target_modules")
 _NOT_WRITTEN = {"peft_type", "peft_version", "inference_mode", "runtime_config"}
+_NUMBERED = re.compile(r"((?:.*?\.)?)(\d+)(\..*)", re.DOTALL)
+WIDTH = 80
+"""Columns of what is written for a plan without short names."""
+
+_BY_RANK = """\
+by_rank = {}
+for name, ranks in RANKS.items():  # one rank for each layer, 0 for none
+    for layer, rank in enumerate(ranks):
+        by_rank.setdefault(rank, []).append(name.format(layer))
+by_rank.pop(0, None)
+"""
+
+
+def plan_code(plan: Plan, anatomy: Anatomy, model: Any, base: str) -> str:
+    """A plan as Python that can be pasted, in the shortest form that PEFT reads as exactly this plan.
+
+    Short module names where they hold its sites (:func:`readable`); else, of several ranks, a table by layer; else one
+    expression.
+
+    Args:
+        plan: to be written.
+        anatomy: of its model.
+        model: its config, for the proof.
+        base: folder or Hub id of the model, written as ``base_model_name_or_path``.
+    """
+    exact = plan.to_peft(model)
+    short = readable(plan, anatomy, exact, model)
+    varied = short is exact and len(set(plan.ranks.values())) > 1
+    return (varied and _layer_table(plan, exact, model, base)) or python_code(short, base)
 
 
 def python_code(config: LoraConfig, base: str) -> str:
@@ -70,6 +101,73 @@ def readable(plan: Plan, anatomy: Anatomy, config: LoraConfig, model: Any) -> Lo
     except AttachError:
         return config
     return short
+
+
+def _layer_table(plan: Plan, exact: LoraConfig, model: Any, base: str) -> str | None:
+    """The ranks of every layer as a table, and a LoraConfig that is made of it; None where that is not this plan.
+
+    Of 210 matrices with ranks of their own this is 35 lines, where expressions are thousands of characters.
+    """
+    from peft import LoraConfig
+
+    from loratlas.adapters.peft_check import prove_on_meta
+
+    scales = {row.alpha / row.rank for row in plan.rows}
+    alphas = {row.alpha for row in plan.rows}
+    if exact.target_parameters or min(len(scales), len(alphas)) > 1:
+        return None
+    ranks: dict[str, dict[int, int]] = {}
+    for row in plan.rows:
+        for name in row.modules:
+            numbered = _NUMBERED.fullmatch(name)
+            before, layer, after = numbered.groups() if numbered else (name, "0", "")
+            ranks.setdefault(f"{before}{{}}{after}" if numbered else name, {})[int(layer)] = row.rank
+    by_rank: dict[int, list[str]] = {}
+    for name, own in ranks.items():
+        for layer, rank in own.items():
+            by_rank.setdefault(rank, []).append(name.format(layer))
+    common = Counter(row.rank for row in plan.rows).most_common(1)[0][0]
+    scale = next(iter(scales)) if len(scales) == 1 else None
+    alpha = next(iter(alphas)) if scale is None else scale * common
+    fields_ = {
+        "task_type": getattr(exact.task_type, "value", exact.task_type),
+        "r": common,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        **({"use_rslora": True} if exact.use_rslora else {}),
+    }
+    keys = {rank: "|".join(names) for rank, names in by_rank.items()}
+    made = LoraConfig(
+        **fields_,
+        target_modules=[name for names in by_rank.values() for name in names],
+        rank_pattern={key: rank for rank, key in keys.items()},
+        alpha_pattern={} if scale is None else {key: scale * rank for rank, key in keys.items()},
+    )
+    try:
+        prove_on_meta(plan.rows, made, model)
+    except AttachError:
+        return None
+    written = {"base_model_name_or_path": base.removesuffix("/config.json"), **fields_}
+    lines = "".join(f"    {key}={_literal(value)},\n" for key, value in written.items() if value is not None)
+    names = '{"|".join(n): %s for rank, n in by_rank.items()}'
+    lines += "    target_modules=sum(by_rank.values(), []),\n"
+    lines += f"    rank_pattern={names % 'rank'},\n"
+    lines += f"    alpha_pattern={names % f'{_literal(scale)} * rank'},\n" if scale is not None else ""
+    return (
+        f"from peft import LoraConfig\n\nRANKS = {{\n{_rank_rows(ranks)}}}\n{_BY_RANK}"
+        f"config = LoraConfig(\n{lines})"
+    )
+
+
+def _rank_rows(ranks: dict[str, dict[int, int]]) -> str:
+    """One entry of a dictionary for each name, with a list by layer."""
+    rows = []
+    for name, own in ranks.items():
+        numbers = ", ".join(str(own.get(layer, 0)) for layer in range(max(own) + 1))
+        first = f"    {_literal(name)}: ["
+        rows += textwrap.wrap(
+            f"{numbers}],", WIDTH, initial_indent=first, subsequent_indent=" " * 8, break_long_words=False
+        )
+    return "".join(f"{row}\n" for row in rows)
 
 
 def _short_names(plan: Plan, anatomy: Anatomy) -> dict[str, tuple[int, float]] | None:

@@ -1,16 +1,14 @@
-"""What `scan` prints for people: a heat map, how far scores repeat, the plan and its LoraConfig."""
+"""What `scan` prints for people: a heat map, how far scores repeat, and the plan."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pprint import pformat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loratlas import formats
 from loratlas.api.results import Placed
 from loratlas.cli import output
-from loratlas.files import jsonable
 from loratlas.scan.advice import track_record
 
 if TYPE_CHECKING:
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 SHADES = " ░▒▓█"
 STRETCHES = 32
 """Most lines of a heat map; deeper models put several layers into one line."""
-
-WIDTH = 90
-"""Columns of a printed LoraConfig."""
 
 TEXT_FITS = 300
 """Characters of a placement that are printed as part of a command."""
@@ -54,30 +49,6 @@ def show(scanned: Scan, anatomy: Anatomy, sites: Sequence[Site], placed: Placed 
         return
     _show_plan(placed.plan, placed.allocation)
     output.say(track_record(scanned.by))
-    output.say(f"\n{lora_config(placed.peft)}")
-
-
-def lora_config(config: Mapping[str, Any]) -> str:
-    """A LoraConfig as Python, without what PEFT sets by itself.
-
-    Args:
-        config: its fields, as plain data.
-    """
-    from peft import LoraConfig
-
-    usual = LoraConfig().to_dict()
-    shown = {
-        name: value
-        for name, value in config.items()
-        if name in usual and jsonable(usual[name]) != value and name not in ("peft_type", "peft_version")
-    }
-    lines = []
-    for name, value in sorted(shown.items()):
-        first, *more = pformat(value, width=WIDTH - len(name), compact=True).splitlines()
-        lines.append(
-            "\n".join([f"    {name}={first}", *(" " * (5 + len(name)) + line for line in more)]) + ","
-        )
-    return "\n".join(["from peft import LoraConfig", "", "config = LoraConfig(", *lines, ")"])
 
 
 def _show_map(reading: Reading, sites: Sequence[Site]) -> None:
