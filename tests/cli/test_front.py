@@ -222,3 +222,16 @@ def test_nothing_typed_shows_what_there_is(cli):
     assert (shown.code, shown.err) == (0, "")
     assert "audit-log" in shown.out
     assert shown.out == cli("--help").out
+
+
+@pytest.mark.parametrize(("words", "collects"), [(["map", "demo:llama-mini"], False), (["show", "none"], True)])
+def test_the_collector_looks_through_imports_no_more_than_it_must(words: list[str], collects: bool):
+    """Not while `map` and `plan` import, and of no command at its end: together a third of what `map` takes."""
+    code = (
+        "import atexit, gc\n"
+        "from loratlas.cli import main\n"
+        "atexit.register(lambda: print('at the end', gc.isenabled(), gc.get_freeze_count() > 1000))\n"
+        f"main({words!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == f"at the end {collects} True"
