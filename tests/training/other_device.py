@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -20,12 +21,15 @@ import torch
 from tests.tasks.bases import LABELS, rows
 from tests.tiny import tiny_config, tiny_model
 from tests.training.small import adapted, encoded
+from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 from transformers import AutoModelForSequenceClassification
 
+import loratlas
 from loratlas.adapters.attach import attach
+from loratlas.adapters.export.merge_adapter import merged_base
 from loratlas.anatomy.read import read
 from loratlas.anatomy.role_table import in_set
 from loratlas.cost import recorder
@@ -288,6 +292,35 @@ def predict() -> None:
     )
 
 
+def read_and_place_a_model_that_is_there() -> None:
+    """What `map` and `plan` do, asked of a live model: built on the meta device, adapted where the model is."""
+    base = tiny_model("llama")
+    with shapes_only():
+        _materialise(base, torch.device(NAME))
+    anatomy = loratlas.read(base)
+    assert {tensor.device.type for tensor in base.parameters()} == {NAME}
+    plan = loratlas.place(base, "q,down:2", budget="params=2k")
+    assert plan.config_digest == anatomy.config_digest
+    plan.to_peft(base)
+    with shapes_only():
+        tuned = plan.attach(base, seed=0)
+        assert {tensor.device.type for tensor in tuned.parameters()} == {NAME}
+
+
+def merge_for_export() -> None:
+    """What `export --for merged` does with weights, a head included that has to leave its embedding."""
+    base = tiny_model("gpt2", tie_word_embeddings=True)
+    with tempfile.TemporaryDirectory() as folder:
+        base.config.save_pretrained(folder)
+        config = LoraConfig(r=2, target_modules=["c_attn", "lm_head"], fan_in_fan_out=True)
+        with shapes_only(), quiet():
+            _materialise(base, torch.device(NAME))
+            merged = merged_base(get_peft_model(base, config), folder, given="a merge")
+            assert {tensor.device.type for tensor in merged.parameters()} == {NAME}
+            assert merged.lm_head.weight is not merged.transformer.wte.weight
+            merged(input_ids=torch.zeros((1, 4), dtype=torch.int64, device=NAME))
+
+
 ENTRIES = {
     entry.__name__: entry
     for entry in (
@@ -307,6 +340,8 @@ ENTRIES = {
         scan_by_trials,
         moments_are_taken_up,
         predict,
+        read_and_place_a_model_that_is_there,
+        merge_for_export,
     )
 }
 

@@ -28,9 +28,11 @@ ENTRIES = (
     "scan_by_trials",
     "moments_are_taken_up",
     "predict",
+    "read_and_place_a_model_that_is_there",
+    "merge_for_export",
 )
-"""What runs on a live model: training and all that it calls, fleets, evaluation, scans, the dry run. A study's workers
-call these; `map` and `plan` build on the meta device alone, and `export` merges on the CPU."""
+"""What runs on a live model: reading and placing, training and all that it calls, fleets, evaluation, scans, the dry run,
+merging. A study's workers call these."""
 
 
 @pytest.fixture(scope="module")
