@@ -224,7 +224,9 @@ def test_nothing_typed_shows_what_there_is(cli):
     assert shown.out == cli("--help").out
 
 
-@pytest.mark.parametrize(("words", "collects"), [(["map", "demo:llama-mini"], False), (["show", "none"], True)])
+@pytest.mark.parametrize(
+    ("words", "collects"), [(["map", "demo:llama-mini"], False), (["show", "none"], True)]
+)
 def test_the_collector_looks_through_imports_no_more_than_it_must(words: list[str], collects: bool):
     """Not while `map` and `plan` import, and of no command at its end: together a third of what `map` takes."""
     code = (
