@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.tasks.bases import LABELS, rows
 from tests.tiny import tiny_config, tiny_model
 from tests.training.small import adapted, encoded
-from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend

@@ -31,8 +31,8 @@ ENTRIES = (
     "read_and_place_a_model_that_is_there",
     "merge_for_export",
 )
-"""What runs on a live model: reading and placing, training and all that it calls, fleets, evaluation, scans, the dry run,
-merging. A study's workers call these."""
+"""What runs on a live model: reading and placing, training and all that it calls, fleets, evaluation, scans, the dry
+run, merging. A study's workers call these."""
 
 
 @pytest.fixture(scope="module")
