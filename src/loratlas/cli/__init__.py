@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROOM = "room on that disk, then the same command again (with --resume, for train)"
 _BRIEF = {"map", "plan"}
-"""Commands that import much and keep it: the garbage collector, which finds nothing, would take a sixth of their time."""
+"""Commands that import much and keep it: the garbage collector would take a sixth of their time."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
