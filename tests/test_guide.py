@@ -17,6 +17,7 @@ import pytest
 
 from loratlas.cli import run
 from loratlas.study.spec.spec_file import parse_spec
+from loratlas.study.spec.study_spec import StudySpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -123,6 +124,16 @@ def test_the_study_and_the_error_are_read():
     assert [study.trainer and study.trainer.name for study in studies] == [None, "dpo"]
     (error,) = blocks(ROOT / "docs/guide/command-line.md", "json")
     assert set(json.loads(error)["error"]) == {"code", "given", "found", "instead"}
+
+
+def test_the_keys_of_a_study_are_listed_once_each():
+    """All of them, and no other: `metric`, `forgetting` and `delta` stood there twice."""
+    text = (ROOT / "docs/guide/studies.md").read_text(encoding="utf-8")
+    table = text.partition("## All keys")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    keys = [key for cell in cells for key in re.findall(r"`(.*?)`", cell)]
+    assert len(keys) == len(set(keys))
+    assert {key.partition(".")[0] for key in keys} == set(StudySpec.model_fields)
 
 
 def test_every_word_of_the_placement_tables_parses():
