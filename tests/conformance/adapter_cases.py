@@ -24,6 +24,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
+from safetensors.torch import load_file, save_file
 from tests.adapters.architectures import config as config_of_type
 from tests.adapters.architectures import model as tiny_of_type
 from transformers import (
@@ -57,6 +58,8 @@ class Case:
         refused: what the sentence must say; None where the adapter must be right.
         refused_merged: the same for a merged model alone.
         make: puts something else on the base than get_peft_model does.
+        stored: type of the tensors on disk.
+        dropped: tensors that are left out of the file: those with this in their name.
     """
 
     name: str
@@ -68,6 +71,8 @@ class Case:
     refused: str | None = None
     refused_merged: str | None = None
     make: Callable[[Any], None] | None = None
+    stored: torch.dtype = torch.float32
+    dropped: str | None = None
 
 
 def _grow(model: Any) -> None:
@@ -145,6 +150,31 @@ CASES = (
     _case("init pissa dora", {"init_lora_weights": "pissa", "use_dora": True}),
     _case("init pissa conv1d", {**CONV, "init_lora_weights": "pissa"}, base="gpt2"),
     _case("init olora", {"init_lora_weights": "olora"}),
+    _case("init pissa, bfloat16", {"init_lora_weights": "pissa"}, stored=torch.bfloat16),
+    _case("init pissa, head", {"init_lora_weights": "pissa", "target_modules": ["q_proj", "lm_head"]}),
+    _case(
+        "init pissa, head, without what is left of it",
+        {"init_lora_weights": "pissa", "target_modules": ["q_proj", "lm_head"]},
+        dropped="base_layer",
+    ),
+    _case(
+        "init pissa, tied head",
+        {"init_lora_weights": "pissa", "target_modules": ["q_proj", "lm_head"]},
+        base="tied",
+    ),
+    _case(
+        "init olora, tied head",
+        {"init_lora_weights": "olora", "target_modules": ["q_proj", "lm_head"]},
+        base="tied",
+    ),
+    _case(
+        "init pissa, tied head, without what is left of it",
+        {"init_lora_weights": "pissa", "target_modules": ["q_proj", "lm_head"]},
+        base="tied",
+        dropped="base_layer",
+        refused="tied to another matrix",
+    ),
+    _case("method in small letters", edit={"peft_type": "lora"}, refused="peft_type 'lora'"),
     _case("init pissa niter", {"init_lora_weights": "pissa_niter_4"}, refused="random generator"),
     _case(
         "init loftq",
@@ -300,6 +330,14 @@ def save_case(case: Case, base: Path, folder: Path) -> Path:
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * 0.05)
         adapted.save_pretrained(folder)
+    weights = folder / "adapter_model.safetensors"
+    if case.dropped is not None or case.stored != torch.float32:
+        tensors = {
+            name: tensor.to(case.stored)
+            for name, tensor in load_file(weights).items()
+            if case.dropped is None or case.dropped not in name
+        }
+        save_file(tensors, weights, metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     written = json.loads(path.read_text())
     written |= {"base_model_name_or_path": str(base), **case.edit}

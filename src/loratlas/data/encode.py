@@ -15,6 +15,7 @@ from loratlas.data.examples import Encoded, EncodeReport, Example, digest_of
 from loratlas.data.rows import Row, Rows, Turn
 from loratlas.data.token_marks import tokenise
 from loratlas.errors import DataError, ModelError
+from loratlas.models.config import own_code, wants_own_code
 from loratlas.models.gguf_base import readable
 
 CHUNK = 4096
@@ -34,6 +35,8 @@ def load_tokenizer(source: str | Path) -> Any:
     except ModelError:
         raise
     except Exception as error:  # transformers raises a dozen kinds here
+        if wants_own_code(error):
+            raise own_code(str(source)) from error
         words = " ".join(str(error).split())[:300]
         raise ModelError(
             given=str(source),

@@ -73,7 +73,7 @@ def load_config(source: str | Path | PretrainedConfig) -> PretrainedConfig:
         )
     try:
         with quiet():
-            return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+            return own_layers(AutoConfig.from_pretrained(str(source), trust_remote_code=False))
     except (OSError, ValueError, KeyError) as error:
         raise hub_error(str(source), error) from error
 
@@ -101,15 +101,41 @@ def _read_config(path: Path, source: Path) -> PretrainedConfig:
     check_sizes(data, str(path))
     try:
         with quiet():
-            return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+            return own_layers(AutoConfig.from_pretrained(str(source), trust_remote_code=False))
     except Exception as error:
         # Config classes validate their fields with exceptions of several libraries.
+        if wants_own_code(error):
+            raise own_code(str(path)) from error
         raise ModelError(
             given=str(path),
             found=f"a config of type {data['model_type']!r} that transformers {transformers_version()} refuses: "
             f"{first_line(error)}",
             instead="a config that this version of transformers can build",
         ) from error
+
+
+def own_layers(config: PretrainedConfig) -> PretrainedConfig:
+    """The config without its wishes for attention or experts, in it and its parts.
+
+    A config may name a repository of kernels there, whose code transformers would fetch and run.
+    """
+    config._attn_implementation = None
+    config._experts_implementation = None
+    return config
+
+
+def wants_own_code(error: BaseException) -> bool:
+    """Whether transformers refused because a folder or repository has code of its own."""
+    return "trust_remote_code" in str(error) or "custom code" in str(error)
+
+
+def own_code(source: str) -> ModelError:
+    """The refusal of a model or tokenizer whose code lies beside it: nothing of a folder is ever run."""
+    return ModelError(
+        given=source,
+        found="code of its own (auto_map), which is never run",
+        instead="a model whose code is part of transformers, and its tokenizer as tokenizer.json",
+    )
 
 
 def _looks_like_a_path(text: str) -> bool:
@@ -119,6 +145,8 @@ def _looks_like_a_path(text: str) -> bool:
 
 def hub_error(source: str, error: Exception) -> ModelError:
     """What a failure to reach a model by its name means, in a sentence."""
+    if wants_own_code(error):
+        return own_code(source)
     if isinstance(error, (ValueError, KeyError)) and "model type" in str(error).lower():
         return ModelError(
             given=source,

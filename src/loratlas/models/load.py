@@ -87,7 +87,7 @@ def load_model(
         with quiet(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
             model, report = _from_pretrained(str(path), str(kind), attn, options)
-    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, EOFError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise RunError(
                 given=str(source),
@@ -100,6 +100,15 @@ def load_model(
             given=str(source),
             found=f"a config but no weights that load: {first_line(error)}",
             instead="a directory with model.safetensors as save_pretrained writes it",
+        ) from error
+    except Exception as error:
+        # By its name: the module of that class is imported nowhere in this package.
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise ModelError(
+            given=str(source),
+            found="weights as a pickle that holds more than tensors, which could run code when it is opened",
+            instead="the weights as model.safetensors (save_pretrained writes them so)",
         ) from error
     drawn = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
     missing = (

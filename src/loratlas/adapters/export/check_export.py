@@ -62,21 +62,17 @@ def in_fresh_process(requests: Sequence[Request]) -> list[float]:
     Raises:
         ModelError: what was written does not load, or the process was ended.
     """
-    import os
     import subprocess
 
+    from loratlas.child_process import child_environment, module_command
     from loratlas.errors import ModelError
 
     done = subprocess.run(
-        [sys.executable, "-m", "loratlas.adapters.export.check_export"],
+        module_command("loratlas.adapters.export.check_export"),
         input=json.dumps([asdict(request) for request in requests]),
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "TOKENIZERS_PARALLELISM": "false",
-        },
+        env=child_environment({"TOKENIZERS_PARALLELISM": "false"}),
         check=False,
     )
     try:
@@ -103,9 +99,14 @@ def load_with_transformers(request: Request, source: str, options: dict[str, Any
     import torch
     import transformers
 
+    from loratlas.models.config import own_layers
+
     load = getattr(transformers, f"AutoModelFor{request.kind}").from_pretrained
     dtype = getattr(torch, request.dtype)
-    return load(source, dtype=dtype, trust_remote_code=False, **options).eval()
+    config, options = transformers.AutoConfig.from_pretrained(
+        source, trust_remote_code=False, return_unused_kwargs=True, **options
+    )
+    return load(source, config=own_layers(config), dtype=dtype, trust_remote_code=False, **options).eval()
 
 
 def load_with_peft(request: Request, adapter: str) -> Any:

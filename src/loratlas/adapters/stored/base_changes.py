@@ -38,10 +38,11 @@ def double_factors(
 
     doubled = {}
     for name, tensor in tensors.items():
+        # In float32 whatever the adapter is stored in: BA and B₀A₀ are large and almost equal.
         if name.endswith(".lora_A.weight"):
-            doubled[name] = torch.cat([tensor, first[name].to(tensor)], dim=0)
+            doubled[name] = torch.cat([tensor.float(), first[name].to(tensor.device)], dim=0)
         elif name.endswith(".lora_B.weight"):
-            doubled[name] = torch.cat([tensor, -first[name].to(tensor)], dim=1)
+            doubled[name] = torch.cat([tensor.float(), -first[name].to(tensor.device)], dim=1)
         else:
             doubled[name] = tensor
     config = copy.deepcopy(config)
@@ -74,9 +75,20 @@ def initial_factors(base_model: Any, contents: AdapterFolder, config: LoraConfig
     ]
     if config.target_parameters or config.layer_replication:
         raise _cannot(contents, "stacks of experts among its targets")
+    tables = [
+        (path, module.weight)
+        for path, module in base_model.named_modules(remove_duplicate=False)
+        if module in (base_model.get_input_embeddings(), base_model.get_output_embeddings())
+    ]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for name in names:
             path = name.removeprefix(PREFIX)
+            if f"{name}.base_layer.weight" in contents.tensors:
+                # What is left of the matrix lies with the adapter and takes the published one's place.
+                for kind in ("A", "B"):
+                    shape = contents.tensors[f"{name}.lora_{kind}.weight"].shape
+                    first[f"{name}.lora_{kind}.weight"] = torch.zeros(shape)
+                continue
             try:
                 module = base_model.get_submodule(path)
             except AttributeError as error:
@@ -84,6 +96,10 @@ def initial_factors(base_model: Any, contents: AdapterFolder, config: LoraConfig
             weight = getattr(module, "weight", None)
             if weight is None or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
                 raise _cannot(contents, f"{path} quantised in this base")
+            if any(weight is other and path != table for table, other in tables):
+                raise _cannot(
+                    contents, f"{path}, which is tied to another matrix that the part is missing from too"
+                )
             factors = _taken_out(module, path, config, str(contents.changed_base), contents)
             first[f"{name}.lora_A.weight"], first[f"{name}.lora_B.weight"] = factors
     return first

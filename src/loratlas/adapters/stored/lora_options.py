@@ -99,9 +99,9 @@ def check_kind(config: Mapping[str, Any], folder: Path) -> None:
         ModelError: another method, an option that changes what the tensors mean, or an initialisation that changed
             the base in a way that cannot be repeated.
     """
-    kind = config["peft_type"].upper()
+    kind = config["peft_type"]
     if kind != "LORA":
-        name = _OTHER_KINDS.get(kind, kind[:40])
+        name = _OTHER_KINDS.get(kind.upper(), f"peft_type {kind[:40]!r}")
         raise _refused(folder, f"an adapter of another kind than LoRA: {name}", "a LoRA adapter")
     for option, what in _OTHER_OPTIONS.items():
         if config.get(option):

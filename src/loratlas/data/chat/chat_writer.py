@@ -156,7 +156,7 @@ def _named(source: str, name: str) -> dict[str, Any]:
             return {}
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, (str, Path)) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

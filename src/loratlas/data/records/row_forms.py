@@ -173,7 +173,7 @@ class RowReader:
             if not self.numbers:
                 return value
         if not isinstance(value, str) or not WHOLE_NUMBER.fullmatch(value):
-            shown = printable(str(value)) if isinstance(value, str) else repr(value)
+            shown = printable(scalar_text(value) or repr(value))
             raise fail(f"label {shown} is neither an integer nor a text", words)
         number = int(value)
         if number < 0 or (self.classes is not None and number >= self.classes):

@@ -6,13 +6,13 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from loratlas import errors
+from loratlas.child_process import child_environment, module_command
 from loratlas.errors import LoratlasError, RunError
 
 
@@ -20,19 +20,18 @@ class Process:
     """One worker process and the job it has."""
 
     def __init__(self, setup: Path, log: Path, threads: int | None) -> None:
-        environment = dict(os.environ)
+        environment = child_environment({"TOKENIZERS_PARALLELISM": "false"})
         if threads is not None:
             environment |= {
                 name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
             }
-        environment["TOKENIZERS_PARALLELISM"] = "false"
         self.log = log
         self.job: Any = None
         self.ready = False
         with log.open("ab") as sink:
             # A session of its own: Ctrl-C in the terminal reaches the coordinator only, which then decides.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "loratlas.study.execution.worker", str(setup)],
+                [*module_command("loratlas.study.execution.worker"), str(setup)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=sink,
