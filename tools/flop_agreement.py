@@ -60,7 +60,7 @@ WHY: dict[str, str] = {
     "gemma4": _PER_LAYER,
     "gemma4_text": _PER_LAYER,
     "gpt_neox": _ORDER,
-    "hrm_text": "two stacks run in cycles, all but the last without a gradient",
+    "hrm_text": "two stacks run in cycles (H_cycles × (L_cycles + 1) passes), all but the last under no_grad",
     "hy_v4": _RESIDUAL,
     "inkling2_text": "its map of relative positions is applied for every pair of tokens",
     "inkling_text": "its map of relative positions is applied for every pair of tokens",

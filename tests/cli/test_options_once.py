@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher
+from enum import Enum
 from itertools import combinations
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loratlas
+from loratlas.cli import check_lint, evaluate, export, scan, show_shrink, train
 
 ROOT = Path(__file__).resolve().parents[2] / "src" / "loratlas" / "cli"
 ALIKE = 0.75
@@ -45,3 +54,71 @@ def test_an_option_declared_twice_is_seen():
         ("--base", "'The base, if it is elsewhere.'")
     ]
     assert twice([one, one.replace("--base", "--model")]) == []
+
+
+COMMANDS = {
+    "train": (train.train, loratlas.train),
+    "eval": (evaluate.evaluate, loratlas.evaluate),
+    "scan": (scan.scan, loratlas.scan),
+    "export": (export.export, loratlas.export),
+    "show": (show_shrink.show_adapter, loratlas.show),
+    "shrink": (show_shrink.shrink_adapter, loratlas.shrink),
+    "check": (check_lint.check_adapter, loratlas.check),
+}
+"""Command → its function, and the one of the package that does the same."""
+
+SHOWN = {"as_json", "verbose"}
+"""How a command prints; a function returns."""
+
+DIFFERENT = {
+    **dict.fromkeys(
+        [("scan", name) for name in ("min_rank", "max_rank", "multiple", "whole_layers", "top_layers")],
+        "one `limits` in Python",
+    ),
+    ("scan", "yes"): "no `minutes` in Python",
+    ("scan", "minutes"): "who types waits; a function has no limit unless it gets one",
+    ("train", "init"): "PEFT calls its own True",
+    ("train", "dtype"): "auto is asked of the machine, once, before the settings are made",
+    ("eval", "dtype"): "the same",
+    ("scan", "dtype"): "the same",
+    ("eval", "batch_size"): "`also` in Python",
+    ("export", "target"): "who types says for whom",
+    ("check", "adapters"): "one after the other in Python",
+}
+"""(command, option) → why its name or its value where nothing is given is another than in Python."""
+
+
+def plain(value: Any) -> Any:
+    """What stands for "not given" is one thing: typer knows None alone."""
+    value = value.value if isinstance(value, Enum) else value
+    return None if value in ((), inspect.Parameter.empty) else value
+
+
+def disagreements(command: Callable[..., Any], function: Callable[..., Any]) -> set[str]:
+    """Options of a command that its function lacks, or takes another value for where nothing is given."""
+    settings = {field.name: field.default for field in dataclasses.fields(loratlas.Settings)}
+    arguments = {name: one.default for name, one in inspect.signature(function).parameters.items()}
+    if "settings" in arguments:  # by name, or among the settings
+        arguments = settings | {
+            name: settings[name] if name in settings and value is None else value
+            for name, value in arguments.items()
+        }
+    return {
+        name
+        for name, one in inspect.signature(command).parameters.items()
+        if name not in SHOWN and (name not in arguments or plain(one.default) != plain(arguments[name]))
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_is_an_argument_of_the_same_name_and_default(name: str):
+    """The one declaration that three texts have to agree with; docs/decisions/options-thrice.md says why three."""
+    known = {option for command, option in DIFFERENT if command == name}
+    assert disagreements(*COMMANDS[name]) == known
+
+
+def test_an_option_that_differs_is_seen():
+    def command(rows: int = 3, out: str = "x", as_json: bool = False) -> None: ...
+    def function(rows: int = 4) -> None: ...
+
+    assert disagreements(command, function) == {"rows", "out"}

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from loratlas.adapters.layers import lean_lora
 from loratlas.adapters.layers.gelu import fuse, write_out
 from loratlas.adapters.plan_row import PlanRow
-from loratlas.modeling import device_of
+from loratlas.modeling import device_of, patched_forwards
 from loratlas.models.heads import head_modules
 from loratlas.training.fleet import expert_lora
 from loratlas.training.fleet.row_slices import RowSlices
@@ -113,15 +113,14 @@ class Bank:
         for path, module, group in modules:
             module._bank = (path, group, self)
             module.__class__ = _SERVED[type(module)]
-        for module, function in whole:
-            module.forward = function
-        fuse(self.model)
         try:
-            yield
+            with patched_forwards(whole):
+                fuse(self.model)
+                try:
+                    yield
+                finally:
+                    write_out(self.model)
         finally:
-            write_out(self.model)
-            for module, _ in whole:
-                del module.forward
             for _, module, _ in modules:
                 del module._bank
                 module.__class__ = next(own for own, kind in _SERVED.items() if kind is type(module))
