@@ -23,7 +23,7 @@ STRETCHES = 32
 """Most lines of a heat map; deeper models put several layers into one line."""
 
 TEXT_FITS = 300
-"""Characters of a placement that are printed as part of a command."""
+"""Characters of a placement that people read; the LoraConfig and the next command hold a longer one as well."""
 
 
 def show(scanned: Scan, anatomy: Anatomy, sites: Sequence[Site], placed: Placed | None) -> None:
@@ -137,4 +137,5 @@ def _show_plan(plan: Plan, allocation: Allocation) -> None:
             role, str(len(ranks)), str(low) if low == high else f"{low} to {high}", formats.count(count)
         )
     output.show(drawn)
-    output.say(f"As text: {plan.text if len(plan.text) <= TEXT_FITS else plan.placement}")
+    if len(plan.text) <= TEXT_FITS:
+        output.say(f"As text: {plan.text}")
