@@ -60,11 +60,11 @@ def _on_cpu(asked: argparse.Namespace) -> dict[str, Any]:
 
     peaks = memory.measure()
     over_floor = step.measure(rounds=asked.rounds, compiled=asked.compiled)
-    found = alpaca.measure(steps=asked.steps, rounds=asked.rounds, compiled=asked.compiled)
-    recipe = found.pop("recipe")
+    measured = alpaca.measure(steps=asked.steps, rounds=asked.rounds, compiled=asked.compiled)
+    recipe = measured.pop("recipe")
     runs = study.measure(recipe=recipe, rounds=asked.rounds, steps=asked.study_steps, batch=asked.study_rows)
-    faults = [*over_floor.pop("faults"), *found.pop("faults"), *runs.pop("faults")]
-    return {**found, "step": over_floor, "memory": peaks, "study": runs, "faults": faults}
+    faults = [*over_floor.pop("faults"), *measured.pop("faults"), *runs.pop("faults")]
+    return {**measured, "step": over_floor, "memory": peaks, "study": runs, "faults": faults}
 
 
 def _on_cuda(asked: argparse.Namespace) -> dict[str, Any]:

@@ -80,14 +80,14 @@ def main() -> None:
         ):
             random = np.random.default_rng(0)
             values = (loss * random.uniform(0.9, 1.1, NUMBERS)).tolist()
-            found = explain(log_of(values, rounding), audit.evidence, rough=audit.rough)
-            verdicts = [one.verdict for one in found]
+            outcome = explain(log_of(values, rounding), audit.evidence, rough=audit.rough)
+            verdicts = [one.verdict for one in outcome]
             true = value(Definition(name="b", aggregate="batch", batch_size=8), audit.evidence)
             (right,) = explain(log_of([true], rounding), audit.evidence, rough=audit.rough, batch_sizes=[8])
             results.append(
                 {
                     "digits": digits,
-                    "definitions": found[0].tried,
+                    "definitions": outcome[0].tried,
                     "reproduced": verdicts.count("reproduced"),
                     "consistent": verdicts.count("consistent"),
                     "of": NUMBERS,

@@ -73,7 +73,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - begun)
             processor.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         verdicts = {name: each["verdict"] for name, each in json.loads(done.stdout)["engines"].items()}
-    found = {
+    by_name = {
         "what": "loratlas check of an adapter of rank 16 on all linear layers of a 70B Llama, a process each",
         "tensors": 2 * LAYERS * len(SHAPES),
         "adapter_bytes": size,
@@ -84,7 +84,7 @@ def main() -> None:
         "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
         "verdicts": verdicts,
     }
-    text = json.dumps(found, indent=1) + "\n"
+    text = json.dumps(by_name, indent=1) + "\n"
     if len(sys.argv) > 1:
         Path(sys.argv[1]).write_text(text, encoding="utf-8")
     print(text, end="")

@@ -160,14 +160,14 @@ def main() -> int:
             settings = Settings(
                 steps=asked.steps, batch_size=rows, dtype=dtype, warmup=0.0, compile="off", lr=1e-4
             )
-            found = []
+            listed = []
             for text in PLACEMENTS:
                 plan = place(anatomy, text)
                 above = min(row.site.layer or 0 for row in plan.rows) > 0
                 for again in (False, True) if above else (False,):
                     rows_of = data[1 if again else asked.steps]
-                    found.append(placement(frozen, plan, rows_of, known, settings, again=again))
-                    print(name, json.dumps(found[-1]), flush=True)
+                    listed.append(placement(frozen, plan, rows_of, known, settings, again=again))
+                    print(name, json.dumps(listed[-1]), flush=True)
                     gc.collect()
             cases.append(
                 {
@@ -175,9 +175,9 @@ def main() -> int:
                     "dtype": dtype,
                     "rows": rows,
                     "length": length,
-                    "placements": found,
+                    "placements": listed,
                     "worst": {
-                        quantity: max(abs(one[quantity]["error"]) for one in found)
+                        quantity: max(abs(one[quantity]["error"]) for one in listed)
                         for quantity in ("saved_bytes", "peak_bytes", "step_seconds")
                     },
                 }

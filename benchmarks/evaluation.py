@@ -116,14 +116,14 @@ def compare(rows: str, count: int, pairs: int, dtype: str, adapter: bool) -> dic
         for run in sides.values():  # once unmeasured: first calls build caches on either side
             run()
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        found: dict[str, Any] = {}
+        by_name: dict[str, Any] = {}
         for _ in range(pairs):
             for name, run in sides.items():
-                wall, cpu, found[name] = timed(run)
+                wall, cpu, by_name[name] = timed(run)
                 measured[name].append((wall, cpu))
-    evidence = evidence_of(found["loratlas"])
+    evidence = evidence_of(by_name["loratlas"])
     own = value(Definition(name="b", aggregate="batch", batch_size=BATCH), evidence)
-    matches = identify(found["trainer"], evidence, among=catalogue(evidence), tolerance=1e-3)
+    matches = identify(by_name["trainer"], evidence, among=catalogue(evidence), tolerance=1e-3)
     ratios = {
         kind: [a[k] / b[k] for a, b in zip(measured["trainer"], measured["loratlas"], strict=True)]
         for k, kind in enumerate(("wall", "cpu"))
@@ -145,10 +145,10 @@ def compare(rows: str, count: int, pairs: int, dtype: str, adapter: bool) -> dic
             for name, seconds in measured.items()
         },
         "losses": {
-            "trainer_eval_loss": found["trainer"],
+            "trainer_eval_loss": by_name["trainer"],
             "same_definition_here": own,
-            "difference": own - found["trainer"],
-            "token_mean": found["loratlas"].token_mean_nll,
+            "difference": own - by_name["trainer"],
+            "token_mean": by_name["loratlas"].token_mean_nll,
             "named": [match.definition.name for match in matches],
         },
     }

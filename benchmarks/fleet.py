@@ -50,12 +50,12 @@ def compare(*, runs: int, dtype: str, batch_size: int, steps: int, rounds: int) 
         return Fleet(base, rows, members).fit()
 
     def one_by_one() -> list[Any]:
-        found = []
+        listed = []
         for member in members:
             model = attach(member.rows, base, seed=member.settings.seed)
-            found.append(fit(model, rows, member.settings, packed=True))
+            listed.append(fit(model, rows, member.settings, packed=True))
             detach_adapters(model)
-        return found
+        return listed
 
     ratios, worst, seconds = [], 0.0, []
     for _ in range(rounds):
@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[4, 16])
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    found = [
+    listed = [
         compare(runs=runs, dtype=dtype, batch_size=size, steps=asked.steps, rounds=asked.rounds)
         for runs in asked.runs
         for dtype in asked.dtypes
@@ -106,7 +106,7 @@ def main() -> int:
         "command": " ".join(["python -m benchmarks.fleet", *sys.argv[1:]]),
         "machine": {"processor": platform.processor() or platform.machine(), "threads": 1},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "cpu": found,
+        "cpu": listed,
         "accelerator": "not measured",
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -72,15 +72,15 @@ def cost(opened: Opened, *, pairs: int, steps: int) -> dict[str, Any]:
     """CPU time and peak memory of runs that decide over those that do not."""
     ratios, peaks, seconds = [], [], []
     for pair in range(pairs):
-        found = {}
+        by_name = {}
         for arm in ("still", "moving") if pair % 2 == 0 else ("moving", "still"):
             hooks = [controller(opened, "weighted")] if arm == "moving" else []
             result, model, spent = train(opened, steps=steps, seed=pair, hooks=hooks)
             opened.model = detach_adapters(model)
-            found[arm] = (spent, result.peak_bytes)
-        ratios.append(found["moving"][0] / found["still"][0])
-        peaks.append(found["moving"][1] / found["still"][1])
-        seconds.append({arm: spent for arm, (spent, _) in found.items()})
+            by_name[arm] = (spent, result.peak_bytes)
+        ratios.append(by_name["moving"][0] / by_name["still"][0])
+        peaks.append(by_name["moving"][1] / by_name["still"][1])
+        seconds.append({arm: spent for arm, (spent, _) in by_name.items()})
     return {
         "steps": steps,
         "time_ratio": median(ratios),
@@ -141,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(1)
     opened = Opened(CASE)
     load = machine.load()
-    found = {
+    by_name = {
         "schema": "loratlas.bench.moving_cost",
         "version": 1,
         "growth": growth(opened),
@@ -155,8 +155,8 @@ def main() -> None:
         "revision": machine.revision(),
         "command": f"python -m benchmarks.moving_cost --pairs {asked.pairs} --steps {asked.steps}",
     }
-    asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: found[key] for key in ("growth", "memory", "cost")}, indent=1))
+    asked.out.write_text(json.dumps(by_name, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: by_name[key] for key in ("growth", "memory", "cost")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -49,14 +49,14 @@ def steps_of(frozen: Any, plan: Plan, data: Any, *, steps: int) -> dict[str, Sam
     model = plan.attach(frozen, seed=0)
     peft = PeftStep(model, batch)
     peft.step()
-    found = {"peft": block(peft.step, steps=steps)}
+    by_name = {"peft": block(peft.step, steps=steps)}
     detach_adapters(model)
     model = plan.attach(frozen, seed=0)
     schedule = Schedule(batch=len(data), dropout=0.0)
-    found["ours"] = ours.step_time(model, data, schedule, dtype="bfloat16", skip=SKIP, steps=steps)
+    by_name["ours"] = ours.step_time(model, data, schedule, dtype="bfloat16", skip=SKIP, steps=steps)
     detach_adapters(model)
     gc.collect()
-    return found
+    return by_name
 
 
 def measure(*, rounds: int, steps: int) -> dict[str, Any]:

@@ -69,11 +69,11 @@ def measure(side: str, path: str) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         wall, cpu = time.perf_counter(), time.process_time()
         rows = read()
-        found = {"read_s": time.perf_counter() - wall, "read_cpu_s": time.process_time() - cpu}
+        by_name = {"read_s": time.perf_counter() - wall, "read_cpu_s": time.process_time() - cpu}
         count = sum(1 for _ in rows)
-        found |= {"through_s": time.perf_counter() - wall, "through_cpu_s": time.process_time() - cpu}
+        by_name |= {"through_s": time.perf_counter() - wall, "through_cpu_s": time.process_time() - cpu}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found | {"rows": count, "added_mib": (peak - before) / 1024, "peak_mib": peak / 1024}
+    return by_name | {"rows": count, "added_mib": (peak - before) / 1024, "peak_mib": peak / 1024}
 
 
 def in_turns(path: Path, pairs: int) -> dict[str, list[dict[str, float]]]:

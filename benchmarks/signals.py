@@ -73,7 +73,7 @@ def memory(rows: Any, *, dtype: str) -> dict[str, Any]:
     sites = candidates(read(model.config))
     batch = collate(list(rows.examples[:16]), packed=True)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    found = {}
+    by_name = {}
     for name, signal, watched in (("plain", Nothing(), []), ("gradient", Gradient(), sites)):
         signal.begin(model, sites)
         rematerialize = Rematerialize()
@@ -84,15 +84,15 @@ def memory(rows: Any, *, dtype: str) -> dict[str, Any]:
         ) -> None:
             one_pass(model, batch, watched, [signal], token_losses, rematerialize)
 
-        found[name] = weights + peak(run)
+        by_name[name] = weights + peak(run)
     sketches = sum(t.numel() * t.element_size() for t in signal.held())
     return {
         "dtype": dtype,
         "tokens": batch.tokens,
-        "plain_bytes": found["plain"],
-        "gradient_bytes": found["gradient"],
-        "ratio": found["gradient"] / found["plain"],
-        "ratio_with_all_folds": (found["gradient"] + (FOLDS - 1) * sketches) / found["plain"],
+        "plain_bytes": by_name["plain"],
+        "gradient_bytes": by_name["gradient"],
+        "ratio": by_name["gradient"] / by_name["plain"],
+        "ratio_with_all_folds": (by_name["gradient"] + (FOLDS - 1) * sketches) / by_name["plain"],
         "kept_per_fold_bytes": sketches,
         "weights_bytes": weights,
     }
@@ -141,13 +141,15 @@ def times(rows: Any, *, dtype: str, rounds: int) -> dict[str, Any]:
 def _batches(rows: Any) -> list[dict[str, Any]]:
     from loratlas.data.batches.batching import collate
 
-    found = []
+    listed = []
     for start in range(0, len(rows), 8):
         batch = collate(list(rows.examples[start : start + 8]), packed=False, pad_id=rows.pad_id)
         labels = batch.targets.roll(1, 1)
         labels[:, 0] = -100
-        found.append({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels})
-    return found
+        listed.append(
+            {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
+        )
+    return listed
 
 
 def eva(rows: Any, dtype: str) -> Any:
@@ -200,16 +202,16 @@ def repeatability(rows: Any, *, dtype: str) -> dict[str, Any]:
     base = open_model(BASE, dtype=dtype)
     anatomy, half = read(base.config), len(rows) // 2
     parts = [replace(rows, examples=rows.examples[i : i + half]) for i in (0, half)]
-    found = [
+    listed = [
         scan(base, anatomy, part, signals=["gradient"], most_rows=half, packed=True, by="gradient")
         for part in parts
     ]
-    one, two = (each.readings["gradient"].worth for each in found)
+    one, two = (each.readings["gradient"].worth for each in listed)
     return {
         "rows_each": half,
-        "rows_read": [each.rows for each in found],
+        "rows_read": [each.rows for each in listed],
         "tau": tau(one, two),
-        "settled": [each.settled for each in found],
+        "settled": [each.settled for each in listed],
     }
 
 

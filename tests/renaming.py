@@ -105,9 +105,9 @@ def renamed_decisions(
 def _unnamed(model: Any) -> list[str | None]:
     """The roles of a model's matrices, in their order, after its names are gone."""
     rename(model, seed=1)
-    found = matrices(model)
-    decisions = decide(model, found, sizes(model.config))
-    return [_alone(decisions[matrix.path]) for matrix in found]
+    listed = matrices(model)
+    decisions = decide(model, listed, sizes(model.config))
+    return [_alone(decisions[matrix.path]) for matrix in listed]
 
 
 def _alone(decision: RoleDecision) -> str | None:

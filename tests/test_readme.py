@@ -23,12 +23,12 @@ QUICK = {"map", "plan"}
 
 def shown() -> list[tuple[str, str]]:
     """Command → what the README says it prints."""
-    found = []
+    listed = []
     for block in CONSOLE:
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, printed = part.partition("\n")
-            found.append((command.strip(), printed))
-    return found
+            listed.append((command.strip(), printed))
+    return listed
 
 
 @pytest.mark.parametrize("example", PYTHON, ids=range(len(PYTHON)))

@@ -44,8 +44,8 @@ def installed(tmp_path_factory) -> Path:
 
 def test_every_file_of_the_package_is_in_the_wheel(installed: Path):
     def files(folder: Path) -> set[str]:
-        found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        return {name for name in found if "__pycache__" not in name}
+        names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return {name for name in names if "__pycache__" not in name}
 
     assert files(installed / "loratlas") == files(ROOT / "src" / "loratlas")
 

@@ -82,11 +82,11 @@ def clear(found: Disagreement) -> float:
 
 def pairs_of(runs: Sequence[Run]) -> list[tuple[Run, Run, Disagreement]]:
     """Every pair under every definition."""
-    found = []
+    listed = []
     for one, two in combinations(runs, 2):
         told = disagreements({one.name: one.table, two.name: two.table}, OTHERS, by=BY)
-        found += [(one, two, each) for each in told]
-    return found
+        listed += [(one, two, each) for each in told]
+    return listed
 
 
 def page(groups: Sequence[list[Run]], sources: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]], base: st
 
     tokenizer, (_, length) = load_tokenizer(model_source(base)), REAL.get(task, (0, 128))
     train, judged = (encode(rows, tokenizer, max_length=length) for rows in rows_of(task))
-    found: dict[str, Any] = {
+    by_name: dict[str, Any] = {
         "task": task,
         "steps": steps,
         "tokens_per_row": round(train.report.tokens / train.report.kept, 1),
@@ -100,11 +100,11 @@ def measure(task: str, steps: int, kinds: dict[str, tuple[float, ...]], base: st
         kept = {lr: loss for lr, loss in losses.items() if loss is not None}
         best = min(kept, key=kept.__getitem__)
         seconds = round((time.perf_counter() - begun) / len(rates), 1)
-        found[kind] = {"nll": kept[best], "lr": float(best), "by_rate": losses, "seconds_per_run": seconds}
-    found["closed"] = round(
-        (found["base"] - found["all:1"]["nll"]) / (found["base"] - found["full"]["nll"]), 3
+        by_name[kind] = {"nll": kept[best], "lr": float(best), "by_rate": losses, "seconds_per_run": seconds}
+    by_name["closed"] = round(
+        (by_name["base"] - by_name["all:1"]["nll"]) / (by_name["base"] - by_name["full"]["nll"]), 3
     )
-    return found
+    return by_name
 
 
 def main() -> None:
@@ -124,12 +124,12 @@ def main() -> None:
     out = arguments.out or (None if arguments.tasks else Path("benchmarks/results/pilot.json"))
     for task in arguments.tasks or STEPS:
         kinds = {"full": tuple(arguments.full), "all:1": tuple(arguments.lora)}
-        found = measure(task, arguments.steps or STEPS.get(task) or REAL[task][0], kinds, arguments.base)
+        measured = measure(task, arguments.steps or STEPS.get(task) or REAL[task][0], kinds, arguments.base)
         name = task if arguments.base == BASE else f"{Path(arguments.base).name} {task}"
-        print(json.dumps(found))
+        print(json.dumps(measured))
         if out is not None:
             all_found = json.loads(out.read_text()) if out.exists() else {}
-            out.write_text(json.dumps({**all_found, name: found}, indent=1) + "\n")
+            out.write_text(json.dumps({**all_found, name: measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,16 +57,16 @@ def row(model_type: str) -> dict[str, Any]:
     from loratlas.anatomy.probe.probe_reader import instance
     from loratlas.models.meta import meta_model
 
-    found: dict[str, Any] = {"model_type": model_type, "mapped": mapped(model_type)}
+    by_name: dict[str, Any] = {"model_type": model_type, "mapped": mapped(model_type)}
     if model_type in zoo.NEVER:
-        return found | {"never": zoo.NEVER[model_type]}
+        return by_name | {"never": zoo.NEVER[model_type]}
     proof = zoo.proof(model_type)
     anatomy = proof.anatomy
     model = meta_model(zoo.small(model_type))
     name = type(model).__name__  # it is renamed below
     roles = {one.path: one.role for one in proof.matrices}
     same = renamed_decisions(model, roles, lambda: instance(zoo.small(model_type)))
-    return found | {
+    return by_name | {
         "class": name,
         "layers": scopes(anatomy),
         "roles": dict(Counter(_key(site) for site in anatomy.sites)),

@@ -71,8 +71,8 @@ def main() -> int:
         false = naive = 0
         for start in range(0, options.studies, CHUNK):
             summed, tokens = studies(rng, min(CHUNK, options.studies - start), S, N, seed, example, noise)
-            found = crossed(summed, tokens)
-            false += int((p_value(found.value, np.sqrt(found.variance), found.df) <= 0.05).sum())
+            outcome = crossed(summed, tokens)
+            false += int((p_value(outcome.value, np.sqrt(outcome.variance), outcome.df) <= 0.05).sum())
             by_seed = summed.sum(axis=-1) / tokens.sum(axis=-1)[:, None]
             naive += int((bootstrap_p(rng, by_seed) <= 0.05).sum())
         rows.append(

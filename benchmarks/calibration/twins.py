@@ -107,7 +107,7 @@ def draws(
         Share of raw p ≤ 0.05, and the share once each study's own detectable difference is put in.
     """
     pairs, N = difference.shape
-    false = found = 0
+    false = result = 0
     sizes = []
     for _ in range(DRAWS):
         chosen = rng.choice(pairs, SEEDS_PER_STUDY, replace=False)
@@ -120,10 +120,10 @@ def draws(
         size = study.detectable()
         sizes.append(size)
         # As often up as down: the arm that is truly worse is not known beforehand.
-        found += estimate(x + rng.choice([-1.0, 1.0]) * size * tokens[rows], tokens[rows]).p <= 0.05
+        result += estimate(x + rng.choice([-1.0, 1.0]) * size * tokens[rows], tokens[rows]).p <= 0.05
     return {
         "false_positives": false / DRAWS,
-        "detected": found / DRAWS,
+        "detected": result / DRAWS,
         "median_detectable": float(np.median(sizes)),
     }
 

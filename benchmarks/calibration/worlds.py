@@ -110,7 +110,7 @@ def worlds() -> list[World]:
     nl2bash, e2e = rows("llama-mini-nl2bash-all1"), rows("llama-mini-e2e-all1")
     steep, steepest = curve("gpt2-mini-nl2bash"), curve("t5-mini-e2e")
     middle, flat = curve("gsm8k-all8"), curve("alpaca-all1")
-    found = [
+    listed = [
         *(World(name=f"steep curve, N {n}", curve=steep, rows=nl2bash, examples=n) for n in (50, 500, 2000)),
         World(name="steepest curve, N 500", curve=steepest, rows=e2e, examples=500),
         World(name="middling curve, N 500", curve=middle, rows=nl2bash, examples=500),
@@ -118,7 +118,7 @@ def worlds() -> list[World]:
     ]
     for name, shape in (("steep", steep), ("flat", flat)):
         bad = {"curve": shape, "rows": nl2bash, "examples": 500, "bad_size": BAD_SIZE * shape.run}
-        found += [
+        listed += [
             World(name=f"{name}, one bad run in five, all arms alike", bad="alike", **bad),
             World(name=f"{name}, one bad run in five, of two arms, same mean", bad="one arm", **bad),
             World(name=f"{name}, 400 rows of 273 prompts", curve=shape, rows=e2e, examples=400, prompts=273),
@@ -135,7 +135,7 @@ def worlds() -> list[World]:
             ),
         ]
     return [
-        *found,
+        *listed,
         World(
             name="steep, bad runs, 400 rows of 150 prompts, effects that grow with length",
             curve=steep,

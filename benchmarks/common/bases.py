@@ -34,13 +34,13 @@ def shared(path: str) -> Path:
     Raises:
         SystemExit: it is not there.
     """
-    found = Path(os.environ.get("LORATLAS_SHARED", ROOT.parent / "shared")) / path
-    if not found.exists():
+    result = Path(os.environ.get("LORATLAS_SHARED", ROOT.parent / "shared")) / path
+    if not result.exists():
         raise SystemExit(
             f"{path} is missing: point LORATLAS_SHARED to the folder that holds it, "
             "or put it into a folder named shared beside the checkout"
         )
-    return found
+    return result
 
 
 def base(name: str, dtype: str) -> Any:

@@ -37,9 +37,9 @@ def gradients(name: str, data: Encoded, *, placement: str = "all:8", rows: int =
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
     def taken() -> torch.Tensor:
-        found = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
+        listed = [p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]
         model.zero_grad(set_to_none=True)
-        return torch.cat(found)
+        return torch.cat(listed)
 
     model.train()
     model(**batch_of([row_of(e) for e in data.examples[:rows]], data.pad_id)).loss.backward()

@@ -79,12 +79,12 @@ def interleaved(sides: Mapping[str, Callable[[], T]], *, rounds: int) -> dict[st
     >>> interleaved({"a": lambda: 1, "b": lambda: 2}, rounds=2)
     {'a': [1, 1], 'b': [2, 2]}
     """
-    found: dict[str, list[T]] = {name: [] for name in sides}
+    by_name: dict[str, list[T]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
             gc.collect()  # what one side left behind is not another's to tidy
-            found[name].append(run())
-    return found
+            by_name[name].append(run())
+    return by_name
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:

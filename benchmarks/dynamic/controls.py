@@ -204,21 +204,21 @@ class Bench:
 
     def from_scratch(self, decided: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The ranks that runs ended with, trained from the first step on, on the same seeds."""
-        found = []
+        listed = []
         for seed, run in zip(self.seeds, decided, strict=True):
             text = " + ".join(f"{path}:{rank}" for path, rank in run["ranks"].items() if rank)
             plan = place(self.opened.anatomy, text)
-            found.append(self.one("one task", SCRATCH, STILL[REFERENCE], seed, plan))
-        return found
+            listed.append(self.one("one task", SCRATCH, STILL[REFERENCE], seed, plan))
+        return listed
 
 
 def compared(losses: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Each arm minus the reference, seed by seed."""
     reference = [run["nll"] for run in losses[REFERENCE]]
-    found = []
+    listed = []
     for arm, runs in losses.items():
         differences = [run["nll"] - other for run, other in zip(runs, reference, strict=True)]
-        found.append(
+        listed.append(
             {
                 "arm": arm,
                 "nll": mean(run["nll"] for run in runs),
@@ -229,7 +229,7 @@ def compared(losses: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "by_seed": differences,
             }
         )
-    return found
+    return listed
 
 
 def main() -> None:

@@ -110,9 +110,9 @@ class CaseLosses:
 
 def difference(case: CaseLosses, arm: str, versus: str = REFERENCE) -> Interval:
     """L(arm) − L(versus) with its interval."""
-    found = estimate(case.losses[arm] - case.losses[versus], case.tokens)
-    low, high = found.interval(LEVEL)
-    return Interval(value=found.value, low=low, high=high)
+    estimated = estimate(case.losses[arm] - case.losses[versus], case.tokens)
+    low, high = estimated.interval(LEVEL)
+    return Interval(value=estimated.value, low=low, high=high)
 
 
 def mean_difference(cases: Sequence[CaseLosses], arm: str) -> Interval:

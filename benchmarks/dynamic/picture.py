@@ -88,9 +88,9 @@ def paired(table: np.ndarray, tokens: np.ndarray) -> Interval:
         table: differences of summed losses [S, N]. tokens: of each row [N].
     """
     if table.shape[0] > 1:
-        found = estimate(table, tokens)
-        low, high = found.interval(LEVEL)
-        return Interval(value=found.value, low=low, high=high)
+        estimated = estimate(table, tokens)
+        low, high = estimated.interval(LEVEL)
+        return Interval(value=estimated.value, low=low, high=high)
     z = table[0] / tokens.mean()
     value = float(z.mean())
     left = z - value * tokens / tokens.mean()

@@ -196,7 +196,7 @@ def judge(runs: Runs, case: Case, seeds: Sequence[int], *, peers: bool) -> dict[
     """All figures of a case."""
     best, means = tuned(runs, case, seeds)
     at_best = {seed: _loss(runs.get(case, seed, rate_at(best))) for seed in seeds}
-    found: dict[str, Any] = {
+    by_name: dict[str, Any] = {
         "case": case.name,
         "seeds": list(seeds),
         "grid": {f"{rate_at(index):g}": round(means[index], 4) for index in sorted(means)},
@@ -208,7 +208,7 @@ def judge(runs: Runs, case: Case, seeds: Sequence[int], *, peers: bool) -> dict[
         head = runs.get(case, seed, "auto")
         whole = runs.get(case, seed, head["chosen"])
         assert whole["losses"][: len(head["losses"])] == head["losses"], "auto's head is not that of its rate"
-        found["auto"].append(
+        by_name["auto"].append(
             {
                 "seed": seed,
                 "chosen": head["chosen"],
@@ -218,11 +218,11 @@ def judge(runs: Runs, case: Case, seeds: Sequence[int], *, peers: bool) -> dict[
             }
         )
     fixed = {"formula": rate_at(0), **(PEERS if peers else {})}
-    found["fixed"] = {
+    by_name["fixed"] = {
         name: [round(_loss(runs.get(case, seed, rate)) - at_best[seed], 4) for seed in seeds]
         for name, rate in fixed.items()
     }
-    return found
+    return by_name
 
 
 def summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -59,14 +59,14 @@ def measure(opened: Opened, wanted: Sequence[str], *, seed: int) -> dict[str, Ma
     """Statistic → path → value, on the calibration rows of one scan seed."""
     sites = candidates(opened.anatomy)
     batches = statistics.calibration(opened.train, seed=1000 + seed, packed=opened.packed)
-    found: dict[str, Mapping[str, Any]] = {}
+    by_name: dict[str, Mapping[str, Any]] = {}
     if {"importance", "fisher", "page", "norm"} & set(wanted):
-        found |= statistics.gradients(opened.model, sites, batches, seed=seed)
+        by_name |= statistics.gradients(opened.model, sites, batches, seed=seed)
     if "stable" in wanted:
-        found["stable"] = statistics.stable_ranks(opened.model, sites)
+        by_name["stable"] = statistics.stable_ranks(opened.model, sites)
     if "variance" in wanted:
         solved = directions(opened, seed=seed)
-        found["variance"] = {path: shares for path, (shares, _) in solved.items()}
+        by_name["variance"] = {path: shares for path, (shares, _) in solved.items()}
     if {"alignment", "spectrum"} & set(wanted):
         from loratlas.scan.run_scan import scan
 
@@ -78,10 +78,10 @@ def measure(opened: Opened, wanted: Sequence[str], *, seed: int) -> dict[str, Ma
             most_rows=64,
             seed=seed,
         )
-        found |= {name: read.readings[name].values for name in ("alignment", "spectrum")}
+        by_name |= {name: read.readings[name].values for name in ("alignment", "spectrum")}
     if "output" in wanted:
-        found["output"] = _outputs(opened, batches, seed=seed)
-    return found
+        by_name["output"] = _outputs(opened, batches, seed=seed)
+    return by_name
 
 
 def directions(opened: Opened, *, seed: int) -> dict[str, tuple[list[float], Any]]:

@@ -55,12 +55,12 @@ def kept_losses(path: Path) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarra
     """(choice → seed → summed losses of the examples, counted tokens of each)."""
     from pyarrow import parquet
 
-    found: dict[str, dict[int, np.ndarray]] = {}
+    by_name: dict[str, dict[int, np.ndarray]] = {}
     tokens = np.zeros(0)
     for row in parquet.read_table(path).to_pylist():
-        found.setdefault(row["choice"], {})[row["seed"]] = np.array(row["nll"], dtype=np.float64)
+        by_name.setdefault(row["choice"], {})[row["seed"]] = np.array(row["nll"], dtype=np.float64)
         tokens = np.array(row["tokens"], dtype=np.float64)
-    return found, tokens
+    return by_name, tokens
 
 
 def scans() -> dict[str, Any]:

@@ -68,24 +68,24 @@ def gradients(
                 total[path] += gradient / len(batches)
                 linear = gradient.t() if turned[path] else gradient
                 fisher[path] += float((linear @ A[path].to(linear).t()).square().mean()) / len(batches)
-    found: dict[str, dict[str, float]] = {"importance": {}, "norm": {}, "page": {}, "fisher": fisher}
+    by_name: dict[str, dict[str, float]] = {"importance": {}, "norm": {}, "page": {}, "fisher": fisher}
     for path, mean in total.items():
         linear = mean.t() if turned[path] else mean
-        found["importance"][path] = float((weights[path].float() * mean).abs().mean())
-        found["norm"][path] = float(mean.norm())
-        found["page"][path] = float((linear @ A[path].to(linear).t()).square().sum())
-    return found
+        by_name["importance"][path] = float((weights[path].float() * mean).abs().mean())
+        by_name["norm"][path] = float(mean.norm())
+        by_name["page"][path] = float((linear @ A[path].to(linear).t()).square().sum())
+    return by_name
 
 
 def stable_ranks(model: Any, sites: Sequence[Site]) -> dict[str, float]:
     """‖W‖²_F / ‖W‖²_2 of every matrix."""
     import torch
 
-    found = {}
+    by_name = {}
     for site in sites:
         weight = model.get_parameter(site.path).detach().float()
-        found[site.path] = float(weight.square().sum() / torch.linalg.matrix_norm(weight, ord=2).square())
-    return found
+        by_name[site.path] = float(weight.square().sum() / torch.linalg.matrix_norm(weight, ord=2).square())
+    return by_name
 
 
 def outputs(tuned: Any, sites: Sequence[Site], batches: Sequence[Batch]) -> dict[str, float]:
@@ -167,12 +167,12 @@ class InputDirections(Signal):
         """Path → (shares of the input's energy, directions [most, d_in]), the largest first."""
         import torch
 
-        found = {}
+        by_name = {}
         for path, total in self._sums.items():
             energies, vectors = torch.linalg.eigh(total)
             energies, vectors = energies.flip(0).clamp(min=0), vectors.flip(1)
-            found[path] = ((energies[:most] / energies.sum()).tolist(), vectors[:, :most].t().contiguous())
-        return found
+            by_name[path] = ((energies[:most] / energies.sum()).tolist(), vectors[:, :most].t().contiguous())
+        return by_name
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def _case(
             other, data, schedule, dtype="bfloat16", skip=SKIP, steps=steps, compiled=compiled
         )
 
-    found = interleaved(
+    result = interleaved(
         {
             "floor": lambda: block(floor.step, steps=steps),
             "peft": lambda: block(peft.step, steps=steps),
@@ -101,7 +101,7 @@ def _case(
         },
         rounds=rounds + 1,
     )
-    kept = {side: samples[1:] for side, samples in found.items()}
+    kept = {side: samples[1:] for side, samples in result.items()}
     per_second = batch.tokens / Sample.middle(kept["ours"]).wall
     peak = next((peak for part, peak in PEAKS.items() if part in _card(device)), None)
     return {
@@ -164,10 +164,10 @@ def _fleet(
         recipe: _by_trainer(name, data, schedules[0], steps, device, recipe).wall for recipe in trainer.BEST
     }
     best = min(tried, key=lambda recipe: tried[recipe])
-    found = interleaved(
+    outcome = interleaved(
         {"fleet": fleet, "alone": alone, "one run": one_run, "trainer": with_trainer(best)}, rounds=rounds
     )
-    wall = {side: [sample.wall for sample in samples] for side, samples in found.items()}
+    wall = {side: [sample.wall for sample in samples] for side, samples in outcome.items()}
     pairs = zip(losses["fleet"], losses["alone"][-runs:], strict=True)
     apart = max(abs(one - other) for one, other in pairs)
     return {
@@ -181,7 +181,7 @@ def _fleet(
         "over_one_run": ratio(wall["one run"], wall["fleet"]),
         "over_alone": ratio(wall["alone"], wall["fleet"]),
         "over_trainer": ratio(wall["trainer"], wall["fleet"]),
-        "seconds": {side: seconds(samples) for side, samples in found.items()},
+        "seconds": {side: seconds(samples) for side, samples in outcome.items()},
         "loss_difference": apart,
         "faults": [f"fleet and runs alone end {apart:.4f} nats apart"] if apart > proofs.LOSSES else [],
     }

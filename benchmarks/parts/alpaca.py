@@ -76,12 +76,12 @@ def measure(*, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
     tried: dict[str, dict[str, Any]] = {}
 
     def best(candidates: Sequence[Any], of: Callable[[Any], Callable[[], Side]]) -> Any:
-        found = []
+        listed = []
         for candidate in _wanted(candidates, compiled):
             outcome = of(candidate)().outcome
             tried[candidate.name] = outcome.facts()
-            found.append((outcome.steady, candidate))
-        return max(found, key=lambda pair: pair[0])[1]
+            listed.append((outcome.steady, candidate))
+        return max(listed, key=lambda pair: pair[0])[1]
 
     peers = {"Trainer at its best": best(trainer.BEST, with_trainer)}
     packing = best(sft.BEST, with_trl)
@@ -110,8 +110,8 @@ def measure(*, steps: int, rounds: int, compiled: bool) -> dict[str, Any]:
         "chosen": {"Trainer": peers["Trainer at its best"].name, "SFTTrainer": packing.name},
         "tried": tried,
         "runs": {
-            name: [{**s.outcome.facts(), "nll": round(s.nll, 4)} for s in found]
-            for name, found in runs.items()
+            name: [{**s.outcome.facts(), "nll": round(s.nll, 4)} for s in listed]
+            for name, listed in runs.items()
         },
         "table": table,
         "faults": sorted(set(faults)),
@@ -133,16 +133,16 @@ def _row(name: str, own: Sequence[Side], other: str, theirs: Sequence[Side], tar
 
 def _unlike(name: str, own: Sequence[Side], other: str, theirs: Sequence[Side]) -> list[str]:
     """What two sides did not do alike: tokens that the loss counts, and where they end."""
-    found = []
+    listed = []
     for mine, their in zip(own, theirs, strict=True):
         if sum(mine.outcome.labelled) != sum(their.outcome.labelled):
-            found.append(
+            listed.append(
                 f"{other} trained {sum(their.outcome.labelled)} labelled tokens, "
                 f"{name} {sum(mine.outcome.labelled)}"
             )
         if abs(mine.nll - their.nll) > proofs.LOSSES:
-            found.append(f"{other} ends at {their.nll:.4f} nats, {name} at {mine.nll:.4f}")
-    return found
+            listed.append(f"{other} ends at {their.nll:.4f} nats, {name} at {mine.nll:.4f}")
+    return listed
 
 
 def _wanted(candidates: Sequence[Any], compiled: bool) -> Iterator[Any]:

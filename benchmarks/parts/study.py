@@ -100,9 +100,9 @@ def measure(*, recipe: trainer.Recipe, rounds: int, steps: int, batch: int) -> d
         "loratlas, one by one": one_by_one(alone),
         "loratlas, as a study": side_by_side,
     }
-    found = interleaved(sides, rounds=rounds)
-    times = {name: [time for time, _ in side] for name, side in found.items()}
-    losses = {name: side[-1][1] for name, side in found.items()}
+    result = interleaved(sides, rounds=rounds)
+    times = {name: [time for time, _ in side] for name, side in result.items()}
+    losses = {name: side[-1][1] for name, side in result.items()}
     peer = times["Trainer at its best"]
     faults = []
     for name, values in losses.items():

@@ -158,9 +158,9 @@ def config(model_type: str) -> PretrainedConfig:
     from loratlas.models.quiet import quiet
 
     with quiet():
-        found = CONFIG_MAPPING[model_type](**TYPES[model_type])
-    zero_dropout(found)
-    return found
+        result = CONFIG_MAPPING[model_type](**TYPES[model_type])
+    zero_dropout(result)
+    return result
 
 
 def model(model_type: str, seed: int = 0) -> PreTrainedModel:

@@ -136,6 +136,6 @@ def test_what_a_fused_kernel_would_bypass_is_refused_by_name():
 )
 def test_the_saved_config_says_what_the_model_is_for(model_type, task):
     plan = place(anatomy(model_type), table(sites(model_type)[:1]))
-    found = plan.to_peft(config(model_type)).task_type
-    assert (found.value if hasattr(found, "value") else found) == task
-    assert plan.attach(model(model_type)).peft_config["default"].task_type == found
+    result = plan.to_peft(config(model_type)).task_type
+    assert (result.value if hasattr(result, "value") else result) == task
+    assert plan.attach(model(model_type)).peft_config["default"].task_type == result

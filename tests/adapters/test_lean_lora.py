@@ -15,7 +15,7 @@ from loratlas.adapters.layers.lean_lora import LeanLinear, lean
 
 def both(model, ids, *, change=lambda model: None):
     """(logits, gradients) by PEFT and by the lean layers, with the same random numbers."""
-    found = []
+    listed = []
     change(model)
     for fast in (False, True):
         torch.manual_seed(0)
@@ -28,10 +28,10 @@ def both(model, ids, *, change=lambda model: None):
         else:
             logits = model(ids).logits
             logits.sin().sum().backward()
-        found.append(
+        listed.append(
             (logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
         )
-    return found
+    return listed
 
 
 def given(x, p):
@@ -108,8 +108,8 @@ def test_layers_that_read_other_tensors_than_told_compute_alone():
     with lean(torch.nn.ModuleList(layers)):
         layers[0]._group = layers[1]._group = kernels._Group(layers)
         for _ in range(2):
-            found = [layers[0](x), layers[1](other)]
-            torch.testing.assert_close(found, wanted)
+            listed = [layers[0](x), layers[1](other)]
+            torch.testing.assert_close(listed, wanted)
         x.add_(1.0)  # the same tensor, with other numbers
         changed = layers[0](x)
     torch.testing.assert_close(changed, layers[0](x))
@@ -134,7 +134,7 @@ def test_recomputation_gives_the_same_gradients(dropout):
     model = adapted("llama", dtype="float64", lora_dropout=dropout).double().train()
     ids = torch.randint(3, 96, (2, 17))
     (_, plain_gradients), _ = both(model, ids)
-    found = {}
+    by_name = {}
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -142,10 +142,10 @@ def test_recomputation_gives_the_same_gradients(dropout):
         model.zero_grad()
         with lean(model):
             model(ids).logits.sin().sum().backward()
-        found[checkpointing] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert found[True].keys() == plain_gradients.keys()
-    for name, value in found[False].items():
-        torch.testing.assert_close(found[True][name], value, rtol=1e-10, atol=1e-12)
+        by_name[checkpointing] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert by_name[True].keys() == plain_gradients.keys()
+    for name, value in by_name[False].items():
+        torch.testing.assert_close(by_name[True][name], value, rtol=1e-10, atol=1e-12)
 
 
 def test_dropout_compiles_without_a_break():
@@ -180,12 +180,12 @@ def test_float32_factors_over_a_bfloat16_base_lift_no_activation():
     layer.float()
     layer.base_layer.bfloat16()
     with lean(layer):
-        found = layer(x)
-        found.sum().backward()
-    found, exact = found.detach(), exact.detach()
-    assert found.dtype == torch.bfloat16
+        result = layer(x)
+        result.sum().backward()
+    result, exact = result.detach(), exact.detach()
+    assert result.dtype == torch.bfloat16
     assert layer.lora_A["default"].weight.grad.dtype == torch.float32
-    assert float((found.double() - exact).norm() / exact.norm()) < 0.02
+    assert float((result.double() - exact).norm() / exact.norm()) < 0.02
 
 
 def test_faster_and_back_is_the_model_it_was(tmp_path):

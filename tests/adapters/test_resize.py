@@ -109,15 +109,15 @@ def test_gradients_at_the_closest_adapter_are_the_turned_ones():
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if name in names}
     given = {n: Moments(first=g, second=g * g) for n, g in gradients.items()}
     before = logits(model)
-    found = resize(model, {V: 2}, moments=given)
+    resized = resize(model, {V: 2}, moments=given)
     torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-6)
-    assert found.changes[0].lost < 1e-9
+    assert resized.changes[0].lost < 1e-9
     model.zero_grad()
     loss(model).backward()
     now = {name: p.grad for name, p in model.named_parameters() if name in names}
-    torch.testing.assert_close(found.moments[names[1]].first, now[names[1]], rtol=1e-4, atol=1e-7)
-    torch.testing.assert_close(found.moments[names[0]].first, now[names[0]], rtol=1e-4, atol=1e-7)
-    assert all(bool((m.second >= 0).all()) for m in found.moments.values())
+    torch.testing.assert_close(resized.moments[names[1]].first, now[names[1]], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(resized.moments[names[0]].first, now[names[0]], rtol=1e-4, atol=1e-7)
+    assert all(bool((m.second >= 0).all()) for m in resized.moments.values())
 
 
 def test_the_second_moment_of_uncorrelated_directions_is_that_of_their_mixture():
@@ -192,9 +192,9 @@ def test_every_number_has_the_bias_correction_of_its_age():
 def test_a_direction_that_never_learned_is_dropped_without_a_loss():
     A, B = torch.randn(3, 8), torch.randn(5, 3)
     B[:, 1] = 0
-    found = closest(A, B, 2)
-    assert found.lost < 1e-12
-    torch.testing.assert_close(found.B @ found.A, B @ A, rtol=1e-4, atol=1e-5)
+    result = closest(A, B, 2)
+    assert result.lost < 1e-12
+    torch.testing.assert_close(result.B @ result.A, B @ A, rtol=1e-4, atol=1e-5)
     empty = closest(A, torch.zeros(5, 3), 2)
     assert not empty.B.any()
     assert empty.A.norm(dim=1).tolist() == pytest.approx([1, 1])

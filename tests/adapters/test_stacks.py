@@ -25,9 +25,9 @@ TOKENS = torch.arange(3, 15)[None]
 
 
 def config(model_type, **changes):
-    found = zoo.small(model_type, **changes)
-    zero_dropout(found)
-    return found
+    result = zoo.small(model_type, **changes)
+    zero_dropout(result)
+    return result
 
 
 def live(config):

@@ -115,10 +115,10 @@ def test_an_initialisation_that_takes_from_the_base_would_take_once_per_copy():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_shared_table_of_t5_is_never_a_site_of_its_own(tied):
-    found = read(zoo.small("t5", tie_word_embeddings=tied))
-    shared = found.site("shared.weight")
+    result = read(zoo.small("t5", tie_word_embeddings=tied))
+    shared = result.site("shared.weight")
     assert "inert" in shared.flags
     assert not shared.adaptable
     with pytest.raises(PlacementError, match=r"shared"):
-        place(found, "embed:2")
-    assert all(row.site.role != "embed" for row in place(found, "all:2").rows)
+        place(result, "embed:2")
+    assert all(row.site.role != "embed" for row in place(result, "all:2").rows)

@@ -300,13 +300,13 @@ def placements(anatomy: Anatomy, *, sets: bool) -> list[tuple[str, list[str]]]:
         if site.scope in TEXT_SCOPES and site.path not in tied:
             roles.setdefault((site.scope, site.role), []).append(site)
     chosen = {held[len(held) // 2].path: held[len(held) // 2] for held in roles.values()}
-    found = [(f"{_words(site)}@{site.layer}", [path]) for path, site in chosen.items()]
+    listed = [(f"{_words(site)}@{site.layer}", [path]) for path, site in chosen.items()]
     if sets:
         for name in SETS:
             held = [one.path for sites in roles.values() for one in sites if in_set(name, one.role)]
             if held:
-                found.append((name, held))
-    return found
+                listed.append((name, held))
+    return listed
 
 
 def _words(site: Site) -> str:

@@ -57,24 +57,24 @@ def verdicts(model_type: str, **changes) -> dict[str, str]:
 def test_a_changed_token_reaches_others_through_what_mixes_and_through_nothing_else(
     model_type, mixing, single
 ):
-    found = verdicts(model_type)
+    judged = verdicts(model_type)
     for leaves, verdict in ((mixing, MIXES), (single, POINTWISE)):
         for leaf in leaves:
-            said = {v for path, v in found.items() if f".{leaf}." in path and ".0." in path}
+            said = {v for path, v in judged.items() if f".{leaf}." in path and ".0." in path}
             assert said == {verdict}, leaf
 
 
 def test_a_capacity_that_later_tokens_fill_is_no_mixing():
-    found = verdicts("switch_transformers", expert_capacity=4)
-    assert {v for path, v in found.items() if ".mlp." in path} == {POINTWISE}
+    judged = verdicts("switch_transformers", expert_capacity=4)
+    assert {v for path, v in judged.items() if ".mlp." in path} == {POINTWISE}
 
 
 def test_a_matrix_that_took_no_part_is_not_judged(monkeypatch):
     every = token_mixing.inputs
     monkeypatch.setattr(token_mixing, "inputs", lambda *given, **named: every(*given, **named)[-1:])
-    found = verdicts("whisper")  # a decoder without states to attend to
-    assert not any(".encoder_attn." in path for path in found)
-    assert {v for path, v in found.items() if ".fc1." in path} == {POINTWISE}
+    judged = verdicts("whisper")  # a decoder without states to attend to
+    assert not any(".encoder_attn." in path for path in judged)
+    assert {v for path, v in judged.items() if ".fc1." in path} == {POINTWISE}
 
 
 def test_what_readers_do_not_agree_on_is_unresolved_with_all_opinions(monkeypatch):
@@ -141,8 +141,8 @@ def test_with_every_name_random_the_trace_still_reads_nine_matrices_of_ten():
         if model_type in zoo.NEVER:
             continue
         model = meta_model(zoo.small(model_type))
-        found = matrices(model)
-        decisions = decide(model, found, sizes(model.config))
+        listed = matrices(model)
+        decisions = decide(model, listed, sizes(model.config))
         roles = {path: decision.role for path, decision in decisions.items()}
         for kept, all_ in renamed_decisions(model, roles, partial(instance, zoo.small(model_type))).values():
             same += kept

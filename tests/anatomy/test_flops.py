@@ -84,11 +84,11 @@ def test_operations_with_adapters_are_counted_in_every_kind_of_model(model_type,
     ["gpt2", "phi", "bert", "t5", "mixtral", "deepseek_v3", "jamba"],
 )
 def test_a_backward_pass_goes_where_pytorch_goes(model_type):
-    found = agreement(zoo.small(model_type))
-    assert found.silent == ""
-    assert found.compared > 50
-    assert found.differences == []
-    assert found.forward_differences == {}
+    agreements = agreement(zoo.small(model_type))
+    assert agreements.silent == ""
+    assert agreements.compared > 50
+    assert agreements.differences == []
+    assert agreements.forward_differences == {}
 
 
 def products_of_activations(config):
@@ -105,9 +105,11 @@ def test_attention_costs_what_pytorch_counts_or_half_of_it_where_it_is_causal(mo
 
 
 def test_a_block_that_works_in_place_of_all_layers_is_counted_as_often():
-    found = agreement(zoo.small("albert"), sets=False)
-    assert found.forward_differences == {}
-    assert found.total[0] == pytest.approx(found.total[1], rel=0.05)  # the first run has no gradient below
+    agreements = agreement(zoo.small("albert"), sets=False)
+    assert agreements.forward_differences == {}
+    assert agreements.total[0] == pytest.approx(
+        agreements.total[1], rel=0.05
+    )  # the first run has no gradient below
 
 
 def test_every_type_that_differs_is_explained_on_the_page():

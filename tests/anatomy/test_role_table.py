@@ -102,13 +102,13 @@ def test_readers_speak_in_the_words_of_the_table():
 
 def _lists_of_families(path: Path) -> list[int]:
     """Lines on which two or more families are listed."""
-    found = []
+    listed = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
             said = [item.value for item in node.elts if isinstance(item, ast.Constant)]
             if len(said) > 1 and len(said) == len(node.elts) and set(said) <= set(FAMILIES):
-                found.append(node.lineno)
-    return found
+                listed.append(node.lineno)
+    return listed
 
 
 def test_nothing_else_lists_families():

@@ -43,22 +43,22 @@ def test_a_live_model_is_trained_in_place(run: loratlas.Run):
 
 
 def test_results_print_as_text_and_as_html_and_plot(run: loratlas.Run):
-    found = loratlas.evaluate("demo:llama-mini", ROWS, adapter=run.adapter, definitions=True)
+    evaluation = loratlas.evaluate("demo:llama-mini", ROWS, adapter=run.adapter, definitions=True)
     scan = loratlas.scan("demo:llama-mini", ROWS, by="gradient", budget="like=q:1", max_length=32)
     plan = loratlas.place("demo:llama-mini", "q:2")
-    for result in (run, found, scan, plan, loratlas.read("demo:llama-mini")):
+    for result in (run, evaluation, scan, plan, loratlas.read("demo:llama-mini")):
         assert isinstance(result, Displayed)
         assert "\x1b" not in str(result)
         assert max(map(len, str(result).splitlines())) <= 80
         assert "<table>" in result._repr_html_()
-    for result in (run, found, scan):
+    for result in (run, evaluation, scan):
         assert result.plot().data
 
 
 def test_evaluation_of_a_run_says_what_the_run_says(run: loratlas.Run):
-    found = loratlas.evaluate("demo:llama-mini", ROWS, adapter=run.adapter)
+    evaluation = loratlas.evaluate("demo:llama-mini", ROWS, adapter=run.adapter)
     assert run.evaluation is not None
-    assert found.nll == pytest.approx(run.evaluation["token_mean_nll"], abs=1e-6)
+    assert evaluation.nll == pytest.approx(run.evaluation["token_mean_nll"], abs=1e-6)
 
 
 def test_an_exported_run_computes_the_same(run: loratlas.Run, tmp_path: Path):

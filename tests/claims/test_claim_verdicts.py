@@ -120,8 +120,8 @@ def test_claims_5_and_7_follow_the_unseen_cases(better, worse, verdict):
         "worse": worse,
         "cases": 3,
     }
-    found = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": pooled})
-    assert found[5].verdict == found[7].verdict == verdict
+    judged = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": pooled})
+    assert judged[5].verdict == judged[7].verdict == verdict
     unscaled = {**pooled, "share_lost": None}
     no_scale = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": unscaled})
     assert "no scale" in no_scale[7].because[0]
@@ -177,9 +177,9 @@ def test_a_reader_s_own_study_is_judged_too(tmp_path):
     given["findings"][0] |= {"verdict": "better", "difference": -0.2}
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(given), encoding="utf-8")
-    found = loratlas.claims(file)
-    assert found.verdicts[0].verdict == "holds"  # the only study that is not superseded
-    assert "mine" in [one["name"] for one in found.to_json()["studies"]]
+    result = loratlas.claims(file)
+    assert result.verdicts[0].verdict == "holds"  # the only study that is not superseded
+    assert "mine" in [one["name"] for one in result.to_json()["studies"]]
 
 
 def test_the_command_prints_writes_and_refuses(tmp_path, capsys):

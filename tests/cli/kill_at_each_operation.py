@@ -178,10 +178,10 @@ def main() -> None:
             codes.append(attempt(again, said, kill=None, folder=str(out), counted=base / "second"))
         text = said.read_text()
         error = Path(f"{said}.err").read_text()[-600:] if codes[-1] else ""
-        found = {"at": number, "codes": codes, "said": text, "kept": left_in(out), "error": error}
+        by_name = {"at": number, "codes": codes, "said": text, "kept": left_in(out), "error": error}
         if number is not None:
             shutil.rmtree(out, ignore_errors=True)
-        return found
+        return by_name
 
     whole = trial(None)
     operations = counted.read_text().splitlines()

@@ -91,14 +91,14 @@ def losses(trainer: Path) -> list[dict[str, Any]]:
 
     base = AutoModelForCausalLM.from_pretrained(base_path(), dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(trainer)).eval()
-    found = []
+    listed = []
     for example in examples():
         ids = torch.tensor(example.input_ids, dtype=torch.long)
         with torch.no_grad():
             logp = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
         nll = -logp[:-1].gather(1, ids[1:, None])[:, 0]
-        found.append({"nll": nll.numpy(), "labelled": example.labelled[1:]})
-    return found
+        listed.append({"nll": nll.numpy(), "labelled": example.labelled[1:]})
+    return listed
 
 
 def numbers(told: Any) -> dict[tuple[str, int | None], dict[str, Any]]:
@@ -111,24 +111,24 @@ def test_the_trainer_s_own_state_is_explained(cli, trainer: Path):
     assert (told.json["schema"], told.json["version"]) == ("loratlas.audit-log", 1)
     (log,) = told.json["logs"]
     assert (log["tool"], log["settings"]["eval_batch_size"]) == ("transformers Trainer", [SIZE])
-    found = numbers(told)
-    last = found["eval_loss", 4]
+    counts = numbers(told)
+    last = counts["eval_loss", 4]
     assert last["verdict"] == "reproduced"
     assert last["matches"][0]["definition"] == f"batch_mean_{SIZE}"
     assert abs(last["matches"][0]["off"]) <= 2e-5 * last["value"]
     (term,) = last["matches"][0]["gap"]["terms"]
     assert term["kind"] == "batch"
     assert term["nats"] == pytest.approx(last["matches"][0]["gap"]["nats"], abs=1e-9)
-    assert found["eval_loss", 2]["verdict"] == "earlier"
-    assert found["loss", 2]["verdict"] == found["train_loss", 4]["verdict"] == "training"
+    assert counts["eval_loss", 2]["verdict"] == "earlier"
+    assert counts["loss", 2]["verdict"] == counts["train_loss", 4]["verdict"] == "training"
     assert told.json["passes"] == ["each example alone and whole"], "nothing was left to explain"
 
 
 def test_results_with_a_perplexity(cli, trainer: Path):
     told = cli("audit-log", trainer / "eval_results.json", *SAME, "--adapter", trainer, "--json")
-    found = numbers(told)
-    assert found["eval_loss", None]["matches"][0]["definition"] == f"batch_mean_{SIZE}"
-    assert found["perplexity", None]["matches"][0]["definition"] == f"batch_mean_{SIZE}_perplexity"
+    counts = numbers(told)
+    assert counts["eval_loss", None]["matches"][0]["definition"] == f"batch_mean_{SIZE}"
+    assert counts["perplexity", None]["matches"][0]["definition"] == f"batch_mean_{SIZE}_perplexity"
 
 
 def test_the_table_fits_and_says_it(cli, trainer: Path):
@@ -180,8 +180,8 @@ def test_llama_factory_s_cal_ppl(cli, trainer: Path, losses: list[dict[str, Any]
     log = tmp_path / "ppl.json"
     log.write_text(json.dumps([math.exp(one["nll"].mean()) for one in losses]))
     told = cli("audit-log", log, *SAME, "--adapter", trainer, "--json")
-    found = numbers(told)["average perplexity", None]
-    assert (found["matches"][0]["averaged"], found["matches"][0]["counted"]) == (
+    result = numbers(told)["average perplexity", None]
+    assert (result["matches"][0]["averaged"], result["matches"][0]["counted"]) == (
         "mean of the examples' perplexities",
         "prompts too",
     )
@@ -242,9 +242,9 @@ def test_axolotl_s_summary_and_its_training_rows(cli, trainer: Path, tmp_path: P
     log = tmp_path / "eval_summary.csv"
     log.write_text(f"metric,training,validation\nloss,1.25,{value}\nruntime,1.0,1.0\n")
     told = cli("audit-log", log, *SAME, "--adapter", trainer, "--batch-size", SIZE, "--json")
-    found = numbers(told)
-    assert found["validation loss", None]["verdict"] == "reproduced"
-    assert found["training loss", None]["verdict"] == "not reproduced"
+    counts = numbers(told)
+    assert counts["validation loss", None]["verdict"] == "reproduced"
+    assert counts["training loss", None]["verdict"] == "not reproduced"
 
 
 def test_a_log_that_says_too_little_is_told_what_is_missing(cli, trainer: Path, tmp_path: Path):

@@ -213,9 +213,9 @@ def test_what_is_refused_is_refused_before_anything_is_announced(cli, words, tmp
     )
     wrong = (tmp_path / "wrong.yaml").read_text()
     (tmp_path / "scanned.yaml").write_text(wrong.replace("'all:1'", "'all:1', scanned: auto"))
-    found = cli(*words)
-    assert found.code == 2, found.err
-    assert found.err.startswith("Error ("), found.err
+    outcome = cli(*words)
+    assert outcome.code == 2, outcome.err
+    assert outcome.err.startswith("Error ("), outcome.err
     assert not (tmp_path / "s").exists()
 
 

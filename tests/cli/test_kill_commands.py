@@ -40,18 +40,16 @@ def killed(folder: Path, *words: Any, then: tuple[str, ...] = (), most: int) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    whole = found["whole"]
+    data = json.loads(done.stdout)
+    whole = data["whole"]
     assert whole["codes"] == [0], whole
     failed = [
-        trial for trial in found["trials"]
+        trial for trial in data["trials"]
         if trial["codes"] != [9, 0] or trial["kept"].keys() != whole["kept"].keys()
     ]  # fmt: skip
-    assert not failed, (len(failed), found["operations"][failed[0]["at"] - 1], failed[0])
-    assert len(found["trials"]) == (
-        len(found["operations"]) if EVERY else min(most, len(found["operations"]))
-    )
-    return found
+    assert not failed, (len(failed), data["operations"][failed[0]["at"] - 1], failed[0])
+    assert len(data["trials"]) == (len(data["operations"]) if EVERY else min(most, len(data["operations"])))
+    return data
 
 
 def differing(found: dict[str, Any], but: tuple[str, ...] = ()) -> set[str]:
@@ -69,26 +67,26 @@ def test_train(base, tmp_path):
     rows = base.parent / "rows.jsonl"
     words = ["train", base, rows, "--placement", "q@0:1", "--batch-size", "2", "--max-length", "48"]
     words += ["--steps", "2", "--lr", "1e-3", "--save-every", "1", "--eval", rows, "--samples", "1"]
-    found = killed(tmp_path / "trials", *words, "--out", "{out}", then=("--resume",), most=6)
+    stopped = killed(tmp_path / "trials", *words, "--out", "{out}", then=("--resume",), most=6)
     assert {"os.rename", "os.mkdir", "save_file", "save_file done", "ParquetWriter.close"} <= set(
-        found["operations"]
+        stopped["operations"]
     )
-    assert len(found["operations"]) >= 40
+    assert len(stopped["operations"]) >= 40
     # Seconds differ from one run to the next, and digests of what holds them.
-    assert not differing(found, but=("run.json", "curve.json", "state.json", "sha256.json"))
+    assert not differing(stopped, but=("run.json", "curve.json", "state.json", "sha256.json"))
 
 
 def test_eval(base, tmp_path):
     words = ["eval", base, base.parent / "rows.jsonl", "--max-length", "48"]
-    found = killed(tmp_path / "trials", *words, "--out", "{out}", most=8)
+    stopped = killed(tmp_path / "trials", *words, "--out", "{out}", most=8)
     # Two row groups, two tables, the identity and the digests: each opened, closed, renamed; then removed.
-    assert len(found["operations"]) >= 20
+    assert len(stopped["operations"]) >= 20
     assert {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "ParquetWriter.close"} <= set(
-        found["operations"]
+        stopped["operations"]
     )
-    assert not differing(found)
-    wanted = json.loads(found["whole"]["said"])["token_mean_nll"]
-    assert all(json.loads(trial["said"])["token_mean_nll"] == wanted for trial in found["trials"])
+    assert not differing(stopped)
+    wanted = json.loads(stopped["whole"]["said"])["token_mean_nll"]
+    assert all(json.loads(trial["said"])["token_mean_nll"] == wanted for trial in stopped["trials"])
 
 
 @pytest.mark.parametrize("target", ["peft", "merged", "vllm", "gguf"])
@@ -98,13 +96,15 @@ def test_export(base, tmp_path, target):
     words = ["train", base, base.parent / "rows.jsonl", "--placement", "q@0:1", "--batch-size", "2"]
     words += ["--max-length", "48", "--steps", "1", "--lr", "1e-3", "--out", tmp_path / "run", "--json"]
     assert run([str(word) for word in words]) == 0
-    found = killed(tmp_path / "trials", "export", tmp_path / "run", "--for", target, "--out", "{out}", most=4)
-    assert {"os.rename", "os.mkdir", "os.rmdir"} <= set(found["operations"])
-    assert not differing(found)
+    stopped = killed(
+        tmp_path / "trials", "export", tmp_path / "run", "--for", target, "--out", "{out}", most=4
+    )
+    assert {"os.rename", "os.mkdir", "os.rmdir"} <= set(stopped["operations"])
+    assert not differing(stopped)
 
 
 def test_report(tmp_path):
     words = ["report", ROOT / "tests" / "report" / "study_example.json"]
-    found = killed(tmp_path / "trials", *words, "--out", "{out}", most=8)
-    assert {"open", "os.rename", "os.remove"} <= set(found["operations"])
-    assert all(json.loads(trial["said"])["complete"] for trial in found["trials"])
+    stopped = killed(tmp_path / "trials", *words, "--out", "{out}", most=8)
+    assert {"open", "os.rename", "os.remove"} <= set(stopped["operations"])
+    assert all(json.loads(trial["said"])["complete"] for trial in stopped["trials"])

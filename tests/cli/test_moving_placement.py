@@ -22,9 +22,9 @@ AUTO = (
 
 def test_moves_are_recorded_and_a_stopped_run_goes_on_to_the_same_adapter(cli, tmp_path: Path, monkeypatch):
     out, stopped_out = tmp_path / "whole", tmp_path / "stopped"
-    found = cli(*AUTO, "--signal", "random", "--out", out, "--json")
-    assert found.code == 0, found.err
-    numbers = found.json
+    outcome = cli(*AUTO, "--signal", "random", "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    numbers = outcome.json
     assert [decision["step"] for decision in numbers["decisions"]] == [4]
     assert numbers["moves"]
     names = {"step", "path", "before", "after", "reason", "price", "loss_before", "loss_after"}
@@ -37,8 +37,8 @@ def test_moves_are_recorded_and_a_stopped_run_goes_on_to_the_same_adapter(cli, t
     assert all(site["alpha"] == 2 * site["rank"] for site in plan["sites"])
     tensors = load_file(out / "adapter" / "adapter_model.safetensors")
     assert sum(t.numel() for t in tensors.values()) == numbers["trainable"]
-    assert "placement, step 4:" in " ".join(found.err.split())
-    assert "no step is added" in " ".join(found.err.split())
+    assert "placement, step 4:" in " ".join(outcome.err.split())
+    assert "no step is added" in " ".join(outcome.err.split())
 
     own = RunState.step
 
@@ -102,20 +102,20 @@ REFUSED = [
 
 @pytest.mark.parametrize(("words", "said"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
 def test_what_cannot_be_done_is_a_sentence_before_the_first_step(cli, words, said, tmp_path: Path):
-    found = cli(*AUTO, *words, "--out", tmp_path / "run")
-    assert found.code == 2, found.err
-    assert said in found.words
+    outcome = cli(*AUTO, *words, "--out", tmp_path / "run")
+    assert outcome.code == 2, outcome.err
+    assert said in outcome.words
     assert not (tmp_path / "run").exists()
 
 
 def test_a_budget_below_one_rank_everywhere_is_reached_by_the_decision(cli, tmp_path: Path):
-    found = cli(
+    outcome = cli(
         *AUTO, "--budget", "params=30000", "--signal", "energy", "--out", tmp_path / "run", "--json"
     )  # fmt: skip
-    assert found.code == 0, found.err
-    assert found.json["trainable"] <= 30_000
-    assert found.json["decisions"][0]["parameters"] == found.json["trainable"]
-    assert "30,000 parameters are left at the end" in " ".join(found.err.split())
-    (line,) = [line for line in found.err.splitlines() if "step 4:" in line]
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["trainable"] <= 30_000
+    assert outcome.json["decisions"][0]["parameters"] == outcome.json["trainable"]
+    assert "30,000 parameters are left at the end" in " ".join(outcome.err.split())
+    (line,) = [line for line in outcome.err.splitlines() if "step 4:" in line]
     assert "loss" in line
     assert len(line) <= 80

@@ -78,52 +78,54 @@ def test_a_scan_repeats_itself(cli, scanned: Path):
 
 
 def test_people_get_a_map_in_80_columns(cli):
-    found = cli("scan", MODEL, DATA, *FEW, "--signal", "spectrum", "--by", "stable_rank", "--multiple", "2")
-    assert found.code == 0, found.err
-    lines = found.out.partition("from peft")[0].splitlines()
+    outcome = cli("scan", MODEL, DATA, *FEW, "--signal", "spectrum", "--by", "stable_rank", "--multiple", "2")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.partition("from peft")[0].splitlines()
     drawn = [line for line in lines if not line.startswith(("As text", "stable_rank (", "Next: "))]
     assert max(map(len, drawn)) <= 110  # sentences are the terminal's to wrap
     assert max(len(line) for line in drawn if line.startswith(" ")) <= 80
-    assert any(line.split()[:1] == ["7"] and "█" in found.out for line in lines)
-    assert "Plan for like=all:16" in found.out
-    assert "weights alone" in found.out
+    assert any(line.split()[:1] == ["7"] and "█" in outcome.out for line in lines)
+    assert "Plan for like=all:16" in outcome.out
+    assert "weights alone" in outcome.out
 
 
 def test_trials_come_without_the_passes_of_the_others(cli):
-    found = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_yield", "--by", "probe_energy", "--json").json
-    columns = {signal["name"]: signal for signal in found["signals"]}
+    outcome = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_yield", "--by", "probe_energy", "--json").json
+    columns = {signal["name"]: signal for signal in outcome["signals"]}
     assert set(columns) == {"probe_energy", "probe_descent", "probe_yield"}
-    assert found["cost_in_steps"] * 16 == found["visits"] == 2 * 8 * 16
-    assert found["rows"] == 64
-    assert found["loss"] is None
-    assert found["settled"] in (True, False)
+    assert outcome["cost_in_steps"] * 16 == outcome["visits"] == 2 * 8 * 16
+    assert outcome["rows"] == 64
+    assert outcome["loss"] is None
+    assert outcome["settled"] in (True, False)
     signal = columns["probe_energy"]
-    assert found["settled"] == (min(signal["repeats"], signal["repeats_top"]) >= 0.9)
-    assert found["settled"] or any("two trials" in note for note in found["notes"])
+    assert outcome["settled"] == (min(signal["repeats"], signal["repeats_top"]) >= 0.9)
+    assert outcome["settled"] or any("two trials" in note for note in outcome["notes"])
 
 
 def test_scores_make_a_plan_without_weights(cli, scanned: Path):
     told = json.loads(scanned.read_text())
-    found = cli("plan", MODEL, "--placement", "auto", "--scores", scanned, "--budget", "params=9k", "--json")
-    assert found.json["digest"] == told["plan"]["digest"]
-    assert found.json["sites"][0]["why"]
+    outcome = cli(
+        "plan", MODEL, "--placement", "auto", "--scores", scanned, "--budget", "params=9k", "--json"
+    )
+    assert outcome.json["digest"] == told["plan"]["digest"]
+    assert outcome.json["sites"][0]["why"]
     by = cli(
         "plan", MODEL, "--placement", "auto", "--scores", scanned, "--by", "alignment", "--budget",
         "params=9k", "--json",
     )  # fmt: skip
-    assert by.json["digest"] != found.json["digest"]
+    assert by.json["digest"] != outcome.json["digest"]
 
 
 def test_train_places_by_a_scan_that_was_made_before(cli, scanned: Path, tmp_path: Path):
-    found = cli(
+    outcome = cli(
         "train", MODEL, DATA, "--placement", "auto", "--scores", scanned, "--budget", "params=9k", "--steps", "2",
         "--batch-size", "4", "--max-length", "48", "--limit", "32", "--dtype", "float32", "--out",
         tmp_path / "run", "--json",
     )  # fmt: skip
-    assert found.code == 0, found.err
-    assert found.json["trainable"] <= 9000
-    assert found.json["placement"] != "auto"
-    assert found.json["moves"] == []
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["trainable"] <= 9000
+    assert outcome.json["placement"] != "auto"
+    assert outcome.json["moves"] == []
 
 
 def test_plain_scans_measure_the_deciding_score_alone(cli, tmp_path: Path):
@@ -175,9 +177,9 @@ def test_ranks_are_rounded_by_scan_train_and_python(cli, scanned: Path, tmp_path
     assert loratlas.place(MODEL, exact["text"], round_ranks=True).digest == rounded["digest"]
     assert load_scan(scanned).by == "probe_yield"
     cheap = ("scan", MODEL, DATA, *FEW, "--signal", "spectrum", "--by", "spectrum", *budget, "--round-ranks")
-    found = cli(*cheap, "--json").json
-    assert {site["rank"] for site in found["plan"]["sites"]} <= ROUND
-    assert found["allocation"]["spent"] == found["plan"]["trainable"]
+    outcome = cli(*cheap, "--json").json
+    assert {site["rank"] for site in outcome["plan"]["sites"]} <= ROUND
+    assert outcome["allocation"]["spent"] == outcome["plan"]["trainable"]
     shown = cli("scan", MODEL, DATA, "--signal", "spectrum", "--by", "spectrum", "--round-ranks", "--out",
                 tmp_path / "scan", "--rslora", "--alpha", "32")  # fmt: skip
     last = shown.out.splitlines()[-1]
@@ -194,13 +196,13 @@ def test_rounding_is_refused_where_ranks_change_or_are_brought(cli, scanned: Pat
 def test_a_plan_follows_the_score_that_decided_the_scan(cli, tmp_path: Path):
     out = tmp_path / "scan"
     by = ("--by", "gradient")
-    found = cli("scan", MODEL, DATA, *FEW, *by, "--budget", "params=9k", "--out", out, "--json")
-    assert found.code == 0, found.err
-    assert found.json["by"] == "gradient"
-    assert {signal["name"] for signal in found.json["signals"]} == {"gradient", "gradient_energy"}
+    outcome = cli("scan", MODEL, DATA, *FEW, *by, "--budget", "params=9k", "--out", out, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["by"] == "gradient"
+    assert {signal["name"] for signal in outcome.json["signals"]} == {"gradient", "gradient_energy"}
     plan = cli("plan", MODEL, "--placement", "auto", "--scores", out, "--budget", "params=9k", "--json")
     assert plan.code == 0, plan.err
-    assert plan.json["digest"] == found.json["plan"]["digest"]
+    assert plan.json["digest"] == outcome.json["plan"]["digest"]
     assert "plans by gradient lost" in plan.err
     other = cli("plan", MODEL, "--placement", "auto", "--scores", out, "--by", "probe_yield")
     assert other.code == 2
@@ -208,18 +210,18 @@ def test_a_plan_follows_the_score_that_decided_the_scan(cli, tmp_path: Path):
 
 
 def test_a_scan_that_would_take_too_long_stops_at_once(cli):
-    found = cli("scan", MODEL, DATA, *FEW, "--minutes", "0")
-    assert found.code == 2
-    assert "the pace of the first steps" in found.words
-    assert "--yes" in found.words
+    outcome = cli("scan", MODEL, DATA, *FEW, "--minutes", "0")
+    assert outcome.code == 2
+    assert "the pace of the first steps" in outcome.words
+    assert "--yes" in outcome.words
     assert cli("scan", MODEL, DATA, *FEW, "--minutes", "0", "--yes").code == 0
 
 
 def test_resuming_where_nothing_was_kept_begins_and_says_so(cli, tmp_path: Path):
     words = ("scan", MODEL, DATA, *FEW, "--resume", "--json")
-    found = cli(*words, "--out", tmp_path / "scan")
-    assert found.code == 0, found.err
-    assert "begins at the beginning" in " ".join(found.err.split())
+    outcome = cli(*words, "--out", tmp_path / "scan")
+    assert outcome.code == 0, outcome.err
+    assert "begins at the beginning" in " ".join(outcome.err.split())
     assert cli(*words).code == 2
 
 
@@ -240,38 +242,38 @@ def test_resuming_where_nothing_was_kept_begins_and_says_so(cli, tmp_path: Path)
     ],
 )  # fmt: skip
 def test_bad_requests_are_sentences(cli, words, said):
-    found = cli(*words)
-    assert found.code == 2
-    assert said in found.words
-    assert "Traceback" not in found.err
+    outcome = cli(*words)
+    assert outcome.code == 2
+    assert said in outcome.words
+    assert "Traceback" not in outcome.err
 
 
 def test_a_budget_that_buys_nothing_is_refused_before_anything_is_trained(cli, tmp_path: Path):
-    found = cli("scan", MODEL, DATA, "--budget", "params=10")
-    assert found.code == 2
-    assert "smallest step anywhere costs 384" in found.words
-    assert "scanning" not in found.err
+    outcome = cli("scan", MODEL, DATA, "--budget", "params=10")
+    assert outcome.code == 2
+    assert "smallest step anywhere costs 384" in outcome.words
+    assert "scanning" not in outcome.err
     train = ("--placement", "auto", "--steps", "20", "--out", tmp_path / "run")
-    found = cli("train", MODEL, DATA, *train, "--budget", "params=10")
-    assert found.code == 2
-    assert "38,912, and that is more than 1.5 times the budget" in found.words
+    outcome = cli("train", MODEL, DATA, *train, "--budget", "params=10")
+    assert outcome.code == 2
+    assert "38,912, and that is more than 1.5 times the budget" in outcome.words
     assert not (tmp_path / "run").exists()
 
 
 def test_sites_that_cannot_be_chosen_are_refused_before_rows_are_read(cli):
     for budget in ("like=all:1", "memory=2GB"):
-        found = cli("scan", MODEL, "no-such-file.jsonl", "--among", "nothing", "--budget", budget)
-        assert found.code == 2
-        assert "matches nothing" in found.words
+        outcome = cli("scan", MODEL, "no-such-file.jsonl", "--among", "nothing", "--budget", budget)
+        assert outcome.code == 2
+        assert "matches nothing" in outcome.words
 
 
 def test_scores_of_another_model_are_refused(cli, scanned: Path, tmp_path: Path):
     told = json.loads(scanned.read_text())
     path = tmp_path / "other.json"
     path.write_text(json.dumps({**told, "config_digest": "0" * 16, "model": "another"}))
-    found = cli("plan", MODEL, "--placement", "auto", "--scores", path)
-    assert found.code == 2
-    assert "another config" in found.words
+    outcome = cli("plan", MODEL, "--placement", "auto", "--scores", path)
+    assert outcome.code == 2
+    assert "another config" in outcome.words
     path.write_text("[]")
     assert cli("plan", MODEL, "--placement", "auto", "--scores", path).code == 2
     path.write_text(json.dumps({**told, "schema": "loratlas.map"}))
@@ -287,6 +289,6 @@ def test_silence_is_no_plan(cli, scanned: Path, tmp_path: Path):
         signal["silent"] = "every value is 0"
     path = tmp_path / "silent.json"
     path.write_text(json.dumps(told))
-    found = cli("plan", MODEL, "--placement", "auto", "--scores", path)
-    assert found.code == 2
-    assert "no signal: every value is 0" in found.words
+    outcome = cli("plan", MODEL, "--placement", "auto", "--scores", path)
+    assert outcome.code == 2
+    assert "no signal: every value is 0" in outcome.words

@@ -24,12 +24,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_show_lists_every_site_and_fits_the_terminal(cli, run_folder):
-    found = cli("show", run_folder, "--json").json
-    assert found["schema"] == "loratlas.show"
+    outcome = cli("show", run_folder, "--json").json
+    assert outcome["schema"] == "loratlas.show"
     plan = json.loads((run_folder / "adapter" / "loratlas.json").read_text())["plan"]
-    assert [(s["path"], s["rank"]) for s in found["sites"]] == [(s["path"], s["rank"]) for s in plan["sites"]]
-    assert all(s["norm"] > 0 and 1 <= s["effective_rank"] <= 4.000001 for s in found["sites"])
-    assert all(0 < s["share"] < 1 for s in found["sites"])
+    assert [(s["path"], s["rank"]) for s in outcome["sites"]] == [
+        (s["path"], s["rank"]) for s in plan["sites"]
+    ]
+    assert all(s["norm"] > 0 and 1 <= s["effective_rank"] <= 4.000001 for s in outcome["sites"])
+    assert all(0 < s["share"] < 1 for s in outcome["sites"])
     table = cli("show", run_folder)
     assert table.code == 0
     drawn = table.out.split("‖BA‖: Frobenius")[0].splitlines()[1:]
@@ -51,11 +53,11 @@ def test_shrink_measures_and_judges(cli, run_folder, tmp_path):
         "--out", tmp_path / "small", "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
-    found = done.json
-    assert found["schema"] == "loratlas.shrink"
-    assert found["after"]["parameters"] <= 40_000 < found["before"]["parameters"]
-    assert 0 < found["kept"] <= found["bound"] <= 1
-    loss = found["loss"]
+    result = done.json
+    assert result["schema"] == "loratlas.shrink"
+    assert result["after"]["parameters"] <= 40_000 < result["before"]["parameters"]
+    assert 0 < result["kept"] <= result["bound"] <= 1
+    loss = result["loss"]
     assert loss["difference"] == pytest.approx(loss["after"] - loss["before"], abs=1e-9)
     assert loss["verdict"] in ("equivalent", "worse", "better", "undetermined")
     again = cli(
@@ -131,6 +133,6 @@ def test_its_interval_covers_as_often_as_it_says():
     for _ in range(400):
         n = rng.integers(5, 20, 60)
         d = n * rng.normal(0.05, 0.3, 60)
-        found = compared((np.zeros(60), n, "token"), (d, n, "token"), delta=0.01)
-        covered += found["ci"][0] <= 0.05 <= found["ci"][1]
+        result = compared((np.zeros(60), n, "token"), (d, n, "token"), delta=0.01)
+        covered += result["ci"][0] <= 0.05 <= result["ci"][1]
     assert 0.92 <= covered / 400 <= 0.98

@@ -85,12 +85,12 @@ def _logits(model: Any, request: Request) -> torch.Tensor:
 def collect(root: Path) -> dict[str, Outcome]:
     """Every case in every way, and PEFT alone in one process of its own."""
     bases = save_bases(root / "bases")
-    found: dict[str, Outcome] = {}
+    by_name: dict[str, Outcome] = {}
     asked: list[tuple[str, Any, str]] = []
     for case in CASES:
         name = case.name.replace(" ", "_").replace(",", "").replace(":", "")
         folder = save_case(case, bases[case.base], root / name)
-        outcome = found[case.name] = Outcome()
+        outcome = by_name[case.name] = Outcome()
         for way, target in (("export", "peft"), ("merge", "merged")):
             out = root / f"{name}.{target}"
             written = _try(outcome, way, lambda: write_export(folder, out, target=target), out)  # noqa: B023
@@ -127,8 +127,8 @@ def collect(root: Path) -> dict[str, Outcome]:
     assert not failed, failed
     for key, tensor in load_file(root / "logits.safetensors").items():
         name, _, what = key.partition("|")
-        found[name].logits[f"alone {what}"] = tensor
-    return found
+        by_name[name].logits[f"alone {what}"] = tensor
+    return by_name
 
 
 def _problem(case: Case, way: str, outcome: Outcome) -> str | None:

@@ -210,8 +210,8 @@ def _messages(row: Row, tokenizer: Any) -> list[dict[str, Any]]:
 
 def trl_templates() -> dict[str, str]:
     trl = pytest.importorskip("trl")
-    found = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
-    return {path.stem: path.read_text(encoding="utf-8") for path in found}
+    result = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+    return {path.stem: path.read_text(encoding="utf-8") for path in result}
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,12 @@ def test_every_config_class_is_read_as_autoconfig_reads_it(tmp_path: Path):
         except Exception:
             expected = None
         try:
-            found = load_config(folder)
+            result = load_config(folder)
         except ModelError:
-            found = None
-        if expected is None and found is None:
+            result = None
+        if expected is None and result is None:
             refused += 1
-        elif type(expected) is not type(found) or str(expected.to_dict()) != str(found.to_dict()):
+        elif type(expected) is not type(result) or str(expected.to_dict()) != str(result.to_dict()):
             wrong.append(model_type)
         else:
             same += 1

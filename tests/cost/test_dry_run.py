@@ -49,8 +49,8 @@ def really_saved(config, plan, settings, *, packed):
 def test_what_is_kept_is_what_autograd_keeps(kind, text):
     config = tiny_config(kind)
     plan, settings = place(config, text), Settings(dtype="bfloat16")
-    found = dry_run(config, plan.rows, ROWS.examples, settings, packed=True)
-    assert found.saved_bytes == really_saved(config, plan, settings, packed=True)
+    recorded = dry_run(config, plan.rows, ROWS.examples, settings, packed=True)
+    assert recorded.saved_bytes == really_saved(config, plan, settings, packed=True)
 
 
 # Norms at both ends of a block, parallel branches, a softcap, attention that no fused kernel serves.
@@ -58,9 +58,9 @@ def test_what_is_kept_is_what_autograd_keeps(kind, text):
 def test_other_architectures_are_no_special_case(kind):
     config = tiny_config(kind)
     plan, settings = place(config, "all@1..3:4"), Settings(dtype="float32")
-    found = dry_run(config, plan.rows, ROWS.examples, settings)
-    assert found.saved_bytes == pytest.approx(
-        really_saved(config, plan, settings, packed=found.packed), rel=0.02
+    recorded = dry_run(config, plan.rows, ROWS.examples, settings)
+    assert recorded.saved_bytes == pytest.approx(
+        really_saved(config, plan, settings, packed=recorded.packed), rel=0.02
     )
 
 
@@ -76,9 +76,9 @@ def test_the_peak_is_the_allocators(dtype, more):
     real = fit(model, ROWS, settings, packed=True).peak_bytes
     (order,) = training_order(len(ROWS), steps=1, batch_size=len(ROWS), seed=0)
     examples = [ROWS.examples[row] for row in order]  # micro-batches as the run cut them
-    found = dry_run(config, plan.rows, examples, settings, packed=True)
-    assert found.peak_bytes == pytest.approx(real, rel=0.03)
-    assert found.lasting_bytes < found.peak_bytes
+    recorded = dry_run(config, plan.rows, examples, settings, packed=True)
+    assert recorded.peak_bytes == pytest.approx(real, rel=0.03)
+    assert recorded.lasting_bytes < recorded.peak_bytes
 
 
 def test_a_run_that_sees_its_rows_again_keeps_what_the_layers_below_make_of_them():
@@ -89,14 +89,14 @@ def test_a_run_that_sees_its_rows_again_keeps_what_the_layers_below_make_of_them
     data = wrap(list(even_rows(8, 24)))
     result = fit(model, data, settings, packed=True)
     assert result.kept_layers > 0
-    found = dry_run(
+    recorded = dry_run(
         config, plan.rows, even_rows(4, 24), settings, packed=True, repeated_tokens=data.report.tokens
     )
-    assert found.peak_bytes == pytest.approx(result.peak_bytes, rel=0.03)
+    assert recorded.peak_bytes == pytest.approx(result.peak_bytes, rel=0.03)
     whole = dry_run(config, plan.rows, even_rows(4, 24), settings, packed=True)
-    assert found.saved_bytes == whole.saved_bytes
-    assert found.lasting_bytes > whole.lasting_bytes
-    assert sum(found.calls.values()) < sum(whole.calls.values())
+    assert recorded.saved_bytes == whole.saved_bytes
+    assert recorded.lasting_bytes > whole.lasting_bytes
+    assert sum(recorded.calls.values()) < sum(whole.calls.values())
 
 
 def test_placement_matters():
@@ -117,9 +117,9 @@ def test_products_are_those_that_pytorch_counts():
 
     config = tiny_config("llama")
     plan = place(config, "all:4")
-    found = dry_run(config, plan.rows, ROWS.examples, Settings(dtype="float32"), packed=True)
+    recorded = dry_run(config, plan.rows, ROWS.examples, Settings(dtype="float32"), packed=True)
     counted = 0
-    for call, times in found.calls.items():
+    for call, times in recorded.calls.items():
         if call.func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
             args, _ = call.arguments(torch.device("cpu"))
             out = call.func(*args) if call.func.overloadpacket is not torch.ops.aten.mm else args[0] @ args[1]

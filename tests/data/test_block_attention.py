@@ -71,14 +71,14 @@ def test_padding_of_blocks_takes_part_in_no_gradient():
     assert len(layout.padding)
     q, k, v = (x.double().requires_grad_() for x in tensors(lengths))
     weights = torch.randn(1, sum(lengths), 4, 8, dtype=torch.float64)
-    found = torch.autograd.grad((run(lengths, q, k, v) * weights).sum(), (q, k, v))
+    gradients = torch.autograd.grad((run(lengths, q, k, v) * weights).sum(), (q, k, v))
     start, total = 0, torch.zeros((), dtype=torch.float64)
     for n in lengths:
         part = [x[:, :, start : start + n] for x in (q, k, v)]
         out = torch.nn.functional.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True)
         total = total + (out.transpose(1, 2) * weights[:, start : start + n]).sum()
         start += n
-    for ours, theirs in zip(found, torch.autograd.grad(total, (q, k, v)), strict=True):
+    for ours, theirs in zip(gradients, torch.autograd.grad(total, (q, k, v)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 

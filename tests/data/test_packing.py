@@ -34,11 +34,11 @@ def examples(lengths=LENGTHS, vocabulary=96, seed=3) -> list[Example]:
 
 def plainly_alone(model, made: list[Example]) -> torch.Tensor:
     """The model's own call on one example after the other, without anything of ours; logits at counted places."""
-    found = []
+    listed = []
     for example in made:
         logits = model(input_ids=torch.tensor(example.input_ids, dtype=torch.long)[None]).logits[0]
-        found.append(logits[:-1][torch.from_numpy(example.labelled[1:])])
-    return torch.cat(found)
+        listed.append(logits[:-1][torch.from_numpy(example.labelled[1:])])
+    return torch.cat(listed)
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -76,11 +76,11 @@ def test_windows_are_followed_beyond_their_length(model_type):
     assert prove_packing(model).exact
     wide = tiny_model(model_type, **{**window, "sliding_window": 60})
     with torch.no_grad():
-        found = forward(model, collate(examples(), packed=True))
-        close(found, plainly_alone(model, examples()))
+        result = forward(model, collate(examples(), packed=True))
+        close(result, plainly_alone(model, examples()))
         assert (
-            found - plainly_alone(wide, examples())
-        ).norm() > 1e-3 * found.norm()  # the window matters here
+            result - plainly_alone(wide, examples())
+        ).norm() > 1e-3 * result.norm()  # the window matters here
 
 
 def leaking(module, query, key, value, mask, scaling=None, **_):
@@ -201,8 +201,8 @@ def test_gradient_checkpointing_recomputes_inside_the_right_batch(reentrant):
     loss = torch.nn.functional.cross_entropy(forward(model, batch), batch.answers, reduction="sum")
     forward(model, other)  # another batch passes before the first one's backward
     loss.backward()
-    found = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.requires_grad])
-    close(found, expected)
+    result = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.requires_grad])
+    close(result, expected)
 
 
 def test_only_counted_rows_reach_the_output_embedding():
@@ -228,10 +228,10 @@ def test_a_model_without_an_output_module_gives_the_same_rows(monkeypatch):
 def test_autocast_passes_through():
     model, batch = tiny_model("llama"), collate(examples(), packed=True)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = forward(model, batch).float()
+        result = forward(model, batch).float()
     with torch.no_grad():
         expected = forward(model, batch)
-    assert float((found - expected).norm() / expected.norm()) < 0.05
+    assert float((result - expected).norm() / expected.norm()) < 0.05
 
 
 def test_the_real_base_packs(shared):

@@ -171,8 +171,8 @@ def test_rate_and_placement_are_decided_in_one_head_as_if_the_rate_had_been_give
     run(given, plain, settings=settings(steps=60, lr=result.lr))
     assert controller.decisions == plain.decisions
     assert bool(controller.moves) == (name == "energy")  # six steps say too little of gradients
-    found = weights(model)
-    assert all(torch.equal(value, found[key]) for key, value in weights(given).items())
+    weight = weights(model)
+    assert all(torch.equal(value, weight[key]) for key, value in weights(given).items())
 
     taken = []
 
@@ -186,7 +186,7 @@ def test_rate_and_placement_are_decided_in_one_head_as_if_the_rate_had_been_give
     resumed, other = adapted(), hook(name, schedule=later)
     run(resumed, other, settings=wanted, out=tmp_path, resume=True)
     assert other.decisions == plain.decisions
-    assert all(torch.equal(value, found[key]) for key, value in weights(resumed).items())
+    assert all(torch.equal(value, weight[key]) for key, value in weights(resumed).items())
 
 
 def test_a_placement_that_is_decided_before_the_rate_is_refused():

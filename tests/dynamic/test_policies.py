@@ -106,9 +106,9 @@ def test_a_statistic_counts_by_how_far_its_halves_agree():
 def test_weights_of_two_statistics_by_hand():
     """x = σ (κ_E z_E + κ_D z_D)/(κ_E + κ_D), with κ and σ worked out."""
     known = evidence(measured={"energy": both([math.exp(i) for i in range(16)])})
-    found = Weighted().departures(known)
-    assert found is not None
-    combined, tau = found
+    result = Weighted().departures(known)
+    assert result is not None
+    combined, tau = result
     z = standardised({path: float(i) for i, path in enumerate(PATHS)})
     assert tau == pytest.approx(1)
     assert combined.whole == pytest.approx(z)  # σ is 4.6, and 1 at most
@@ -147,14 +147,14 @@ def test_an_exchange_has_to_gain_more_than_its_noise():
     ranks = {a.path: 1, b.path: 1}
     # gain = 4 (√2 − 1) − 1 = 0.657; its noise 0.414 for each unit of the score's
     for noise, moved in ((1.0, True), (1.5, True), (1.7, False), (3.0, False)):
-        found = improved((a, b), ranks, scored(noise), allowed=32, most=9, ceiling=8)
-        assert (found.ranks == {a.path: 2, b.path: 0}) is moved
+        result = improved((a, b), ranks, scored(noise), allowed=32, most=9, ceiling=8)
+        assert (result.ranks == {a.path: 2, b.path: 0}) is moved
 
 
 def test_less_is_allowed_than_there_is():
     a, b = site("a"), site("b")
     alike = {a.path: 1.0, b.path: 3.0}
-    found = improved(
+    result = improved(
         (a, b),
         {a.path: 2, b.path: 2},
         Scored(whole=alike, first=alike, second=alike),
@@ -162,7 +162,7 @@ def test_less_is_allowed_than_there_is():
         most=0,
         ceiling=8,
     )
-    assert found.ranks == {a.path: 0, b.path: 2}
+    assert result.ranks == {a.path: 0, b.path: 2}
 
 
 TWO = (site("a"), site("b"))

@@ -129,8 +129,8 @@ def test_the_sketch_sees_the_gradient_of_the_weight_itself():
         exact = float((sigma[:2] * U[:, :2].abs().sum(0)).sum())
         assert measured.whole[path] == pytest.approx(exact, rel=0.25)
         assert measured.first[path] == pytest.approx(measured.second[path], rel=1e-3)
-        found = watch.directions()[path]
-        assert abs(float(found[0] @ Vt[0])) > 0.9
+        result = watch.directions()[path]
+        assert abs(float(result[0] @ Vt[0])) > 0.9
     sketch = sum(2 * (4 + 12) * sum(site.shape) for site in SITES)  # k = 4 columns, l = 12 rows
     step = sum(4 * site.shape[0] * site.shape[1] for site in SITES)
     assert sketch / step / watch.every <= 0.03 < sketch / step / (watch.every - 1)

@@ -49,24 +49,24 @@ def case(**more: object) -> CaseLosses:
 
 
 def test_a_difference_is_that_of_token_means():
-    found = difference(case(), "auto")
-    assert found.value == pytest.approx(-0.1)
-    assert found.low <= found.value <= found.high
+    result = difference(case(), "auto")
+    assert result.value == pytest.approx(-0.1)
+    assert result.low <= result.value <= result.high
 
 
 def test_cases_count_alike_in_the_mean_and_its_interval_is_students():
     worse = case(losses={"all": table(4.0, 4.0), "auto": table(4.3, 4.3)}, curve={100: table(4.0, 4.0)})
-    found = mean_difference([case(), worse], "auto")
-    assert found.value == pytest.approx(0.1)  # of -0.1 and 0.3
-    assert found.high - found.value == pytest.approx(12.7062 * 0.2, rel=1e-4)  # t of 1 degree, s / √2 = 0.2
+    result = mean_difference([case(), worse], "auto")
+    assert result.value == pytest.approx(0.1)  # of -0.1 and 0.3
+    assert result.high - result.value == pytest.approx(12.7062 * 0.2, rel=1e-4)  # t of 1 degree, s / √2 = 0.2
     assert math.isnan(mean_difference([worse], "auto").low)
 
 
 def test_half_of_the_way_from_all_to_the_best_is_half_lost():
-    found = share_lost([case()], ["auto"])
-    assert found.value == pytest.approx(0.5)
-    assert found.low == pytest.approx(0.5)
-    assert found.high == pytest.approx(0.5)
+    result = share_lost([case()], ["auto"])
+    assert result.value == pytest.approx(0.5)
+    assert result.low == pytest.approx(0.5)
+    assert result.high == pytest.approx(0.5)
     assert share_lost([case()], ["all"]).value == pytest.approx(1.0)
 
 
@@ -79,8 +79,8 @@ def test_shares_pool_by_nats_and_not_by_cases():
 def test_a_case_in_which_all_is_best_counts_in_sums_and_has_no_share_of_its_own():
     lost = case(losses={"all": table(2.0, 2.0), "auto": table(2.1, 2.1)}, curve={100: table(2.0, 2.0)})
     assert math.isnan(share_lost([lost], ["auto"]).value)
-    found = share_lost([case(), case(), case(), lost], ["auto"] * 4)
-    assert found.value == pytest.approx((0.3 + 0.1) / 0.6)
+    result = share_lost([case(), case(), case(), lost], ["auto"] * 4)
+    assert result.value == pytest.approx((0.3 + 0.1) / 0.6)
     # Without a scale in more than a tenth of the draws there is no interval, and no value either.
     assert math.isnan(share_lost([case(), lost], ["auto", "auto"]).value)
 
@@ -116,8 +116,8 @@ def test_what_remains_when_all_has_trained_longer():
 def test_the_noise_floor_is_what_luck_is_worth():
     losses = {"all": table(3.0, 3.0), "one": table(1.0, 2.0), "two": table(2.0, 1.2)}
     # Cross-fitted: 2.0 and 2.0; luckiest mean 1.5.
-    found = noise_floor([case(losses=losses, curve={100: losses["all"]})])
-    assert found == pytest.approx((2.0 - 1.5) / (3.0 - 2.0))
+    result = noise_floor([case(losses=losses, curve={100: losses["all"]})])
+    assert result == pytest.approx((2.0 - 1.5) / (3.0 - 2.0))
 
 
 def test_a_rule_is_chosen_on_the_other_cases():

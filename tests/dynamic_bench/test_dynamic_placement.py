@@ -139,13 +139,13 @@ def test_what_other_benches_found_stands_on_the_page(tmp_path: Path):
 def test_an_arm_without_all_seeds_is_unfinished_and_one_that_diverged_cannot_win(tmp_path: Path):
     case = judged(tmp_path, "sorting", halves=1)
     folder = tmp_path / case.name
-    found = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
-    assert found is not None
-    assert set(found.losses) == {"all", "auto"}
+    measured = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
+    assert measured is not None
+    assert set(measured.losses) == {"all", "auto"}
     keep(folder, "half", 1.8, first_fresh(case) + 1)
-    found = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
-    assert found is not None
-    assert np.isinf(found.by_seed("half")[1])
+    measured = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
+    assert measured is not None
+    assert np.isinf(measured.by_seed("half")[1])
 
 
 def test_judging_waits_for_a_commit(tmp_path: Path):

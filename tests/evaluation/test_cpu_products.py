@@ -29,9 +29,9 @@ def test_products_are_those_of_float64_rounded_once(product):
     a, b, c = (torch.randn(*shape).bfloat16() for shape in ((30, 70), (20, 70), (20,)))
     wanted = product(a.double(), b.double(), c.double())
     with Widened():
-        found = product(a, b, c)
-    assert found.dtype == torch.bfloat16
-    assert bool(((found.double() - wanted).abs() <= 2.0**-8 * wanted.abs() + 1e-4).all())
+        result = product(a, b, c)
+    assert result.dtype == torch.bfloat16
+    assert bool(((result.double() - wanted).abs() <= 2.0**-8 * wanted.abs() + 1e-4).all())
 
 
 def test_other_numbers_are_left_alone():
@@ -60,12 +60,12 @@ def test_used_only_where_the_instructions_are_missing(monkeypatch):
 
 def test_losses_agree_with_the_emulated_ones(monkeypatch):
     model, data = adapted(dtype="bfloat16"), encoded(12)
-    found = []
+    listed = []
     for native in ("bfloat16", "float32"):
         monkeypatch.setattr(arithmetic, "native_dtype", lambda native=native: native)
-        found.append(score(model, data, packed=True))
-    np.testing.assert_allclose(found[0].nll / found[0].n, found[1].nll / found[1].n, rtol=2e-2)
-    assert found[0].token_mean_nll == pytest.approx(found[1].token_mean_nll, rel=2e-3)
+        listed.append(score(model, data, packed=True))
+    np.testing.assert_allclose(listed[0].nll / listed[0].n, listed[1].nll / listed[1].n, rtol=2e-2)
+    assert listed[0].token_mean_nll == pytest.approx(listed[1].token_mean_nll, rel=2e-3)
 
 
 DIRECT = [
@@ -83,10 +83,10 @@ def test_direct_products_are_float32_products(product, monkeypatch):
     monkeypatch.setattr(arithmetic, "_linear", lambda *a: (called.append(1), right(*a))[1])
     x, w, b = torch.randn(70, 50), torch.randn(40, 50), torch.randn(40)
     with torch.no_grad(), Direct():
-        found = product(x, w, b)
+        result = product(x, w, b)
     assert called
     wanted = product(x.double(), w.double(), b.double())
-    assert float((found.double() - wanted).abs().max()) < 1e-4
+    assert float((result.double() - wanted).abs().max()) < 1e-4
 
 
 def test_what_is_not_taken_directly(monkeypatch):

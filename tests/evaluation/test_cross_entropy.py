@@ -29,10 +29,10 @@ def test_losses_and_gradient_of_logits_equal_torch(n, few_rows):
     targets, weights = torch.randint(0, 50, (n,)), torch.randn(n, dtype=torch.float64)
     wanted = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     (gradient,) = torch.autograd.grad((wanted * weights).sum(), logits)
-    found = nll(logits, targets)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    loss = nll(logits, targets)
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
-        torch.autograd.grad((found * weights).sum(), logits)[0], gradient, rtol=1e-10, atol=1e-12
+        torch.autograd.grad((loss * weights).sum(), logits)[0], gradient, rtol=1e-10, atol=1e-12
     )
 
 
@@ -49,10 +49,10 @@ def test_losses_and_gradient_of_states_equal_torch(shape, biased, few_rows):
         logits = shape.softcap * torch.tanh(logits / shape.softcap)
     wanted = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     (gradient,) = torch.autograd.grad((wanted * weights).sum(), states)
-    found = nll_of_states(states, weight, bias, targets, shape)
-    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    result = nll_of_states(states, weight, bias, targets, shape)
+    torch.testing.assert_close(result, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
-        torch.autograd.grad((found * weights).sum(), states)[0], gradient, rtol=1e-10, atol=1e-12
+        torch.autograd.grad((result * weights).sum(), states)[0], gradient, rtol=1e-10, atol=1e-12
     )
     assert torch.autograd.gradcheck(
         lambda x: nll_of_states(x, weight, bias, targets[:3], shape), states[:3].detach().requires_grad_()
@@ -125,8 +125,8 @@ def test_a_target_whose_probability_rounds_to_nothing_has_a_finite_loss(dtype):
     weight = torch.eye(4, dtype=dtype)
     states = torch.tensor([[300.0, 0.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]], dtype=dtype, requires_grad=True)
     targets = torch.tensor([1, 2])
-    found = nll_of_states(states, weight, None, targets)
+    result = nll_of_states(states, weight, None, targets)
     wanted = torch.nn.functional.cross_entropy(states.float(), targets, reduction="none")
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
-    (gradient,) = torch.autograd.grad(found.sum(), states)
+    torch.testing.assert_close(result, wanted, rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(result.sum(), states)
     assert gradient[0].tolist() == [1.0, -1.0, 0.0, 0.0]

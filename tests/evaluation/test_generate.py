@@ -47,11 +47,11 @@ def test_greedy_and_exact_match(model, tokenizer):
     prompts = ["Name a colour.", "What is two plus two?"]
     said = [by_hand(model, tokenizer, f"{p}\n\nAnswer:\n", 12) for p in prompts]
     given = rows((prompts[0], said[0]), (prompts[1], "something else entirely"), ("never asked", "x"))
-    found = samples(model, tokenizer, given, limit=2, max_new_tokens=12)
-    assert [sample["answer"] for sample in found["samples"]] == said
-    assert [sample["exact"] for sample in found["samples"]] == [True, False]
-    assert (found["rows"], found["exact"], found["exact_match"]) == (2, 1, 0.5)
-    assert found["samples"][0]["prompt"] == "Name a colour.\n\nAnswer:\n"
+    drawn = samples(model, tokenizer, given, limit=2, max_new_tokens=12)
+    assert [sample["answer"] for sample in drawn["samples"]] == said
+    assert [sample["exact"] for sample in drawn["samples"]] == [True, False]
+    assert (drawn["rows"], drawn["exact"], drawn["exact_match"]) == (2, 1, 0.5)
+    assert drawn["samples"][0]["prompt"] == "Name a colour.\n\nAnswer:\n"
 
 
 def test_rows_without_a_prompt_and_prompts_without_room_are_left_out(model, tokenizer):
@@ -65,6 +65,6 @@ def test_rows_without_a_prompt_and_prompts_without_room_are_left_out(model, toke
 
 
 def test_an_end_token_that_was_learnt_ends_the_answer(model, tokenizer):
-    found = samples(model, tokenizer, rows(("Say yes.", "yes")), limit=1, max_new_tokens=3)
-    length = len(tokenizer(found["samples"][0]["answer"], add_special_tokens=False)["input_ids"])
+    drawn = samples(model, tokenizer, rows(("Say yes.", "yes")), limit=1, max_new_tokens=3)
+    length = len(tokenizer(drawn["samples"][0]["answer"], add_special_tokens=False)["input_ids"])
     assert length <= 3

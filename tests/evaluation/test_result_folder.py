@@ -52,17 +52,17 @@ def test_tables_of_version_0_1_are_read(tmp_path):
     segment = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1], pa.int8()), ["answer", "prompt"])
     plain = pa.table({**rows, "segment": segment, "nll": np.array([1, 2, 3], np.float32)})
     parquet.write_table(plain, tmp_path / "tokens.parquet")
-    found = read_tokens(tmp_path)
-    assert found.counted.tolist() == [True, True, True]
-    assert (found.uniform, found.error) == (None, None)
+    result = read_tokens(tmp_path)
+    assert result.counted.tolist() == [True, True, True]
+    assert (result.uniform, result.error) == (None, None)
     nothing = np.full(3, np.nan, np.float32)
     more = {"counted": np.array([True, False, True]), "uniform": nothing, "error": nothing + 0}
     for name, column in more.items():
         plain = plain.append_column(name, pa.array(column))
     parquet.write_table(plain, tmp_path / "tokens.parquet")
-    found = read_tokens(tmp_path)
-    assert found.counted.tolist() == [True, False, True]
-    assert (found.uniform, found.error) == (None, None)
+    result = read_tokens(tmp_path)
+    assert result.counted.tolist() == [True, False, True]
+    assert (result.uniform, result.error) == (None, None)
     assert len(read_tokens(tmp_path, counted_only=True)) == 2
 
 

@@ -15,21 +15,21 @@ from loratlas.evaluation.score import Scores, read_scores, score
 
 def test_every_counted_token_once():
     data = encoded(9)
-    found = score(adapted(), data, packed=True)
-    tokens = found.tokens
+    scored = score(adapted(), data, packed=True)
+    tokens = scored.tokens
     assert tokens is not None
     for index, example in enumerate(data.examples):
         mine = tokens.example == index
         np.testing.assert_array_equal(tokens.position[mine], np.flatnonzero(example.labelled))
-        assert found.n[index] == example.labelled.sum()
-        assert found.nll[index] == pytest.approx(float(tokens.nll[mine].astype(np.float64).sum()), rel=1e-12)
+        assert scored.n[index] == example.labelled.sum()
+        assert scored.nll[index] == pytest.approx(float(tokens.nll[mine].astype(np.float64).sum()), rel=1e-12)
     assert (tokens.nll > 0).all()
-    assert (found.example.dtype, found.n.dtype, found.nll.dtype) == (np.int32, np.int32, np.float64)
+    assert (scored.example.dtype, scored.n.dtype, scored.nll.dtype) == (np.int32, np.int32, np.float64)
 
 
 def test_written_and_read_back(tmp_path):
-    found = score(adapted(), encoded(9), packed=True)
-    found.write(tmp_path / "new")
+    scored = score(adapted(), encoded(9), packed=True)
+    scored.write(tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "digests.json",
         "examples.parquet",
@@ -37,11 +37,11 @@ def test_written_and_read_back(tmp_path):
     ]
     again = read_scores(tmp_path / "new")
     for name in ("example", "n", "nll"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+        np.testing.assert_array_equal(getattr(again, name), getattr(scored, name))
     assert again.tokens is not None
-    assert found.tokens is not None
+    assert scored.tokens is not None
     for name in ("example", "position", "segment", "nll"):
-        np.testing.assert_array_equal(getattr(again.tokens, name), getattr(found.tokens, name))
+        np.testing.assert_array_equal(getattr(again.tokens, name), getattr(scored.tokens, name))
     table = parquet.ParquetFile(tmp_path / "new" / "tokens.parquet")
     assert table.metadata.row_group(0).column(4).compression == "ZSTD"
     assert set(table.read()["segment"].to_pylist()) == {"answer"}
@@ -149,6 +149,6 @@ def test_unreadable_tables(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    found = score(adapted(), encoded(2), packed=True)
+    scored = score(adapted(), encoded(2), packed=True)
     with pytest.raises((OutputError, StorageError), match="could not be written"):
-        found.write(tmp_path / "file")
+        scored.write(tmp_path / "file")

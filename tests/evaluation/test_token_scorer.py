@@ -60,17 +60,17 @@ def same(found, wanted):
 def test_every_token_is_told_with_its_part(packed, tmp_path):
     model, data = adapted(), encoded(7)
     special = (3, 4, 5)
-    found = table(model, data, tmp_path, packed=packed, everything=True, special=special, uniform=True)
+    built = table(model, data, tmp_path, packed=packed, everything=True, special=special, uniform=True)
     wanted, uniform = {}, {}
     for index, example in enumerate(data.examples):
         nll, mean = losses(model, example.input_ids)
         for place in range(1, len(example)):
             wanted[index, place] = nll[0, place - 1]
             uniform[index, place] = mean[0, place - 1]
-    same(found, wanted)
-    told = as_dict(found, found.uniform)
+    same(built, wanted)
+    told = as_dict(built, built.uniform)
     assert all(told[key] == pytest.approx(value, abs=2e-5) for key, value in uniform.items())
-    for e, p, part in zip(found.example, found.position, found.part, strict=True):
+    for e, p, part in zip(built.example, built.position, built.part, strict=True):
         example = data.examples[e]
         names = ("special", "end") if example.input_ids[p] in special else ("prompt", "answer")
         assert PARTS[part] == names[int(example.labelled[p])]
@@ -87,21 +87,21 @@ def test_counted_tokens_only_equal_score(tmp_path):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_truncation(side, tmp_path):
     model, data = tiny_model("llama"), encoded(8)
-    found = table(model, data, tmp_path, Condition(max_length=10, side=side), everything=True)
+    built = table(model, data, tmp_path, Condition(max_length=10, side=side), everything=True)
     wanted = {}
     for index, example in enumerate(data.examples):
         n = len(example)
         first = 0 if side == "right" else max(0, n - 10)
         nll, _ = losses(model, example.input_ids[first : first + 10])
         wanted |= {(index, first + place + 1): value for place, value in enumerate(nll[0])}
-    same(found, wanted)
+    same(built, wanted)
 
 
 @pytest.mark.parametrize("stride", [None, 4, 7])
 def test_windows_inside_examples(stride, tmp_path):
     model, data = tiny_model("llama"), encoded(6)
     window, step = 10, stride or 10
-    found = table(model, data, tmp_path, Condition(window=window, stride=stride), everything=True)
+    built = table(model, data, tmp_path, Condition(window=window, stride=stride), everything=True)
     wanted = {}
     for index, example in enumerate(data.examples):
         scored = 0
@@ -115,14 +115,14 @@ def test_windows_inside_examples(stride, tmp_path):
             scored = start + len(ids)
             if scored >= len(example):
                 break
-    same(found, wanted)
+    same(built, wanted)
 
 
 @pytest.mark.parametrize("stride", [None, 5])
 def test_windows_over_examples_that_see_each_other(stride, tmp_path, monkeypatch):
     model, data = tiny_model("llama"), encoded(6)
     window, step = 16, stride or 16
-    found = table(
+    built = table(
         model, data, tmp_path, Condition(window=window, stride=stride, stream=True), everything=True, chunk=2
     )
     ids = np.concatenate([e.input_ids for e in data.examples])
@@ -134,7 +134,7 @@ def test_windows_over_examples_that_see_each_other(stride, tmp_path, monkeypatch
             wanted.setdefault(names[start + place], nll[0, place - 1])
         if start + window >= len(ids):
             break
-    same(found, wanted)
+    same(built, wanted)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -142,7 +142,7 @@ def test_windows_over_examples_that_see_each_other(stride, tmp_path, monkeypatch
 def test_filling_as_tools_do_it(side, kind, tmp_path):
     """Filling counted as text; at the left with the model's own positions, which count it."""
     model, data = tiny_model(kind), encoded(5)
-    found = table(
+    built = table(
         model, data, tmp_path, Condition(padding=side, batch_size=2), everything=True, pad_id=PAD, packed=True
     )
     wanted = {}
@@ -160,8 +160,8 @@ def test_filling_as_tools_do_it(side, kind, tmp_path):
         for row in range(len(group)):
             for place in range(1, longest):
                 wanted[start + row, place - shift[row]] = nll[row, place - 1]
-    same(found, wanted)
-    parts = {PARTS[p] for p in found.part}
+    same(built, wanted)
+    parts = {PARTS[p] for p in built.part}
     assert "padding" in parts
 
 
@@ -178,14 +178,14 @@ def test_left_padding_moves_learnt_positions_only(tmp_path):
 def test_labels_shifted_twice(tmp_path):
     model, data = tiny_model("llama"), encoded(5)
     for packed in (False, True):
-        found = table(model, data, tmp_path, Condition(ahead=2), everything=True, packed=packed)
+        built = table(model, data, tmp_path, Condition(ahead=2), everything=True, packed=packed)
         wanted = {}
         for index, example in enumerate(data.examples):
             ids = torch.as_tensor(example.input_ids).long()
             with torch.no_grad():
                 logp = torch.log_softmax(model(input_ids=ids[None]).logits[0].double(), -1)
             wanted |= {(index, t + 2): -float(logp[t, ids[t + 2]]) for t in range(len(ids) - 2)}
-        same(found, wanted)
+        same(built, wanted)
 
 
 def test_dropout_is_drawn_from_the_seed_and_the_model_comes_back(tmp_path):
@@ -299,9 +299,9 @@ def test_other_rows_or_weights_begin_anew(tmp_path, monkeypatch):
     for new_model, new_data in ((model, other), (adapted(seed=5), data)):
         shutil.rmtree(tmp_path / "x", ignore_errors=True)
         begin(model, data)
-        found = read_table(measure(new_model, new_data.examples, packed=True, out=tmp_path / "x", chunk=4))
+        result = read_table(measure(new_model, new_data.examples, packed=True, out=tmp_path / "x", chunk=4))
         wanted = table(new_model, new_data, tmp_path, packed=True)
-        np.testing.assert_allclose(found.nll, wanted.nll, atol=1e-6)
+        np.testing.assert_allclose(result.nll, wanted.nll, atol=1e-6)
 
 
 def test_memory_does_not_grow_with_the_examples(tmp_path):

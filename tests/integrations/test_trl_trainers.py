@@ -34,9 +34,9 @@ pytestmark = [
 
 @pytest.fixture
 def tokenizer():
-    found = AutoTokenizer.from_pretrained(BASE)
-    found.pad_token = found.pad_token or found.eos_token
-    return found
+    loaded = AutoTokenizer.from_pretrained(BASE)
+    loaded.pad_token = loaded.pad_token or loaded.eos_token
+    return loaded
 
 
 def adapted(kind=AutoModelForCausalLM, **options):

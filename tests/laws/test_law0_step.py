@@ -77,6 +77,6 @@ def test_whole_runs_agree(cut):
     assert first.packing == "packed"
     for a, b in zip(first.curve, second.curve, strict=True):
         assert b.nll == pytest.approx(a.nll, rel=1e-4)
-    found = weights(other)
+    weight = weights(other)
     for name, value in weights(plain).items():
-        torch.testing.assert_close(found[name], value, rtol=2e-2, atol=2e-4)
+        torch.testing.assert_close(weight[name], value, rtol=2e-2, atol=2e-4)

@@ -61,8 +61,8 @@ def test_shrinking_gives_the_closest(kind, rank, seed):
     model = adapted(kind, seed=seed)
     before = {name: product(layer) for name, layer in layers_of(model).items()}
     some = list(before)[:: 1 + seed % 3]
-    found = resize(model, dict.fromkeys(some, rank))
-    lost = {change.module: change.lost for change in found.changes}
+    resized = resize(model, dict.fromkeys(some, rank))
+    lost = {change.module: change.lost for change in resized.changes}
     for name in some:
         layer = layers_of(model)[name]
         sigma = torch.linalg.svdvals(before[name])

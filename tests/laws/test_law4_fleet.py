@@ -20,7 +20,7 @@ TEXTS = {
 
 
 def members(base, *, steps, kind, dropout=0.0, **more):
-    found = []
+    listed = []
     for number, text in enumerate(TEXTS[kind]):
         settings = Settings(
             steps=steps,
@@ -33,8 +33,8 @@ def members(base, *, steps, kind, dropout=0.0, **more):
             clip=None if number == 2 else 0.5,
             **more,
         )
-        found.append(Member(rows=place(base, text).rows, settings=settings))
-    return found
+        listed.append(Member(rows=place(base, text).rows, settings=settings))
+    return listed
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_a_fleet_equals_its_runs_alone(kind, steps, dropout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_fleet_repeats_bit_for_bit(dtype):
     base, data = tiny_model("llama").to(dtype), encoded(24)
-    found = []
+    listed = []
     for _ in range(2):
         fleet = Fleet(base, data, members(base, steps=8, kind="llama", dropout=0.1, micro_batch=2))
         results = fleet.fit()
-        found.append(
+        listed.append(
             [(losses(result), run.masters.copy()) for result, run in zip(results, fleet.runs, strict=True)]
         )
-    for (one, first), (other, second) in zip(*found, strict=True):
+    for (one, first), (other, second) in zip(*listed, strict=True):
         assert torch.equal(one, other)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 

@@ -32,8 +32,8 @@ def model(dtype="float32"):
 
 
 def same(first, second):
-    found = weights(second)
-    return all(torch.equal(value, found[name]) for name, value in weights(first).items())
+    weight = weights(second)
+    return all(torch.equal(value, weight[name]) for name, value in weights(first).items())
 
 
 def numbers(result):

@@ -38,16 +38,16 @@ def encodings(draw) -> Encoded:
 
 def losses(model, batches) -> dict[int, float]:
     """Summed loss of each example."""
-    found: dict[int, float] = {}
+    by_name: dict[int, float] = {}
     with torch.no_grad():
         for batch in batches:
             nll = torch.nn.functional.cross_entropy(
                 forward(model, batch), batch.answers, reduction="none"
             ).double()
             sums = torch.zeros(len(batch.rows), dtype=torch.float64).index_add(0, batch.owners, nll)
-            assert not found.keys() & set(batch.rows)
-            found |= dict(zip(batch.rows, sums.tolist(), strict=True))
-    return found
+            assert not by_name.keys() & set(batch.rows)
+            by_name |= dict(zip(batch.rows, sums.tolist(), strict=True))
+    return by_name
 
 
 @settings(max_examples=25, deadline=None)
@@ -58,10 +58,10 @@ def test_losses_are_the_same_packed_padded_and_alone(name, encoded, few, many):
     alone = losses(model, (collate([e], packed=False, rows=[e.row]) for e in encoded.examples))
     for packed in (True, False):
         for max_tokens in (few, many):
-            found = losses(model, evaluation_batches(encoded, max_tokens=max_tokens, packed=packed))
-            assert found.keys() == alone.keys()
+            measured = losses(model, evaluation_batches(encoded, max_tokens=max_tokens, packed=packed))
+            assert measured.keys() == alone.keys()
             for row, nll in alone.items():
-                assert found[row] == pytest.approx(nll, rel=1e-6, abs=1e-6)
+                assert measured[row] == pytest.approx(nll, rel=1e-6, abs=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -70,5 +70,5 @@ def test_losses_are_the_same_packed_padded_and_alone(name, encoded, few, many):
 def test_losses_are_the_same_padded_and_alone(name, encoded, max_tokens):
     model = model_of(name)
     alone = losses(model, (collate([e], packed=False, rows=[e.row]) for e in encoded.examples))
-    found = losses(model, evaluation_batches(encoded, max_tokens=max_tokens, packed=False))
-    assert found == pytest.approx(alone, rel=1e-6, abs=1e-6)
+    measured = losses(model, evaluation_batches(encoded, max_tokens=max_tokens, packed=False))
+    assert measured == pytest.approx(alone, rel=1e-6, abs=1e-6)

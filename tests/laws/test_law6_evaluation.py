@@ -16,36 +16,36 @@ def test_batches_and_packing_change_nothing(kind):
     alone = score(model, data, packed=False, max_tokens=1)
     for packed in (True, False):
         for most in (33, 100, 10_000):
-            found = score(model, data, packed=packed, max_tokens=most)
-            assert found.token_mean_nll == pytest.approx(alone.token_mean_nll, rel=1e-6)
-            np.testing.assert_allclose(found.nll, alone.nll, rtol=5e-6)
-            np.testing.assert_array_equal(found.n, alone.n)
-            assert found.tokens is not None
+            scored = score(model, data, packed=packed, max_tokens=most)
+            assert scored.token_mean_nll == pytest.approx(alone.token_mean_nll, rel=1e-6)
+            np.testing.assert_allclose(scored.nll, alone.nll, rtol=5e-6)
+            np.testing.assert_array_equal(scored.n, alone.n)
+            assert scored.tokens is not None
             assert alone.tokens is not None
-            np.testing.assert_array_equal(found.tokens.position, alone.tokens.position)
-            np.testing.assert_allclose(found.tokens.nll, alone.tokens.nll, rtol=2e-5, atol=2e-6)
+            np.testing.assert_array_equal(scored.tokens.position, alone.tokens.position)
+            np.testing.assert_allclose(scored.tokens.nll, alone.tokens.nll, rtol=2e-5, atol=2e-6)
 
 
 def test_order_changes_nothing_and_results_stay_with_their_examples():
     data, model = encoded(30), adapted()
     turned = np.random.default_rng(1).permutation(30)
-    found = score(model, wrap([data.examples[i] for i in turned]), packed=True, max_tokens=64)
+    scored = score(model, wrap([data.examples[i] for i in turned]), packed=True, max_tokens=64)
     first = score(model, data, packed=True)
-    np.testing.assert_allclose(found.nll, first.nll[turned], rtol=5e-6)
-    np.testing.assert_array_equal(found.n, first.n[turned])
+    np.testing.assert_allclose(scored.nll, first.nll[turned], rtol=5e-6)
+    np.testing.assert_array_equal(scored.n, first.n[turned])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_equals_the_loss_of_transformers(kind):
     data, model = encoded(10), adapted(kind).eval()
-    found = score(model, data, packed=True)
+    scored = score(model, data, packed=True)
     for index, example in enumerate(data.examples):
         ids = torch.from_numpy(example.input_ids).long()[None]
         labels = torch.where(torch.from_numpy(example.labelled)[None], ids, -100)
         with torch.no_grad():
             loss = float(model(input_ids=ids, labels=labels).loss)
-        assert found.nll[index] / found.n[index] == pytest.approx(loss, rel=1e-5)
-    assert found.perplexity == pytest.approx(np.exp(found.nll.sum() / found.n.sum()))
+        assert scored.nll[index] / scored.n[index] == pytest.approx(loss, rel=1e-5)
+    assert scored.perplexity == pytest.approx(np.exp(scored.nll.sum() / scored.n.sum()))
 
 
 def test_real_rows(shared):

@@ -38,8 +38,8 @@ def rules(folder, **options):
 
 
 def test_an_ordinary_one_has_none(adapter):
-    found = check(adapter(), ["peft", "vllm"])
-    assert found.good, str(found)
+    checked = check(adapter(), ["peft", "vllm"])
+    assert checked.good, str(checked)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_configs_that_do_not_fit_their_tensors(adapter, config, rule, says):
 
 
 def test_one_name_for_attention_and_feed_forward(adapter):
-    found = rules(adapter("gpt2", "attn.o,ffn.down:2", config={"target_modules": ["c_proj"]}))
-    assert set(found) == {"collision"}
-    assert found["collision"].instead == "attn.c_proj or mlp.c_proj"
+    applied = rules(adapter("gpt2", "attn.o,ffn.down:2", config={"target_modules": ["c_proj"]}))
+    assert set(applied) == {"collision"}
+    assert applied["collision"].instead == "attn.c_proj or mlp.c_proj"
     both = {"target_modules": ["attn.c_proj", "mlp.c_proj"]}
     assert not rules(adapter("gpt2", "attn.o,ffn.down:2", config=both))
 
@@ -139,9 +139,9 @@ def test_a_header_of_a_large_base_takes_no_torch_and_little_memory(tmp_path):
     )
     assert done.returncode == 1, done.stderr  # some engine is not right with it, as with any adapter
     said, imported, used = done.stdout.splitlines()
-    found = json.loads(said)
+    data = json.loads(said)
     assert imported == ""
-    assert found["findings"] == []
-    assert found["engines"]["peft"]["verdict"] == found["engines"]["vllm"]["verdict"] == "right"
-    assert "--numbers" in found["remarks"][0]
+    assert data["findings"] == []
+    assert data["engines"]["peft"]["verdict"] == data["engines"]["vllm"]["verdict"] == "right"
+    assert "--numbers" in data["remarks"][0]
     assert int(used) < 200 * 1024  # kilobytes

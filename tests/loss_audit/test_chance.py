@@ -42,11 +42,11 @@ def test_of_300_random_numbers_at_most_three_are_reproduced(rounding, tool):
     known = many_passes()
     loss = value(Definition(name="token_mean"), known)
     random = np.random.default_rng(int(rounding * 1e6))
-    found = explain(
+    result = explain(
         log_of((loss * random.uniform(0.9, 1.1, 300)).tolist(), rounding, tool), known, rough=["bfloat16"]
     )
-    assert sum(one.verdict == "reproduced" for one in found) <= 3
-    assert max(one.tried for one in found) > 200, "there were enough definitions to be fooled by"
+    assert sum(one.verdict == "reproduced" for one in result) <= 3
+    assert max(one.tried for one in result) > 200, "there were enough definitions to be fooled by"
 
 
 @pytest.mark.parametrize("size", [2, 8, 16])

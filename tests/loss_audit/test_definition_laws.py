@@ -54,5 +54,5 @@ def test_layout_changes_nothing(tmp_path_factory, seed, size, packed, max_tokens
         max_tokens=max_tokens,
         bounds=False,
     )
-    found = read_table(folder)
-    assert found.nll.mean() == pytest.approx(mean, abs=1e-6)
+    result = read_table(folder)
+    assert result.nll.mean() == pytest.approx(mean, abs=1e-6)

@@ -106,11 +106,11 @@ def test_no_term_hides_in_another(name, monkeypatch):
 def test_coverage_is_the_share_times_the_difference():
     """π_p (L_p − L_a), by hand."""
     random = np.random.default_rng(1)
-    found = table(random)
-    evidence = LossEvidence(tables={"reference": found})
-    answer, prompt = found.covered(("answer", "end")), found.covered(("prompt",))
+    built = table(random)
+    evidence = LossEvidence(tables={"reference": built})
+    answer, prompt = built.covered(("answer", "end")), built.covered(("prompt",))
     share = prompt.sum() / (answer | prompt).sum()
-    wanted = share * (found.nll[prompt].mean() - found.nll[answer].mean())
+    wanted = share * (built.nll[prompt].mean() - built.nll[answer].mean())
     (term,) = decompose(
         token_mean(), Definition(name="p", covers=("answer", "end", "prompt")), evidence
     ).terms
@@ -149,10 +149,10 @@ def test_weights_give_the_value(seed, size):
         Definition(name="e", aggregate="example"),
         Definition(name="b", aggregate="batch", batch_size=size),
     ):
-        found = sums(d, evidence)
-        omega = weights(d, found)
+        result = sums(d, evidence)
+        omega = weights(d, result)
         assert omega.sum() == pytest.approx(1)
-        assert (omega * found.nll / found.n).sum() == pytest.approx(value(d, evidence))
+        assert (omega * result.nll / result.n).sum() == pytest.approx(value(d, evidence))
 
 
 def test_the_catalogue_is_named_and_unlike():
@@ -207,8 +207,8 @@ def test_an_infinite_loss_is_named():
 
 
 def test_no_answer_tokens():
-    found = table(np.random.default_rng(6))
-    silent = replace(found, part=np.where(found.example == 3, 2, 0).astype(np.int8))
+    built = table(np.random.default_rng(6))
+    silent = replace(built, part=np.where(built.example == 3, 2, 0).astype(np.int8))
     evidence = LossEvidence(tables={"reference": silent})
     assert np.isfinite(value(token_mean(), evidence))
     with pytest.raises(DataError, match="example 3 has no counted token"):

@@ -76,10 +76,10 @@ def judge(tmp_path):
 def named(number, evidence, name, *, among=None, kinds, tolerance=None, **options):
     """The audit finds exactly this definition, explains its whole gap, and by these kinds of terms only."""
     among = among or catalogue(evidence, **options)
-    found = identify(number, evidence, among=among, tolerance=tolerance)
-    assert found, f"no definition gives {number}"
-    best = found[0]
-    assert best.definition.name == name, [m.definition.name for m in found]
+    result = identify(number, evidence, among=among, tolerance=tolerance)
+    assert result, f"no definition gives {number}"
+    best = result[0]
+    assert best.definition.name == name, [m.definition.name for m in result]
     assert abs(best.gap.residual) <= 1e-6
     assert {term.kind for term in best.gap.terms if abs(term.nats) > 1e-9} == set(kinds)
     return best

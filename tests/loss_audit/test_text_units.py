@@ -58,16 +58,16 @@ def test_prompts_cut_leave_answers_whole(tokenizer):
 def test_text_that_lost_its_end_is_what_is_left(tokenizer):
     given = rows(["one two three four five six seven eight nine ten", "short"], form="text")
     encoded = encode(given, tokenizer, max_length=4)
-    found = texts_of(encoded, given, tokenizer)
+    result = texts_of(encoded, given, tokenizer)
     left = tokenizer.decode(encoded.examples[0].input_ids)
-    assert found.bytes.tolist() == [len(left.encode()), len("short")]
+    assert result.bytes.tolist() == [len(left.encode()), len("short")]
 
 
 def test_everything_counted(tokenizer):
     given = rows(["an answer"])
-    found = texts_of(encode(given, tokenizer, max_length=200, loss="all"), given, tokenizer)
+    result = texts_of(encode(given, tokenizer, max_length=200, loss="all"), given, tokenizer)
     whole = "Question number 0 is long enough\n\nAnswer:\nan answer"
-    assert found.characters.tolist() == [len(whole)]
+    assert result.characters.tolist() == [len(whole)]
 
 
 def test_rows_of_something_else(tokenizer):

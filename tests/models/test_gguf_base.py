@@ -75,10 +75,10 @@ def test_every_function_takes_the_file_and_keeps_its_name(base, tmp_path):
         for adapter in (None, trained.adapter)
     )
     assert alone.nll != adapted.nll
-    found = loratlas.scan(str(path), ROWS, by="gradient", budget="like=q:1" if "llama" in path.name else "like=o:1",
+    scanned = loratlas.scan(str(path), ROWS, by="gradient", budget="like=q:1" if "llama" in path.name else "like=o:1",
                           max_length=32)  # fmt: skip
-    assert found.plan is not None
-    assert found.plan.model == str(path)
+    assert scanned.plan is not None
+    assert scanned.plan.model == str(path)
     done = loratlas.export(trained.adapter, tmp_path / "merged", target="merged")
     assert done.check < 1e-4
     again = loratlas.evaluate(tmp_path / "merged", ROWS, dtype="float32", max_length=32)

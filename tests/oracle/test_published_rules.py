@@ -71,9 +71,9 @@ def test_gora_divides_shares_by_the_root_of_the_perimeter():
 
 
 def test_gora_stays_between_half_and_four_times_the_reference():
-    found = gora(values(1000, 1, 1, 1), FOUR, 8 * 16)  # reference 2: from 1 to 8
-    assert min(found.values()) >= 1
-    assert found[A.path] == 5
+    result = gora(values(1000, 1, 1, 1), FOUR, 8 * 16)  # reference 2: from 1 to 8
+    assert min(result.values()) >= 1
+    assert result[A.path] == 5
     assert gora(values(1000, 1, 1, 1), FOUR, 4 * 16)[A.path] == 4  # reference 1: from 0 to 4
 
 
@@ -130,8 +130,8 @@ def small(monkeypatch: pytest.MonkeyPatch):
 def test_gradients_are_those_of_the_mean_loss_and_leave_the_base_as_it_was(opened: Opened):
     sites = candidates(opened.anatomy)
     batches = statistics.calibration(opened.train, seed=0, packed=opened.packed)
-    found = statistics.gradients(opened.model, sites, batches)
-    assert all(len(listed) == len(sites) for listed in found.values())
+    result = statistics.gradients(opened.model, sites, batches)
+    assert all(len(listed) == len(sites) for listed in result.values())
     assert not any(p.requires_grad and p.grad is not None for p in opened.model.parameters())
 
     one = opened.model.get_parameter(sites[0].path)
@@ -141,16 +141,16 @@ def test_gradients_are_those_of_the_mean_loss_and_leave_the_base_as_it_was(opene
         (gradient,) = torch.autograd.grad(token_losses(opened.model, batch).sum() / batch.labelled, one)
         total += gradient.float() / len(batches)
     one.requires_grad_(False)
-    assert found["norm"][sites[0].path] == pytest.approx(float(total.norm()), rel=1e-3)
-    assert found["importance"][sites[0].path] == pytest.approx(
+    assert result["norm"][sites[0].path] == pytest.approx(float(total.norm()), rel=1e-3)
+    assert result["importance"][sites[0].path] == pytest.approx(
         float((one.float() * total).abs().mean()), rel=1e-3
     )
 
 
 def test_a_stable_rank_lies_between_one_and_the_matrix_size(opened: Opened):
     sites = candidates(opened.anatomy)[:4]
-    found = statistics.stable_ranks(opened.model, sites)
-    assert all(1 < found[each.path] < each.max_rank for each in sites)
+    result = statistics.stable_ranks(opened.model, sites)
+    assert all(1 < result[each.path] < each.max_rank for each in sites)
 
 
 def test_input_directions_explain_the_whole_input_and_start_eva(opened: Opened):
@@ -208,6 +208,6 @@ def test_every_rule_spends_the_budget(opened: Opened):
     numbers = {each.path: 1 + math.sin(index) for index, each in enumerate(sites)}
     shares = {path: [number / 2**rank for rank in range(8)] for path, number in numbers.items()}
     for name, rule in published.RULES.items():
-        found = rule(shares if name == "eva" else numbers, sites, budget)
-        spent = sum(each.lora_parameters(found.get(each.path, 0)) for each in sites)
+        result = rule(shares if name == "eva" else numbers, sites, budget)
+        spent = sum(each.lora_parameters(result.get(each.path, 0)) for each in sites)
         assert 0.95 * budget < spent <= budget, name

@@ -28,12 +28,12 @@ anything = st.lists(st.floats(0, 10), min_size=3, max_size=3)
 
 def best(model, gains, allowed):
     """The most that any table of ranks within a budget gains: all of them are tried."""
-    found = 0.0
+    result = 0.0
     for ranks in product(range(4), repeat=len(model.sites)):
         cost = sum(s.lora_parameters(r) for s, r in zip(model.sites, ranks, strict=True))
         if cost <= allowed:
-            found = max(found, sum(sum(gains[s.path][:r]) for s, r in zip(model.sites, ranks, strict=True)))
-    return found
+            result = max(result, sum(sum(gains[s.path][:r]) for s, r in zip(model.sites, ranks, strict=True)))
+    return result
 
 
 @settings(deadline=None, max_examples=120)
@@ -43,12 +43,14 @@ def test_concave_gains_are_spent_exactly(curves, allowed):
     gains = {s.path: curve for s, curve in zip(model.sites, curves, strict=True)}
     if not any(g > 0 for curve in curves for g in curve):
         return
-    found = allocate(model, gains, f"params={allowed}")
-    assert found.spent == cost_of_ranks(model, found.ranks, "params") <= allowed
-    assert found.gain == pytest.approx(sum(sum(gains[path][:rank]) for path, rank in found.ranks.items()))
+    allocation = allocate(model, gains, f"params={allowed}")
+    assert allocation.spent == cost_of_ranks(model, allocation.ranks, "params") <= allowed
+    assert allocation.gain == pytest.approx(
+        sum(sum(gains[path][:rank]) for path, rank in allocation.ranks.items())
+    )
     # With unlike prices the budget's end is a knapsack: within the gain of one step of the best.
     largest = max(g for curve in curves for g in curve)
-    assert found.gain >= best(model, gains, allowed) - largest - 1e-9
+    assert allocation.gain >= best(model, gains, allowed) - largest - 1e-9
 
 
 @settings(deadline=None, max_examples=80)
@@ -58,8 +60,8 @@ def test_equal_prices_leave_no_remainder(curves, steps):
     gains = {s.path: curve for s, curve in zip(model.sites, curves, strict=True)}
     if not any(g > 0 for curve in curves for g in curve):
         return
-    found = allocate(model, gains, f"params={16 * steps}")
-    assert found.gain == pytest.approx(best(model, gains, 16 * steps))
+    allocation = allocate(model, gains, f"params={16 * steps}")
+    assert allocation.gain == pytest.approx(best(model, gains, 16 * steps))
 
 
 @settings(deadline=None, max_examples=80)
@@ -77,8 +79,8 @@ def test_what_has_been_spent_could_not_be_spent_better(curves, taken):
     if not order:
         return
     spent = sum(price[path] for *_, path, _ in order)
-    found = allocate(model, gains, f"params={spent}")
-    assert found.gain >= best(model, gains, spent) - 1e-9
+    allocation = allocate(model, gains, f"params={spent}")
+    assert allocation.gain >= best(model, gains, spent) - 1e-9
 
 
 @settings(deadline=None, max_examples=60)
@@ -89,22 +91,22 @@ def test_gains_that_rise_are_taken_together(curves, allowed):
     if not any(g > 0 for curve in curves for g in curve):
         return
     try:
-        found = allocate(model, gains, f"params={allowed}")
+        allocation = allocate(model, gains, f"params={allowed}")
     except BudgetError:
         return
     whole = sum(sum(curve) for curve in curves)
-    assert 0 < found.gain <= whole + 1e-9
-    assert found.spent <= allowed
+    assert 0 < allocation.gain <= whole + 1e-9
+    assert allocation.spent <= allowed
 
 
 def test_limits_hold():
     model = decoder(4)
     gains = {s.path: [1.0 / (1 + j) for j in range(24)] for s in model.sites if s.role.startswith("attn")}
-    found = allocate(model, gains, "params=20k", Limits(floor=2, ceiling=6, multiple=2))
-    assert set(found.ranks) == set(gains)
-    assert {rank % 2 for rank in found.ranks.values()} == {0}
-    assert min(found.ranks.values()) >= 2
-    assert max(found.ranks.values()) == 6
+    allocation = allocate(model, gains, "params=20k", Limits(floor=2, ceiling=6, multiple=2))
+    assert set(allocation.ranks) == set(gains)
+    assert {rank % 2 for rank in allocation.ranks.values()} == {0}
+    assert min(allocation.ranks.values()) >= 2
+    assert max(allocation.ranks.values()) == 6
     eight = allocate(model, gains, "params=3k", Limits(multiple=8))
     assert set(eight.ranks.values()) == {8}
 
@@ -115,20 +117,21 @@ def test_whole_layers_go_together():
         s.path: [float(s.layer + 1)] * 4 for s in model.sites if s.layer is not None and s.role[:4] == "attn"
     }
     layer = sum(s.lora_parameters(1) for s in model.sites if s.layer == 3 and s.path in gains)
-    found = allocate(model, gains, f"params={5 * layer}", Limits(whole_layers=True))
+    allocation = allocate(model, gains, f"params={5 * layer}", Limits(whole_layers=True))
     by_layer = {
-        number: {rank for path, rank in found.ranks.items() if f".{number}." in path} for number in range(4)
+        number: {rank for path, rank in allocation.ranks.items() if f".{number}." in path}
+        for number in range(4)
     }
     assert by_layer == {0: set(), 1: set(), 2: {1}, 3: {4}}
-    assert "counted with its whole layer" in found.reasons["model.layers.3.attn.q.weight"]
+    assert "counted with its whole layer" in allocation.reasons["model.layers.3.attn.q.weight"]
 
 
 def test_top_layers_only():
     model = decoder(8)
     gains = {s.path: [1.0] for s in model.sites if s.layer is not None}
-    found = allocate(model, gains, "params=100k", Limits(top=2))
-    assert found.lowest == 6
-    assert {path.split(".")[2] for path in found.ranks} == {"6", "7"}
+    allocation = allocate(model, gains, "params=100k", Limits(top=2))
+    assert allocation.lowest == 6
+    assert {path.split(".")[2] for path in allocation.ranks} == {"6", "7"}
 
 
 def test_a_budget_of_time_pays_for_a_backward_pass_that_ends_early():
@@ -164,16 +167,16 @@ def test_a_budget_of_memory_is_what_somebody_measures():
 def test_every_row_says_why():
     model = decoder(2)
     gains = {s.path: [4.0 / (1 + s.layer), 1.0] for s in model.sites if s.role in ("attn.q", "attn.v")}
-    found = allocate(model, gains, "params=120")
-    plan = plan_of_allocation(model, found)
-    assert plan.ranks == found.ranks
+    allocation = allocate(model, gains, "params=120")
+    plan = plan_of_allocation(model, allocation)
+    assert plan.ranks == allocation.ranks
     assert plan.why is not None
     assert all("per 1,000 trainable parameters; the budget ended at" in why for why in plan.why)
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert place(model, plan.text).ranks == plan.ranks
-    assert set(found.left_out) == set(gains) - set(found.ranks)
-    assert all("per 1,000" in why for why in found.left_out.values())
+    assert set(allocation.left_out) == set(gains) - set(allocation.ranks)
+    assert all("per 1,000" in why for why in allocation.left_out.values())
     # A plan that was written keeps its contract.
     assert all("why" not in row for row in place(model, plan.text).to_json()["sites"])
 

@@ -57,16 +57,16 @@ def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         path = build(VARIANTS[variant](), folder / f"{variant}.html")
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context}))
         contexts[-1].set_default_timeout(PATIENCE)
-        found = Opened(page=contexts[-1].new_page(), address=path.as_uri())
-        found.page.on("console", lambda message: found.console.append(message.text))
-        found.page.on("pageerror", lambda error: found.console.append(str(error)))
-        found.page.on("request", lambda request: found.requests.append(request.url))
-        found.page.on("dialog", lambda dialog: (found.dialogs.append(dialog.message), dialog.dismiss()))
-        found.page.goto(path.as_uri())
+        result = Opened(page=contexts[-1].new_page(), address=path.as_uri())
+        result.page.on("console", lambda message: result.console.append(message.text))
+        result.page.on("pageerror", lambda error: result.console.append(str(error)))
+        result.page.on("request", lambda request: result.requests.append(request.url))
+        result.page.on("dialog", lambda dialog: (result.dialogs.append(dialog.message), dialog.dismiss()))
+        result.page.goto(path.as_uri())
         if context.get("java_script_enabled", True):
-            found.page.wait_for_selector("html[data-drawn]")
-            found.page.wait_for_selector(".plot .main-svg")
-        return found
+            result.page.wait_for_selector("html[data-drawn]")
+            result.page.wait_for_selector(".plot .main-svg")
+        return result
 
     yield open_page
     for context in contexts:
@@ -96,8 +96,8 @@ def test_opens_from_disk_without_a_word_or_a_request(example: Opened) -> None:
 
 @pytest.mark.parametrize(("variant", "scheme"), [("diverged", "dark"), ("incomplete", "light")])
 def test_every_kind_of_study_opens(opened, variant: str, scheme: str) -> None:
-    found = opened(variant, color_scheme=scheme)
-    assert silent(found), found
+    page = opened(variant, color_scheme=scheme)
+    assert silent(page), page
 
 
 def test_every_figure_is_drawn_and_every_part_can_be_found(example: Opened) -> None:
@@ -169,8 +169,8 @@ def test_the_page_follows_the_theme_while_open(example: Opened) -> None:
 
 
 def test_hostile_text_is_shown_and_does_nothing(opened) -> None:
-    found = opened("hostile")
-    page = found.page
+    result = opened("hostile")
+    page = result.page
     for width in (1280, 768, 360):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -178,7 +178,7 @@ def test_hostile_text_is_shown_and_does_nothing(opened) -> None:
     for name in ("Step time", "Memory", "Parameters"):
         page.get_by_label(name, exact=True).check()
     page.hover("#pareto .point >> nth=0", force=True)
-    assert (found.dialogs, found.console) == ([], [])
+    assert (result.dialogs, result.console) == ([], [])
     inside = "main img, main iframe, main a[href*='example'], main script, main [onload], main [onerror]"
     assert page.locator(inside).count() == 0
     names = page.eval_on_selector_all("tbody th .name", "all => all.map(one => one.textContent)")
@@ -197,8 +197,8 @@ def test_hostile_text_is_shown_and_does_nothing(opened) -> None:
 
 def test_the_policy_stops_what_escaping_would_let_through(opened) -> None:
     """The second lock: an injected handler or script does not run, and nothing can be fetched."""
-    found = opened()
-    found.page.evaluate(
+    page = opened()
+    page.page.evaluate(
         """() => {
             document.body.insertAdjacentHTML("beforeend", "<img src='data:,x' onerror='window.hit = 1'>");
             const script = document.createElement("script");
@@ -207,9 +207,9 @@ def test_the_policy_stops_what_escaping_would_let_through(opened) -> None:
             fetch("https://example.invalid/").catch(() => {});
         }"""
     )
-    found.page.wait_for_timeout(200)
-    assert found.page.evaluate("window.hit") is None
-    assert sum("Content Security Policy" in text for text in found.console) >= 3
+    page.page.wait_for_timeout(200)
+    assert page.page.evaluate("window.hit") is None
+    assert sum("Content Security Policy" in text for text in page.console) >= 3
 
 
 def test_the_spec_and_the_study_can_be_taken_away(example: Opened) -> None:
@@ -300,10 +300,10 @@ def test_axe_finds_nothing(opened, width: int, scheme: str) -> None:
     page = opened("measured", viewport={"width": width, "height": 900}, color_scheme=scheme).page
     for details in page.query_selector_all("summary"):
         details.click()
-    found = Axe().run(page).response
-    assert [(rule["id"], rule["impact"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
-    assert {rule["id"] for rule in found["incomplete"]} <= {"color-contrast"}
-    assert len(found["passes"]) > 30
+    outcome = Axe().run(page).response
+    assert [(rule["id"], rule["impact"], rule["nodes"][0]["html"]) for rule in outcome["violations"]] == []
+    assert {rule["id"] for rule in outcome["incomplete"]} <= {"color-contrast"}
+    assert len(outcome["passes"]) > 30
     assert page.evaluate(FAINT) == []
 
 

@@ -113,8 +113,8 @@ def test_a_number_without_a_source_is_noticed() -> None:
 def test_the_drawn_intervals_are_the_study_s(tmp_path: Path) -> None:
     """Positions in the forest plots, turned back into nats per token."""
     made = study()
-    found = sentences.findings(QuotedStudy(made))
-    half = forest_plot.scale([fact.interval for fact in found])
+    result = sentences.findings(QuotedStudy(made))
+    half = forest_plot.scale([fact.interval for fact in result])
     drawings = re.findall(r'<svg class="forest (?:better|worse).*?</svg>', page_of(made, tmp_path), re.DOTALL)
     assert len(drawings) == len(made["findings"])
     for drawing, finding in zip(drawings, made["findings"], strict=True):

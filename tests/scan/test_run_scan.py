@@ -92,8 +92,8 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     if not together:
         monkeypatch.setattr("loratlas.training.fleet.members.MATRICES", ())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = probe(model, sites, rows, batches, steps=4, packed=True)
-    readings = dict(found.readings)
+    result = probe(model, sites, rows, batches, steps=4, packed=True)
+    readings = dict(result.readings)
     assert set(readings["probe"].values) == {site.path for site in sites}
     assert all(np.isfinite(value) for value in readings["probe"].values.values())
     assert all(norm > 0 for norm in readings["probe_energy"].values.values())
@@ -102,7 +102,7 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     assert readings["probe_yield"].values == pytest.approx(
         {p: (e * max(descents[p], 0)) ** 0.5 for p, e in readings["probe_energy"].values.items()}
     )
-    assert found.cost == 2 * (4 + len(sites) * 24 / 16 / 2)
+    assert result.cost == 2 * (4 + len(sites) * 24 / 16 / 2)
     steps = []
     alone = probe(
         model,
@@ -118,7 +118,7 @@ def test_a_probe_measures_what_each_adapter_gives_back(together: bool, monkeypat
     del readings["probe"]
     assert alone.readings == readings
     assert (alone.cost, alone.visits, alone.rows) == (2 * 4, 2 * 4 * 16, frozenset(range(24)))
-    assert alone.labelled == found.labelled > 0
+    assert alone.labelled == result.labelled > 0
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)

@@ -42,13 +42,13 @@ def slow(monkeypatch):
 @pytest.mark.parametrize(("minutes", "steps"), [(2, 80), (1, 40), (0.5, 20)])
 def test_the_longest_that_ends_in_time(slow, minutes, steps):
     heard = []
-    found = measured(minutes=minutes, on_event=heard.append)
-    assert found.trial_steps == steps
-    assert numbers(found) == numbers(measured(trial_steps=steps))
+    result = measured(minutes=minutes, on_event=heard.append)
+    assert result.trial_steps == steps
+    assert numbers(result) == numbers(measured(trial_steps=steps))
     said = [event.remark for event in heard if event.remark]
     assert bool(said) == (steps < max(LENGTHS))
     assert all(f"Trials of {steps} steps" in text for text in said)
-    assert said == [note for note in found.notes() if note.startswith("Trials of")]
+    assert said == [note for note in result.notes() if note.startswith("Trials of")]
 
 
 def test_what_was_used_before_the_scan_counts(slow):
@@ -66,9 +66,9 @@ def test_not_even_the_shortest_and_a_number_that_was_asked_for(slow):
 
 
 def test_the_passes_of_other_signals_count(slow):
-    found = measured(minutes=5, signals=["gradient", "probe_yield"])
-    assert found.trial_steps == 40
-    assert "gradient" in found.readings
+    result = measured(minutes=5, signals=["gradient", "probe_yield"])
+    assert result.trial_steps == 40
+    assert "gradient" in result.readings
 
 
 def test_a_shortened_scan_goes_on_with_its_own_length(slow, tmp_path):
@@ -83,5 +83,5 @@ def test_a_shortened_scan_goes_on_with_its_own_length(slow, tmp_path):
 
     with pytest.raises(Killed):
         measured(minutes=1, out=tmp_path / "s", on_event=stop)
-    found = measured(minutes=1, out=tmp_path / "s", resume=True)
-    assert numbers(found) == numbers(whole)
+    result = measured(minutes=1, out=tmp_path / "s", resume=True)
+    assert numbers(result) == numbers(whole)

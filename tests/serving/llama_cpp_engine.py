@@ -33,9 +33,9 @@ def log_probabilities(
     answer = server.handle_completions(
         {"prompt": tokens, "n_predict": 1, "n_probs": vocabulary, "temperature": -1, "cache_prompt": False}
     )
-    found = answer.get("completion_probabilities") or answer["choices"][0]["logprobs"]["content"]
+    outcome = answer.get("completion_probabilities") or answer["choices"][0]["logprobs"]["content"]
     result = torch.full((vocabulary,), float("nan"))
-    for entry in found[0]["top_logprobs"]:
+    for entry in outcome[0]["top_logprobs"]:
         result[entry["id"]] = entry["logprob"]
     assert not result.isnan().any(), "llama.cpp left tokens out"
     return result

@@ -46,12 +46,12 @@ def test_sites_ranks_and_scales_are_those_of_peft(bases, tmp_path, name):
     with quiet(), expected_warnings():
         base = KINDS[case.kind].from_pretrained(bases[case.base], **case.options)
         layers = adapted(PeftModel.from_pretrained(base, str(folder)))
-    found = {f"{p.module}.{p.parameter}" if p.kind == EXPERTS else p.module: p for p in header.pairs}
-    assert found.keys() == layers.keys()
+    by_name = {f"{p.module}.{p.parameter}" if p.kind == EXPERTS else p.module: p for p in header.pairs}
+    assert by_name.keys() == layers.keys()
     for key, layer in layers.items():
-        assert found[key].rank == layer.r["default"], key
-        assert found[key].scale == pytest.approx(layer.scaling["default"], rel=1e-12), key
-        assert found[key].experts == getattr(layer, "num_experts", 1), key
+        assert by_name[key].rank == layer.r["default"], key
+        assert by_name[key].scale == pytest.approx(layer.scaling["default"], rel=1e-12), key
+        assert by_name[key].experts == getattr(layer, "num_experts", 1), key
     assert header.base is not None
     assert header.model_type == base.config.model_type
 

@@ -101,30 +101,30 @@ def server(served, *, scale=1.0, style="names", broken=False):
 @pytest.mark.parametrize("style", ["names", "llama.cpp"])
 def test_an_adapter_that_is_served_right(served, folder, style):
     with server(served, style=style) as url:
-        found = check(folder, ["peft"], url=url)
-    assert found.served["applied"]
-    assert found.served["right"], found.served
-    assert found.served["off"] < 1e-3
-    assert found.served["moved"] > 0.05
-    assert found.good
+        checked = check(folder, ["peft"], url=url)
+    assert checked.served["applied"]
+    assert checked.served["right"], checked.served
+    assert checked.served["off"] < 1e-3
+    assert checked.served["moved"] > 0.05
+    assert checked.good
 
 
 def test_a_server_that_serves_the_base_in_silence(served, folder):
     with server(served, scale=0.0) as url:
-        found = check(folder, ["peft"], url=f"{url}/v1")
-    assert not found.served["applied"]
-    assert not found.good
-    assert "it serves the base" in found.served["sentence"]
-    assert found.served["like_scale"] == 0.0
+        checked = check(folder, ["peft"], url=f"{url}/v1")
+    assert not checked.served["applied"]
+    assert not checked.good
+    assert "it serves the base" in checked.served["sentence"]
+    assert checked.served["like_scale"] == 0.0
 
 
 def test_a_server_that_scales_otherwise(served, folder):
     with server(served, scale=2.0) as url:
-        found = check(folder, ["peft"], url=url)
-    assert found.served["applied"]
-    assert not found.served["right"]
-    assert found.served["like_scale"] == 2.0
-    assert "2 times the scale" in found.served["sentence"]
+        checked = check(folder, ["peft"], url=url)
+    assert checked.served["applied"]
+    assert not checked.served["right"]
+    assert checked.served["like_scale"] == 2.0
+    assert "2 times the scale" in checked.served["sentence"]
 
 
 def test_without_a_base_here_it_says_so(served, folder, tmp_path):
@@ -137,10 +137,10 @@ def test_without_a_base_here_it_says_so(served, folder, tmp_path):
         json.dumps({**config, "base_model_name_or_path": "owner/nowhere"})
     )
     with server(served) as url:
-        found = check(copy, ["peft"], url=url)
-    assert found.served["right"]
-    assert found.served["off"] is None
-    assert "was not compared" in found.served["sentence"]
+        checked = check(copy, ["peft"], url=url)
+    assert checked.served["right"]
+    assert checked.served["off"] is None
+    assert "was not compared" in checked.served["sentence"]
 
 
 def test_servers_that_do_not_answer_or_say_too_little(served, folder):

@@ -67,9 +67,9 @@ def function_of(relative: str, name: str) -> Any:
     if not path.is_file():
         pytest.skip(f"needs {relative} of its wheel, which `make engine-sources` fetches")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    result = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
     space: dict[str, Any] = {"WeightsMapper": object, "logger": logging.getLogger(name)}
-    exec(compile(ast.Module([found], []), str(path), "exec"), space)
+    exec(compile(ast.Module([result], []), str(path), "exec"), space)
     return space[name]
 
 
@@ -117,12 +117,12 @@ def test_vllm_reads_what_was_written_for_it(sources, adapter):
     write_for_engine(folder / "adapter", folder / "out", engine="vllm", base=folder / "base")
     helper = helper_of.from_local_dir(str(folder / "out"), None)
     helper.validate_legal(types.SimpleNamespace(max_lora_rank=512))
-    found: dict[str, dict[bool, torch.Tensor]] = {}
+    by_name: dict[str, dict[bool, torch.Tensor]] = {}
     for name, tensor in factors(folder / "out").items():
         module, is_a = name_of(name)[:2]
-        found.setdefault(module, {})[is_a] = tensor
+        by_name.setdefault(module, {})[is_a] = tensor
     served = {}
-    for module, both in found.items():
+    for module, both in by_name.items():
         rank, scale = helper.get_rank_and_scaling(module)
         assert both[True].shape[0] == both[False].shape[1] == rank
         served[module] = scale * (both[False] @ both[True])

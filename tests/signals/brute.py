@@ -17,12 +17,12 @@ from loratlas.placement.vocabulary import holds
 def examples(n: int, *, vocabulary: int = 90, seed: int = 0, longest: int = 14) -> list[Example]:
     """``n`` examples of random tokens, the last half of each counted."""
     random = np.random.default_rng(seed)
-    found = []
+    listed = []
     for row in range(n):
         length = int(random.integers(4, longest + 1))
         ids = random.integers(3, vocabulary, length).astype(np.int32)
-        found.append(Example(input_ids=ids, labelled=np.arange(length) >= length // 2, row=row))
-    return found
+        listed.append(Example(input_ids=ids, labelled=np.arange(length) >= length // 2, row=row))
+    return listed
 
 
 def batches(n: int = 16, *, size: int = 4, packed: bool = True, **options: Any) -> list[Batch]:
@@ -45,8 +45,8 @@ def gradients(model: Any, given: list[Batch], sites: list[Any]) -> dict[str, tor
         weight.requires_grad_(True)
     try:
         for batch in given:
-            found = torch.autograd.grad(token_losses(model, batch).sum(), list(weights.values()))
-            for path, gradient in zip(weights, found, strict=True):
+            result = torch.autograd.grad(token_losses(model, batch).sum(), list(weights.values()))
+            for path, gradient in zip(weights, result, strict=True):
                 total[path] += gradient.double()
     finally:
         for weight in weights.values():

@@ -118,8 +118,8 @@ def only_the_top(place: int, folds) -> float:
 )
 def test_reading_ends_when_the_order_has_settled(says, settled: bool, passes: int):
     model, given = tiny_model("llama"), batches(16, size=2)
-    found = measure(model, sites_of(model), given, [Told(says)], token_losses, watched=["alignment"])
-    assert (found.settled, found.passes) == (settled, passes)
+    measured = measure(model, sites_of(model), given, [Told(says)], token_losses, watched=["alignment"])
+    assert (measured.settled, measured.passes) == (settled, passes)
     assert measure(model, sites_of(model), given, [Told(says)], token_losses).settled is None
 
 

@@ -22,8 +22,8 @@ from loratlas.signals.site_hooks import one_pass
 
 def told(model, given, sites, **options):
     signal = Gradient(**options)
-    found = measure(model, sites, given, [signal], token_losses)
-    return {name: reading.values for name, reading in found.readings.items()}
+    measured = measure(model, sites, given, [signal], token_losses)
+    return {name: reading.values for name, reading in measured.readings.items()}
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "gemma2", "phi3"])
@@ -31,21 +31,21 @@ def test_a_sketch_as_large_as_the_matrix_is_exact(kind: str):
     model = tiny_model(kind)
     sites, given = sites_of(model), batches()
     whole = gradients(model, given, sites)
-    found = told(model, given, sites, rank=24)
+    result = told(model, given, sites, rank=24)
     for site in sites:
         adam, energy = by_gradient(whole[site.path], 24)
-        assert found["gradient_energy"][site.path] == pytest.approx(energy, rel=1e-4), site.path
+        assert result["gradient_energy"][site.path] == pytest.approx(energy, rel=1e-4), site.path
         # Vectors of nearly equal singular values may turn, so that their ‖u‖₁ differ a little.
-        assert found["gradient"][site.path] == pytest.approx(adam, rel=0.02), site.path
+        assert result["gradient"][site.path] == pytest.approx(adam, rel=0.02), site.path
 
 
 def test_a_small_sketch_is_close():
     model = tiny_model("llama")
     sites, given = sites_of(model), batches(32)
     whole = gradients(model, given, sites)
-    found = told(model, given, sites, rank=4)
+    result = told(model, given, sites, rank=4)
     ratios = torch.tensor(
-        [found["gradient_energy"][s.path] / by_gradient(whole[s.path], 4)[1] for s in sites]
+        [result["gradient_energy"][s.path] / by_gradient(whole[s.path], 4)[1] for s in sites]
     )
     # Flat spectra are the hardest: what lies beyond the sketch is folded into it.
     assert float(ratios.median()) == pytest.approx(1.2, abs=0.2)
@@ -61,11 +61,11 @@ def test_stacked_experts_are_read_one_by_one(kind: str):
     given = batches(16, packed=kind != "gpt_oss")  # whose attention has sinks, which packing does not know
     before = model.config._experts_implementation
     whole = gradients(model, given, sites)
-    found = told(model, given, sites, rank=24)
+    result = told(model, given, sites, rank=24)
     assert model.config._experts_implementation == before
     for site in sites:
         energy = by_gradient(whole[site.path], 24)[1]
-        assert found["gradient_energy"][site.path] == pytest.approx(energy, rel=1e-3), site.path
+        assert result["gradient_energy"][site.path] == pytest.approx(energy, rel=1e-3), site.path
 
 
 def test_bfloat16_tells_the_same_order():
@@ -104,9 +104,9 @@ def test_a_matrix_under_several_names_sums_its_uses():
     (site,) = [site for site in sites_of(model) if site.path == name.format(0)]
     both, given = replace(site, called_as=(name.format(0), name.format(1))), batches(8)
     energy = by_gradient(gradients(model, given, [site])[site.path], 24)[1]
-    found = told(model, given, [both], rank=24)["gradient_energy"]
-    assert found == {site.path: pytest.approx(energy, rel=1e-4)}
-    assert told(model, given, [site], rank=24)["gradient_energy"] != found
+    result = told(model, given, [both], rank=24)["gradient_energy"]
+    assert result == {site.path: pytest.approx(energy, rel=1e-4)}
+    assert told(model, given, [site], rank=24)["gradient_energy"] != result
 
 
 def test_fisher_is_the_mean_of_single_examples():
@@ -117,9 +117,9 @@ def test_fisher_is_the_mean_of_single_examples():
     for batch in single:
         for path, G in gradients(model, [batch], sites).items():
             wanted[path] += float((G * batch.labelled).square().sum()) / len(rows)
-    found = told(model, [collate(rows[:4], packed=True), collate(rows[4:], packed=True)], sites, fisher=True)
+    result = told(model, [collate(rows[:4], packed=True), collate(rows[4:], packed=True)], sites, fisher=True)
     for path, value in wanted.items():
-        assert found["fisher"][path] == pytest.approx(value, rel=1e-4), path
+        assert result["fisher"][path] == pytest.approx(value, rel=1e-4), path
 
 
 def test_gains_add_up_to_the_score():
@@ -144,11 +144,11 @@ class _Shapes(TorchDispatchMode):
         self.seen: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for result in found if isinstance(found, (tuple, list)) else (found,):
+        outcome = func(*args, **(kwargs or {}))
+        for result in outcome if isinstance(outcome, (tuple, list)) else (outcome,):
             if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in self.own:
                 self.seen.add(tuple(result.shape))
-        return found
+        return outcome
 
 
 def test_no_tensor_of_a_weights_size_is_made():

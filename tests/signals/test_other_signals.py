@@ -19,20 +19,20 @@ from loratlas.signals.spectrum import Spectrum
 
 
 def values(model, given, sites, signal):
-    found = measure(model, sites, given, [signal], token_losses)
-    return {name: reading.values for name, reading in found.readings.items()}
+    measured = measure(model, sites, given, [signal], token_losses)
+    return {name: reading.values for name, reading in measured.readings.items()}
 
 
 def recorded(model, given, sites):
     """Path → (all inputs [T, d_in], all output gradients [T, d_out]), padding left out."""
-    found = {site.path: ([], []) for site in sites}
+    by_name = {site.path: ([], []) for site in sites}
     for batch in given:
         hooks, real = [], batch.example.reshape(-1) >= 0
 
         def hook(path, real):
             def keep(module, arguments, output):
-                found[path][0].append(arguments[0].detach().flatten(0, -2)[real])
-                output.register_hook(lambda g: found[path][1].append(g.flatten(0, -2)[real]))
+                by_name[path][0].append(arguments[0].detach().flatten(0, -2)[real])
+                output.register_hook(lambda g: by_name[path][1].append(g.flatten(0, -2)[real]))
 
             return keep
 
@@ -44,29 +44,29 @@ def recorded(model, given, sites):
         token_losses(model, batch).sum().backward()
         for one in (*hooks, begin):
             one.remove()
-    return {path: (torch.cat(x).double(), torch.cat(g).double()) for path, (x, g) in found.items()}
+    return {path: (torch.cat(x).double(), torch.cat(g).double()) for path, (x, g) in by_name.items()}
 
 
 @pytest.mark.parametrize(("kind", "packed"), [("llama", True), ("gpt2", False)])
 def test_activation_is_the_explained_variance(kind: str, packed: bool):
     model = tiny_model(kind)
     sites, given = sites_of(model), batches(16, packed=packed)
-    found = values(model, given, sites, Activation(rank=16))  # k = 48, the width of most matrices
+    numbers = values(model, given, sites, Activation(rank=16))  # k = 48, the width of most matrices
     for path, (x, g) in recorded(model, given, sites).items():
         inputs = torch.linalg.eigvalsh(torch.cov(x.t())).flip(0)
         told = torch.linalg.eigvalsh(g.t() @ g).flip(0)
-        assert found["activation"][path] == pytest.approx(
+        assert numbers["activation"][path] == pytest.approx(
             float(inputs[:16].sum() / inputs.sum()), rel=0.001 if x.shape[1] <= 48 else 0.15
         )
-        assert found["activation_gradient"][path] == pytest.approx(
+        assert numbers["activation_gradient"][path] == pytest.approx(
             float(told[:16].sum() / told.sum()), rel=0.001 if g.shape[1] <= 48 else 0.15
         )
 
 
 def test_activation_cannot_tell_sites_of_one_input_apart():
     model = tiny_model("llama")
-    found = values(model, batches(8), sites_of(model), Activation())["activation"]
-    q, k, v = (found[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv")
+    result = values(model, batches(8), sites_of(model), Activation())["activation"]
+    q, k, v = (result[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv")
     assert q == k == v
 
 
@@ -74,7 +74,7 @@ def test_activation_cannot_tell_sites_of_one_input_apart():
 def test_alignment_is_plops_normalised_feature_norm(kind: str):
     model = tiny_model(kind)
     sites, given = sites_of(model), batches(16)
-    found = values(model, given, sites, Alignment())["alignment"]
+    result = values(model, given, sites, Alignment())["alignment"]
     random = torch.Generator().manual_seed(1)
     for site in sites:
         x, _ = recorded(model, given, [site])[site.path]
@@ -84,7 +84,7 @@ def test_alignment_is_plops_normalised_feature_norm(kind: str):
         z = torch.randn(40, *x.shape, generator=random, dtype=torch.float64)
         z = z / z.norm(dim=-1, keepdim=True) * x.norm(dim=-1, keepdim=True)
         wanted = ((x @ W.t()).norm(dim=-1) / (z @ W.t()).norm(dim=-1)).mean()
-        assert found[site.path] == pytest.approx(float(wanted), rel=0.08), site.path
+        assert result[site.path] == pytest.approx(float(wanted), rel=0.08), site.path
 
 
 def test_padding_is_left_out():
@@ -110,12 +110,14 @@ def test_entropy_is_that_of_the_models_own_patterns():
     with quiet():
         model.set_attn_implementation("sdpa")
     signal = Attention()
-    found = values(model, [collate([row], packed=True) for row in rows], sites_of(model), signal)
+    numbers = values(model, [collate([row], packed=True) for row in rows], sites_of(model), signal)
     for layer in range(3):
         path = f"model.layers.{layer}.self_attn.k_proj.weight"
-        assert found["attention_entropy"][path] == pytest.approx(float(sums[layer].sum()) / queries, rel=1e-4)
+        assert numbers["attention_entropy"][path] == pytest.approx(
+            float(sums[layer].sum()) / queries, rel=1e-4
+        )
         assert len(signal.heads(path)["attention"]) == 6
-    assert "model.layers.0.mlp.up_proj.weight" not in found["attention"]
+    assert "model.layers.0.mlp.up_proj.weight" not in numbers["attention"]
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -150,9 +152,9 @@ def test_movement_is_the_derivative_of_the_pattern(window):
 def test_spectrum_is_numpys():
     model = tiny_model("gpt2")
     sites = sites_of(model)
-    found = values(model, [], sites, Spectrum())
+    numbers = values(model, [], sites, Spectrum())
     for site in sites:
         W = model.get_parameter(site.path).numpy().astype(np.float64)
         sigma = np.linalg.svd(W, compute_uv=False)
-        assert found["spectrum"][site.path] == pytest.approx(np.log10(np.linalg.cond(W)), rel=1e-3)
-        assert found["stable_rank"][site.path] == pytest.approx((sigma**2).sum() / sigma[0] ** 2, rel=1e-4)
+        assert numbers["spectrum"][site.path] == pytest.approx(np.log10(np.linalg.cond(W)), rel=1e-3)
+        assert numbers["stable_rank"][site.path] == pytest.approx((sigma**2).sum() / sigma[0] ** 2, rel=1e-4)

@@ -13,7 +13,7 @@ from loratlas.signals.rematerialize import Rematerialize
 
 def seen(model, rematerialize: Rematerialize) -> dict[str, tuple[bool, torch.Tensor, torch.Tensor]]:
     """Role → (whether it was remade, what was there, what was made in the backward pass), of layer 1."""
-    found = {}
+    by_name = {}
     hooks = [
         model.get_input_embeddings().register_forward_hook(lambda m, a, out: out.detach().requires_grad_())
     ]
@@ -23,7 +23,7 @@ def seen(model, rematerialize: Rematerialize) -> dict[str, tuple[bool, torch.Ten
             make = rematerialize(site.path, arguments[0])
             there = arguments[0].detach().clone()
             output.register_hook(
-                lambda g: found.update(
+                lambda g: by_name.update(
                     {site.role: (rematerialize._proven[site.path], there, make().detach())}
                 )
             )
@@ -36,7 +36,7 @@ def seen(model, rematerialize: Rematerialize) -> dict[str, tuple[bool, torch.Ten
     token_losses(model, batches(4)[0]).sum().backward()
     for hook in hooks:
         hook.remove()
-    return found
+    return by_name
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def seen(model, rematerialize: Rematerialize) -> dict[str, tuple[bool, torch.Ten
 def test_norms_and_gates_are_remade(kind, held, dtype):
     model, rematerialize = tiny_model(kind).to(dtype), Rematerialize()
     for _ in range(2):  # proven at the first pass, taken for granted at the second
-        found = seen(model, rematerialize)
-        assert {role for role, (remade, _, _) in found.items() if not remade} == held
-        for role, (_, there, made) in found.items():
+        result = seen(model, rematerialize)
+        assert {role for role, (remade, _, _) in result.items() if not remade} == held
+        for role, (_, there, made) in result.items():
             off = float((made.float() - there.float()).norm() / there.float().norm())
             assert off <= (1e-2 if dtype == torch.bfloat16 else 1e-6), role
 
@@ -65,6 +65,6 @@ def test_what_comes_out_otherwise_is_held(monkeypatch):
 
     wrong = dict.fromkeys(room._STEPS, lambda node, depth: lambda: torch.zeros(3))
     monkeypatch.setattr(room, "_STEPS", wrong)
-    found = seen(tiny_model("llama"), Rematerialize())
-    assert not any(remade for remade, _, _ in found.values())
-    assert all(torch.equal(there, made) for _, there, made in found.values())
+    result = seen(tiny_model("llama"), Rematerialize())
+    assert not any(remade for remade, _, _ in result.values())
+    assert all(torch.equal(there, made) for _, there, made in result.values())

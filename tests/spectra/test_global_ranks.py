@@ -32,18 +32,18 @@ def best(values, costs, budget) -> float:
 @given(spectra, st.integers(0, 120))
 def test_nothing_within_the_budget_keeps_more_than_the_bound(sites, budget):
     values, costs = [v for v, _ in sites], [c for _, c in sites]
-    found = keep_largest(values, costs, budget=budget)
+    kept = keep_largest(values, costs, budget=budget)
     most = best(values, costs, budget)
-    assert found.spent == sum(r * c for r, c in zip(found.ranks, costs, strict=True)) <= budget
-    assert found.kept <= most * (1 + 1e-9)
-    assert most <= found.bound * (1 + 1e-9)
+    assert kept.spent == sum(r * c for r, c in zip(kept.ranks, costs, strict=True)) <= budget
+    assert kept.kept <= most * (1 + 1e-9)
+    assert most <= kept.bound * (1 + 1e-9)
 
 
 @given(spectra, st.integers(0, 120), st.integers(1, 9))
 def test_where_all_sites_cost_alike_it_is_the_optimum(sites, budget, cost):
     values = [v for v, _ in sites]
-    found = keep_largest(values, [cost] * len(values), budget=budget)
-    assert found.kept == pytest.approx(best(values, [cost] * len(values), budget))
+    kept = keep_largest(values, [cost] * len(values), budget=budget)
+    assert kept.kept == pytest.approx(best(values, [cost] * len(values), budget))
 
 
 @given(spectra)
@@ -53,8 +53,8 @@ def test_for_what_its_first_directions_cost_it_is_the_optimum(sites):
     spent = 0
     for _, cost in steps:
         spent += cost
-        found = keep_largest(values, costs, budget=spent)
-        assert found.kept == pytest.approx(best(values, costs, spent))
+        kept = keep_largest(values, costs, budget=spent)
+        assert kept.kept == pytest.approx(best(values, costs, spent))
 
 
 @given(spectra, st.integers(0, 120), st.integers(0, 40))
@@ -65,5 +65,5 @@ def test_a_larger_budget_never_keeps_less(sites, budget, more):
 
 
 def test_what_is_zero_is_never_bought():
-    found = keep_largest([[2.0, 0.0], [0.0]], [3, 1], budget=100)
-    assert (found.ranks, found.spent, found.distance) == ((1, 0), 3, 0.0)
+    kept = keep_largest([[2.0, 0.0], [0.0]], [3, 1], budget=100)
+    assert (kept.ranks, kept.spent, kept.distance) == ((1, 0), 3, 0.0)

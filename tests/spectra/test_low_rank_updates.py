@@ -32,10 +32,10 @@ def test_norms_and_effective_ranks_are_those_of_the_whole_matrices(tmp_path, mod
     text = "attention@top/2:3 + feedforward:2" + (" + embed:2" if model_type == "llama" else "")
     plan, model = trained(model_type, text, rslora=rslora)
     save_adapter(model, tmp_path / "a", plan_json=plan.to_json())
-    found = spectrum(read_adapter(tmp_path / "a"))
+    spectra = spectrum(read_adapter(tmp_path / "a"))
     wanted = deltas(model)
-    assert len(found.sites) == len(wanted) == len(plan.rows)
-    for site, row in zip(found.sites, plan.rows, strict=True):
+    assert len(spectra.sites) == len(wanted) == len(plan.rows)
+    for site, row in zip(spectra.sites, plan.rows, strict=True):
         assert (site.path, site.rank, site.role) == (row.site.path, row.rank, row.site.role)
         values = torch.linalg.svdvals(wanted[row.site.module].double())
         assert site.norm == pytest.approx(float((values**2).sum().sqrt()), rel=1e-6)
@@ -52,22 +52,22 @@ def test_stacks_of_experts_are_read_expert_by_expert(tmp_path, model_type):
     model = plan.attach(live(given), seed=1)
     randomise(model)
     save_adapter(model, tmp_path / "a", plan_json=plan.to_json())
-    found = {site.path: site for site in spectrum(read_adapter(tmp_path / "a")).sites}
+    by_name = {site.path: site for site in spectrum(read_adapter(tmp_path / "a")).sites}
     wanted = deltas(model)
-    assert set(found) == {row.site.path for row in plan.rows}
+    assert set(by_name) == {row.site.path for row in plan.rows}
     for row in plan.rows:
         delta = wanted.get(row.site.path, wanted.get(row.site.module))
-        assert found[row.site.path].norm == pytest.approx(float(delta.norm()), rel=1e-5)
-        assert found[row.site.path].rank == row.rank
-        assert found[row.site.path].experts == row.site.experts
+        assert by_name[row.site.path].norm == pytest.approx(float(delta.norm()), rel=1e-5)
+        assert by_name[row.site.path].rank == row.rank
+        assert by_name[row.site.path].experts == row.site.experts
 
 
 def test_without_a_plan_and_without_a_base_the_leaf_is_the_role(tmp_path):
     _, model = trained("gpt2", "attn.qkv:3")
     save_adapter(model, tmp_path / "a")
-    found = spectrum(read_adapter(tmp_path / "a"))
-    assert [(site.role, site.layer) for site in found.sites] == [("c_attn", layer) for layer in range(3)]
-    assert any("--base MODEL" in remark for remark in found.remarks)
+    spectra = spectrum(read_adapter(tmp_path / "a"))
+    assert [(site.role, site.layer) for site in spectra.sites] == [("c_attn", layer) for layer in range(3)]
+    assert any("--base MODEL" in remark for remark in spectra.remarks)
 
 
 def test_a_factor_without_its_partner_is_refused(tmp_path):
@@ -98,13 +98,13 @@ def test_shares_prints_and_figure(tmp_path):
     plan, model = trained("llama", "all:2")
     save_adapter(model, tmp_path / "a", plan_json=plan.to_json())
     norms = {row.site.path: 2.0 for row in plan.rows}
-    found = spectrum(read_adapter(tmp_path / "a"), base_norms=norms)
-    assert all(site.share == pytest.approx(site.norm / 2) for site in found.sites)
-    assert max(map(len, str(found).splitlines())) <= 80
-    assert "ffn.down" in str(found)
-    figure = found.plot()
+    spectra = spectrum(read_adapter(tmp_path / "a"), base_norms=norms)
+    assert all(site.share == pytest.approx(site.norm / 2) for site in spectra.sites)
+    assert max(map(len, str(spectra).splitlines())) <= 80
+    assert "ffn.down" in str(spectra)
+    figure = spectra.plot()
     assert len(figure.data) == 3
-    assert list(figure.data[0].y) == list(found.by_role())
-    assert figure.data[0].z[0][0] == found.by_role()[figure.data[0].y[0]][0].norm
-    written = json.loads(json.dumps(found.to_json()))
+    assert list(figure.data[0].y) == list(spectra.by_role())
+    assert figure.data[0].z[0][0] == spectra.by_role()[figure.data[0].y[0]][0].norm
+    written = json.loads(json.dumps(spectra.to_json()))
     assert {"path", "rank", "norm", "effective_rank"} <= set(written["sites"][0])

@@ -136,7 +136,7 @@ def main() -> None:
             path for path in (out / "runs").iterdir() if path.name.startswith(".")
         ]
 
-    found = {
+    by_name = {
         "begin": each_kill(
             "begin", base, lambda out: None, begin, lambda out: (out / "ledger.db").exists(), most
         ),
@@ -152,7 +152,7 @@ def main() -> None:
             "worker", base, lambda out: (out / "runs").mkdir(parents=True), train, trained, most
         ),
     }
-    print(json.dumps(found))
+    print(json.dumps(by_name))
 
 
 if __name__ == "__main__":

@@ -196,11 +196,11 @@ def test_findings_are_the_estimator_on_the_files(whole):
     tokens = read_examples(out / "runs" / full[sorted(full)[0]])[1]
     finding = data["findings"][0]
     share = {arm["name"]: arm["rate_error"] ** 2 for arm in data["arms"]}
-    found = estimate(
+    estimated = estimate(
         losses["attention"] - losses["full"], tokens, rate_share=share["attention"] + share["full"]
     )
-    assert finding["difference"] == pytest.approx(found.value)
-    assert finding["ci"] == pytest.approx(found.interval(0.975))
+    assert finding["difference"] == pytest.approx(estimated.value)
+    assert finding["ci"] == pytest.approx(estimated.interval(0.975))
     assert data["arms"][0]["nll"] == pytest.approx(losses["full"].sum() / (5 * tokens.sum()))
 
 

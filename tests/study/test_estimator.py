@@ -56,29 +56,29 @@ def drawn(seed: int, S: int = 5, N: int = 40, seed_sd: float = 0.3, example_sd: 
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_the_formula_written_out(seed):
     x, n = drawn(seed, S=3 + seed)
-    found = estimate(x, n)
+    estimated = estimate(x, n)
     value, variance, df = slow(x.tolist(), n.tolist())
-    assert found.value == pytest.approx(value, rel=1e-12)
-    assert found.error**2 == pytest.approx(variance, rel=1e-12)
-    assert found.df == pytest.approx(df, rel=1e-12)
+    assert estimated.value == pytest.approx(value, rel=1e-12)
+    assert estimated.error**2 == pytest.approx(variance, rel=1e-12)
+    assert estimated.df == pytest.approx(df, rel=1e-12)
 
 
 def test_units_of_one_length_are_the_two_way_layout():
     x = drawn(1)[0]
-    found = estimate(x, np.full(x.shape[1], 7))
+    estimated = estimate(x, np.full(x.shape[1], 7))
     z = x / 7
-    assert found.example_share == pytest.approx(z.mean(axis=0).var(ddof=1) / x.shape[1])
-    assert found.seed_share == pytest.approx(z.mean(axis=1).var(ddof=1) / len(x))
+    assert estimated.example_share == pytest.approx(z.mean(axis=0).var(ddof=1) / x.shape[1])
+    assert estimated.seed_share == pytest.approx(z.mean(axis=1).var(ddof=1) / len(x))
 
 
 def test_by_hand():
     # Two seeds, two examples of one token each: z = x. D = 2, residuals ±1 by seed only.
-    found = estimate(np.array([[1.0, 1.0], [3.0, 3.0]]), np.array([1, 1]))
-    assert found.value == 2.0
+    estimated = estimate(np.array([[1.0, 1.0], [3.0, 3.0]]), np.array([1, 1]))
+    assert estimated.value == 2.0
     # Seed means −1 and 1: s² = 2, over S = 2 gives 1; no example variance, no residual.
-    assert (found.seed_share, found.example_share, found.residual_share) == (1.0, 0.0, 0.0)
-    assert (found.error, found.df) == (1.0, 1.0)
-    low, high = found.interval(0.95)
+    assert (estimated.seed_share, estimated.example_share, estimated.residual_share) == (1.0, 0.0, 0.0)
+    assert (estimated.error, estimated.df) == (1.0, 1.0)
+    low, high = estimated.interval(0.95)
     assert (low, high) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
 
 
@@ -93,10 +93,10 @@ def test_the_floor_is_the_larger_of_both_parts():
     floored = 0
     for seed in range(200):
         x, n = drawn(seed, S=3, N=20, seed_sd=0, example_sd=0)
-        found = estimate(x, n)
-        parts = max(found.seed_share, found.example_share)
-        assert found.error**2 >= parts * (1 - 1e-12)
-        floored += found.seed_share + found.example_share - found.residual_share < parts
+        estimated = estimate(x, n)
+        parts = max(estimated.seed_share, estimated.example_share)
+        assert estimated.error**2 >= parts * (1 - 1e-12)
+        floored += estimated.seed_share + estimated.example_share - estimated.residual_share < parts
     assert floored > 20
 
 
@@ -146,15 +146,20 @@ def test_batches_of_studies_equal_single_ones():
 
 
 def test_identical_arms_differ_by_an_exact_zero():
-    found = estimate(np.zeros((5, 30)), np.full(30, 7))
-    assert (found.value, found.error, found.p, found.interval(0.95)) == (0.0, 0.0, 1.0, (0.0, 0.0))
+    estimated = estimate(np.zeros((5, 30)), np.full(30, 7))
+    assert (estimated.value, estimated.error, estimated.p, estimated.interval(0.95)) == (
+        0.0,
+        0.0,
+        1.0,
+        (0.0, 0.0),
+    )
 
 
 def test_one_seed_gives_no_interval():
-    found = estimate(np.ones((1, 30)), np.full(30, 2))
-    assert found.value == 0.5
-    assert math.isnan(found.error)
-    assert math.isnan(found.p)
+    estimated = estimate(np.ones((1, 30)), np.full(30, 2))
+    assert estimated.value == 0.5
+    assert math.isnan(estimated.error)
+    assert math.isnan(estimated.p)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +198,8 @@ def test_false_positives_stay_near_five_per_cent(seed_sd):
         + random.normal(0, 0.3, (studies, 1, N))
         + random.normal(0, 0.3, (studies, S, N))
     )
-    found = crossed(per_token * n[:, None, :], n)
-    rate = float((p_value(found.value, np.sqrt(found.variance), found.df, found.skewness) <= 0.05).mean())
+    result = crossed(per_token * n[:, None, :], n)
+    rate = float((p_value(result.value, np.sqrt(result.variance), result.df, result.skewness) <= 0.05).mean())
     assert 0.01 < rate < 0.068  # 2,000 studies: the standard error of a true 5 % is 0.5 %
 
 
@@ -209,10 +214,10 @@ def long_answers(random, studies: int, S: int, N: int):
 
 def test_effects_that_grow_with_length_do_not_inflate():
     x, n = long_answers(np.random.default_rng(3), 3000, 5, 50)
-    found = crossed(x, n)
-    error = np.sqrt(found.variance)
-    straight = float((p_value(found.value, error, found.df) <= 0.05).mean())
-    bent = float((p_value(found.value, error, found.df, found.skewness) <= 0.05).mean())
+    result = crossed(x, n)
+    error = np.sqrt(result.variance)
+    straight = float((p_value(result.value, error, result.df) <= 0.05).mean())
+    bent = float((p_value(result.value, error, result.df, result.skewness) <= 0.05).mean())
     assert straight > 0.065  # what the skewness costs a plain t
     assert bent < 0.06
 

@@ -58,16 +58,16 @@ def test_edges_of_the_margin_do_not_count_as_inside():
 
 @pytest.mark.parametrize("value", [-0.5, 0.0, 0.5])
 def test_fewer_than_five_seeds_are_undetermined(value):
-    found = one(value, 0.001, seeds=4)
-    assert found.verdict == "undetermined"
-    assert "4 evaluation seeds" in found.reason
+    result = one(value, 0.001, seeds=4)
+    assert result.verdict == "undetermined"
+    assert "4 evaluation seeds" in result.reason
 
 
 @pytest.mark.parametrize("value", [-0.5, 0.0, 0.5])
 def test_problems_of_the_protocol_overrule_the_interval(value):
-    found = one(value, 0.001, problems=("1 of 5 evaluation runs of a diverged",))
-    assert found.verdict == "undetermined"
-    assert "diverged" in found.sentence
+    result = one(value, 0.001, problems=("1 of 5 evaluation runs of a diverged",))
+    assert result.verdict == "undetermined"
+    assert "diverged" in result.sentence
 
 
 def test_more_comparisons_make_wider_intervals():
@@ -84,23 +84,28 @@ def test_more_comparisons_make_wider_intervals():
 
 
 def test_the_sentence_says_what_was_found_and_where():
-    found = one(-0.0123, 0.003, caveat="Their budgets differ: 1 against 2.")
-    assert found.sentence.startswith(
+    result = one(-0.0123, 0.003, caveat="Their budgets differ: 1 against 2.")
+    assert result.sentence.startswith(
         "a is better than b by 0.012 nats per token (95 % interval −0.018 to −0.006)"
     )
-    assert "5 fresh seeds × 1,000 examples, of a task." in found.sentence
-    assert found.sentence.endswith("Their budgets differ: 1 against 2.")
+    assert "5 fresh seeds × 1,000 examples, of a task." in result.sentence
+    assert result.sentence.endswith("Their budgets differ: 1 against 2.")
 
 
 def test_undetermined_prints_what_could_have_been_found():
-    found = one(0.02, 0.02)
-    assert "80 % power" in found.sentence
-    assert found.detectable == pytest.approx(0.02 * 2.9, rel=0.02)
+    result = one(0.02, 0.02)
+    assert "80 % power" in result.sentence
+    assert result.detectable == pytest.approx(0.02 * 2.9, rel=0.02)
 
 
 def test_nothing_finished_is_undetermined_without_numbers():
-    found = judge([Comparison(arm="a", estimate=None)], versus="b", delta=0.01, reach="")[0]
-    assert (found.verdict, found.difference, found.p, found.ci) == ("undetermined", None, None, (None, None))
+    result = judge([Comparison(arm="a", estimate=None)], versus="b", delta=0.01, reach="")[0]
+    assert (result.verdict, result.difference, result.p, result.ci) == (
+        "undetermined",
+        None,
+        None,
+        (None, None),
+    )
 
 
 def test_pareto_keeps_equals_and_drops_the_dominated():
@@ -112,10 +117,10 @@ def test_no_p_contradicts_its_interval():
     # By Holm's correction the second would have p = 0.036 beside an interval at 1 − 0.05 / 2 that holds 0.
     clear, near = estimate(-0.1, 0.01), estimate(-0.022, 0.01)
     several = [Comparison(arm="clear", estimate=clear), Comparison(arm="near", estimate=near)]
-    found = judge(several, versus="b", delta=0.001, reach="")
-    for finding in found:
+    judged = judge(several, versus="b", delta=0.001, reach="")
+    for finding in judged:
         assert (finding.p_adjusted < 0.05) == (finding.ci[0] > 0 or finding.ci[1] < 0)
-    assert found[1].p < 0.05 < found[1].p_adjusted
+    assert judged[1].p < 0.05 < judged[1].p_adjusted
 
 
 def test_a_difference_is_given_in_steps_and_at_equal_compute():
@@ -127,23 +132,23 @@ def test_a_difference_is_given_in_steps_and_at_equal_compute():
         equal_compute=estimate(0.02, 0.004),
         extra_steps=160,
     )
-    found = judge([comparison], versus="full", delta=0.01, reach="of a task")[0]
-    assert found.steps_saved["low"] < found.steps_saved["value"] == pytest.approx(44.9)
-    assert found.steps_saved["value"] < found.steps_saved["high"]
-    assert "worth 45 of full's 200 steps" in found.sentence
-    assert found.equal_compute["verdict"] == "worse"
-    assert found.equal_compute["extra_steps"] == 160
-    assert "trained 160 steps longer" in found.sentence
-    assert found.to_json()["steps_saved"] == found.steps_saved
+    result = judge([comparison], versus="full", delta=0.01, reach="of a task")[0]
+    assert result.steps_saved["low"] < result.steps_saved["value"] == pytest.approx(44.9)
+    assert result.steps_saved["value"] < result.steps_saved["high"]
+    assert "worth 45 of full's 200 steps" in result.sentence
+    assert result.equal_compute["verdict"] == "worse"
+    assert result.equal_compute["extra_steps"] == 160
+    assert "trained 160 steps longer" in result.sentence
+    assert result.to_json()["steps_saved"] == result.steps_saved
 
 
 def test_a_run_that_came_apart_is_named():
     run = CameApart(arm="b", phase="evaluation", lr=1e-3, seed=7, above=0.3, times=20.0)
     comparison = Comparison(arm="a", estimate=estimate(-0.05, 0.01), came_apart=(run,), caveat="Alike.")
-    found = judge([comparison], versus="b", delta=0.01, reach="of a task")[0]
-    assert found.verdict == "better"
-    assert "Alike. Seed 7 of b is an outlier in evaluation (+0.300 nats, 20 times" in found.sentence
-    assert found.to_json()["came_apart"][0]["seed"] == 7
+    result = judge([comparison], versus="b", delta=0.01, reach="of a task")[0]
+    assert result.verdict == "better"
+    assert "Alike. Seed 7 of b is an outlier in evaluation (+0.300 nats, 20 times" in result.sentence
+    assert result.to_json()["came_apart"][0]["seed"] == 7
 
 
 SCANNED = parse_spec(

@@ -33,13 +33,13 @@ def test_every_kill_goes_on(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
-    assert {name: part["failed"] for name, part in found.items()} == {"begin": [], "end": [], "worker": []}, (
+    data = json.loads(done.stdout.splitlines()[-1])
+    print(data)
+    assert {name: part["failed"] for name, part in data.items()} == {"begin": [], "end": [], "worker": []}, (
         done.stderr[-3000:]
     )
     # SQLite's statements are among them: the ledger's tables, what is noted in them, each run's beginning and end.
-    assert found["begin"]["operations"] >= 40
-    assert found["end"]["operations"] >= 4
-    assert found["worker"]["operations"] >= 15
-    assert all(part["kills"] == min(most, part["operations"]) for part in found.values())
+    assert data["begin"]["operations"] >= 40
+    assert data["end"]["operations"] >= 4
+    assert data["worker"]["operations"] >= 15
+    assert all(part["kills"] == min(most, part["operations"]) for part in data.values())

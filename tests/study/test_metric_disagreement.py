@@ -40,9 +40,9 @@ def test_every_difference_is_the_difference_of_the_values():
     one, two = arm("a", 0.0, 0.1), arm("b", 0.12, 0.0)
     for measure in measures():
         values = measure.value(one), measure.value(two)
-        found = measure.difference(one, two)
-        assert found is not None
-        assert values[0] - values[1] == pytest.approx(found.value, abs=1e-12)
+        result = measure.difference(one, two)
+        assert result is not None
+        assert values[0] - values[1] == pytest.approx(result.value, abs=1e-12)
 
 
 def test_the_token_mean_is_the_estimator_of_findings():

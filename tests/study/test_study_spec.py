@@ -29,13 +29,13 @@ def refusal(values) -> SpecError:
 
 
 def test_defaults_are_the_protocol():
-    found = spec()
-    assert found.reference == "full"
-    assert len(found.learning_rates) == 7
-    assert all(1.5 < b / a < 1.7 for a, b in pairwise(found.learning_rates))
-    assert (found.tuning.seeds, found.tuning.rows, found.protocol) == (3, 500, 2)
-    assert (found.evaluation.seeds, found.evaluation.rows) == (5, 1000)
-    assert (found.delta, found.base_dropout, found.data.loss) == (0.01, False, "answer")
+    read = spec()
+    assert read.reference == "full"
+    assert len(read.learning_rates) == 7
+    assert all(1.5 < b / a < 1.7 for a, b in pairwise(read.learning_rates))
+    assert (read.tuning.seeds, read.tuning.rows, read.protocol) == (3, 500, 2)
+    assert (read.evaluation.seeds, read.evaluation.rows) == (5, 1000)
+    assert (read.delta, read.base_dropout, read.data.loss) == (0.01, False, "answer")
 
 
 def test_an_arm_is_a_text_or_its_settings():
@@ -119,8 +119,8 @@ def test_values_out_of_range_say_what_to_write(values, given, instead):
 
 
 def test_a_demonstration_may_be_short():
-    found = spec(demonstration=True, learning_rates=[1e-4, 1e-3], tuning={"seeds": 1, "rows": 50})
-    assert found.tuning.rows == 50
+    read = spec(demonstration=True, learning_rates=[1e-4, 1e-3], tuning={"seeds": 1, "rows": 50})
+    assert read.tuning.rows == 50
 
 
 @pytest.mark.parametrize(
@@ -141,17 +141,17 @@ def test_broken_files_name_the_line(text, found):
 def test_files(tmp_path):
     path = tmp_path / "where.yaml"
     path.write_text("model: m\ndata: {train: rows.jsonl, eval: more.jsonl}\narms: {full: all, q: q}\n")
-    found = load_spec(path)
-    assert found.name == "where"
-    assert found.folder == tmp_path
+    result = load_spec(path)
+    assert result.name == "where"
+    assert result.folder == tmp_path
     with pytest.raises(SpecError, match="no such file"):
         load_spec(tmp_path / "none.yaml")
 
 
 def test_the_grid_grows_by_its_own_factor():
-    found = spec(learning_rates=[1e-3, 1.5e-3, 2.25e-3])
-    assert grid(found, below=0, above=0) == (0.001, 0.0015, 0.00225)
-    assert grid(found, below=1, above=1) == (0.000666667, 0.001, 0.0015, 0.00225, 0.003375)
+    read = spec(learning_rates=[1e-3, 1.5e-3, 2.25e-3])
+    assert grid(read, below=0, above=0) == (0.001, 0.0015, 0.00225)
+    assert grid(read, below=1, above=1) == (0.000666667, 0.001, 0.0015, 0.00225, 0.003375)
 
 
 def test_a_wide_list_is_filled_between_its_ends():
@@ -243,9 +243,9 @@ def test_unknown_keys_reach_the_terminal_printable():
 def test_one_line_changes_what_the_file_says(tmp_path):
     path = tmp_path / "where.yaml"
     path.write_text("model: m\ndata: {train: rows.jsonl, eval: more.jsonl}\narms: {full: all, q: q}\n")
-    found = load_spec(path, changes=["delta=0.02", "evaluation.seeds=8", "learning_rates=[1.0e-3, 2.0e-3]"])
-    assert (found.delta, found.evaluation.seeds, found.learning_rates) == (0.02, 8, (0.001, 0.002))
-    assert found.digest != load_spec(path).digest
+    result = load_spec(path, changes=["delta=0.02", "evaluation.seeds=8", "learning_rates=[1.0e-3, 2.0e-3]"])
+    assert (result.delta, result.evaluation.seeds, result.learning_rates) == (0.02, 8, (0.001, 0.002))
+    assert result.digest != load_spec(path).digest
     for wrong in ("delta", "=3", "model.x=3"):
         with pytest.raises(SpecError, match="Given: set"):
             load_spec(path, changes=[wrong])

@@ -92,8 +92,8 @@ def test_a_run_does_not_depend_on_the_runs_before_it(setup, tmp_path):
 def test_runs_side_by_side_equal_the_runs_alone(setup, tmp_path):
     def jobs(folder):
         names = ("full", "noisy", "pissa")
-        found = [job(folder / f"{place}-{name}", name, seed=place) for place, name in enumerate(names)]
-        return [{**one, "checkpoint": str(folder / "kept" / one["digest"])} for one in found]
+        listed = [job(folder / f"{place}-{name}", name, seed=place) for place, name in enumerate(names)]
+        return [{**one, "checkpoint": str(folder / "kept" / one["digest"])} for one in listed]
 
     messages = []
     worker = Worker(setup, messages.append)
@@ -106,8 +106,8 @@ def test_runs_side_by_side_equal_the_runs_alone(setup, tmp_path):
     for together in jobs(tmp_path / "together"):
         alone = tmp_path / "alone" / together["digest"]
         trained.append(read_record(tmp_path / "together" / together["digest"])["trained"])
-        found, wanted = (read_examples(f)[2] for f in (tmp_path / "together" / together["digest"], alone))
-        assert found == pytest.approx(wanted, rel=1e-5)
+        listed, wanted = (read_examples(f)[2] for f in (tmp_path / "together" / together["digest"], alone))
+        assert listed == pytest.approx(wanted, rel=1e-5)
         assert read_record(alone)["trained"] == "alone"
     why = "alone: init pissa changes the base, which a fleet shares"
     assert trained == ["in a fleet of 2", "in a fleet of 2", why]

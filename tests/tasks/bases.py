@@ -34,9 +34,9 @@ def base(folder: Path, model_type: str, *, tokenizer: Path | None = None) -> Pat
         if tokenizer is not None:
             from transformers import AutoTokenizer
 
-            found = AutoTokenizer.from_pretrained(tokenizer)
-            live.resize_token_embeddings(len(found))
-            found.save_pretrained(out)
+            loaded = AutoTokenizer.from_pretrained(tokenizer)
+            live.resize_token_embeddings(len(loaded))
+            loaded.save_pretrained(out)
         with quiet():
             live.save_pretrained(out)
     return out

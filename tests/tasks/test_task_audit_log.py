@@ -48,11 +48,11 @@ def test_an_encoder_decoder_s_log(cli, bases, tmp_path, size):
         "--json",
     ]
     code, out, _ = cli(*words)
-    found = json.loads(out)
-    assert code == 0, found["logs"][0]["numbers"]
-    assert found["task"]["name"] == "seq2seq"
-    assert found["passes"] == ["the target of each row"]
-    (number,) = found["logs"][0]["numbers"]
+    data = json.loads(out)
+    assert code == 0, data["logs"][0]["numbers"]
+    assert data["task"]["name"] == "seq2seq"
+    assert data["passes"] == ["the target of each row"]
+    (number,) = data["logs"][0]["numbers"]
     assert number["verdict"] == "reproduced"
     assert number["matches"][0]["averaged"] == f"mean of batches of {size}"
     log_with(log, total / len(rows) * 1.01)

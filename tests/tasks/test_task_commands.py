@@ -50,10 +50,10 @@ def test_a_classifier_from_rows_to_plain_peft(bases, cli, tmp_path, model_type):
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     given = tokenizer([row["text"] for row in sentences(14)], padding=True, return_tensors="pt")
-    found = model(**given).logits
-    assert found.argmax(-1).tolist() == kept["predicted"].tolist()
+    result = model(**given).logits
+    assert result.argmax(-1).tolist() == kept["predicted"].tolist()
     loss = np.mean(read_columns(tmp_path / "eval", "examples.parquet", ("nll",))["nll"])
-    log_p = found.log_softmax(-1).detach().numpy()[np.arange(14), kept["label"]]
+    log_p = result.log_softmax(-1).detach().numpy()[np.arange(14), kept["label"]]
     assert loss == pytest.approx(-log_p.mean(), rel=1e-5)
 
 

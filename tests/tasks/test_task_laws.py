@@ -188,8 +188,8 @@ def test_a_head_that_the_base_brings_is_kept_and_one_for_other_labels_is_not(fol
     model = load(tmp_path / "classifier", LABELS)
     assert not new_head(model)
     live = place(read(model), "attention:2").attach(model, seed=3)
-    found = next(p for name, p in live.named_parameters() if is_head(name) and "classifier" in name)
-    assert torch.equal(found, first.classifier.weight)
+    result = next(p for name, p in live.named_parameters() if is_head(name) and "classifier" in name)
+    assert torch.equal(result, first.classifier.weight)
     two = Task(name=LABELS.name, labels=("a", "b"))
     assert new_head(load(tmp_path / "classifier", two))
 

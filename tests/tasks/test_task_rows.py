@@ -86,10 +86,10 @@ def test_a_label_that_the_model_does_not_know_is_named_with_its_row(tmp_path):
 
 def test_texts_are_written_as_the_tokenizer_writes_them(tmp_path):
     given = [{"text": "w5 w6", "label": "good"}, {"text": "w7 " * 9, "label": "bad"}]
-    found = encode_for(CLASSES, rows(tmp_path, given), tokenizer("bert"), config=BertConfig(), max_length=6)
-    assert [e.input_ids.tolist() for e in found.examples] == [[1, 5, 6, 2], [1, 7, 7, 7, 7, 2]]
-    assert [e.label for e in found.examples] == [1, 0]
-    assert (found.report.cut, found.report.answer_tokens, found.report.kept) == (1, 2, 2)
+    encoded = encode_for(CLASSES, rows(tmp_path, given), tokenizer("bert"), config=BertConfig(), max_length=6)
+    assert [e.input_ids.tolist() for e in encoded.examples] == [[1, 5, 6, 2], [1, 7, 7, 7, 7, 2]]
+    assert [e.label for e in encoded.examples] == [1, 0]
+    assert (encoded.report.cut, encoded.report.answer_tokens, encoded.report.kept) == (1, 2, 2)
     # Neither cutting stays with the tokenizer, nor filling.
     assert len(tokenizer("bert")("w5 " * 20)["input_ids"]) == 22
 
@@ -100,21 +100,21 @@ def test_pairs_keep_which_text_a_token_belongs_to(tmp_path):
         {"text": "w5 w6 w7", "text_pair": "w8", "label": "bad"},
     ]
     made = tokenizer("bert")
-    found = encode_for(CLASSES, rows(tmp_path, given), made, config=BertConfig(), max_length=9)
-    assert found.examples[0].input_ids.tolist() == [1, 5, 2, 6, 7, 2]
-    assert found.examples[0].types.tolist() == [0, 0, 0, 1, 1, 1]
+    encoded = encode_for(CLASSES, rows(tmp_path, given), made, config=BertConfig(), max_length=9)
+    assert encoded.examples[0].input_ids.tolist() == [1, 5, 2, 6, 7, 2]
+    assert encoded.examples[0].types.tolist() == [0, 0, 0, 1, 1, 1]
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = BertForSequenceClassification(BertConfig(vocab_size=101, **sizes)).eval()
-    batch = collate(found.examples, packed=False, pad_id=found.pad_id)
+    batch = collate(encoded.examples, packed=False, pad_id=encoded.pad_id)
     texts = [[row[name] for row in given] for name in ("text", "text_pair")]
     whole = made(*texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(forward(model, batch), model(**whole).logits)
-    save_encoded(tmp_path / "kept.npz", found)
+    save_encoded(tmp_path / "kept.npz", encoded)
     again = load_encoded(tmp_path / "kept.npz")
-    assert (again.task, again.digest) == (found.task, found.digest)
-    for one, other in zip(found.examples, again.examples, strict=True):
+    assert (again.task, again.digest) == (encoded.task, encoded.digest)
+    for one, other in zip(encoded.examples, again.examples, strict=True):
         assert one.label == other.label
         assert np.array_equal(one.types, other.types)
 
@@ -126,12 +126,12 @@ def test_sources_and_targets_are_cut_and_dropped_apart(tmp_path):
         {"prompt": "w5", "completion": "w7 " * 9},
         {"prompt": "w5", "completion": " "},
     ]
-    found = encode_for(TARGETS, rows(tmp_path, given), tokenizer("t5"), config=T5Config(), max_length=5)
-    assert [e.input_ids.tolist() for e in found.examples] == [[5, 6, 2, 7, 2], [5, 5, 5, 5, 2, 7, 2]]
-    assert [e.source for e in found.examples] == [3, 5]
-    report = found.report
+    encoded = encode_for(TARGETS, rows(tmp_path, given), tokenizer("t5"), config=T5Config(), max_length=5)
+    assert [e.input_ids.tolist() for e in encoded.examples] == [[5, 6, 2, 7, 2], [5, 5, 5, 5, 2, 7, 2]]
+    assert [e.source for e in encoded.examples] == [3, 5]
+    report = encoded.report
     assert (report.kept, report.cut, report.dropped, report.empty, report.answer_tokens) == (2, 1, 1, 1, 4)
-    save_encoded(tmp_path / "kept.npz", found)
+    save_encoded(tmp_path / "kept.npz", encoded)
     again = load_encoded(tmp_path / "kept.npz")
     assert [e.source for e in again.examples] == [3, 5]
     assert again.task == TARGETS

@@ -48,8 +48,8 @@ def classified(bases, tmp_path_factory):
 
 
 def runs(data, out, arm):
-    found = next(one for one in data["arms"] if one["name"] == arm)
-    return found, [out / "runs" / run["digest"] for run in found["runs"]]
+    result = next(one for one in data["arms"] if one["name"] == arm)
+    return result, [out / "runs" / run["digest"] for run in result["runs"]]
 
 
 def test_a_classification_is_told_per_row_with_its_metrics(classified):
@@ -117,20 +117,20 @@ def test_a_study_of_targets_has_its_answers_scored(bases, tmp_path):
     data = {"train": str(tmp_path / "train.jsonl"), "eval": str(tmp_path / "eval.jsonl")}
     metric = {"name": "rouge_l", "rows": 2, "max_new_tokens": 4}
     spec = {**SHORT, "model": str(bases("t5")), "data": data, "metric": metric}
-    found = run_study(parse_spec(spec), tmp_path / "out", workers=1).to_json()
-    assert found["complete"]
-    assert found["task"] == {"name": "seq2seq", "unit": "nats per token"}
-    assert found["head"] == 0
-    for arm in found["arms"]:
+    result = run_study(parse_spec(spec), tmp_path / "out", workers=1).to_json()
+    assert result["complete"]
+    assert result["task"] == {"name": "seq2seq", "unit": "nats per token"}
+    assert result["head"] == 0
+    for arm in result["arms"]:
         assert [(m["name"], m["unit"], m["rows"]) for m in arm["metrics"]] == [
             ("rouge_l", "rouge", 2),
             ("exact_match", "share", 2),
         ]
-        _, folders = runs(found, tmp_path / "out", arm["name"])
+        _, folders = runs(result, tmp_path / "out", arm["name"])
         columns = read_columns(folders[0], "examples.parquet", ("n", "nll"))
         assert columns["n"].tolist() == [3] * 12  # two words and the end token
-    assert [m["name"] for m in found["ranks"]["measures"]][-2:] == ["rouge_l", "exact_match"]
-    assert "ROUGE-L" in build(found, tmp_path).read_text()
+    assert [m["name"] for m in result["ranks"]["measures"]][-2:] == ["rouge_l", "exact_match"]
+    assert "ROUGE-L" in build(result, tmp_path).read_text()
 
 
 @pytest.mark.parametrize(

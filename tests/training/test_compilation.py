@@ -24,9 +24,9 @@ def judged(model, folder, *, steps, mode="auto", dropout=False):
 
 
 def compiled(model) -> bool:
-    found = {layer._compiled_call_impl is not None for layer in layers_of(model).modules}
-    assert len(found) == 1
-    return found.pop()
+    states = {layer._compiled_call_impl is not None for layer in layers_of(model).modules}
+    assert len(states) == 1
+    return states.pop()
 
 
 def feed(judge, seconds, *, start=0):

@@ -72,9 +72,9 @@ def test_losses_are_those_of_layers_computed_every_time(kind, monkeypatch):
     assert again.kept_layers == 0
     for one, two in zip(result.curve, again.curve, strict=True):
         assert one.nll == pytest.approx(two.nll, rel=1e-6)
-    found = weights(other)
+    weight = weights(other)
     for name, value in weights(model).items():
-        torch.testing.assert_close(value, found[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(value, weight[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_a_resumed_run_keeps_what_the_run_before_it_kept(tmp_path, monkeypatch, 
     result = fit(resumed, data, wanted, out=tmp_path, resume=True, packed=True)
     assert result.kept_layers == LAYERS - 1
     assert [point.nll for point in result.curve] == [point.nll for point in reference.curve]
-    found = weights(resumed)
-    assert all(torch.equal(value, found[name]) for name, value in weights(whole).items())
+    weight = weights(resumed)
+    assert all(torch.equal(value, weight[name]) for name, value in weights(whole).items())
 
 
 def test_a_fleet_shares_what_is_kept_by_depth(tmp_path):

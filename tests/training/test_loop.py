@@ -60,10 +60,10 @@ def test_bfloat16_base_keeps_float32_masters():
             module.register_forward_pre_hook(lambda m, _: kinds.add(m.lora_A["default"].weight.dtype))
     fit(model, data, replace(FAST, dtype="bfloat16"), packed=True)
     assert kinds == {torch.bfloat16}
-    found = weights(model)
-    assert {value.dtype for value in found.values()} == {torch.float32}
+    weight = weights(model)
+    assert {value.dtype for value in weight.values()} == {torch.float32}
     # MasterWeights hold what bfloat16 cannot: most weights are not their own rounding.
-    value = torch.cat([v.flatten() for v in found.values()])
+    value = torch.cat([v.flatten() for v in weight.values()])
     assert float((value == value.bfloat16().float()).float().mean()) < 0.1
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -92,8 +92,8 @@ def test_divergence_stops_and_leaves_the_last_good_state(tmp_path, lr):
     again = adapted("gpt2", rank=8)
     resumed = fit(again, data, settings, out=tmp_path, resume=True, packed=True)
     assert (resumed.diverged_at, resumed.steps) == (result.diverged_at, result.steps)
-    found = weights(again)
-    assert all(torch.equal(value, found[name]) for name, value in weights(model).items())
+    weight = weights(again)
+    assert all(torch.equal(value, weight[name]) for name, value in weights(model).items())
 
 
 def test_a_gradient_that_is_nan_ends_the_run_before_the_update():
@@ -164,8 +164,8 @@ def test_evaluation_within_a_run_does_not_change_it():
     fit(first, data, settings)
     seen = []
     result = fit(second, data, replace(settings, evaluate_every=2), evaluate=judged, on_step=seen.append)
-    found = weights(second)
-    assert all(torch.equal(value, found[name]) for name, value in weights(first).items())
+    weight = weights(second)
+    assert all(torch.equal(value, weight[name]) for name, value in weights(first).items())
     assert [event.step for event in seen if event.evaluation is not None] == [2, 4, 6]
     assert result.eval_nll == pytest.approx(score(second, judged, packed=True).token_mean_nll, rel=1e-6)
     assert [point.step for point in result.curve if point.evaluation is not None] == [2, 4, 6]

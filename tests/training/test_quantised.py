@@ -43,11 +43,11 @@ def base_of(saved):
 
 
 def digest(model):
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if "lora_" not in name:
-            found.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+            result.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
 
 
 def test_a_run_moves_the_adapter_and_no_bit_of_the_base(saved, tmp_path):

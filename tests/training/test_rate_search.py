@@ -23,8 +23,8 @@ AUTO = Settings(steps=60, batch_size=4, dtype="float32", compile="off", save_eve
 
 
 def same(first, second):
-    found = weights(second)
-    return all(torch.equal(value, found[name]) for name, value in weights(first).items())
+    weight = weights(second)
+    return all(torch.equal(value, weight[name]) for name, value in weights(first).items())
 
 
 @pytest.mark.parametrize("asked", ["auto", (1e-3, 1e-1), (1e-3, 1e-2, 1e6), (1e-2, 1e6, 1e30)])

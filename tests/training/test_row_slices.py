@@ -33,9 +33,9 @@ def parts(form, *, packed=False):
 @pytest.mark.parametrize(("form", "packed"), [("text", True), *((form, False) for form in ROWS)])
 def test_joined_batches_are_the_batch_of_all_rows(form, packed):
     whole, *apart = parts(form, packed=packed)
-    found = join_batches(apart, pad_id=9)
+    result = join_batches(apart, pad_id=9)
     for field in fields(whole):
-        one, other = getattr(found, field.name), getattr(whole, field.name)
+        one, other = getattr(result, field.name), getattr(whole, field.name)
         if field.name == "position_ids" and not packed:  # of padding they say nothing
             one, other = (torch.where(whole.example < 0, 0, value) for value in (one, other))
         assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
@@ -44,9 +44,9 @@ def test_joined_batches_are_the_batch_of_all_rows(form, packed):
 def test_where_only_some_texts_have_types_the_others_have_the_first():
     _, first, second = parts("label")
     second = replace(second, token_type_ids=torch.ones_like(second.input_ids))
-    found = join_batches([first, second], pad_id=9).token_type_ids
-    assert found[:2].sum() == 0
-    assert found[2:].sum() == second.input_ids.numel()
+    result = join_batches([first, second], pad_id=9).token_type_ids
+    assert result[:2].sum() == 0
+    assert result[2:].sum() == second.input_ids.numel()
 
 
 def test_rows_are_told_by_the_layout_of_the_batch():
@@ -66,8 +66,8 @@ def test_counted_places_are_told_by_their_number():
     _, *apart = parts("text", packed=True)
     row_slices = RowSlices.of([(AdapterSlot({}), batch) for batch in apart])
     counted = sum(batch.labelled for batch in apart)
-    found = row_slices.rows(row_slices.slices[1], torch.ones(1, counted, 3), counted=True)
-    assert found == slice(apart[0].labelled, counted)
+    result = row_slices.rows(row_slices.slices[1], torch.ones(1, counted, 3), counted=True)
+    assert result == slice(apart[0].labelled, counted)
     tokens = sum(batch.tokens for batch in apart)
     assert row_slices.rows(row_slices.slices[1], torch.ones(1, tokens, 3)) == slice(apart[0].tokens, tokens)
 

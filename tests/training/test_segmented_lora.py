@@ -45,9 +45,9 @@ def test_updates_equal_torchs_adamw():
             group["lr"] = lr * group["ratio"]
         reference.step()
     masters.close()
-    found = weights(model)
+    weight = weights(model)
     for name, parameter in theirs:
-        torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(weight[name], parameter.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_closed_masters_leave_parameters_of_their_own():
@@ -57,9 +57,9 @@ def test_closed_masters_leave_parameters_of_their_own():
     masters.open()
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.bfloat16}
     masters.close()
-    found = weights(model)
+    weight = weights(model)
     for name, value in before.items():
-        assert torch.equal(found[name], value)
+        assert torch.equal(weight[name], value)
     storages = {p.untyped_storage().data_ptr() for p in model.parameters() if p.requires_grad}
     assert len(storages) == len(before)
 
@@ -84,9 +84,9 @@ def test_buckets_are_the_cheapest_split(lengths, most, call):
     def cost(parts):
         return sum(len(part) * max(lengths[i] for i in part) + call for part in parts)
 
-    found = buckets(lengths, most=most, call=call)
-    assert sorted(itertools.chain(*found)) == list(range(len(lengths)))
-    assert all(len(part) <= (most or 7) for part in found)
+    result = buckets(lengths, most=most, call=call)
+    assert sorted(itertools.chain(*result)) == list(range(len(lengths)))
+    assert all(len(part) <= (most or 7) for part in result)
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     n = len(order)
     best = float("inf")
@@ -95,7 +95,7 @@ def test_buckets_are_the_cheapest_split(lengths, most, call):
         parts = [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
         if all(len(part) <= (most or n) for part in parts):
             best = min(best, cost(parts))
-    assert cost(found) == best
+    assert cost(result) == best
 
 
 @pytest.mark.parametrize("packed", [True, False])

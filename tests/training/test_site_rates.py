@@ -103,8 +103,8 @@ def test_killed_and_resumed(tmp_path, stop, lr):
         fit(adapted(), encoded(20), settings, out=tmp_path, on_step=interrupt, packed=True)
     resumed = adapted()
     result = fit(resumed, encoded(20), settings, out=tmp_path, resume=True, packed=True)
-    found = weights(resumed)
-    assert all(torch.equal(value, found[name]) for name, value in weights(whole).items())
+    weight = weights(resumed)
+    assert all(torch.equal(value, weight[name]) for name, value in weights(whole).items())
     assert (result.lr, result.train_nll) == (reference.lr, reference.train_nll)
 
 
@@ -114,8 +114,8 @@ def test_auto_with_site_rates_is_the_run_of_its_rate():
     result = fit(auto, encoded(20), settings, packed=True)
     given = adapted()
     fit(given, encoded(20), replace(settings, lr=result.lr), packed=True)
-    found = weights(given)
-    assert all(torch.equal(value, found[name]) for name, value in weights(auto).items())
+    weight = weights(given)
+    assert all(torch.equal(value, weight[name]) for name, value in weights(auto).items())
 
 
 def test_a_run_that_is_over_before_curvatures_are_known_is_refused():

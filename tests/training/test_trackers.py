@@ -22,14 +22,14 @@ def test_tensorboard(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
-    found = EventAccumulator(str(next((tmp_path / "logs").rglob("events.out.tfevents.*")).parent))
-    found.Reload()
-    losses = found.Scalars("train/loss")
+    outcome = EventAccumulator(str(next((tmp_path / "logs").rglob("events.out.tfevents.*")).parent))
+    outcome.Reload()
+    losses = outcome.Scalars("train/loss")
     assert [scalar.step for scalar in losses] == [1, 2, 3, 4]
     assert [scalar.value for scalar in losses] == pytest.approx(
         [point.nll for point in result.curve], rel=1e-5
     )
-    assert [scalar.step for scalar in found.Scalars("eval/loss")] == [2, 4]
+    assert [scalar.step for scalar in outcome.Scalars("eval/loss")] == [2, 4]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")

@@ -33,7 +33,7 @@ class Advice:
 
 def advice(evidence: ClaimEvidence) -> list[Advice]:
     """The rows, as the findings decide them."""
-    found = [one for one in contrasts(evidence.standing) if one.equal]
+    listed = [one for one in contrasts(evidence.standing) if one.equal]
     rows = [
         row
         for name, kind in (
@@ -41,7 +41,7 @@ def advice(evidence: ClaimEvidence) -> list[Advice]:
             ("an encoder-decoder, text from structured input", "encoder-decoder"),
             ("an encoder, classification", "encoder"),
         )
-        if (row := _by_kind(name, [one for one in found if _kind(one.study) == kind])) is not None
+        if (row := _by_kind(name, [one for one in listed if _kind(one.study) == kind])) is not None
     ]
     return [*rows, *_long_runs(evidence), *_decided_inside(evidence)]
 

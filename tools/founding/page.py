@@ -27,8 +27,8 @@ WANTED = (
 
 def pictures(evidence: ClaimEvidence) -> dict[str, str]:
     """File name → SVG."""
-    found = [one for one in contrasts(evidence.standing) if one.equal]
-    drawn = {"founding-forest.svg": forest(found)}
+    listed = [one for one in contrasts(evidence.standing) if one.equal]
+    drawn = {"founding-forest.svg": forest(listed)}
     swinging = _swinging(evidence)
     if swinging is not None:
         drawn["founding-one-rate.svg"] = at_one_rate(swinging)
@@ -58,8 +58,8 @@ def _filled(block: str) -> str:
 
 def _context(evidence: ClaimEvidence) -> dict[str, Any]:
     studies = evidence.standing
-    found = [one for one in contrasts(studies) if one.equal]
-    by_half = {half: [one for one in found if one.half == half] for half in ("attention", "feedforward")}
+    listed = [one for one in contrasts(studies) if one.equal]
+    by_half = {half: [one for one in listed if one.half == half] for half in ("attention", "feedforward")}
     budgets = _budgets(by_half)
     return {
         "bases": sorted({study["base"] for study in studies}),
@@ -154,8 +154,8 @@ def _swinging(evidence: ClaimEvidence) -> Mapping[str, Any] | None:
         values = [value for _, value in shared_rates(study).get("feedforward", ())]
         return max(values) - min(values) if len(values) > 2 else -1.0
 
-    found = max(evidence.standing, key=swing, default=None)
-    return None if found is None or swing(found) < 0 else found
+    result = max(evidence.standing, key=swing, default=None)
+    return None if result is None or swing(result) < 0 else result
 
 
 def _turn(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:

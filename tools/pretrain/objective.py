@@ -43,11 +43,11 @@ def rows(
     inner = length - len(frame)
     count = tokens // length
     start = step * tokens
-    found = np.asarray(stream[start : start + count * inner], dtype=np.int64).reshape(count, inner)
+    result = np.asarray(stream[start : start + count * inner], dtype=np.int64).reshape(count, inner)
     if not frame:
-        return found
+        return result
     before, after = (np.full((count, 1), token, dtype=np.int64) for token in frame)
-    return np.concatenate([before, found, after], axis=1)
+    return np.concatenate([before, result, after], axis=1)
 
 
 def causal(text: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

@@ -66,15 +66,15 @@ def matrices(model: Any) -> list[Matrix]:
     slowly, or attention is one-hot after some hundred steps and learns no more.
     """
     queries = model.config.d_kv**-0.5 if model.config.model_type == "t5" else 1.0
-    found = []
+    listed = []
     for name, parameter in model.named_parameters():
         inside = any(word in name for word in (".h.", ".layer.", ".block."))
         if parameter.dim() != 2 or not inside or "relative_attention_bias" in name:
             continue
         fused = name.endswith("c_attn.weight")
         scale = queries if name.endswith(".q.weight") else 1.0
-        found.append(Matrix(name=name, parts=3 if fused else 1, axis=1, scale=scale))
-    return found
+        listed.append(Matrix(name=name, parts=3 if fused else 1, axis=1, scale=scale))
+    return listed
 
 
 class Optimizer:

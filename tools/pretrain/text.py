@@ -65,13 +65,13 @@ def tokenizer(kind: str, files: list[Path], folder: Path) -> Any:
 
 def special(tokens: Any) -> dict[str, int]:
     """Ids by role; a BERT-like tokenizer ends a text with ``[SEP]``."""
-    found = {
+    by_name = {
         "pad": tokens.pad_token_id,
         "eos": tokens.eos_token_id if tokens.eos_token_id is not None else tokens.sep_token_id,
         "cls": tokens.cls_token_id,
         "mask": tokens.mask_token_id,
     }
-    return {role: number for role, number in found.items() if number is not None}
+    return {role: number for role, number in by_name.items() if number is not None}
 
 
 def ids(tokens: Any, files: list[Path], cache: Path, *, limit: int) -> NDArray[np.uint16]:
@@ -100,9 +100,9 @@ def ids(tokens: Any, files: list[Path], cache: Path, *, limit: int) -> NDArray[n
             break
     if batch:
         parts.append(_encode(tokens, batch, end))
-    found = np.concatenate(parts)[:limit]
-    np.save(cache, found)
-    return found
+    result = np.concatenate(parts)[:limit]
+    np.save(cache, result)
+    return result
 
 
 def _encode(tokens: Any, batch: list[str], end: int) -> NDArray[np.uint16]:
@@ -116,9 +116,9 @@ def _bpe(files: list[Path]) -> Any:
     from loratlas.demo import base_path
 
     del files
-    found = AutoTokenizer.from_pretrained(base_path(), trust_remote_code=False)
-    found.model_max_length = 256
-    return found
+    loaded = AutoTokenizer.from_pretrained(base_path(), trust_remote_code=False)
+    loaded.model_max_length = 256
+    return loaded
 
 
 def _wordpiece(files: list[Path]) -> Any:
