@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from loratlas.demo import base_path
 from loratlas.training.learning_rate import HIGHEST, LOWEST, default_rate
 
 MODEL, DATA = "demo:llama-mini", "demo:facts-300"
@@ -89,3 +90,16 @@ def test_rates_are_tried_in_the_head_and_python_agrees(cli, tmp_path: Path):
     python = loratlas.train(MODEL, made, lr="auto", **same)
     assert python.numbers["rates"] == rates
     assert python.numbers["train_nll"] == run["train_nll"]
+
+
+def test_what_is_printed_loads_the_adapter_also_of_a_real_base(cli, tmp_path: Path, monkeypatch):
+    """transformers knows no ``real:``; the embedded base stands for the real one here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORATLAS_REAL_BASES", str(tmp_path))
+    (tmp_path / "smollm2-135m").symlink_to(base_path())
+    few = ("--steps", "1", "--lr", "0.01", "--batch-size", "2", "--limit", "8", "--max-length", "32")
+    done = cli("train", "real:smollm2-135m", "demo:facts-300", "--placement", "q:1", *few, "--out", "run")
+    assert done.code == 0, done.err
+    scope: dict = {}
+    exec("\n".join(line[2:] for line in done.out.partition("Load it with:\n")[2].splitlines()), scope)
+    assert scope["model"].peft_config["default"].r == 1

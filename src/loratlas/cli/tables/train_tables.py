@@ -10,6 +10,7 @@ from loratlas.adapters.export.loading_recipe import base_arguments
 from loratlas.cli import output
 from loratlas.cli.judging import headline, sample_scores, show_samples
 from loratlas.models.gguf_header import is_gguf
+from loratlas.sources import model_source
 
 
 def show_run(numbers: Mapping[str, Any], *, verbose: bool = False) -> None:
@@ -77,11 +78,13 @@ def _loading(numbers: Mapping[str, Any]) -> list[str]:
     if "id2label" in task:
         labels = {int(index): label for index, label in task["id2label"].items()}
         more = f", id2label={labels}, pad_token_id={numbers['pad_id']}"
-    base, embedded = f'"{model}"', model.startswith("demo:")
-    if is_gguf(model):
-        base = base_arguments(model)
+    embedded = model.startswith("demo:")
     if embedded:
         base = f'base_path("{model}")'
+    elif is_gguf(model):
+        base = base_arguments(model)
+    else:
+        base = f'"{model_source(model)}"'  # no other library knows real:
     return [
         "from peft import PeftModel",
         f"from transformers import {auto}",
