@@ -121,6 +121,7 @@ def named_base(model: Any) -> NamedBase:
     NamedBase(model='demo:llama-mini', adapter=None, note=None)
     """
     from loratlas.models.gguf_base import gguf_note
+    from loratlas.models.quantize import quantised_note
 
     if not isinstance(model, (str, Path)):
         return NamedBase(model=model)
@@ -129,9 +130,12 @@ def named_base(model: Any) -> NamedBase:
     located = text if embedded else locate(text)
     adapter = None if embedded else _adapter_inside(located)
     if adapter is None:
-        return NamedBase(model=model, note=gguf_note(located))
+        return NamedBase(model=model, note=gguf_note(located) or quantised_note(located))
     base = _base_of(adapter)
-    notes = (f"{text}: an adapter, which stands for its base {base}.", gguf_note(base) or "")
+    notes = (
+        f"{text}: an adapter, which stands for its base {base}.",
+        gguf_note(base) or quantised_note(base) or "",
+    )
     return NamedBase(model=base, adapter=adapter, note=" ".join(filter(None, notes)))
 
 

@@ -61,10 +61,11 @@ def test_copies_are_one_row_of_a_plan_whichever_of_them_is_meant():
     assert place(anatomy(), '"model.layers.3.shared_transformer.self_attn.*":2').ranks == plan.ranks
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_one_adapter_serves_all_copies_and_is_saved_and_merged_as_one(tmp_path):
+def test_one_adapter_serves_all_copies_and_is_saved_and_merged_as_one(tmp_path, dora):
     config = zoo.small("zamba2")
-    plan = place(anatomy(), "attention:2 + feedforward.down:3")
+    plan = place(anatomy(), "attention:2 + feedforward.down:3", dora=dora)
     plan.to_peft(config)
     live = plan.attach(zamba2(), seed=1)
     assert trainable(live) == plan.trainable == sum(row.trainable for row in plan.rows)

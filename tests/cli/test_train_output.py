@@ -103,3 +103,49 @@ def test_what_is_printed_loads_the_adapter_also_of_a_real_base(cli, tmp_path: Pa
     scope: dict = {}
     exec("\n".join(line[2:] for line in done.out.partition("Load it with:\n")[2].splitlines()), scope)
     assert scope["model"].peft_config["default"].r == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that DoRA's layers run PEFT's own pass
+def test_dora_from_plan_to_adapter(cli, tmp_path):
+    drawn = cli("plan", MODEL, "--placement", "q:4", "--dora")
+    assert "DoRA: every row of an adapted matrix trains its length as well" in drawn.out
+    plan = cli("plan", MODEL, "--placement", "q:4", "--dora", "--json").json
+    assert plan["dora"] is True
+    assert plan["peft"]["use_dora"] is True
+    assert plan["trainable"] == sum(4 * sum(site["shape"]) + site["shape"][0] for site in plan["sites"])
+    assert plan["cost"]["adapter_bytes"] == 4 * plan["trainable"]
+    words = (
+        "--placement",
+        "q:4",
+        "--dora",
+        "--steps",
+        "2",
+        "--lr",
+        "0.01",
+        "--limit",
+        "8",
+        "--out",
+        tmp_path / "run",
+    )
+    run = cli("train", MODEL, "demo:facts-300", *words, "--json").json
+    assert run["trainable"] == plan["trainable"]
+    assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["use_dora"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (
+            ("train", MODEL, "demo:facts-300", "--placement", "auto", "--steps", "8"),
+            "changes ranks as it goes",
+        ),
+        (("plan", MODEL, "--placement", "q", "--budget", "time=0.5"), "a price of ranks"),
+        (("plan", MODEL, "--placement", "auto", "--scores", "nowhere"), "scores of what low-rank changes do"),
+    ],
+)
+def test_where_dora_is_refused_nothing_is_written(cli, tmp_path, words, found):
+    out = ("--out", tmp_path / "run") if words[0] == "train" else ()
+    failed = cli(*words, "--dora", *out, "--json")
+    assert failed.code == 2
+    assert found in failed.json["error"]["found"]
+    assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from tests.tiny import tiny_anatomy, tiny_config
 
 from loratlas.adapters.peft_check import prove_on_meta
 from loratlas.anatomy.read import read
-from loratlas.errors import PlacementError, RequestError
+from loratlas.errors import AttachError, PlacementError, RequestError
 from loratlas.integrations.emit_plan import NAMES_OF_TOOLS, emit
 from loratlas.placement.plan import place
 
@@ -49,6 +49,7 @@ def as_tool_reads(tool: str, text: str) -> LoraConfig:
             target_modules=fields["lora_target_modules"],
             target_parameters=fields.get("lora_target_parameters"),
             use_rslora=fields["peft_use_rslora"],
+            use_dora=fields.get("peft_use_dora", False),
         )
     if tool == "llama-factory":
         fields = yaml.safe_load(text)
@@ -57,6 +58,7 @@ def as_tool_reads(tool: str, text: str) -> LoraConfig:
             lora_alpha=fields["lora_alpha"],
             target_modules=[name.strip() for name in fields["lora_target"].split(",")],
             use_rslora=fields["use_rslora"],
+            use_dora=fields.get("use_dora", False),
         )
     if tool == "swift":
         words = shlex.split(text.replace("\\\n", " "))
@@ -66,6 +68,7 @@ def as_tool_reads(tool: str, text: str) -> LoraConfig:
             lora_alpha=int(given["--lora_alpha"]),
             target_modules=given["--target_regex"],
             use_rslora=given["--use_rslora"] == "true",
+            use_dora=given.get("--use_dora") == "true",
         )
     call = next(node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and node.keywords)
     given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
@@ -83,6 +86,32 @@ def test_each_tool_adapts_exactly_these_sites(tool, text):
 def test_unsloth_by_its_flags(text):
     plan, found = written(text, "unsloth")
     prove_on_meta(plan.rows, as_tool_reads("unsloth", found.text), tiny_config("llama"))
+
+
+@pytest.mark.parametrize("tool", [name for name in NAMES_OF_TOOLS if name not in ("peft", "unsloth")])
+def test_dora_goes_with_the_tools_that_have_it(tool):
+    plan, found = written("q,v:4", tool, dora=True)
+    prove_on_meta(plan.rows, as_tool_reads(tool, found.text), tiny_config("llama"))
+    plain, _ = written("q,v:4", tool)
+    with pytest.raises(
+        AttachError, match=r"DoRA at model\.layers\.0\.self_attn\.q_proj where the plan has LoRA"
+    ):
+        prove_on_meta(plain.rows, as_tool_reads(tool, found.text), tiny_config("llama"))
+
+
+def test_dora_is_refused_for_unsloth_and_the_nearest_plan_has_no_more_parameters():
+    with pytest.raises(PlacementError, match=r"no option for it.*DoRA becomes LoRA") as refused:
+        written("q,v:4", "unsloth", dora=True)
+    (text,) = refused.value.suggestions
+    nearest, _ = written(text, "unsloth")
+    assert nearest.trainable <= place(tiny_anatomy("llama"), "q,v:4", dora=True).trainable
+
+
+def test_a_mixed_dora_plan_is_offered_the_nearest_one_with_dora():
+    with pytest.raises(PlacementError, match="ranks from 2 to 8") as refused:
+        written("q:8 + v:2", "llama-factory", dora=True)
+    nearest, _ = written(refused.value.suggestions[0], "llama-factory", dora=True)
+    assert nearest.trainable <= place(tiny_anatomy("llama"), "q:8 + v:2", dora=True).trainable
 
 
 def test_rslora_and_experts_go_with_the_tools_that_know_them():

@@ -34,7 +34,7 @@ def written(tool: str, placement: str = "q,v@top/2:4", **options) -> str:
     return emit(plan, anatomy, load_config(model_source(BASE)), tool, model=BASE).text
 
 
-@pytest.mark.parametrize("options", [{}, {"rslora": True}], ids=["lora", "rslora"])
+@pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}], ids=["lora", "rslora", "dora"])
 def test_axolotl_s_schema_takes_every_field(options):
     spec = importlib.util.spec_from_file_location("axolotl_peft", file("axolotl/utils/schemas/peft.py"))
     assert spec is not None
@@ -47,7 +47,8 @@ def test_axolotl_s_schema_takes_every_field(options):
     read_back = schema.LoraConfig.model_validate(fields)
     for name, value in fields.items():
         assert getattr(read_back, name) == value, name
-    assert read_back.peft_use_rslora is bool(options)
+    assert read_back.peft_use_rslora is bool(options.get("rslora"))
+    assert bool(read_back.peft_use_dora) is bool(options.get("dora"))
 
 
 def test_ms_swift_s_arguments_have_every_option():
@@ -58,7 +59,7 @@ def test_ms_swift_s_arguments_have_every_option():
         for node in arguments.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-    words = shlex.split(written("swift").replace("\\\n", " "))
+    words = shlex.split(written("swift", dora=True).replace("\\\n", " "))
     given = dict(zip(words[2::2], words[3::2], strict=True))
     assert given.pop("--model") == BASE
     for option, value in given.items():

@@ -311,3 +311,12 @@ READERS = {
     "ollama": ollama,
     "mlx": mlx,
 }
+
+READ_AT = {
+    "tgi": ("3.3", "server/text_generation_server/adapters/lora.py"),
+    "lorax": ("0.12", "server/lorax_server/adapters/lora.py"),
+    "tensorrt-llm": ("1.2", "tensorrt_llm/lora_manager.py"),
+    "ollama": ("0.22", "convert/convert_llama_adapter.go"),
+    "mlx": ("0.32", "mlx_lm/tuner/utils.py"),
+}
+"""Of engines that are known by their sources alone: the release whose rule is rebuilt above, and where it stands."""

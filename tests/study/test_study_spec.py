@@ -101,6 +101,13 @@ def test_unknown_keys_name_their_path_and_the_nearest_valid_one(values, given, i
         ({"match": "parameters"}, "match: 'parameters'", "'params'"),
         ({"reference": "ful"}, "reference: 'ful'", "reference: full"),
         ({"arms": {"one": "all"}}, "arms", "at least 2"),
+        ({"arms": {"full": "all", "q": {"placement": "auto", "dora": True}}}, "arms.q.dora", "such as all:8"),
+        ({"arms": {"full": "all", "q": {"placement": "scan", "dora": True}}}, "arms.q.dora", "such as all:8"),
+        (
+            {"arms": {"full": "all", "q": {"placement": "q", "dora": True}}, "match": "time"},
+            "match: time",
+            "params",
+        ),
         ({"arms": {"q": "q", "v": "v"}}, "no reference", "reference:"),
         ({"arms": {"full": "all", "a/b": "q"}}, "arms.a/b", "plain name"),
         ({"tuning": {"rows": 100}}, "tuning.rows: 100", "500"),

@@ -31,6 +31,7 @@ SPEC = parse_spec(
             "full": "all@top/4:2",
             "pissa": {"placement": "attention@top/4:2", "init": "pissa"},
             "noisy": {"placement": "attention@top/4:2", "dropout": 0.2},
+            "dora": {"placement": "attention@top/4:2", "dora": True},
         },
         "reference": "full",
         "steps": 3,
@@ -77,10 +78,12 @@ def job(folder, arm, *, seed=1, phase="evaluation", lr=3e-3):
     }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that DoRA's layers run PEFT's own pass
 def test_a_run_does_not_depend_on_the_runs_before_it(setup, tmp_path):
     worker = Worker(setup, lambda message: None)
     worker.run(job(tmp_path / "pissa", "pissa"))  # moves a part of the base into the adapter
     worker.run(job(tmp_path / "noisy", "noisy"))
+    worker.run(job(tmp_path / "dora", "dora"))
     worker.run(job(tmp_path / "after", "full"))
     assert checksum(worker._model) == checksum(open_model(SPEC.model, dtype="float32"))
     fresh = Worker(setup, lambda message: None)
@@ -89,17 +92,18 @@ def test_a_run_does_not_depend_on_the_runs_before_it(setup, tmp_path):
     assert (read_curve(tmp_path / "after")["nll"] == read_curve(tmp_path / "alone")["nll"]).all()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that DoRA's layers run PEFT's own pass
 def test_runs_side_by_side_equal_the_runs_alone(setup, tmp_path):
     def jobs(folder):
-        names = ("full", "noisy", "pissa")
+        names = ("full", "noisy", "pissa", "dora")
         listed = [job(folder / f"{place}-{name}", name, seed=place) for place, name in enumerate(names)]
         return [{**one, "checkpoint": str(folder / "kept" / one["digest"])} for one in listed]
 
     messages = []
     worker = Worker(setup, messages.append)
     worker.run_all(jobs(tmp_path / "together"))
-    assert [m["index"] for m in messages if m["event"] == "finished"] == [0, 1, 2]
-    assert {m["index"] for m in messages if m["event"] == "step"} == {0, 1, 2}
+    assert [m["index"] for m in messages if m["event"] == "finished"] == [0, 1, 2, 3]
+    assert {m["index"] for m in messages if m["event"] == "step"} == {0, 1, 2, 3}
     for one in jobs(tmp_path / "alone"):
         worker.run(one)
     trained = []
@@ -109,8 +113,9 @@ def test_runs_side_by_side_equal_the_runs_alone(setup, tmp_path):
         listed, wanted = (read_examples(f)[2] for f in (tmp_path / "together" / together["digest"], alone))
         assert listed == pytest.approx(wanted, rel=1e-5)
         assert read_record(alone)["trained"] == "alone"
-    why = "alone: init pissa changes the base, which a fleet shares"
-    assert trained == ["in a fleet of 2", "in a fleet of 2", why]
+    pissa = "alone: init pissa changes the base, which a fleet shares"
+    dora = "alone: DoRA rescales the rows of the base's matrices, which a fleet shares"
+    assert trained == ["in a fleet of 2", "in a fleet of 2", pissa, dora]
     assert checksum(worker._model) == checksum(open_model(SPEC.model, dtype="float32"))
 
 
@@ -174,3 +179,28 @@ def test_errors_travel_from_worker_to_coordinator():
     assert isinstance(full, StorageError)
     assert "No space left" in full.found
     assert isinstance(rebuilt(describe(ZeroDivisionError("x"))), RunError)
+
+
+def matched(arms, **changes):
+    from loratlas.anatomy.read import read
+
+    spec = parse_spec({**SPEC.model_dump(mode="json"), "arms": arms, "match": "params", **changes})
+    return plans(spec, read(model_source(SPEC.model)))
+
+
+@pytest.mark.parametrize("dora", ["full", "half"])
+def test_arms_with_dora_are_matched_by_all_that_they_train(dora):
+    arms = {"full": {"placement": "all@top/4:4"}, "half": {"placement": "attention@top/4"}}
+    arms[dora] |= {"dora": True}
+    solved, matches = matched(arms)
+    assert solved[dora].dora
+    assert solved["half"].trainable <= solved["full"].trainable
+    assert (matches["half"].got, matches["half"].wanted) == tuple(
+        solved[n].trainable for n in ("half", "full")
+    )
+    assert abs(matches["half"].relative) < 0.05
+
+
+def test_an_arm_without_dora_is_the_arm_that_it_was():
+    assert "dora" not in SPEC.arms["full"].model_dump(mode="json")
+    assert SPEC.arms["dora"].model_dump(mode="json")["dora"] is True

@@ -5,6 +5,7 @@ of whole, escaped names, and is then watched: on a copy without weights before a
 model afterwards.
 
     y = W x + (α/r) · B A x          (with rsLoRA: α/√r)
+    y = m ∘ (W + (α/r) · B A) x / ‖W + (α/r) · B A‖ by rows      (with DoRA, m starting as the lengths of W's rows)
 
 A classifier's head trains whole beside them, alike under every plan, and is counted apart.
 """
@@ -30,6 +31,7 @@ from loratlas.adapters.trained_heads import (
     heads_of,
     refuse_head_rows,
 )
+from loratlas.adapters.variants import refuse_stacks
 from loratlas.errors import AttachError, SettingsError
 
 if TYPE_CHECKING:
@@ -109,6 +111,7 @@ def lora_config(
             lora_dropout=0.0 if named.parameters else dropout,
             bias="none",
             use_rslora=rslora,
+            use_dora=rows[0].dora,
             init_lora_weights=init,  # pyright: ignore[reportArgumentType]
             fan_in_fan_out=conv1d[True] > conv1d[False],
         )
@@ -220,12 +223,20 @@ def _check(rows: Sequence[PlanRow], dropout: float, init: bool | str) -> None:
                 "would be taken out as often",
                 instead="init true",
             )
+        if row.dora != rows[0].dora:
+            raise AttachError(
+                given="a plan",
+                found="DoRA at some of its sites, and PEFT has it at all or none",
+                instead="one of them",
+            )
         if not row.site.adaptable:
             raise AttachError(
                 given=row.site.path,
                 found=f"a site of kind {row.site.kind} that no adapter can be put on by name",
                 instead="an adaptable site",
             )
+    if rows[0].dora:
+        refuse_stacks(row.site for row in rows)
     if not 0 <= dropout < 1:
         raise SettingsError(
             given=f"dropout {dropout}", found="no probability below 1", instead="0, or e.g. 0.05"

@@ -93,11 +93,13 @@ def differences(rows: Sequence[PlanRow], adapted: Any, adapter_name: str, rslora
         return "; ".join(parts)
     for name, row in wanted.items():
         layer = layers[name]
+        if (adapter_name in layer.lora_magnitude_vector) != row.dora:
+            return f"{'LoRA' if row.dora else 'DoRA'} at {name} where the plan has {'DoRA' if row.dora else 'LoRA'}"
         if layer.r[adapter_name] != row.rank:
             return f"rank {layer.r[adapter_name]} at {name} where the plan has {row.rank}"
         count = sum(
             factor[adapter_name].weight.numel()
-            for factor in (layer.lora_A, layer.lora_B)
+            for factor in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector)
             if adapter_name in factor
         )
         if count and count != row.trainable:

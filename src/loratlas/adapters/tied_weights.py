@@ -12,6 +12,8 @@ from typing import Any
 
 from loratlas.errors import AttachError
 
+PIECES = ("lora_A", "lora_B", "lora_magnitude_vector")
+
 
 def copies(model: Any) -> list[list[tuple[str, Any]]]:
     """PEFT's layers on one and the same weight: name and layer of each, the first one first."""
@@ -44,7 +46,7 @@ def share(model: Any, adapter_name: str) -> None:
 
     for (name, first), *others in copies(model):
         for other_name, other in others:
-            for kind in ("lora_A", "lora_B"):
+            for kind in PIECES:
                 mine, theirs = getattr(first, kind), getattr(other, kind)
                 if (adapter_name in mine) != (adapter_name in theirs):
                     bare = other_name if adapter_name in mine else name
@@ -68,7 +70,7 @@ def align(model: Any, adapter_name: str) -> None:
     with torch.no_grad():
         for (_, first), *others in copies(model):
             for _, other in others:
-                for kind in ("lora_A", "lora_B"):
+                for kind in PIECES:
                     if adapter_name in getattr(first, kind):
                         getattr(other, kind)[adapter_name].weight.copy_(
                             getattr(first, kind)[adapter_name].weight

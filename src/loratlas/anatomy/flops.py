@@ -41,7 +41,14 @@ class Cost:
         return asdict(self)
 
 
-def cost(anatomy: Anatomy, rows: Mapping[str, int], *, length: int = 512, optimizer: str = "adamw") -> Cost:
+def cost(
+    anatomy: Anatomy,
+    rows: Mapping[str, int],
+    *,
+    length: int = 512,
+    optimizer: str = "adamw",
+    dora: bool = False,
+) -> Cost:
     """Price a plan.
 
     Args:
@@ -49,6 +56,8 @@ def cost(anatomy: Anatomy, rows: Mapping[str, int], *, length: int = 512, optimi
         rows: parameter path → rank.
         length: tokens that one token attends among; half of them on average, attention being causal.
         optimizer: ``"adamw"`` or ``"sgd"``.
+        dora: whether each row of an adapted matrix trains its length as well. What renews those lengths is done once
+            a micro-batch and not for every token, so that it is in a dry run's operations and not in these.
 
     Returns:
         The cost, monotone in every rank.
@@ -72,6 +81,7 @@ def cost(anatomy: Anatomy, rows: Mapping[str, int], *, length: int = 512, optimi
     by_path = {site.path: site for site in anatomy.sites}
     adapted = {path: _adaptable(by_path.get(path) or anatomy.site(path)) for path in rows}
     trainable = sum(site.lora_parameters(rows[path]) for path, site in adapted.items())
+    trainable += sum(site.dora_parameters for site in adapted.values()) if dora else 0
     return Cost(
         flops_per_token=_operations(anatomy, adapted, rows, length),
         adapter_bytes=trainable * _MASTER,

@@ -86,6 +86,11 @@ class Site:
         """Parameters of a LoRA adapter: ``rank · (d_in + d_out) · experts``."""
         return rank * sum(self.shape) * (self.experts or 1)
 
+    @property
+    def dora_parameters(self) -> int:
+        """Lengths that DoRA trains besides: one for each output of the map, so of an embedding one for each column."""
+        return self.shape[1] if self.kind == "embedding" else self.shape[0]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; the inverse is :meth:`from_json`."""
         data = {**asdict(self), "shape": list(self.shape), "flags": sorted(self.flags)}

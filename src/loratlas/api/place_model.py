@@ -24,6 +24,7 @@ def place(
     budget: str | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    dora: bool = False,
     round_ranks: bool = False,
     allow_unresolved: bool = False,
 ) -> Plan:
@@ -36,6 +37,8 @@ def place(
         budget: ``"params=2M"``, ``"params=0.5%"``, ``"time=…"``, ``"memory=6GB"`` or ``"like=all:8"``.
         alpha: of every site; twice its rank unless given.
         rslora: scale by α/√r (arXiv:2312.03732) instead of α/r.
+        dora: train a length for each row of the adapted matrices as well (DoRA, arXiv:2402.09353); a budget of
+            parameters counts them.
         round_ranks: round ranks down to 1, 2, 3, 4, 6, 8, 12, 16, 24, …, for a short LoraConfig.
         allow_unresolved: place although matrices of the model are unidentified.
 
@@ -57,7 +60,13 @@ def place(
 
     anatomy = model if isinstance(model, Anatomy) else read(model)
     plan = place_anatomy(
-        anatomy, placement, budget=budget, alpha=alpha, rslora=rslora, allow_unresolved=allow_unresolved
+        anatomy,
+        placement,
+        budget=budget,
+        alpha=alpha,
+        rslora=rslora,
+        dora=dora,
+        allow_unresolved=allow_unresolved,
     )
     return rounded(plan, anatomy) if round_ranks else plan
 
@@ -82,6 +91,7 @@ def placed(
     by: str | None,
     allow_unresolved: bool,
     round_ranks: bool = False,
+    dora: bool = False,
     listener: Listener,
     **options: Any,
 ) -> Plan:
@@ -94,6 +104,7 @@ def placed(
         by: the column of it that decides; None for the one that decided the scan.
         allow_unresolved: of a placement in words; scores are of identified sites.
         round_ranks: round them down to few distinct ones.
+        dora: as for :func:`loratlas.placement.plan.place`; of a placement in words.
         listener: hears what such plans were worth.
         options: budget, alpha, rslora and memory of :func:`loratlas.placement.plan.place`.
     """
@@ -103,10 +114,16 @@ def placed(
     from loratlas.scan.scores import load_scan
 
     if scores is None:
-        plan = place(anatomy, placement, allow_unresolved=allow_unresolved, **options)
+        plan = place(anatomy, placement, dora=dora, allow_unresolved=allow_unresolved, **options)
         for warning in plan.warnings:
             listener.note(warning)
     else:
+        if dora:
+            raise SettingsError(
+                given="--dora with --scores",
+                found="scores of what low-rank changes do, and a budget that is shared out by what ranks cost",
+                instead="no --dora, or the placement in words that `loratlas plan` prints for these scores",
+            )
         scan = load_scan(scores)
         plan, _ = plan_from(scan, anatomy, by=by, **options)
         listener.note(track_record(by or scan.by))

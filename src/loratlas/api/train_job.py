@@ -53,6 +53,7 @@ class Job:
     by: str | None
     alpha: float | None
     rslora: bool
+    dora: bool
     round_ranks: bool
     allow_unresolved: bool
     adapter: Path | None
@@ -90,6 +91,7 @@ def check_job(job: Job) -> None:
             "--scores": job.scores,
             "--alpha": job.alpha,
             "--rslora": job.rslora,
+            "--dora": job.dora,
             "--round-ranks": job.round_ranks,
             "--init": job.settings.init is not True,
             "--dropout": job.settings.dropout,
@@ -120,6 +122,12 @@ def check_job(job: Job) -> None:
                 given="--round-ranks with --placement auto",
                 found="a run that changes ranks as it goes",
                 instead="no --round-ranks, or --scores FILE with what a scan has measured",
+            )
+        if job.dora:
+            raise SettingsError(
+                given="--dora with --placement auto",
+                found="a run that changes ranks as it goes, and DoRA's lengths belong to ranks that stay",
+                instead="no --dora, or a placement in words, such as all:16",
             )
         check_moving(job.moving, job.settings)
     elif job.moving != Moving.read(None, None, None):
@@ -189,6 +197,7 @@ def plan_of(job: Job, anatomy: Anatomy, memory: PeakMemory, listener: Listener) 
         budget=job.budget,
         alpha=job.alpha,
         rslora=job.rslora,
+        dora=job.dora,
         memory=memory,
         allow_unresolved=job.allow_unresolved,
         round_ranks=job.round_ranks,

@@ -71,6 +71,7 @@ def train(
     by: str | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    dora: bool = False,
     round_ranks: bool = False,
     allow_unresolved: bool = False,
     adapter: str | Path | None = None,
@@ -113,7 +114,7 @@ def train(
             ``"attention"``, …), the steps before it decides (``"10%"``, or a count), and whether it decides again
             (``"every=50"``).
         scores, by: a scan's file, and the score that decides, for ``placement="auto"`` before the run instead.
-        alpha, rslora, round_ranks, allow_unresolved: see :func:`loratlas.place`.
+        alpha, rslora, dora, round_ranks, allow_unresolved: see :func:`loratlas.place`.
         adapter: goes on with this adapter instead of a new one.
         split, columns, limit: which rows, and which column is which field.
         task, loss: ``"causal"``, ``"seq2seq"`` or ``"classification"``; over the ``"answer"`` or ``"all"`` tokens.
@@ -171,6 +172,7 @@ def train(
         by=by,
         alpha=alpha,
         rslora=rslora,
+        dora=dora,
         round_ranks=round_ranks,
         allow_unresolved=allow_unresolved,
         adapter=None if adapter is None else Path(adapter),

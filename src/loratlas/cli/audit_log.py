@@ -15,6 +15,7 @@ from loratlas.api.evaluate_model import watching
 from loratlas.api.folders import adapter_folder, check_tokenizer
 from loratlas.cli import options, output
 from loratlas.cli.base_name import base_named
+from loratlas.cli.column_text import columns_of
 from loratlas.cli.judging import Stride, Window
 from loratlas.cli.progress import Terminal, heartbeat
 from loratlas.errors import SettingsError
@@ -129,7 +130,7 @@ def audit_log(
             stride=stride,
             on_pass=lambda number, words: output.note(f"Pass {number}: {words}"),
         )
-        rows = rows_to_judge(data, split=split, columns=options.columns_of(columns), limit=limit)
+        rows = rows_to_judge(data, split=split, columns=columns_of(columns), limit=limit)
         with heartbeat("audit-log"):
             shown = _run(audit, model, folders, rows, asked=None if task is None else task.value)
     numbers = {

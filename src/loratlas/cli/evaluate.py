@@ -9,6 +9,7 @@ import typer
 
 from loratlas.api.evaluate_model import Also
 from loratlas.cli import options, output
+from loratlas.cli.column_text import columns_of
 from loratlas.cli.judging import Stride, Window, sample_scores, show_classes, show_samples
 from loratlas.cli.progress import Terminal
 from loratlas.cli.tables.evaluation_tables import show_definitions, show_loss
@@ -103,7 +104,7 @@ def evaluate(
         data,
         adapter=adapter,
         split=split,
-        columns=options.columns_of(columns),
+        columns=columns_of(columns),
         limit=limit,
         task=None if task is None else task.value,
         loss=loss.value,

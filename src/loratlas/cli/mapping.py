@@ -94,6 +94,7 @@ def plan_model(
     by: options.By = None,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    dora: options.Dora = False,
     round_ranks: options.RoundRanks = False,
     allow_unresolved: options.AllowUnresolved = False,
     batch_size: options.BatchSize = 16,
@@ -165,6 +166,7 @@ def plan_model(
         budget=budget,
         alpha=alpha,
         rslora=rslora,
+        dora=dora,
         memory=step.memory(),
         allow_unresolved=allow_unresolved,
         round_ranks=round_ranks,
@@ -207,7 +209,8 @@ def show_plan(anatomy: Anatomy, plan: Plan) -> None:
     part = plan.of_full_lora
     if part is not None:
         even = len({row.rank for row in plan.rows}) == 1
-        whole = f"all at equal {'' if even else 'mean '}rank, {formats.count(plan.trainable / part)}"
+        factors = sum(row.site.lora_parameters(row.rank) for row in plan.rows)
+        whole = f"all at equal {'' if even else 'mean '}rank, {formats.count(factors / part)}"
         less = f"{abs(1 - part):.2%} {'less' if part < 1 else 'more'} than" if part != 1 else "the same as"
         shares.add_row("of full LoRA", f"{part:.2%}", f"{less} {whole}")
     output.show(shares)
@@ -221,9 +224,11 @@ def show_plan(anatomy: Anatomy, plan: Plan) -> None:
             str(len(sites)),
             ranks_in_words([row.rank for row in rows]),
             ranks_in_words([row.alpha for row in rows]),
-            formats.count(sum(row.site.lora_parameters(row.rank) for row in rows)),
+            formats.count(sum(row.trainable for row in rows)),
         )
     output.show(drawn)
+    for sentence in plan.variants:
+        output.say(sentence)
 
 
 def _by_role(sites: Iterable[Site]) -> dict[tuple[str, tuple[int, int], str], list[Site]]:

@@ -196,6 +196,14 @@ RsLora = Annotated[
     bool,
     typer.Option("--rslora", help="Scale by α/√r instead of α/r.", rich_help_panel=PLACEMENT),
 ]
+Dora = Annotated[
+    bool,
+    typer.Option(
+        "--dora",
+        help="DoRA: each row of an adapted matrix trains its length as well.",
+        rich_help_panel=PLACEMENT,
+    ),
+]
 RoundRanks = Annotated[
     bool,
     typer.Option(
@@ -367,33 +375,3 @@ Json = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-
-
-def columns_of(pairs: list[str] | None) -> dict[str, str]:
-    """``["prompt=question"]`` → ``{"prompt": "question"}``.
-
-    Raises:
-        DataError: a pair without ``=`` or with an empty side, or a field named twice.
-
-    >>> columns_of(["prompt=question", "completion=answer"])
-    {'prompt': 'question', 'completion': 'answer'}
-    """
-    from loratlas.errors import DataError
-
-    columns: dict[str, str] = {}
-    for pair in pairs or ():
-        field, _, column = (part.strip() for part in pair.partition("="))
-        if not field or not column:
-            raise DataError(
-                given=f"--map {pair}",
-                found="no FIELD=COLUMN pair",
-                instead="for example --map prompt=question --map completion=answer",
-            )
-        if field in columns:
-            raise DataError(
-                given=f"--map {pair}",
-                found=f"the field {field!r} already comes from the column {columns[field]!r}",
-                instead="one --map per field",
-            )
-        columns[field] = column
-    return columns

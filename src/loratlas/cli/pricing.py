@@ -127,7 +127,7 @@ def price(plan: Plan, step: Step, *, timed: bool) -> dict[str, Any]:
     from loratlas.anatomy.flops import cost
 
     known = ResultCache("step")
-    priced: dict[str, Any] = cost(step.anatomy, plan.ranks).to_json()
+    priced: dict[str, Any] = cost(step.anatomy, plan.ranks, dora=plan.dora).to_json()
     key = step.key(plan=plan.digest, speeds=_speeds())
     measured = None if timed or key is None else known.get(key)
     if not isinstance(measured, dict):

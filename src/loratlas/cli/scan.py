@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loratlas.cli import options, output
+from loratlas.cli.column_text import columns_of
 from loratlas.cli.progress import Terminal
 from loratlas.cli.tables.scan_tables import show
 from loratlas.signals.registry import SIGNALS
@@ -150,7 +151,7 @@ def scan(
         rslora=rslora,
         round_ranks=round_ranks,
         split=split,
-        columns=options.columns_of(columns),
+        columns=columns_of(columns),
         limit=limit,
         loss=loss.value,
         max_length=max_length,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loratlas.cli import options, output
+from loratlas.cli.column_text import columns_of
 from loratlas.cli.progress import Terminal
 from loratlas.cli.rate_text import LearningRate, SiteRates, rates_of
 
@@ -59,6 +60,7 @@ def train(
     by: options.By = None,
     alpha: options.Alpha = None,
     rslora: options.RsLora = False,
+    dora: options.Dora = False,
     round_ranks: options.RoundRanks = False,
     allow_unresolved: options.AllowUnresolved = False,
     adapter: Annotated[
@@ -269,11 +271,12 @@ def train(
         by=by,
         alpha=alpha,
         rslora=rslora,
+        dora=dora,
         round_ranks=round_ranks,
         allow_unresolved=allow_unresolved,
         adapter=adapter,
         split=split,
-        columns=options.columns_of(columns),
+        columns=columns_of(columns),
         limit=limit,
         task=None if task is None else task.value,
         loss=loss.value,

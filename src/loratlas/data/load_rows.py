@@ -71,7 +71,7 @@ def load_rows(
     records = source_records(source, name, spec, wanted, first)
     check, reader = _looked_over(records, mapping, name, first)
     spans = spec.spans(_sizes(records, check))
-    spans = spans if limit is None else _first(spans, limit)
+    spans = spans if limit is None else _first_rows(spans, limit)
     if not sum(map(len, spans)):
         raise DataError(given=name, found="no rows in it", instead=f"a file with rows of {forms_in_words()}")
     rows = StoredRows(check.blocks, check.rows, reader, spans)
@@ -89,7 +89,7 @@ def _looked_over(
     records: Records, mapping: Mapping[str, str], source: str, limit: int | None
 ) -> tuple[RecordCheck, RowReader]:
     """Check all records against the form that their columns, also those that come late, ask for."""
-    columns = records.columns or _first_columns(records.files, source)
+    columns = records.columns or tuple(_first(records.files, source))
     while True:
         fields = map_columns(columns, mapping, source)
         form = form_of(fields, source)
@@ -110,13 +110,28 @@ def _looked_over(
         columns = seen
 
 
-def _first_columns(files: Sequence[LineFile], source: str) -> tuple[str, ...]:
-    """Columns of the first record."""
+def first_record(source: Any, *, split: str | None = None) -> Mapping[str, Any]:
+    """The first record as it is written, column → value: what a source looks like before its form is decided.
+
+    Args:
+        source, split: as for `load_rows`.
+
+    Raises:
+        DataError: no such file or data set, an empty file, or broken JSON.
+
+    >>> dict(first_record([{"chosen": "4", "rejected": "5"}]))
+    {'chosen': '4', 'rejected': '5'}
+    """
+    name, spec = _name(source), SplitSpec(split)
+    return _first(source_records(source, name, spec, list, None if spec.is_sliced else 1).files, name)
+
+
+def _first(files: Sequence[LineFile], source: str) -> Mapping[str, Any]:
     look = RecordCheck(RowReader(form="text", columns={}, source=source))
     for file in files:
         for block in file.blocks():
             for record in look.records(block):
-                return tuple(record)
+                return record
     raise DataError(given=source, found="an empty file", instead="a file with at least one row")
 
 
@@ -171,7 +186,7 @@ def _sizes(records: Records, check: RecordCheck) -> dict[str, int]:
     return sizes
 
 
-def _first(spans: Sequence[range], limit: int) -> list[range]:
+def _first_rows(spans: Sequence[range], limit: int) -> list[range]:
     """The first so many rows of spans."""
     kept: list[range] = []
     for span in spans:

@@ -96,6 +96,8 @@ def _python(plan: Plan, anatomy: Anatomy, config: Any, model: str, tool: str) ->
 
 def _cannot(plan: Plan, anatomy: Anatomy, tool: TrainerTool) -> str:
     """Why a tool cannot say a plan; empty where it can."""
+    if plan.dora and not tool.dora:
+        return f"DoRA, and {tool.title} has no option for it"
     ranks, alphas = {row.rank for row in plan.rows}, {row.alpha for row in plan.rows}
     if len(ranks) > 1 or len(alphas) > 1:
         what = "ranks" if len(ranks) > 1 else "alphas"
@@ -151,6 +153,7 @@ def _one_rank(plan: Plan, anatomy: Anatomy, config: Any, tool: TrainerTool, mode
         rank=plan.rows[0].rank,
         alpha=int(plan.rows[0].alpha),
         rslora=plan.rslora,
+        dora=plan.dora,
         modules=fields["target_modules"],
         parameters=parameters,
         leaves=leaves,
@@ -192,6 +195,7 @@ def _prove(plan: Plan, config: Any, tool: TrainerTool, fields: Mapping[str, Any]
             r=plan.rows[0].rank,
             lora_alpha=int(plan.rows[0].alpha),
             use_rslora=plan.rslora,
+            use_dora=plan.dora,
             **fields,
         )
     prove_on_meta(plan.rows, made, config)
@@ -235,11 +239,13 @@ def nearest_plan(plan: Plan, anatomy: Anatomy, tool: TrainerTool) -> Plan | None
         }  # fmt: skip
     sites = [site for site in anatomy.sites if site.path in paths]
     unit = sum(site.lora_parameters(1) for site in sites)
-    rank = min([plan.trainable // unit, *(site.max_rank for site in sites)]) if sites else 0
+    dora = plan.dora and tool.dora
+    left = plan.trainable - (sum(site.dora_parameters for site in sites) if dora else 0)
+    rank = min([left // unit, *(site.max_rank for site in sites)]) if sites else 0
     if rank < 1:
         return None
     text = table_text(anatomy, dict.fromkeys((site.path for site in sites), rank))
-    return replace(place(anatomy, text, rslora=plan.rslora), model=plan.model)
+    return replace(place(anatomy, text, rslora=plan.rslora, dora=dora), model=plan.model)
 
 
 def _losses(plan: Plan, nearest: Plan) -> str:
@@ -254,5 +260,7 @@ def _losses(plan: Plan, nearest: Plan) -> str:
         parts.append(f"{len(before - after)} sites are left out")
     if after - before:
         parts.append(f"{len(after - before)} sites come in")
+    if plan.dora and not nearest.dora:
+        parts.append("DoRA becomes LoRA (no --dora)")
     share = nearest.trainable / plan.trainable
     return ", ".join([*parts, f"{share:.1%} of the parameters"])

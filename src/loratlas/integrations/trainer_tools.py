@@ -19,7 +19,7 @@ class OneRankPlan:
 
     Args:
         model: the base's name.
-        rank: r. alpha: α. rslora: scale by α/√r.
+        rank: r. alpha: α. rslora: scale by α/√r. dora: trained lengths of rows as well.
         modules: an expression, or names. parameters: full names of stacked experts.
         leaves: last words of the names. layers: where not all layers have them.
         task: PEFT's word for it.
@@ -29,6 +29,7 @@ class OneRankPlan:
     rank: int
     alpha: int
     rslora: bool
+    dora: bool
     modules: str | Sequence[str]
     parameters: Sequence[str]
     leaves: Sequence[str]
@@ -48,6 +49,7 @@ class TrainerTool:
         file: a name for what is written.
         write: the text for a plan of one rank.
         remark: what else to know, "" for nothing.
+        dora: whether it has an option for DoRA.
     """
 
     name: str
@@ -58,6 +60,7 @@ class TrainerTool:
     file: str
     write: Callable[[OneRankPlan], str]
     remark: str = ""
+    dora: bool = True
 
 
 def _yaml(fields: Mapping[str, Any]) -> str:
@@ -79,6 +82,7 @@ def _trl(plan: OneRankPlan) -> str:
         **({"lora_target_parameters": list(plan.parameters)} if plan.parameters else {}),
         "lora_task_type": plan.task,
         "use_rslora": plan.rslora,
+        **({"use_dora": True} if plan.dora else {}),
     })  # fmt: skip
 
 
@@ -92,6 +96,7 @@ def _axolotl(plan: OneRankPlan) -> str:
         "lora_target_modules": plan.modules if isinstance(plan.modules, str) else list(plan.modules),
         **({"lora_target_parameters": list(plan.parameters)} if plan.parameters else {}),
         "peft_use_rslora": plan.rslora,
+        **({"peft_use_dora": True} if plan.dora else {}),
     })  # fmt: skip
 
 
@@ -104,6 +109,7 @@ def _llama_factory(plan: OneRankPlan) -> str:
         "lora_dropout": 0.0,
         "lora_target": ",".join(plan.modules),
         "use_rslora": plan.rslora,
+        **({"use_dora": True} if plan.dora else {}),
     })  # fmt: skip
 
 
@@ -114,6 +120,7 @@ def _swift(plan: OneRankPlan) -> str:
         ("--lora_alpha", str(plan.alpha)),
         ("--lora_dropout", "0"),
         ("--use_rslora", str(plan.rslora).lower()),
+        *([("--use_dora", "true")] if plan.dora else []),
         ("--target_regex", str(plan.modules)),
     ]
     return "swift sft \\\n" + " \\\n".join(f"    {name} {shlex.quote(value)}" for name, value in words) + "\n"
@@ -158,7 +165,7 @@ TOOLS: dict[str, TrainerTool] = {
         ),
         TrainerTool(
             name="unsloth", title="Unsloth", sites=LEAVES, patterns=False, parameters=False,
-            file="unsloth_model.py", write=_unsloth,
+            file="unsloth_model.py", write=_unsloth, dora=False,
         ),
     )
 }  # fmt: skip

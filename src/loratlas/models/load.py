@@ -17,7 +17,14 @@ from loratlas.models.gguf_header import is_gguf
 from loratlas.models.heads import head_modules, head_parameters, note_drawn, output_parameters
 from loratlas.models.labels import label_index, own_labels
 from loratlas.models.meta import class_kind, meta_model, model_class
-from loratlas.models.quantize import keep_differentiable, quantization
+from loratlas.models.quantize import (
+    keep_differentiable,
+    lacks_package,
+    lower,
+    quantization,
+    read_plain,
+    stored_as,
+)
 from loratlas.models.quiet import first_line, quiet
 
 if TYPE_CHECKING:
@@ -43,7 +50,8 @@ def load_model(
     Args:
         source: a Hub id, a directory with weights, or a GGUF file.
         dtype: ``"float32"``, ``"bfloat16"``, or None for the type the weights are stored in.
-        quantize: ``"4bit"`` through bitsandbytes, or None.
+        quantize: ``"4bit"`` through bitsandbytes, or None. Weights that are stored in FP8 or MXFP4 are read as the
+            plain numbers that they stand for, without a dtype as bfloat16.
         attn: name of transformers' attention implementation; one the model lacks falls back to its own.
         base_dropout: keep the config's dropout probabilities. Off by default: they break pairing and packing.
         config: of `loratlas.models.task.for_task`, for anything but a causal language model.
@@ -53,7 +61,8 @@ def load_model(
         the weights do not hold gets one that is the same every time, see :func:`loratlas.models.heads.new_head`.
 
     Raises:
-        ModelError: see :func:`load_config`; weights missing or broken; bitsandbytes not installed.
+        ModelError: see :func:`load_config`; weights missing or broken; bitsandbytes, or what else stored weights need,
+            not installed.
         RunError: the memory is not enough.
     """
     import torch
@@ -69,6 +78,9 @@ def load_model(
     if not base_dropout:
         zero_dropout(config)
     config.use_cache = False
+    few_bits = read_plain(config, quantize, str(source))
+    if few_bits:
+        dtype = dtype or "bfloat16"  # the type that they are stored in is none to compute in
     chosen = model_class(config)
     if chosen is not None:
         config = chosen[1]  # the part that the class takes: what is read is what is loaded
@@ -87,6 +99,10 @@ def load_model(
         with quiet(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
             model, report = _from_pretrained(str(path), str(kind), attn, options)
+    except ImportError as error:
+        if stored_as(config) is None:
+            raise
+        raise lacks_package(str(source), config, error) from error
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, EOFError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise RunError(
@@ -110,6 +126,8 @@ def load_model(
             found="weights as a pickle that holds more than tensors, which could run code when it is opened",
             instead="the weights as model.safetensors (save_pretrained writes them so)",
         ) from error
+    if few_bits:
+        lower(model, options["dtype"])
     drawn = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
     missing = (
         sorted(drawn - head_parameters(model).keys()) if kind == "SequenceClassification" else sorted(drawn)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from loratlas.anatomy.sites import Anatomy, Site
-from loratlas.errors import BudgetError, PlacementError
+from loratlas.errors import BudgetError, PlacementError, SettingsError
 from loratlas.placement.language import parse
 from loratlas.placement.resolve import DEFAULT_RANK, resolve
 from loratlas.placement.terms import Placement
@@ -172,6 +172,8 @@ def solve(
     budget: Budget,
     anatomy: Anatomy,
     memory: Memory | None = None,
+    *,
+    dora: bool = False,
 ) -> dict[str, int]:
     """Give every ``auto`` site a rank of at least 1, spending the budget.
 
@@ -180,17 +182,20 @@ def solve(
         budget: what may be spent in all, the sites with given ranks included.
         anatomy: of the model.
         memory: tells peak bytes, for a budget of memory.
+        dora: whether every site has DoRA's lengths as well, which count among its parameters.
 
     Returns:
         path → rank, in the order of the table.
 
     Raises:
         BudgetError: rank 1 everywhere, or the given ranks, cost more than the budget; the message has the least.
+        SettingsError: DoRA under a budget of time or memory.
     """
+    fixed = _lengths(table, budget) if dora else 0
     allowed = allowance(budget, anatomy, memory)
     auto = [site for site, rank in table if rank is None]
     ranks = {site.path: rank or 1 for site, rank in table}
-    least = cost_of_ranks(anatomy, ranks, budget.quantity, memory)
+    least = fixed + cost_of_ranks(anatomy, ranks, budget.quantity, memory)
     if least > allowed:
         unit, plain = UNITS[budget.quantity], budget.quantity == "params" and budget.amount is not None
         raise BudgetError(
@@ -204,6 +209,17 @@ def solve(
     elif auto:
         _share_out(ranks, auto, allowed - least, rank_costs(anatomy, ranks, auto, budget.quantity))
     return ranks
+
+
+def _lengths(table: Sequence[tuple[Site, int | None]], budget: Budget) -> int:
+    """What DoRA's lengths take of a budget of parameters, whatever the ranks."""
+    if budget.quantity != "params":
+        raise SettingsError(
+            given=f"--dora and a budget of {budget.text}",
+            found="a price of ranks, and DoRA's lengths cost a pass over every adapted matrix at any rank",
+            instead="--budget params=1M, or ranks in the placement",
+        )
+    return sum(site.dora_parameters for site, _ in table)
 
 
 def _least(budget: Budget, least: int, allowed: int) -> str:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from loratlas import formats
-from loratlas.adapters.plan_row import PlanRow
+from loratlas.adapters.plan_row import PlanRow, rows_of_json
+from loratlas.adapters.variants import refuse_stacks, variants_in_words
 from loratlas.anatomy.role_table import TEXT_SCOPES, in_set
-from loratlas.anatomy.sites import Anatomy, Site
+from loratlas.anatomy.sites import Anatomy
 from loratlas.display import Block, Displayed, Grid
 from loratlas.errors import PlacementError, SettingsError
 from loratlas.placement.budget import Budget, Memory, check_auto, parse_budget, solve
@@ -90,12 +91,23 @@ class Plan(Displayed):
             f"{self.placement} on {self.model} ({self.model_type}): {formats.count(self.trainable)} parameters at "
             f"{len(self.rows)} sites, {self.of_model:.2%} of the model",
             Grid(columns=("role", "sites", "rank", "trainable"), rows=listed),
+            *self.variants,
             *self.warnings,
         ]
 
     @property
+    def variants(self) -> list[str]:
+        """What these adapters do besides α/r · B A, each as a sentence."""
+        return variants_in_words(rslora=self.rslora, dora=self.dora)
+
+    @property
+    def dora(self) -> bool:
+        """Whether each row of an adapted matrix has a trained length of its own (DoRA)."""
+        return any(row.dora for row in self.rows)
+
+    @property
     def trainable(self) -> int:
-        """Parameters that train: Σ r·(d_in + d_out)."""
+        """Parameters that train: Σ r·(d_in + d_out), and with DoRA a length for each output."""
         return sum(row.trainable for row in self.rows)
 
     @property
@@ -128,7 +140,8 @@ class Plan(Displayed):
     def digest(self) -> str:
         """16 hexadecimal digits that name what this plan does to a base, however it was written."""
         table = [(row.site.path, row.rank, row.alpha) for row in self.rows]
-        content = json.dumps([self.config_digest, self.rslora, table])
+        # A plan without DoRA has the digest that it had before there was DoRA.
+        content = json.dumps([self.config_digest, self.rslora, table, *(["dora"] if self.dora else [])])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def attach(
@@ -180,6 +193,7 @@ class Plan(Displayed):
             "schema": SCHEMA,
             "version": VERSION,
             **{name: getattr(self, name) for name in _PLAIN},
+            **({"dora": True} if self.dora else {}),
             "trainable": self.trainable,
             "of_model": self.of_model,
             "of_full_lora": self.of_full_lora,
@@ -204,12 +218,11 @@ class Plan(Displayed):
                 found=f"a plan has schema {SCHEMA!r}, version {VERSION}",
                 instead="what `loratlas plan MODEL --placement TEXT --json` prints",
             )
-        rows, why = [], [item.get("why", "") for item in data["sites"]]
-        for item in data["sites"]:
-            site = {name: value for name, value in item.items() if name not in ("rank", "alpha", "why")}
-            rows.append(PlanRow(site=Site.from_json(site), rank=item["rank"], alpha=item["alpha"]))
+        why = [item.get("why", "") for item in data["sites"]]
         plan = cls(
-            **{name: data[name] for name in _PLAIN}, rows=tuple(rows), why=tuple(why) if any(why) else None
+            **{name: data[name] for name in _PLAIN},
+            rows=rows_of_json(data),
+            why=tuple(why) if any(why) else None,
         )
         if data.get("digest", plan.digest) != plan.digest:
             raise PlacementError(
@@ -240,6 +253,7 @@ def place(
     budget: str | Budget | None = None,
     alpha: float | None = None,
     rslora: bool = False,
+    dora: bool = False,
     allow_unresolved: bool = False,
     memory: Memory | None = None,
 ) -> Plan:
@@ -252,6 +266,7 @@ def place(
             without a rank are solved from it; without, they get rank 16.
         alpha: α of every site; None for 2r, a scale of 2 at any rank.
         rslora: scale by α/√r.
+        dora: train a length for each row of the adapted matrices as well (DoRA); a budget of parameters counts them.
         allow_unresolved: leave unidentified matrices alone, where the placement's names may mean them.
         memory: tells the peak bytes of a table of ranks, for a budget of memory; see
             :class:`loratlas.cost.peak_memory.PeakMemory`.
@@ -259,7 +274,7 @@ def place(
     Raises:
         PlacementError: see :func:`~loratlas.placement.resolve.resolve`; or ``auto`` without a budget.
         BudgetError: the budget does not parse, or is smaller than one rank everywhere.
-        SettingsError: an alpha that is not above 0.
+        SettingsError: an alpha that is not above 0; DoRA on experts in one stack, or under a budget of time or memory.
     """
     _check_alpha(alpha)
     placement = parse(text)
@@ -281,7 +296,7 @@ def place(
         check_auto(placement, table)
         ranks = {site.path: rank for site, rank in table if rank is not None}
     else:
-        ranks = solve(table, budget, anatomy, memory)
+        ranks = solve(table, budget, anatomy, memory, dora=dora)
     return _plan(
         anatomy,
         ranks,
@@ -289,6 +304,7 @@ def place(
         budget=budget.text if budget is not None else None,
         alpha=alpha,
         rslora=rslora,
+        dora=dora,
     )
 
 
@@ -332,9 +348,12 @@ def _plan(
     budget: str | None,
     alpha: float | None,
     rslora: bool,
+    dora: bool = False,
     reasons: Mapping[str, str] | None = None,
 ) -> Plan:
     sites = [site for site in anatomy.sites if site.path in ranks]
+    if dora:
+        refuse_stacks(sites)
     return Plan(
         placement=placement,
         text=table_text(anatomy, ranks),
@@ -347,6 +366,7 @@ def _plan(
                 site=site,
                 rank=ranks[site.path],
                 alpha=float(2 * ranks[site.path] if alpha is None else alpha),
+                dora=dora,
             )
             for site in sites
         ),

@@ -160,6 +160,7 @@ def describe_base(model: Any, *, weights: str | None = None) -> dict[str, Any]:
         known[f"adapter {name}"] = {
             "alpha": getattr(config, "lora_alpha", None),
             "rslora": getattr(config, "use_rslora", None),
+            **({"dora": True} if getattr(config, "use_dora", False) else {}),
         }
     quantised = getattr(model.config, "quantization_config", None)
     if quantised is not None:

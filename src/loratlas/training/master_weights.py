@@ -74,6 +74,15 @@ def is_factor(name: str) -> bool:
     return (".lora_A." in name or ".lora_B." in name) and name.endswith(".weight")
 
 
+def learns_faster(name: str) -> bool:
+    """Whether LoRA+ raises the learning rate of a parameter: of B, and as in PEFT of DoRA's lengths.
+
+    >>> [learns_faster(f"q.{name}.default.weight") for name in ("lora_A", "lora_B", "lora_magnitude_vector")]
+    [False, True, True]
+    """
+    return ".lora_B." in name or ".lora_magnitude_vector." in name
+
+
 def compute_dtype(model: Any) -> torch.dtype:
     """The type that the frozen base computes in: that of its first floating parameter."""
     for name, parameter in model.named_parameters():
@@ -89,7 +98,7 @@ class MasterWeights:
 
     Args:
         model: a `PeftModel`; whatever requires a gradient is trained.
-        loraplus: learning rate of the B factors over that of all others; None for 1.
+        loraplus: learning rate of the B factors, and of DoRA's lengths, over that of all others; None for 1.
         dtype: numbers that the model computes in; None for those of its frozen base.
     """
 
@@ -118,8 +127,8 @@ class MasterWeights:
         ratios = {1.0: named}
         if self._loraplus is not None and self._loraplus != 1.0:
             ratios = {
-                1.0: [(name, p) for name, p in named if ".lora_B." not in name],
-                float(self._loraplus): [(name, p) for name, p in named if ".lora_B." in name],
+                1.0: [(name, p) for name, p in named if not learns_faster(name)],
+                float(self._loraplus): [(name, p) for name, p in named if learns_faster(name)],
             }
         self.groups = [self._group(ratio, chosen) for ratio, chosen in ratios.items() if chosen]
 

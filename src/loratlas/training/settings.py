@@ -42,7 +42,8 @@ class Settings:
             the record.
         dtype: numbers of the frozen base and of all activations. The adapters' master copies are float32 always.
         checkpointing: keep only the inputs of layers and compute the rest again in the backward pass.
-        loraplus: the B factors learn so many times faster (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+        loraplus: the B factors, and DoRA's lengths, learn so many times faster (LoRA+, Hayou et al. 2024,
+            arXiv:2402.12354).
         site_rates: ``"equal"``, or ``"curvature"``: after the first tenth of the steps each site's rate is scaled by
             the curvature that it has met (`loratlas.training.site_rates`).
         init: PEFT's initialisation, kept for the record like ``dropout``.

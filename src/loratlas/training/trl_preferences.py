@@ -23,6 +23,7 @@ from loratlas.data.examples import Encoded
 from loratlas.data.preferences import split_pairs
 from loratlas.errors import SettingsError
 from loratlas.modeling import device_of, modes_kept, patched_forwards, unwrap
+from loratlas.training.master_weights import learns_faster
 from loratlas.training.optimizer import rate
 from loratlas.training.run_events import CurvePoint, FitResult, StepEvent
 from loratlas.training.settings import Settings
@@ -173,10 +174,10 @@ def _trainer(
                 control.should_training_stop = record.step(state.global_step, logs)
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    lora_b = {id(p) for name, p in model.named_parameters() if ".lora_B." in name}
+    raised = {id(p) for name, p in model.named_parameters() if learns_faster(name)}
     ratio = settings.loraplus or 1.0
     groups = [
-        {"params": [p for p in parameters if (id(p) in lora_b) == faster], "lr": settings.peak_lr * scale}
+        {"params": [p for p in parameters if (id(p) in raised) == faster], "lr": settings.peak_lr * scale}
         for faster, scale in ((False, 1.0), (True, ratio))
     ]
     optimizer = torch.optim.AdamW(

@@ -304,7 +304,8 @@ def _special(layer: Any) -> str | None:
     if type(layer) is not LeanLinear:
         return type(layer).__name__
     if layer.lora_variant:
-        return "DoRA or another variant"
+        kinds = {type(variant).__name__ for variant in layer.lora_variant.values()}
+        return "DoRA" if kinds <= {"DoraLinearVariant"} else ", ".join(sorted(kinds))
     return "low-rank factors with a bias" if any(layer.lora_bias.values()) else None
 
 

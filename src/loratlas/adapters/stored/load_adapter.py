@@ -10,19 +10,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.peft_check import differences, expected_warnings
 from loratlas.adapters.peft_targets import task_type
-from loratlas.adapters.plan_row import PlanRow
+from loratlas.adapters.plan_row import rows_of_json
 from loratlas.adapters.stored.adapter_digests import base_digest, weights_sample
 from loratlas.adapters.stored.base_changes import double_factors, initial_factors
 from loratlas.adapters.stored.lora_options import lora_config_of
 from loratlas.adapters.stored.read_adapter import PREFIX, AdapterFolder, read_adapter
 from loratlas.adapters.tied_weights import share
 from loratlas.adapters.trained_heads import detach_adapters, replace_base_tensors
-from loratlas.anatomy.sites import Site
 from loratlas.errors import AttachError, ModelError
 
 if TYPE_CHECKING:
@@ -187,20 +187,12 @@ def _check_plan(model: PeftModel, contents: AdapterFolder) -> None:
     plan = contents.notes.get("plan")
     if not plan:
         return
-    rows = [
-        PlanRow(
-            site=Site.from_json({k: v for k, v in item.items() if k not in ("rank", "alpha", "why")}),
-            rank=item["rank"],
-            alpha=item["alpha"],
-        )
-        for item in plan["sites"]
-    ]
-    rslora = bool(plan.get("rslora"))
+    rslora, rows = bool(plan.get("rslora")), rows_of_json(plan)
     wrong = differences(rows, model, NAME, rslora)
     if wrong:
         # An adapter that took from its base is saved with twice the rank of its plan, at the same scale.
         grown = math.sqrt(2) if rslora else 2
-        doubled = [PlanRow(site=row.site, rank=2 * row.rank, alpha=grown * row.alpha) for row in rows]
+        doubled = [replace(row, rank=2 * row.rank, alpha=grown * row.alpha) for row in rows]
         if not differences(doubled, model, NAME, rslora):
             return
         raise _unfit(contents.folder, wrong.replace("PEFT would", "its config would"))

@@ -104,8 +104,10 @@ def plans(
         if spec.match == "none":
             matches[name] = None
             continue
-        wanted = cost_of_ranks(anatomy, reference.ranks, spec.match, memory)
-        got = cost_of_ranks(anatomy, solved[name].ranks, spec.match, memory)
+        wanted, got = (
+            plan.trainable if plan.dora else cost_of_ranks(anatomy, plan.ranks, spec.match, memory)
+            for plan in (reference, solved[name])
+        )
         if name not in (known or {}) and is_auto(arm.placement):
             # Some policies begin with more than they end with.
             got = min(got, wanted) if moving_of(arm).schedule.peak > 1 else got
@@ -168,6 +170,7 @@ def _plan(
             budget=chosen,
             alpha=arm.alpha,
             rslora=arm.rslora,
+            dora=arm.dora,
             allow_unresolved=spec.allow_unresolved,
             memory=memory,
         )
@@ -183,7 +186,8 @@ def shared_budget(spec: StudySpec, name: str, reference: Plan) -> str | None:
 
     if name == spec.reference or spec.match == "none":
         return spec.budget
-    return f"{LIKE_OF[spec.match]}={reference.text}"
+    # A text in the placement language does not say that its sites have DoRA's lengths as well.
+    return f"params={reference.trainable}" if reference.dora else f"{LIKE_OF[spec.match]}={reference.text}"
 
 
 def started(

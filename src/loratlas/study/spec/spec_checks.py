@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 
 from loratlas.errors import SettingsError, SpecError, printable
-from loratlas.scan.plan_from_scores import is_auto
+from loratlas.scan.plan_from_scores import is_auto, is_scan
 from loratlas.study.spec.rates_and_seeds import WIDEST_FACTOR
 from loratlas.study.spec.study_spec import FEWEST_TUNING_ROWS, FEWEST_TUNING_SEEDS, WRITTEN, StudySpec
 
@@ -51,6 +51,7 @@ def _faults(spec: StudySpec, kept: bool) -> Iterator[tuple[str, str, str]]:
             yield f"{what}{printable(name, 60)}", f"a name {why}", "a short plain name"
     if not kept:
         yield from _moving_faults(spec)
+    yield from _dora_faults(spec)
     rates = spec.learning_rates
     if list(rates) != sorted(set(rates)):
         yield f"learning_rates: {list(rates)}", "rates that repeat or do not rise", str(sorted(set(rates)))
@@ -115,6 +116,23 @@ def _moving_faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
             moving_of(arm).schedule.steps(spec.steps)
         except SettingsError as error:
             yield f"arms.{name}: {error.given}", error.found, error.instead.replace("--", "")
+
+
+def _dora_faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
+    """Of arms with DoRA where ranks move, where a scan places them, or where arms are matched by what ranks cost."""
+    for name, arm in spec.arms.items():
+        if arm.dora and (is_auto(arm.placement) or is_scan(arm.placement)):
+            yield (
+                f"arms.{name}.dora",
+                f"the placement {arm.placement}, whose ranks are given out by what low-rank changes do",
+                "no dora, or a placement in words, such as all:8",
+            )
+        if arm.dora and spec.match in ("time", "memory"):
+            yield (
+                f"arms.{name}.dora with match: {spec.match}",
+                "a price of ranks, and DoRA's lengths cost a pass over every adapted matrix at any rank",
+                "match: params, or match: none",
+            )
 
 
 def _why_not_a_name(name: str) -> str:

@@ -57,6 +57,7 @@ class ArmSpec(_Section):
     placement: str = Field(min_length=1)
     alpha: Positive | None = None
     rslora: bool = False
+    dora: bool = False
     dropout: Share = 0.0
     init: bool | str = True
     loraplus: Positive | None = None
@@ -70,7 +71,13 @@ class ArmSpec(_Section):
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # An arm without what was not asked for is the arm that it was before that existed, digests included.
-        absent = [("site_rates", "equal"), ("signal", None), ("head", None), ("decide", None)]
+        absent = [
+            ("dora", False),
+            ("site_rates", "equal"),
+            ("signal", None),
+            ("head", None),
+            ("decide", None),
+        ]
         return {key: value for key, value in written(self).items() if (key, value) not in absent}
 
 

@@ -73,6 +73,8 @@ def why_not_in_fleet(model: Any, member: Member) -> str | None:
 def _why_not_there(model: Any, row: PlanRow, settings: Settings) -> str | None:
     """What keeps one site's adapter out of a fleet."""
     path = row.site.module
+    if row.dora:
+        return "DoRA rescales the rows of the base's matrices, which a fleet shares"
     if len(row.modules) > 1:
         return f"{path} is one matrix under {len(row.modules)} names"
     module = model.get_submodule(path)
