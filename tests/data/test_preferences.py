@@ -1,4 +1,4 @@
-"""Rows of preferences: texts and conversations, with the prompt beside the answers or inside them."""
+"""Rows of preferences: texts and conversations, with a prompt of its own or inside the answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def said(text):
 
 
 def conversations(kind, rows):
-    """The same pairs as TRL's conversational forms: prompt of its own, inside the answers, or a text beside them."""
+    """The same pairs as TRL's conversational forms: prompt of its own, inside the answers, or a text next to them."""
     made = []
     for row in rows:
         prompt = asked(row["prompt"])
@@ -48,14 +48,14 @@ def conversations(kind, rows):
             {
                 "explicit": {"prompt": prompt, **answers},
                 "implicit": inside,
-                "implicit, prompt beside": {"prompt": row["prompt"], **inside},
+                "implicit, and a text": {"prompt": row["prompt"], **inside},
                 "text prompt": {"prompt": row["prompt"], **answers},
             }[kind]
         )
     return made
 
 
-@pytest.mark.parametrize("kind", ["explicit", "implicit", "implicit, prompt beside", "text prompt"])
+@pytest.mark.parametrize("kind", ["explicit", "implicit", "implicit, and a text", "text prompt"])
 @pytest.mark.parametrize("stored", [False, True], ids=["list", "file"])
 def test_conversations_are_the_pairs_that_texts_are(encoded, kind, stored, tmp_path):
     whole, tokenizer = encoded
