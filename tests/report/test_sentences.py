@@ -360,7 +360,9 @@ def test_the_answer_of_every_kind_of_study() -> None:
     said = {name: plain(sentences.answer(sentences.read(VARIANTS[name]()))) for name in VARIANTS}
     assert said["undetermined"] == "This study cannot distinguish attention and feedforward from full."
     assert (
-        said["diverged"] == "feedforward is equivalent to full within ±0.01, and attention is undetermined."
+        said["diverged"]
+        == "feedforward is equivalent to full within ±0.01, and attention is undetermined, because "
+        "a run of attention diverged."
     )
     assert said["incomplete"] == "Nothing has been compared with full yet."
 
@@ -374,13 +376,18 @@ def test_an_unfinished_study_says_so_in_its_answer() -> None:
     )
 
 
-def test_undetermined_comes_with_its_reason_where_the_interval_alone_would_say_more() -> None:
+def test_undetermined_comes_with_its_reason() -> None:
     made = study()
     edge = "the best rate of attention lies at the edge of those tried"
     made["findings"][0] |= {"verdict": "undetermined", "reason": edge}
     assert plain(sentences.answer(sentences.read(made))) == (
         f"feedforward is better than full by 0.022 nats per token, and attention is undetermined, because {edge}."
     )
+    made["findings"][1] |= {"verdict": "undetermined", "reason": edge}
+    both = "feedforward and attention are undetermined, because"
+    assert plain(sentences.answer(sentences.read(made))) == f"{both} {edge}."
+    made["findings"][1]["reason"] = "the 97.5 % interval holds 0 and reaches beyond ±0.01 nats per token"
+    assert plain(sentences.answer(sentences.read(made))).count("because") == 2
     assert (
         plain(sentences.findings(sentences.read(made))[0].headline)
         == "attention against full is undetermined."

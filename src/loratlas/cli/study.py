@@ -289,11 +289,13 @@ def _show(data: Mapping[str, Any]) -> None:
         ("detectable", "right"),
     )
     table.columns[1].min_width = len("undetermined")
-    undecided: list[str] = []
+    undetermined = [one["arm"] for one in data["findings"] if one["verdict"] == "undetermined"]
+    notes = {arm: f"({number}) " for number, arm in enumerate(undetermined, 1)}
     for finding in data["findings"]:
         table.add_row(
             finding["arm"],
-            _verdict(finding, undecided),
+            f"{finding['verdict']} {notes.get(finding['arm'], '')}".rstrip()
+            + "\nflips" * bool(finding.get("flips")),
             _number(finding["difference"], sign=True),
             _interval(finding["ci"], sign=True),
             "–" if finding["p_holm"] is None else formats.probability(finding["p_holm"]),
@@ -301,13 +303,12 @@ def _show(data: Mapping[str, Any]) -> None:
             _number(finding["detectable"]),
         )
     output.show(table)
-    for number, reason in enumerate(undecided, 1):
-        output.say(f"({number}) {reason}")
     scopes = {finding.get("scope") for finding in data["findings"]}
     shared = scopes.pop() if len(scopes) == 1 and len(data["findings"]) > 1 else None
     for finding in data["findings"]:
         caveat = f" {finding['caveat']}" if finding.get("caveat") else ""
-        output.say(f"{finding['statement']}.{caveat}" if shared else finding["sentence"])
+        said = f"{finding['statement']}.{caveat}" if shared else finding["sentence"]
+        output.say(f"{notes.get(finding['arm'], '')}{said}")  # of what is undetermined it names the reason
         for sentence in finding.get("flip_sentences", ()):
             output.say(f"  flips: {sentence}")
     if shared:
@@ -366,15 +367,6 @@ def _interval(ends: Any, *, sign: bool = False) -> str:
     if not ends or ends[0] is None or ends[1] is None:
         return "–"
     return " to ".join(_number(end, sign=sign) for end in ends)
-
-
-def _verdict(finding: Mapping[str, Any], undecided: list[str]) -> str:
-    """The verdict; of an undetermined one a number, under which its reason stands below the table."""
-    said = finding["verdict"]
-    if said == "undetermined" and finding.get("reason"):
-        undecided.append(f"{finding['arm']}: {finding['reason']}.")
-        said += f" ({len(undecided)})"
-    return said + ("\nflips" if finding.get("flips") else "")
 
 
 def _steps(saved: Mapping[str, float | None] | None) -> str:

@@ -12,8 +12,8 @@ from string import Formatter
 from typing import Any
 
 from loratlas.errors import RequestError
-from loratlas.report.quotes import Phrase, Quote, QuotedStudy
-from loratlas.study.results.findings import HEADLINES
+from loratlas.report.quotes import Phrase, Quote, QuotedStudy, plain
+from loratlas.study.results.findings import HEADLINES, HOLDS_ZERO
 
 SCHEMA = "loratlas.study"
 VERSION = 1
@@ -68,11 +68,9 @@ class FindingFact:
     interval: Interval
 
     @property
-    def contradicts(self) -> bool:
-        """Whether the interval alone would say more than the verdict: it leaves 0 out, and a rule was not met."""
-        low, high = self.interval.low, self.interval.high
-        outside = low is not None and high is not None and (low > 0 or high < 0)
-        return self.verdict == "undetermined" and outside and bool(self.reason)
+    def has_cause(self) -> bool:
+        """Whether it is undetermined for another reason than its interval: a rule was not met, or runs diverged."""
+        return self.verdict == "undetermined" and bool(self.reason) and HOLDS_ZERO not in plain(self.reason)
 
 
 def read(study: Any) -> QuotedStudy:
@@ -147,24 +145,34 @@ def _alike(
     *,
     sentence: bool,
 ) -> list[Phrase]:
-    """Arms of one verdict in one clause; those whose interval alone would say more come with the reason."""
-    clauses: list[Phrase] = []
-    plain_ones = [i for i in members if verdict == "equivalent" or not same[i].contradicts]
-    names = _listed(tuple(ledger.word(f"/findings/{i}/arm") for i in plain_ones))
-    verb = " is" if len(plain_ones) == 1 else " are"
+    """Arms of one verdict in one clause; undetermined ones by their reason, unless all have their interval alone."""
+    verb = {False: " are", True: " is"}
+
+    def names(own: Sequence[int]) -> Phrase:
+        return _listed(tuple(ledger.word(f"/findings/{i}/arm") for i in own))
+
     if verdict == "equivalent":
         margin = ledger.quote("rate", "/spec/delta")
-        clauses.append((*names, verb, " equivalent to ", reference, " within ±", margin))
-    elif len(plain_ones) == len(same):
-        this = "This study" if sentence else "this study"
-        clauses.append((this, " cannot distinguish ", *names, " from ", reference))
-    elif plain_ones:
-        clauses.append((*names, verb, " undetermined"))
+        shown = (*names(members), verb[len(members) == 1], " equivalent to ", reference, " within ±", margin)
+        return [shown]
+    if len(members) == len(same) and not any(one.has_cause for one in same):
+        return [
+            (
+                "This study" if sentence else "this study",
+                " cannot distinguish ",
+                *names(members),
+                " from ",
+                reference,
+            )
+        ]
+    groups: dict[str, list[int]] = {}
     for i in members:
-        if i not in plain_ones:
-            arm, reason = ledger.word(f"/findings/{i}/arm"), ledger.word(f"/findings/{i}/reason")
-            clauses.append((arm, " is undetermined, because ", reason))
-    return clauses
+        groups.setdefault(str(ledger.at(f"/findings/{i}/reason") or ""), []).append(i)
+    return [
+        (*names(own), verb[len(own) == 1], " undetermined")
+        + ((", because ", ledger.word(f"/findings/{own[0]}/reason")) if reason else ())
+        for reason, own in groups.items()
+    ]
 
 
 def conditions(ledger: QuotedStudy) -> Phrase:

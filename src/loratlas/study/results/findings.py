@@ -33,6 +33,9 @@ HEADLINES = {
 }
 """Verdict → the finding in one clause; the terminal, the page and the JSON all fill these."""
 
+HOLDS_ZERO = " interval holds 0 "
+"""Part of the reason of a finding that nothing but its interval leaves undetermined."""
+
 FEWEST_SEEDS = 5
 ALPHA = 0.05
 
@@ -274,7 +277,7 @@ _REASONS = {
     "equivalent": "the {level} interval lies inside ±{delta} nats per {per}",
     "better": "the {level} interval lies below 0",
     "worse": "the {level} interval lies above 0",
-    "undetermined": "the {level} interval holds 0 and reaches beyond ±{delta} nats per {per}",
+    "undetermined": f"the {{level}}{HOLDS_ZERO}and reaches beyond ±{{delta}} nats per {{per}}",
 }
 
 
