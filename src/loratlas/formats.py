@@ -30,6 +30,16 @@ def signed(value: float) -> str:
     return _sign(value) + loss(abs(value))
 
 
+def whole(value: float) -> str:
+    """A whole number with a sign, 0 without.
+
+    >>> whole(-1.2), whole(3.0), whole(0.2)
+    ('−1', '+3', '0')
+    """
+    rounded = round(value)
+    return f"{_sign(rounded)}{abs(rounded):,}" if rounded else "0"
+
+
 def perplexity(value: float) -> str:
     """Two decimals, or a power of ten where it is a million or more."""
     return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"

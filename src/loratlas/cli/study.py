@@ -360,7 +360,7 @@ def _show_side_metrics(data: Mapping[str, Any]) -> None:
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:
-    return "–" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
+    return "–" if value is None else formats.signed(value) if sign else formats.loss(value)
 
 
 def _interval(ends: Any, *, sign: bool = False) -> str:
@@ -372,5 +372,5 @@ def _interval(ends: Any, *, sign: bool = False) -> str:
 def _steps(saved: Mapping[str, float | None] | None) -> str:
     if not saved or saved["value"] is None:
         return "–"
-    ends = ["?" if (end := saved[name]) is None else f"{round(end):+d}" for name in ("low", "high")]
-    return f"{round(saved['value']):+d}\n{ends[0]} to\n{ends[1]}"
+    ends = ["?" if (end := saved[name]) is None else formats.whole(end) for name in ("low", "high")]
+    return f"{formats.whole(saved['value'])}\n{ends[0]} to\n{ends[1]}"

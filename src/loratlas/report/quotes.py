@@ -186,7 +186,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "signed": formats.signed,
     "perplexity": formats.perplexity,
     "count": formats.count,
-    "steps": lambda value: f"{round(value):+d}".replace("-", "−"),
+    "steps": formats.whole,
     "millions": formats.magnitude,
     "bytes": formats.data_size,
     "seconds": formats.seconds,

@@ -20,6 +20,8 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from loratlas import formats
+
 FARTHEST = 8.0
 """Times T, and T over this."""
 
@@ -95,5 +97,9 @@ def sentence(saved: Mapping[str, float | None] | None, versus: str, steps: int) 
     """
     if not saved or saved["value"] is None:
         return ""
-    low, high = ("unknown" if (end := saved[name]) is None else f"{round(end)}" for name in ("low", "high"))
-    return f"worth {round(saved['value'])} of {versus}'s {steps} steps ({low} to {high} saved)"
+    low, high = ("unknown" if (end := saved[name]) is None else _whole(end) for name in ("low", "high"))
+    return f"worth {_whole(saved['value'])} of {versus}'s {steps} steps ({low} to {high} saved)"
+
+
+def _whole(value: float) -> str:
+    return formats.whole(value).removeprefix("+")
