@@ -103,6 +103,9 @@ def test_lines_in_a_pipe_end_without_spaces(cli, words):
     told = cli(*words)
     assert told.code == 0
     assert [line for line in told.out.splitlines() if line != line.rstrip()] == []
+    shown = cli("plan", "--help")
+    assert "--placement" in shown.out
+    assert [line for line in shown.out.splitlines() if line != line.rstrip()] == []
     error = cli("plan", MODEL, "--placement", "nonsense:8")
     assert [line for line in error.err.splitlines() if line != line.rstrip()] == []
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import io
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 ROOM = "room on that disk, then the same command again (with --resume, for train)"
 _BRIEF = {"map", "plan"}
 """Commands that import much and keep it: the garbage collector would take a sixth of their time."""
+_HELP = {"-h", "--help"}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -72,7 +74,8 @@ def run(arguments: Sequence[str]) -> int:
                 # Libraries warn their own users, programmers; nothing a person at a terminal can act on.
                 for kind in (DeprecationWarning, FutureWarning):
                     warnings.simplefilter("ignore", kind)
-            code = build().main(args=words, prog_name="loratlas", standalone_mode=False)
+            with output.help_without_padding() if _HELP & set(words) else contextlib.nullcontext():
+                code = build().main(args=words, prog_name="loratlas", standalone_mode=False)
         sys.stdout.flush()
         error = None
     except BrokenPipeError:

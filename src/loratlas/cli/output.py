@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from typing import TYPE_CHECKING, Any, TextIO
 
 from loratlas.errors import LoratlasError, printable_lines
@@ -61,6 +62,17 @@ def _write(thing: Any, *, error: bool = False) -> None:
         screen.print(thing, soft_wrap=not _is_drawn(thing))
     stream.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
     stream.flush()
+
+
+@contextmanager
+def help_without_padding() -> Iterator[None]:
+    """Help that is printed within this context, by typer, fills no line with spaces where it goes to no terminal."""
+    if sys.stdout.isatty():
+        yield
+        return
+    with redirect_stdout(StringIO()) as text:
+        yield
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
 def _is_drawn(thing: Any) -> bool:
