@@ -176,12 +176,25 @@ ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
         (_file({"a": ENTRY}, bytes(8)), "announces"),
         (_file({"a": ENTRY}, bytes(20)), "announces"),
         (_file({"a": ENTRY, "b": ENTRY}, bytes(16)), "begin where"),
+        (_file({"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 24]}}, bytes(24)), "begin where"),
+        (_file({"a": {**ENTRY, "data_offsets": [-16, 0]}}, bytes(16)), "an entry 'a'"),
+        (_file({"a": {**ENTRY, "shape": [True, 4]}}, bytes(16)), "shape"),
+        (_file(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', bytes(4)), "shape"),
     ],
 )
 def test_headers_that_contradict_themselves(tmp_path, content, said):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=said):
+        read_header(path)
+
+
+def test_a_header_longer_than_the_format_allows_is_not_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001))
+        file.truncate(8 + 100_000_001)  # no block of it is on disk
+    with pytest.raises(ModelError, match="longer than the format allows"):
         read_header(path)
 
 

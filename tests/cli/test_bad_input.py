@@ -57,6 +57,11 @@ def at(placement: str, *words: str) -> list[str]:
 
 # What is typed, what the message must say (all of it, in any of its three parts).
 CASES: dict[str, tuple[list[str], list[str]]] = {
+    "an engine that is not known": (
+        ["export", "adapter", "--for", "vlm", "--out", "run"],
+        ["'vlm' is not one of", "--for vllm"],
+    ),
+    "an engine to check by that is not known": (["check", "adapter", "--for", "ollma"], ["ollama"]),
     "beyond the positions": (
         train("--placement", "all", "--max-length", "2048", data="endless.jsonl"),
         ["1,024 positions", "at most 1024"],

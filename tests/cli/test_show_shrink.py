@@ -41,6 +41,19 @@ def test_show_lists_every_site_and_fits_the_terminal(cli, run_folder):
     assert "% of ‖W‖" not in cli("show", run_folder, "--no-weights").out
 
 
+def test_show_draws_a_page_of_its_own(cli, run_folder, tmp_path):
+    done = cli("show", run_folder, "--no-weights", "--figure", tmp_path / "adapter.html")
+    assert done.code == 0, done.err
+    page = (tmp_path / "adapter.html").read_text(encoding="utf-8")
+    assert "ffn.down" in page
+    assert "effective rank" in page
+    assert 'src="http' not in page
+    refused = cli("show", run_folder, "--no-weights", "--figure", tmp_path / "adapter.png")
+    assert refused.code == 2
+    assert "adapter.html" in refused.words.replace(" ", "")
+    assert not (tmp_path / "adapter.png").exists()
+
+
 def test_show_with_another_base_is_refused(cli, run_folder):
     other = cli("show", run_folder, "--no-weights", "--base", str(Path("bases/gpt2-mini").resolve()))
     assert other.code == 2

@@ -134,7 +134,8 @@ def test_a_card_of_a_run_says_what_it_was_trained_on(bases, tmp_path):
     folder = save_case(BY_NAME["plain"], bases["llama"], tmp_path / "run" / "adapter")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"data": str(rows), "steps": 7, "train_nll": 1.5}))
+    about = {"data": str(rows), "steps": 7, "train_nll": 1.5, "rows_digest": "f00d"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
     base = tmp_path / "base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
@@ -154,6 +155,7 @@ def test_a_card_of_a_run_says_what_it_was_trained_on(bases, tmp_path):
         "license",
         "| steps | 7 |",
         "data SHA-256",
+        "| digest of the encoded rows | `f00d` |",
         "`q,v:4`, budget params=1M",
         "- q,v:4 is equivalent",
         "for nothing else",

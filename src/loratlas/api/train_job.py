@@ -288,6 +288,7 @@ def finish(
     before: float | None,
     other: Encoded | None,
     hook: PlacementController | None,
+    rows_digest: str,
 ) -> dict[str, Any]:
     """Write the run's folder, and collect what was measured."""
     from loratlas.adapters.stored.adapter_files import save_adapter
@@ -300,6 +301,7 @@ def finish(
         "run": str(job.out),
         "model": model_name(job.model),
         "data": data_name(job.data),
+        "rows_digest": rows_digest,
         "placement": plan.placement if plan else None,
         "trainable": plan.trainable if plan else None,
         "moves": [] if hook is None else [move.to_json() for move in hook.moves],

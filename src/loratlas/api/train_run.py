@@ -275,7 +275,9 @@ def _run(job: Job, listener: Held, temporary: Any) -> Run:
             result = fit_job(job, model, train, test, packed, bar, hook, listener)
         if hook is not None and plan is not None and anatomy is not None:
             plan = moved_plan(plan, anatomy, hook, model)
-        numbers = finish(job, task, model, tokenizer, plan, result, test, judged, before, kept, hook)
+        numbers = finish(
+            job, task, model, tokenizer, plan, result, test, judged, before, kept, hook, train.digest
+        )
     except KeyboardInterrupt:
         if not has_checkpoint(job.out):
             raise

@@ -99,6 +99,23 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def nearest_choice(message: str) -> str | None:
+    """The option with the nearest of its values, where a message of typer's is about a value that it does not have.
+
+    >>> nearest_choice("Invalid value for '--for': 'vlm' is not one of 'peft', 'vllm'.")
+    '--for vllm'
+    """
+    import re
+    from difflib import get_close_matches
+
+    match = re.search(r"Invalid value for '(--[\w-]+)'.*?'([^']*)' is not one of (.+)", message)
+    if match is None:
+        return None
+    choices = re.findall(r"'([^']+)'", match[3])
+    near = get_close_matches(match[2].lower(), choices, n=1, cutoff=0.0)
+    return f"{match[1]} {near[0]}" if near else None
+
+
 def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
     """Say in the house's words what any exception means to the person who typed the command.
 
@@ -123,9 +140,9 @@ def translate(problem: Exception, words: Sequence[str]) -> LoratlasError:
     if hasattr(problem, "format_message"):  # typer's own errors about options and arguments
         context = getattr(problem, "ctx", None)
         command = context.command_path if context is not None else "loratlas"
-        message = problem.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        message = " ".join(str(problem.format_message()).split())  # pyright: ignore[reportAttributeAccessIssue]
         return RequestError(
-            given=given, found=" ".join(str(message).split()), instead=f"what {command} --help lists"
+            given=given, found=message, instead=nearest_choice(message) or f"what {command} --help lists"
         )
     if isinstance(problem, OSError) and problem.errno in _FULL:
         return StorageError(

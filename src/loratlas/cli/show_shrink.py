@@ -10,6 +10,8 @@ import typer
 from loratlas.cli import options, output
 from loratlas.cli.base_name import Base, base_named
 from loratlas.cli.progress import Terminal
+from loratlas.errors import SettingsError
+from loratlas.files import write_text
 
 Adapter = Annotated[
     Path,
@@ -32,6 +34,16 @@ def show_adapter(
             rich_help_panel=options.OUTPUT,
         ),
     ] = True,
+    figure: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure",
+            metavar="FILE",
+            help="Also draw layers against roles, as a page (.html) that needs no network.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show how large the update of each site is and how many directions it uses.
@@ -40,7 +52,16 @@ def show_adapter(
     """
     from loratlas.api.show_adapter_folder import show
 
+    if figure is not None and figure.suffix != ".html":
+        raise SettingsError(
+            given=f"--figure {figure}",
+            found="no name of a page",
+            instead=f"--figure {figure.with_suffix('.html')}",
+        )
     shown = show(adapter, base=base_named(base), weights=weights)
+    if figure is not None:
+        write_text(figure, shown.plot().to_html(include_plotlyjs=True))
+        output.note(f"Figure: {figure}")
     if as_json:
         output.emit(shown.to_json())
         return

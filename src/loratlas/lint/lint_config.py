@@ -18,7 +18,7 @@ from loratlas.lint.lint_finding import LintFinding, some_names
 from loratlas.lint.module_targets import by_name, entries_of
 from loratlas.lint.name_rules import collisions, no_match, pattern_keys, swept_up
 from loratlas.lint.peft_trial import PeftTrial, try_config
-from loratlas.lint.value_rules import large_ranks, layers, numbers, trained_whole, unknown_fields
+from loratlas.lint.value_rules import large_ranks, layers, numbers, trained_whole, unknown_fields, words
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -115,9 +115,12 @@ def lint(
     Returns:
         The findings, in the order of the fields; each rule is named.
     """
+    from peft import TaskType
+
     faults = list(numbers(config))
     trial = PeftTrial(modules=(), adapted={}) if faults else try_config(config, base)
-    findings = [*_unknown(config), *faults, *_findings(config, anatomy, trial)]
+    tasks = [task.value for task in TaskType]
+    findings = [*_unknown(config), *faults, *words(config, tasks), *_findings(config, anatomy, trial)]
     if trial.refusal and not findings:
         findings.append(
             LintFinding(

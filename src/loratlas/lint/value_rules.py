@@ -19,6 +19,9 @@ _OTHER_WORDS = {
     "layers": "layers_to_transform",
 }  # fmt: skip
 
+_INITS = ("gaussian", "eva", "olora", "pissa", "corda", "loftq", "orthogonal", "lora_ga", "mica")
+"""PEFT's words for how factors are started; ``pissa_niter_N`` besides."""
+
 _HEADS = ("score", "classifier", "classification_head", "qa_outputs")
 
 
@@ -57,6 +60,32 @@ def numbers(config: Mapping[str, Any]) -> Iterator[LintFinding]:
     dropout = config.get("lora_dropout", 0.0)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         yield _value("lora_dropout", dropout, "no probability below 1", "0, or e.g. 0.05")
+
+
+def words(config: Mapping[str, Any], tasks: Sequence[str]) -> Iterator[LintFinding]:
+    """Words that PEFT does not know where it takes one of a few, and an initialisation that ranks do not allow.
+
+    Args:
+        config: as written.
+        tasks: PEFT's words for ``task_type``.
+    """
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and not (
+        init.lower() in _INITS or re.fullmatch(r"pissa_niter_\d+", init.lower())
+    ):
+        near = get_close_matches(init.lower(), _INITS, n=1, cutoff=0.4)
+        yield _value("init_lora_weights", init, "no initialisation of PEFT's", near[0] if near else "true")
+    if isinstance(init, str) and init.lower() == "orthogonal":
+        for where, rank in {"r": config.get("r", 8), **_items(config, "rank_pattern")}.items():
+            if type(rank) is int and rank % 2:
+                yield _value(where, rank, "an odd rank, which an orthogonal start halves", f"{rank + 1}")
+    for where, value, known in (
+        ("bias", config.get("bias", "none"), ("none", "all", "lora_only")),
+        ("task_type", config.get("task_type"), tasks),
+    ):
+        if value is not None and str(getattr(value, "value", value)) not in known:
+            near = get_close_matches(str(value), known, n=1, cutoff=0.0)
+            yield _value(where, value, f"none of {', '.join(known)}", near[0])
 
 
 def _items(config: Mapping[str, Any], field: str) -> dict[str, Any]:

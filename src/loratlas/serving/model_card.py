@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.adapters.stored.run_files import read_run_json
+from loratlas.adapters.variants import variants_in_words
 from loratlas.files import sha256, write_text
 from loratlas.serving.adapter_header import AdapterHeader
 from loratlas.serving.engine import Verdict
@@ -147,6 +148,8 @@ def _placement(header: AdapterHeader, plan: Mapping[str, Any]) -> str:
         )
     total = sum(pair.parameters for pair in header.pairs)
     lines.append(f"{total:,} parameters at {len(header.pairs)} matrices.\n")
+    variants = variants_in_words(rslora=header.rslora, dora=bool(header.config.get("use_dora")))
+    lines += [f"{sentence}\n" for sentence in variants]
     rows: dict[tuple[str, int, float], list[str]] = {}
     for pair in header.pairs:
         layer = str(pair.layer) if pair.layer is not None else "–"
@@ -167,6 +170,7 @@ def _training(card: CardInput) -> str:
     known = {
         "data": f"`{data}`" if data else None,
         "data SHA-256": f"`{digest}`" if digest else None,
+        "digest of the encoded rows": f"`{rows}`" if (rows := card.run.get("rows_digest")) else None,
         "steps": card.run.get("steps"),
         "tokens": card.run.get("tokens"),
         "learning rate": settings.get("lr"),
