@@ -25,6 +25,7 @@ FLOORS: dict[str, int] = {
     "formats": 1,
     "interruption": 1,
     "child_process": 1,
+    "bounded_yaml": 1,
     "time_left": 1,
     "modeling": 1,
     "display": 1,

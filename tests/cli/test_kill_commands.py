@@ -49,6 +49,9 @@ def killed(folder: Path, *words: Any, then: tuple[str, ...] = (), most: int) -> 
     ]  # fmt: skip
     assert not failed, (len(failed), data["operations"][failed[0]["at"] - 1], failed[0])
     assert len(data["trials"]) == (len(data["operations"]) if EVERY else min(most, len(data["operations"])))
+    print(
+        f"\n{words[0]}: {len(data['operations'])} file operations, {len(data['trials'])} kills, all went on"
+    )
     return data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from itertools import pairwise
 
 import pytest
 from tests import zoo
@@ -249,3 +250,17 @@ def test_files_are_read_and_refused(tmp_path):
             read_lora_config(tmp_path / name)
     with pytest.raises(ModelError, match="No such file"):
         read_lora_config(tmp_path / "nothing.json")
+
+
+def test_aliases_that_stand_for_too_much_are_a_sentence(tmp_path):
+    """Ten lines of nine aliases each stand for 3,486,784,401 values, and nobody waits for them."""
+    letters = "abcdefghij"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in pairwise(letters)]
+    path = tmp_path / "config.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ModelError, match="aliases that stand for"):
+        read_lora_config(path)
+    path.write_text("a: &a\n  b: *a\n")
+    with pytest.raises(ModelError, match="stands for itself"):
+        read_lora_config(path)

@@ -106,6 +106,26 @@ def test_a_file_is_converted_once_and_anew_when_it_changes(llama, tmp_path, monk
     assert not Path(first).exists()
 
 
+def test_a_file_of_the_cache_with_a_flipped_bit_is_written_anew(llama, tmp_path):
+    path = tmp_path / "base.gguf"
+    shutil.copy(llama, path)
+    kept = Path(readable(path, weights=True))
+    written = {file.name: file.read_bytes() for file in kept.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "gguf.json"} <= written.keys()
+    width = load_config(path).hidden_size
+    for name, before in written.items():
+        changed = bytearray(before)
+        changed[len(before) // 2] ^= 4
+        (kept / name).write_bytes(bytes(changed))
+        # Without its weights it is still described right, from the file itself.
+        assert load_config(path).hidden_size == width
+        assert readable(path, weights=True) == str(kept)
+        assert (kept / name).read_bytes() != bytes(changed), name
+    again = {file.name: file.read_bytes() for file in kept.iterdir()}
+    assert again["model.safetensors"] == written["model.safetensors"]
+    assert again["config.json"] == written["config.json"]
+
+
 def test_files_beside_it_are_not_read(llama, tmp_path):
     """An adapter's config and a tokenizer of another model lie in the same folder."""
     path = tmp_path / "base.gguf"

@@ -137,3 +137,21 @@ def test_broken_state_is_not_gone_on_with(tmp_path):
     with pytest.raises(OutputError, match=r"state\.safetensors is not what was written"):
         measured(tmp_path / "s", resume=True)
     assert scan_folder.SAVE_EVERY < STEPS
+
+
+def test_a_flipped_bit_in_what_a_scan_has_kept_is_found(tmp_path):
+    with pytest.raises(Killed):
+        measured(tmp_path / "s", stop_at=8)
+    state = tmp_path / "s" / STATE
+    names = sorted(path.name for path in state.glob("*.json"))
+    assert names == ["measured.json", "scan.json"]
+    for name in names:
+        before = (state / name).read_bytes()
+        for at in (0, len(before) // 3, len(before) // 2, len(before) - 3):
+            changed = bytearray(before)
+            changed[at] ^= 1
+            (state / name).write_bytes(bytes(changed))
+            with pytest.raises(OutputError, match=name):
+                measured(tmp_path / "s", resume=True)
+        (state / name).write_bytes(before)
+    assert measured(tmp_path / "s", resume=True)

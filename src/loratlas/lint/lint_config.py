@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas.bounded_yaml import load_yaml
 from loratlas.display import Block, Displayed
 from loratlas.errors import ModelError
 from loratlas.lint.lint_finding import LintFinding, some_names
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy, Site
 
 _LARGEST = 10_000_000  # bytes of a config
+_MOST_VALUES = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +86,7 @@ def read_lora_config(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, 
         if path.stat().st_size > _LARGEST:
             raise ValueError(f"it has more than {_LARGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
-        if path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            table = yaml.safe_load(text)
-        else:
-            table = json.loads(text)
+        table = load_yaml(text, most=_MOST_VALUES) if path.suffix in (".yaml", ".yml") else json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise _no_config(path, f"not readable: {str(error).splitlines()[0][:150]}") from error
     except Exception as error:  # yaml's errors share no class with any other

@@ -13,21 +13,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from loratlas.errors import ModelError
-from loratlas.files import cache_folder, whole_folder, write_json
+from loratlas.files import cache_folder, digest, sha256, whole_folder, write_json
 from loratlas.models.gguf_header import GgufHeader, is_gguf, read_gguf_header
 from loratlas.models.limits import check_sizes
 from loratlas.models.quiet import first_line, quiet, transformers_version
 
 _BF16 = 30
 _DESCRIBED, _WHOLE = "described", "model"
+_NOTES = "gguf.json"
+"""What a folder of the cache was made of, the SHA-256 of its files, and a digest of all this."""
 
 
 def readable(source: Any, *, weights: bool = False) -> Any:
@@ -58,7 +62,7 @@ def readable(source: Any, *, weights: bool = False) -> Any:
         )
     kept = _entry(path)
     for name in (_WHOLE,) if weights else (_WHOLE, _DESCRIBED):
-        if (kept / name / "config.json").is_file():
+        if _is_as_written(kept / name, weights=weights):
             return str(kept / name)
     header = read_gguf_header(path)
     _remove_older(kept)
@@ -87,6 +91,30 @@ def gguf_note(source: Any) -> str | None:
         f"{source}: a GGUF file whose weights are dequantised to bfloat16 (kept in {_entry(Path(source))}); training "
         "and losses are those of these numbers."
     )
+
+
+def _is_as_written(folder: Path, *, weights: bool) -> bool:
+    """Whether a folder of the cache is there and every file of it is what was written; a changed one is written anew.
+
+    Args:
+        folder: of :func:`write_folder`.
+        weights: whether its weights are compared too; otherwise only what is small.
+    """
+    try:
+        notes = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+        own = notes.pop("own", None)
+        return own == digest(notes) and all(
+            _digest_of(folder / name, (folder / name).stat().st_mtime_ns) == known
+            for name, known in notes["sha256"].items()
+            if weights or not name.endswith(".safetensors")
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+@lru_cache(maxsize=256)
+def _digest_of(path: Path, _state: int) -> str:
+    return sha256(path)
 
 
 def _entry(path: Path) -> Path:
@@ -148,7 +176,12 @@ def write_folder(path: Path, header: GgufHeader, out: Path, *, weights: bool) ->
             f"{transformers_version()} does not read: {first_line(error)}",
             instead="the model as a folder of safetensors, from which the file was made",
         ) from error
-    write_json(out / "gguf.json", {"file": str(path.resolve()), "architecture": header.architecture})
+    notes = {
+        "file": str(path.resolve()),
+        "architecture": header.architecture,
+        "sha256": {file.name: sha256(file) for file in sorted(out.iterdir())},
+    }
+    write_json(out / _NOTES, {**notes, "own": digest(notes)})
 
 
 @contextlib.contextmanager

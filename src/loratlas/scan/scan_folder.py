@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import Interrupted, OutputError
-from loratlas.files import write_json
 from loratlas.interruption import Stop, asked_by, interruptible
+from loratlas.sealed_json import ChangedError, read_sealed, write_sealed
 from loratlas.training.checkpoint import FOLDER
 
 STATE = "state"
@@ -39,7 +39,7 @@ class ScanFolder:
         resume: go on with what is there.
 
     Raises:
-        OutputError: another scan is there, or one is there and ``resume`` is not set.
+        OutputError: another scan is there, or one is there and ``resume`` is not set, or a file of it was changed.
         StorageError: it cannot be written.
     """
 
@@ -62,7 +62,7 @@ class ScanFolder:
                 )
         else:
             shutil.rmtree(self.state, ignore_errors=True)
-            write_json(self.state / IDENTITY, wanted)
+            write_sealed(self.state / IDENTITY, wanted)
         self.resumed = kept is not None
 
     @property
@@ -72,7 +72,7 @@ class ScanFolder:
 
     def keep_measured(self, data: Mapping[str, Any]) -> None:
         """Keep it."""
-        write_json(self.state / MEASURED, data)
+        write_sealed(self.state / MEASURED, data)
 
     @property
     def trial_steps(self) -> int | None:
@@ -84,7 +84,7 @@ class ScanFolder:
         """Begin the trials anew with fewer steps."""
         for path in self.state.glob("trial-*"):
             shutil.rmtree(path, ignore_errors=True)
-        write_json(self.state / TRIALS, {"steps": steps})
+        write_sealed(self.state / TRIALS, {"steps": steps})
 
     @property
     def scores(self) -> dict[str, Any] | None:
@@ -93,7 +93,7 @@ class ScanFolder:
 
     def finish(self, data: Mapping[str, Any]) -> None:
         """Keep all scores and remove the trials."""
-        write_json(self.state / SCORES, data)
+        write_sealed(self.state / SCORES, data)
         for path in self.state.glob("trial-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -156,9 +156,18 @@ def _last(folder: Path) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Plain data, or None where there is none that can be read: then it is made anew."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Plain data; None where there is no such file.
+
+    Raises:
+        OutputError: it is not what was written.
+    """
+    if not path.is_file():
         return None
-    return data if isinstance(data, dict) else None
+    try:
+        return read_sealed(path)
+    except (ChangedError, OSError) as error:
+        raise OutputError(
+            given=str(path),
+            found=str(error),
+            instead="the folder as the scan left it, or another --out",
+        ) from error

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from loratlas.bounded_yaml import load_yaml
 from loratlas.data.records.folder_splits import folder_splits, kind_of
 from loratlas.errors import DataError, printable
 
@@ -72,7 +73,7 @@ def _configs(folder: Path, source: str) -> dict[str, Mapping[str, Any]]:
     if "configs" not in text:
         return {}
     try:
-        loaded = yaml.safe_load(text)
+        loaded = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _unreadable(source, " ".join(str(error).split())) from error
     listed = loaded.get("configs") if isinstance(loaded, dict) else None

@@ -25,6 +25,7 @@ import yaml
 from pydantic import ValidationError
 
 from loratlas import demo
+from loratlas.bounded_yaml import UnboundedError, load_yaml
 from loratlas.errors import SpecError, printable
 from loratlas.study.spec.spec_checks import check
 from loratlas.study.spec.spec_sizes import on_files, sized
@@ -32,9 +33,6 @@ from loratlas.study.spec.study_spec import ArmSpec, StudySpec
 
 LARGEST = 200_000
 """Characters of a study's file."""
-
-MOST_VALUES = 20_000
-"""Values of it, those of an alias counted wherever it stands."""
 
 
 class _UniqueLoader(yaml.SafeLoader):
@@ -183,9 +181,9 @@ def _yaml(text: str, where: str) -> Any:
             given=where, found=f"more than {LARGEST:,} characters", instead="a study's file of a page or two"
         )
     try:
-        node = yaml.compose(text, Loader=_UniqueLoader)
-        _check_size(node, where)
-        return yaml.load(text, Loader=_UniqueLoader)  # a SafeLoader: only plain data
+        return load_yaml(text, _UniqueLoader)
+    except UnboundedError as error:
+        raise SpecError(given=where, found=error.found, instead=error.instead) from None
     except RecursionError:
         raise SpecError(
             given=where, found="keys within keys without an end", instead="one `key: value` a line"
@@ -197,35 +195,6 @@ def _yaml(text: str, where: str) -> Any:
         raise SpecError(
             given=where, found=f"broken YAML{line}: {printable(problem)}", instead="one `key: value` a line"
         ) from None
-
-
-def _check_size(node: yaml.Node | None, where: str) -> None:
-    """Refuse aliases that stand for more values than any study has, or for themselves."""
-    sizes: dict[int, int] = {}
-    open_: set[int] = set()
-
-    def size(one: yaml.Node) -> int:
-        if id(one) in open_:
-            raise SpecError(
-                given=where, found="an alias that stands for itself", instead="the values written out"
-            )
-        if id(one) not in sizes:
-            open_.add(id(one))
-            inner: list[yaml.Node] = []
-            if isinstance(one, yaml.MappingNode):
-                inner = [each for pair in one.value for each in pair]
-            elif isinstance(one, yaml.SequenceNode):
-                inner = list(one.value)
-            sizes[id(one)] = 1 + sum(size(each) for each in inner)
-            open_.discard(id(one))
-        return sizes[id(one)]
-
-    if node is not None and (total := size(node)) > MOST_VALUES:
-        raise SpecError(
-            given=where,
-            found=f"aliases that stand for {total:.3g} values" if total > LARGEST else f"{total:,} values",
-            instead=f"at most {MOST_VALUES:,}",
-        )
 
 
 def _sentence(error: ValidationError, where: str) -> SpecError:
