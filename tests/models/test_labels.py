@@ -35,6 +35,11 @@ def test_names_that_only_count_are_numbers():
         (2, ("no", "yes"), None),
         (1, ("1", "0"), 0),
         (2, ("5", "7", "9"), None),
+        (1, ("1 star", "2 stars", "3 stars"), None),
+        (1, ("LABEL_1", "LABEL_0"), None),
+        (1, ("level 0", "level 1"), 1),
+        (1, ("no", "top 40"), 1),
+        ("0" * 5000 + "1", ("no", "yes"), None),
         ("positive", ("0", "1"), None),
     ],
 )

@@ -36,8 +36,13 @@ def label_index(label: int | str, labels: Sequence[str]) -> int | None:
         label: of a row.
         labels: names of the classes, class 0 first.
 
+    Returns:
+        Its index; None where it is none of them, and for a number where the names count otherwise.
+
     >>> label_index("positive", ("NEGATIVE", "POSITIVE")), label_index(0, ("no", "yes"))
     (1, 0)
+    >>> label_index(1, ("1 star", "2 stars")) is None
+    True
     """
     name = str(label).strip()
     if name in labels:
@@ -45,8 +50,13 @@ def label_index(label: int | str, labels: Sequence[str]) -> int | None:
     alike = [index for index, other in enumerate(labels) if other.strip().casefold() == name.casefold()]
     if len(alike) == 1:
         return alike[0]
-    numbered = name.isdecimal() and not any(other.strip().lstrip("-").isdecimal() for other in labels)
-    return int(name) if numbered and int(name) < len(labels) else None
+    if not name.isdecimal() or len(name) > 9 or int(name) >= len(labels):
+        return None
+    # "1" is no index where "1 star" is class 0: then nobody knows which of the two is meant.
+    counted = [re.search(r"\d+", other) for other in labels]
+    otherwise = all(counted) and any(m and int(m[0][:9]) != index for index, m in enumerate(counted))
+    plain = any(other.strip().lstrip("-").isdecimal() for other in labels)
+    return None if plain or otherwise else int(name)
 
 
 def knows(own: Sequence[str], labels: Iterable[int | str]) -> bool:
