@@ -14,6 +14,7 @@ from tests.adapters.test_adapter_files import trained
 
 from loratlas.adapters.stored.adapter_files import save_adapter
 from loratlas.api.check_adapter import check
+from loratlas.serving.adapter_header import read_adapter_header
 
 
 @pytest.fixture
@@ -145,3 +146,10 @@ def test_a_header_of_a_large_base_takes_no_torch_and_little_memory(tmp_path):
     assert data["engines"]["peft"]["verdict"] == data["engines"]["vllm"]["verdict"] == "right"
     assert "--numbers" in data["remarks"][0]
     assert int(used) < 200 * 1024  # kilobytes
+
+
+def test_the_layers_of_a_large_adapter_are_counted_once(tmp_path):
+    """Engines that stack layers ask for each kind of matrix at each site: counted anew, that takes a minute."""
+    header = read_adapter_header(large_adapter(tmp_path / "large"))
+    assert header.layers == 80
+    assert vars(header)["layers"] == 80

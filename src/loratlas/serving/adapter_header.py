@@ -126,7 +126,7 @@ class AdapterHeader:
         """Of the base; empty where unknown."""
         return self.base.model_type if self.base else ""
 
-    @property
+    @cached_property
     def layers(self) -> int:
         """Blocks of the base; where it is unknown, as many as the adapter reaches."""
         if self.base and self.base.layers:
