@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import loratlas
-from loratlas.claims.comparisons import RankCurve, crossing, selector
+from loratlas.claims.claims_page import standing
+from loratlas.claims.comparisons import RankCurve, contrasts, crossing, selector
 from loratlas.claims.evidence_files import ClaimEvidence, packaged
 from loratlas.claims.published_claims import counts, readings
 from loratlas.claims.verdicts import judge_claims
@@ -99,6 +100,37 @@ def test_superseded_and_unfinished_studies_do_not_decide_beside_standing_ones():
     left = study("left", attention=-0.1, complete=False)
     assert verdicts(old, left, study("new"))[1].verdict == "does not hold"
     assert verdicts(old)[1].verdict == "holds"
+
+
+def sweep():
+    """A study of the present protocol that compares no half with all layers at equal parameters."""
+    found = study("sweep")
+    arms = [{**found["arms"][0], "trainable": 8000}]
+    findings = []
+    for half in ("attention", "feedforward"):
+        for rank in (1, 2, 8):
+            name = f"{half}-{rank}"
+            arms.append(
+                {**found["arms"][1], "name": name, "placement": f"{half}:{rank}", "trainable": 400 * rank}
+            )
+            findings.append({**found["findings"][0], "arm": name, "difference": 1.0 / rank})
+    return {**found, "arms": arms, "findings": findings}
+
+
+def test_superseded_studies_stand_until_the_same_question_is_answered_anew():
+    old, swept = study("old", attention=0.1, superseded=True), sweep()
+    beside = ClaimEvidence(studies=(old, swept), speed=None, placement=None)
+    assert [one["name"] for one in beside.standing] == ["old", "sweep"]
+    assert "1 of them are" in standing(beside)
+    answered = ClaimEvidence(studies=(old, swept, study("new")), speed=None, placement=None)
+    assert [one["name"] for one in answered.standing] == ["sweep", "new"]
+
+
+def test_an_arm_at_neither_the_parameters_nor_the_rank_of_the_reference_is_no_contrast():
+    assert {(one.half, one.finding["arm"], one.equal) for one in contrasts([sweep()])} == {
+        ("attention", "attention-8", False),
+        ("feedforward", "feedforward-8", False),
+    }
 
 
 def case(low, high, unseen=True):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tests.conformance.adapter_cases import CASES, KINDS, Case, save_bases, save_case
 from tests.serving.reference_readers import READERS
 
@@ -115,6 +116,17 @@ def test_right_or_refused(bases, tmp_path, case):
                 got[key], change, rtol=1e-4, atol=2e-6, msg=lambda text, n=name, k=key: f"{n} {k}: {text}"
             )
     assert all("Instead:" in text for text in said.values())
+
+
+def test_a_stored_matrix_that_is_not_left_of_this_base_is_refused(bases, tmp_path):
+    case = next(case for case in PLANS if case.name == "init pissa, head")
+    folder = save_case(case, bases[case.base], tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in tensors if name.endswith("base_layer.weight"))
+    save_file({**tensors, name: 1.5 * tensors[name]}, folder / "adapter_model.safetensors")
+    with pytest.raises(RequestError, match="something else than what is left of this base's"):
+        write_for_engine(folder, tmp_path / "out", engine="lorax")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_verdict_of_right_is_right_as_it_stands(bases, tmp_path):

@@ -70,7 +70,7 @@ def _context(evidence: ClaimEvidence) -> dict[str, Any]:
         "forward": _counted(by_half["feedforward"]),
         "budgets": budgets,
         "budget_words": _budget_words(by_half),
-        "curves": any(rank_curves(study) for study in studies),
+        "sweeps": [_sweep(study) for study in studies if rank_curves(study)],
         "wrong": _worst(by_half),
         "rates": _rates(evidence),
         "one_rate": _one_rate(evidence),
@@ -116,6 +116,28 @@ def _budget_words(by_half: Mapping[str, Sequence[Contrast]]) -> str:
     return "The order does not turn within this range."
 
 
+def _sweep(study: Mapping[str, Any]) -> str:
+    """What a sweep of ranks says: the cheapest feed-forward point that no point of attention reaches, and doublings."""
+    by_half = {curve.half: curve for curve in rank_curves(study)}
+    attention, forward = by_half["attention"], by_half["feedforward"]
+    best = min(attention.points, key=lambda point: point[2])
+    below = [point for point in forward.points if point[2] < best[2]]
+    where = f"{study['task']} on {study['base']}"
+    gains = {half: [f"{gain:.3f}" for gain in curve.gains()] for half, curve in by_half.items()}
+    doublings = (
+        f"Each doubling of the rank lowers the loss by {', '.join(gains['feedforward'])} nats in feed-forward and by "
+        f"{', '.join(gains['attention'])} in attention: both diminish."
+    )
+    if not below:
+        return f"A sweep of ranks in either half ({where}, each at its own rate) crosses. {doublings}"
+    rank, trainable, loss, _ = below[0]
+    return (
+        f"A sweep of ranks in either half ({where}, each at its own rate): feed-forward of rank {rank} with "
+        f"{trainable:,} parameters reaches {loss:.3f} nats, attention of rank {best[0]} with {best[1]:,} only "
+        f"{best[2]:.3f}. {doublings}"
+    )
+
+
 def _worst(by_half: Mapping[str, Sequence[Contrast]]) -> dict[str, str]:
     worst: dict[str, str] = {}
     for half, listed in by_half.items():
@@ -154,7 +176,9 @@ def _swinging(evidence: ClaimEvidence) -> Mapping[str, Any] | None:
         values = [value for _, value in shared_rates(study).get("feedforward", ())]
         return max(values) - min(values) if len(values) > 2 else -1.0
 
-    result = max(evidence.standing, key=swing, default=None)
+    # Halves of a sweep have ranks of their own, so that a rate is not all that their differences hang on.
+    studies = [study for study in evidence.standing if not rank_curves(study)]
+    result = max(studies, key=swing, default=None)
     return None if result is None or swing(result) < 0 else result
 
 

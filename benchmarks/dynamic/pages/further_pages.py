@@ -79,8 +79,9 @@ def _controls(measured: Mapping[str, Any]) -> list[str]:
 def _rates(measured: Mapping[str, Any]) -> list[str]:
     price, cases = measured["summary"]["price"], measured["cases"]
     lines = _paragraph(
-        f"`--lr auto` against the best of the whole grid (1.6 apart, every rate trained in full), {len(cases)} cases "
-        "with their seeds. *Gap*: held-out loss above that of the tuned rate, same seed, nats per token. The price of "
+        f"`--lr auto` against the best of the whole grid (1.6 apart, every rate trained in full), {len(cases)} "
+        f"{'case' if len(cases) == 1 else 'cases'} with all seeds. *Gap*: held-out loss above that of the "
+        "tuned rate, same seed, nats per token. The price of "
         f"`auto` are steps that went to other rates: {_percent(price['mean'])} of the run in the mean, "
         f"{_percent(price['most'])} at most."
     )

@@ -31,9 +31,10 @@ def standing(evidence: ClaimEvidence) -> str:
     left = sum(study["superseded"] for study in evidence.studies) - old
     text = f"{len(judged)} finished studies are behind these verdicts"
     if old:
+        which = "all" if old == len(judged) else str(old)
         text += (
-            "; all of them are of the protocol's first edition, with learning rates too far apart, and superseded: a "
-            "verdict that rests on them may turn"
+            f"; {which} of them are of the protocol's first edition, with learning rates too far apart, and "
+            "superseded: a verdict that rests on them may turn"
         )
     elif left:
         text += f"; {left} of the protocol's first edition are superseded and left out"

@@ -33,7 +33,7 @@ class Contrast:
 
 
 def contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
-    """Every finding whose reference is `all` and whose arm is one half of it."""
+    """Every finding whose reference is `all` and whose arm is one half of it, at its parameters or at its rank."""
     contrasted = []
     for study in studies:
         arms = {arm["name"]: arm for arm in study["arms"]}
@@ -51,10 +51,11 @@ def contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
                 and finding["difference"] is not None
             ):
                 off = arms[finding["arm"]]["trainable"] / reference["trainable"]
+                equal = 0.9 < off < 1.1
+                if not equal and rank(arms[finding["arm"]]["placement"]) != rank(reference["placement"]):
+                    continue
                 share = finding["difference"] / gained if gained and gained > 0 else None
-                contrasted.append(
-                    Contrast(study=study, half=half, equal=0.9 < off < 1.1, finding=finding, share=share)
-                )
+                contrasted.append(Contrast(study=study, half=half, equal=equal, finding=finding, share=share))
     return contrasted
 
 
@@ -83,6 +84,18 @@ def selector(placement: str) -> str | None:
     first, more = parsed.terms[0], parsed.terms[1:]
     name, others = first.names[0], first.names[1:]
     return None if more or others or first.layers is not None else name.word
+
+
+def rank(placement: str) -> int | None:
+    """The rank that a placement's first term names; None where the budget decides it.
+
+    >>> rank("attention:8"), rank("attention")
+    (8, None)
+    """
+    from loratlas.placement.language import parse
+
+    named = parse(placement).terms[0].rank
+    return named if isinstance(named, int) else None
 
 
 def tally(found: Iterable[Contrast]) -> dict[str, int]:
@@ -123,17 +136,15 @@ class RankCurve:
 
 def rank_curves(study: Mapping[str, Any]) -> list[RankCurve]:
     """The curves of a study that sweeps ranks per half; empty for any other."""
-    from loratlas.placement.language import parse
-
     points: dict[str, list[tuple[int, int, float, tuple[float, float] | None]]] = {
         half: [] for half in HALVES
     }
     for arm in study["arms"]:
         half = selector(arm["placement"])
-        rank = parse(arm["placement"]).terms[0].rank if half in HALVES else None
-        if half in HALVES and isinstance(rank, int) and arm["nll"] is not None:
+        named = rank(arm["placement"]) if half in HALVES else None
+        if half in HALVES and named is not None and arm["nll"] is not None:
             interval = tuple(arm["ci"]) if arm["ci"] and None not in arm["ci"] else None
-            points[half].append((rank, arm["trainable"], arm["nll"], interval))
+            points[half].append((named, arm["trainable"], arm["nll"], interval))
     if any(len(listed) < 3 for listed in points.values()):
         return []
     return [RankCurve(half=half, points=tuple(sorted(listed))) for half, listed in points.items()]

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from loratlas.claims.comparisons import contrasts
 from loratlas.claims.study_extract import extract
 from loratlas.errors import DataError
 
@@ -31,9 +32,11 @@ class ClaimEvidence:
 
     @property
     def standing(self) -> list[Mapping[str, Any]]:
-        """Finished studies of the protocol's present edition; where there is none at all, of the first one too."""
+        """Finished studies of the protocol's present edition, and of the first one as long as no present study compares
+        a half of a model with all layers at equal parameters."""
         finished = [study for study in self.studies if study["complete"]]
-        return [study for study in finished if not study["superseded"]] or finished
+        present = [study for study in finished if not study["superseded"]]
+        return present if any(one.equal for one in contrasts(present)) else finished
 
 
 def packaged() -> ClaimEvidence:

@@ -25,6 +25,7 @@ from loratlas.claims.claim_verdict import FAILS, HOLDS, UNMEASURED, ClaimTable, 
 from loratlas.claims.comparisons import HALVES, contrasts, crossing, middle, rank_curves, worth_having
 from loratlas.claims.evidence_files import ClaimEvidence
 from loratlas.claims.published_claims import CLAIMS, COSTS, FASTER, counts, readings
+from loratlas.claims.study_extract import base_name
 from loratlas.formats import count
 
 
@@ -203,7 +204,7 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
         return _verdict(number, UNMEASURED, ["No preregistered unseen case is judged yet."])
     pooled = placements["pooled_unseen"]
     better, worse, total = pooled["better"], pooled["worse"], pooled["cases"]
-    won = sorted({f"{c['task']} on {c['base']}" for c in cases if c["auto_minus_all"]["high"] < 0})
+    won = sorted({f"{c['task']} on {base_name(c['base'])}" for c in cases if c["auto_minus_all"]["high"] < 0})
     verdict = f"holds only for {', '.join(won)}"
     if worth_having(pooled):
         verdict = HOLDS
@@ -222,7 +223,7 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
     ]
     rows = [
         (
-            case["base"], case["task"], str(case["budget"]), str(case["steps"]),
+            base_name(case["base"]), case["task"], str(case["budget"]), str(case["steps"]),
             estimate(case["auto_minus_all"], ".4f"), estimate(case["steps_saved"], ".0f"),
         )
         for case in cases

@@ -185,14 +185,17 @@ def _on_published_base(
     contents: AdapterFolder, tensors: Mapping[str, torch.Tensor], source: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     from loratlas.adapters.stored.adapter_task import open_base_config
-    from loratlas.adapters.stored.base_changes import double_factors, initial_factors
+    from loratlas.adapters.stored.base_changes import REMAINDER, double_factors, initial_factors
     from loratlas.adapters.stored.lora_options import lora_config_of
     from loratlas.models.load import load_model
 
     _, config = open_base_config(contents, source)
     base = load_model(source, config=config, dtype="float32", base_dropout=True)
     lora = lora_config_of(contents.config, contents.folder)
-    doubled, changed = double_factors(tensors, initial_factors(base, contents, lora), lora)
+    # An engine serves the published base: what is left of a matrix has no place there.
+    first = initial_factors(base, contents, lora, remainders=False)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(REMAINDER)}
+    doubled, changed = double_factors(kept, first, lora)
     table = {
         **contents.config,
         "r": changed.r,

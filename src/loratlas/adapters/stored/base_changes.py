@@ -55,17 +55,27 @@ def double_factors(
     return doubled, config
 
 
-def initial_factors(base_model: Any, contents: AdapterFolder, config: LoraConfig) -> dict[str, torch.Tensor]:
+REMAINDER = ".base_layer.weight"
+"""Ends the name of what is left of a matrix, where an adapter stores it."""
+
+
+def initial_factors(
+    base_model: Any, contents: AdapterFolder, config: LoraConfig, *, remainders: bool
+) -> dict[str, torch.Tensor]:
     """The factors that PEFT's initialisation takes out of this base, by the names of the adapter's tensors.
 
     Args:
         base_model: as it was published; not changed.
         contents: of an adapter with `AdapterFolder.changed_base`.
         config: of the adapter.
+        remainders: whether what is left of a matrix, where the adapter stores it, takes the published one's place:
+            nothing is to be taken out of it again then (factors of zero). Where the published one stays, its factors
+            are returned.
 
     Raises:
-        ModelError: a matrix that cannot be taken apart (quantised, a stack of experts, none at all), or one from which
-            PEFT takes something else than the product of the factors.
+        ModelError: a matrix that cannot be taken apart (quantised, a stack of experts, none at all), one from which
+            PEFT takes something else than the product of the factors, or one of which something else is left than the
+            adapter stores.
     """
     import torch
 
@@ -83,7 +93,8 @@ def initial_factors(base_model: Any, contents: AdapterFolder, config: LoraConfig
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for name in names:
             path = name.removeprefix(PREFIX)
-            if f"{name}.base_layer.weight" in contents.tensors:
+            stored = f"{name}{REMAINDER}" in contents.tensors
+            if stored and remainders:
                 # What is left of the matrix lies with the adapter and takes the published one's place.
                 for kind in ("A", "B"):
                     shape = contents.tensors[f"{name}.lora_{kind}.weight"].shape
@@ -96,13 +107,42 @@ def initial_factors(base_model: Any, contents: AdapterFolder, config: LoraConfig
             weight = getattr(module, "weight", None)
             if weight is None or weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
                 raise _cannot(contents, f"{path} quantised in this base")
-            if any(weight is other and path != table for table, other in tables):
+            if not stored and any(weight is other and path != table for table, other in tables):
                 raise _cannot(
                     contents, f"{path}, which is tied to another matrix that the part is missing from too"
                 )
             factors = _taken_out(module, path, config, str(contents.changed_base), contents)
+            if stored:
+                _check_remainder(module, f"{name}{REMAINDER}", config, factors, contents)
             first[f"{name}.lora_A.weight"], first[f"{name}.lora_B.weight"] = factors
     return first
+
+
+def _check_remainder(
+    module: Any,
+    name: str,
+    config: LoraConfig,
+    factors: tuple[torch.Tensor, torch.Tensor],
+    contents: AdapterFolder,
+) -> None:
+    """Refuse an adapter whose stored matrix is not the published one without these factors."""
+    import torch
+    from peft.utils.other import get_pattern_key
+
+    path = name.removeprefix(PREFIX).removesuffix(REMAINDER)
+    rank = factors[0].shape[0]
+    alphas = config.alpha_pattern or {}
+    alpha = alphas.get(get_pattern_key(list(alphas), path), config.lora_alpha)
+    scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+    product = scale * (factors[1] @ factors[0])
+    weight = module.weight.detach().float()
+    left = weight - (product.t() if config.fan_in_fan_out else product)
+    kept = contents.read()[name]
+    exact = kept.dtype == module.weight.dtype == torch.float32
+    if kept.shape != left.shape or not torch.allclose(
+        kept.float(), left, rtol=0, atol=(1e-4 if exact else 2e-2) * float(weight.abs().max())
+    ):
+        raise _cannot(contents, f"{path}, of which it stores something else than what is left of this base's")
 
 
 def _taken_out(

@@ -58,7 +58,7 @@ def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False
     _check_base(base_model, contents)
     tensors, config = contents.read(), lora_config_of(contents.config, contents.folder)
     if contents.changed_base:
-        first = initial_factors(base_model, contents, config)
+        first = initial_factors(base_model, contents, config, remainders=True)
         tensors, config = double_factors(tensors, first, config)
     config.inference_mode = not trainable
     # What the model is decides what PEFT makes of it, not a word in a file.
