@@ -103,10 +103,11 @@ def load_with_transformers(request: Request, source: str, options: dict[str, Any
 
     load = getattr(transformers, f"AutoModelFor{request.kind}").from_pretrained
     dtype = getattr(torch, request.dtype)
-    config, options = transformers.AutoConfig.from_pretrained(
+    pair: Any = transformers.AutoConfig.from_pretrained(
         source, trust_remote_code=False, return_unused_kwargs=True, **options
     )
-    return load(source, config=own_layers(config), dtype=dtype, trust_remote_code=False, **options).eval()
+    config, unused = pair
+    return load(source, config=own_layers(config), dtype=dtype, trust_remote_code=False, **unused).eval()
 
 
 def load_with_peft(request: Request, adapter: str) -> Any:
