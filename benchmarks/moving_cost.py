@@ -1,6 +1,6 @@
 """What it costs that adapters move inside a run, and what a move does, on the embedded base and nl2bash.
 
-    LORATLAS_SHARED=../shared python -m benchmarks.moving_cost --out benchmarks/results/moving_cost.json
+    LORATLAS_SHARED=../shared python -m benchmarks.moving_cost --out benchmarks/results/moving/moving_cost.json
 
 - Time and peak memory of a run that decides at a tenth of its steps, over the same run with adapters that stay: pairs
   in the order A B B A, CPU time of the process, one thread. The peak is the allocator's own count.

@@ -1,6 +1,6 @@
 """What `--lr auto` is worth: against the whole grid of rates, each trained in full, and against what peers ship.
 
-    LORATLAS_SHARED=../shared python -m benchmarks.dynamic.rates --work WORK --out benchmarks/results/rates.json
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic.rates --work WORK --out benchmarks/results/moving/rates.json
 
 A case is a base, a task, a placement and a length. Its grid are the rates that `auto` may choose, 1.6 apart, each
 trained in full on every seed until the best mean has a worse neighbour on both sides. The **tuned** rate is that best

@@ -117,15 +117,16 @@ def test_what_other_benches_found_stands_on_the_page(tmp_path: Path):
         {"arm": "all", "nll": 2.0, "moves": [0, 0], "minus_all": 0.0, "standard_error": 0.0},
         {"arm": "auto", "nll": 1.99, "moves": [4, 3], "minus_all": -0.01, "standard_error": 0.005},
     ]
+    (tmp_path / "moving").mkdir()
     scenario = {"base": "llama-mini", "scenario": "shift", "steps": 100, "lr": 0.012, "arms": arms}
     write_json(
-        tmp_path / "controls.json",
+        tmp_path / "moving" / "controls.json",
         {"task": "nl2bash", "shift": 0.3, "seeds": [1, 2], "scenarios": [scenario]},
     )
     case = {"case": "llama-mini e2e", "tuned": 0.01, "auto": [{"chosen": 0.016, "gap": 0.0021}]}
     rule = {"runs": 1, "close": 1.0, "mean_gap": 0.0021, "worst_gap": 0.0021}
     write_json(
-        tmp_path / "rates.json",
+        tmp_path / "moving" / "rates.json",
         {"summary": {"price": {"mean": 0.0612, "most": 0.1}, "rules": {"auto": rule}}, "cases": [case]},
     )
     written = "\n".join(sections(tmp_path))

@@ -16,7 +16,7 @@ def sections(results: Path) -> list[str]:
     """Lines of all sections.
 
     Args:
-        results: folder that holds ``moving_cost.json``, ``controls.json`` and ``rates.json``; what is missing is said.
+        results: folder with ``moving/``: ``moving_cost.json``, ``controls.json``, ``rates.json``; what is missing is said.
     """
     lines: list[str] = []
     for name, command, title, words in (
@@ -34,11 +34,11 @@ def sections(results: Path) -> list[str]:
             _rates,
         ),
     ):
-        path = results / name
+        path = results / "moving" / name
         lines += ["", f"## {title}", ""]
         if path.exists():
             lines += words(json.loads(path.read_text(encoding="utf-8")))
-            lines += ["", f"([{name}](../../benchmarks/results/{name}), by `{command}`.)"]
+            lines += ["", f"([{name}](../../benchmarks/results/moving/{name}), by `{command}`.)"]
         else:
             lines.append(f"Not measured yet: `{command}`.")
     return lines
