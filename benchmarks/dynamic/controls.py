@@ -1,6 +1,7 @@
 """Is it the place, the path, or the pause? Controls of placement inside a run, and data that shifts in mid-run.
 
-    LORATLAS_SHARED=../shared python -m benchmarks.dynamic.controls --work WORK --out benchmarks/results/moving/controls.json
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic.controls --work WORK \\
+        --out benchmarks/results/moving/controls.json
 
 All arms of a base share steps, rows, rate, seeds and final parameters (all:1), and are compared seed by seed with
 ``all``, whose adapters stay:

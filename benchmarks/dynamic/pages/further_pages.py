@@ -16,7 +16,8 @@ def sections(results: Path) -> list[str]:
     """Lines of all sections.
 
     Args:
-        results: folder with ``moving/``: ``moving_cost.json``, ``controls.json``, ``rates.json``; what is missing is said.
+        results: folder with ``moving/moving_cost.json``, ``controls.json`` and ``rates.json``; what is missing is
+            said.
     """
     lines: list[str] = []
     for name, command, title, words in (
