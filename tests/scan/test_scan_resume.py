@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 
 import pytest
@@ -11,10 +12,12 @@ from tests.tiny import tiny_model
 from tests.training.small import wrap
 
 from loratlas.anatomy.read import read
-from loratlas.errors import OutputError
+from loratlas.errors import OutputError, RequestError
 from loratlas.scan import scan_folder
 from loratlas.scan.run_scan import scan
 from loratlas.scan.scan_folder import STATE
+from loratlas.scan.scores import RESULT, load_scan
+from loratlas.sealed_json import write_sealed
 
 STEPS = 12
 
@@ -155,3 +158,18 @@ def test_a_flipped_bit_in_what_a_scan_has_kept_is_found(tmp_path):
                 measured(tmp_path / "s", resume=True)
         (state / name).write_bytes(before)
     assert measured(tmp_path / "s", resume=True)
+
+
+def test_a_flipped_bit_in_a_scans_result_is_found(tmp_path):
+    path = tmp_path / RESULT
+    write_sealed(path, measured(None).to_json())
+    before = path.read_bytes()
+    bits = 8 * len(before)
+    for bit in (0, bits - 1, *random.Random(0).sample(range(bits), 200)):
+        changed = bytearray(before)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(changed))
+        with pytest.raises(RequestError):
+            load_scan(tmp_path)
+    path.write_bytes(before)
+    assert numbers(load_scan(tmp_path)) == numbers(measured(None))
