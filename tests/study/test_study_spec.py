@@ -125,6 +125,12 @@ def test_values_out_of_range_say_what_to_write(values, given, instead):
     assert error.exit_code == 2
 
 
+def test_more_arms_than_a_study_can_tell_from_one_another_are_refused():
+    arms = {"full": "all:8", **{f"a{n}": "attention" for n in range(200)}}
+    assert "201 arms" in refusal({"arms": arms}).given
+    assert len(spec(arms=dict(list(arms.items())[:200])).arms) == 200
+
+
 def test_a_demonstration_may_be_short():
     read = spec(demonstration=True, learning_rates=[1e-4, 1e-3], tuning={"seeds": 1, "rows": 50})
     assert read.tuning.rows == 50
@@ -135,6 +141,9 @@ def test_a_demonstration_may_be_short():
     [
         ("model: [", "broken YAML on line 1"),
         ("steps: 10\nmodel: m\nsteps: 20\n", "broken YAML on line 3"),
+        ("steps: 1:1:1\n", "'1:1:1' is to YAML a number that is not to the base ten"),
+        ("seed: 0100\n", "'0100' is to YAML a number"),
+        ("delta: 1:30.5\n", "'1:30.5' is to YAML a number"),
         ("", "nothing"),
         ("- a\n- b\n", "a list"),
         ("model: m\n", "no data"),

@@ -14,6 +14,9 @@ from loratlas.study.spec.study_spec import FEWEST_TUNING_ROWS, FEWEST_TUNING_SEE
 LONGEST_NAME = 100
 """Characters of a name."""
 
+MOST_ARMS = 200
+"""More could not be told from one another: each comparison's p is corrected for all of them."""
+
 
 def check(spec: StudySpec, where: str, *, kept: bool = False) -> None:
     """Refuse the first thing that does not fit together.
@@ -27,6 +30,9 @@ def check(spec: StudySpec, where: str, *, kept: bool = False) -> None:
 
 def _faults(spec: StudySpec, kept: bool) -> Iterator[tuple[str, str, str]]:
     names = ", ".join(spec.arms)
+    if len(spec.arms) > MOST_ARMS:
+        yield f"{len(spec.arms):,} arms", f"more than {MOST_ARMS}", "the arms that a question is about"
+        return
     if spec.protocol == 1 and not kept:
         yield (
             "protocol: 1",

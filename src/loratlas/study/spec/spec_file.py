@@ -16,6 +16,7 @@ valid one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,7 +54,24 @@ def _mapping(loader: _UniqueLoader, node: yaml.MappingNode, deep: bool = False) 
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
 
+_OTHER_BASES = re.compile(r"[+-]?0[0-9_]+|.*:.*")
+"""``0100`` is 64 and ``1:30`` is 90 to YAML 1.1, and to nobody who writes them."""
+
+
+def _plain_number(loader: _UniqueLoader, node: yaml.ScalarNode) -> int | float:
+    if _OTHER_BASES.fullmatch(node.value):
+        problem = (
+            f"{printable(node.value, 60)!r} is to YAML a number that is not to the base ten; plain digits, or quotes "
+            "around a text"
+        )
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    kind = node.tag.rpartition(":")[2]
+    return getattr(yaml.SafeLoader, f"construct_yaml_{kind}")(loader, node)
+
+
 _UniqueLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_UniqueLoader.add_constructor("tag:yaml.org,2002:int", _plain_number)
+_UniqueLoader.add_constructor("tag:yaml.org,2002:float", _plain_number)
 
 
 def load_spec(
