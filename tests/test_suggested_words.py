@@ -236,6 +236,7 @@ def test_texts_are_seen():
 
 MADE_ELSEWHERE = {
     "adapters/resizable.py": "the nearest sites of this model; tests/adapters/test_resize.py",
+    "cli/__init__.py": "the nearest value of an option; tests/cli/test_bad_input.py",
     "data/records/folder_configs.py": "the rows as they were named, without what is not there; typed below",
     "data/records/source_records.py": "the same",
     "errors.py": "the base class, and an error that another process hands over",

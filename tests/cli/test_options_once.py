@@ -83,6 +83,7 @@ DIFFERENT = {
     ("scan", "dtype"): "the same",
     ("eval", "batch_size"): "`also` in Python",
     ("export", "target"): "who types says for whom",
+    ("show", "figure"): "a result draws itself in Python: `show(…).plot()`",
     ("check", "adapters"): "one after the other in Python",
 }
 """(command, option) → why its name or its value where nothing is given is another than in Python."""

@@ -167,7 +167,7 @@ BROKEN = {
     "missing field 'label' on row 2": '{"text": "a", "label": 0}\n{"text": "b"}\n',
     "labels of two kinds: 1 on row 1, 'good' on row 2": '{"text": "a", "label": 1}\n{"text": "b", "label": "good"}\n',
     "label 0.5 is neither an integer nor a text on row 1": '{"text": "a", "label": 0.5}\n',
-    "label True is neither an integer nor a text on row 1": '{"text": "a", "label": true}\n',
+    "label true is neither an integer nor a text on row 1": '{"text": "a", "label": true}\n',
     "an empty label on row 1": '{"text": "a", "label": " "}\n',
     "missing field 'text_pair' on row 2": '{"text": "a", "text_pair": "b", "label": 1}\n{"text": "a", "label": 1}\n',
     "label out of range: -1 on row 2": '{"text": "a", "label": 1}\n{"text": "b", "label": -1}\n',

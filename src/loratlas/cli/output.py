@@ -70,9 +70,12 @@ def help_without_padding() -> Iterator[None]:
     if sys.stdout.isatty():
         yield
         return
-    with redirect_stdout(StringIO()) as text:
-        yield
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
+    text = StringIO()
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:  # words for the shell's completion end in SystemExit
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
 def _is_drawn(thing: Any) -> bool:
