@@ -22,7 +22,6 @@ Every run is one line of WORK/runs.jsonl: the same command goes on where it was 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -33,6 +32,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import machine
+from benchmarks.common.kept_runs import KeptRuns
 from benchmarks.dynamic.cases import Case, Opened
 from loratlas.adapters.resize import ranks_of
 from loratlas.data.batches.batching import training_order
@@ -54,6 +54,9 @@ RATES = {"llama-mini": 0.012, "gpt2-mini": 0.008}
 """Near the best of ``all`` on nl2bash (benchmarks/results/placement)."""
 SHIFT = 0.3
 """Share of the steps that see Alpaca first."""
+
+RUN = ("base", "scenario", "arm", "steps", "seed")
+"""What says which run it is."""
 
 Hooks = Callable[[Plan], list[RunHook]]
 
@@ -142,26 +145,6 @@ def train(
     }
 
 
-class Runs:
-    """Runs by what they are, kept in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.known = {tuple(record["key"]): record for record in map(json.loads, lines)}
-
-    def get(self, key: tuple[Any, ...], trained: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A run, trained if it is not there."""
-        if key not in self.known:
-            record = {"key": list(key), **trained()}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            self.known[key] = record
-            print(*key, f"{record['nll']:.4f}, {record['moves']} moves", flush=True)
-        return self.known[key]
-
-
 class Bench:
     """All runs of one base.
 
@@ -169,7 +152,7 @@ class Bench:
         base: a name in `BASES`. runs: that are known. steps, seeds: of every arm.
     """
 
-    def __init__(self, base: str, runs: Runs, *, steps: int, seeds: Sequence[int]) -> None:
+    def __init__(self, base: str, runs: KeptRuns, *, steps: int, seeds: Sequence[int]) -> None:
         self.base, self.runs, self.steps, self.seeds = base, runs, steps, seeds
         self.opened = Opened(Case(base=BASES[base], task="nl2bash"))
         self.first = Opened(Case(base=BASES[base], task="alpaca")).train
@@ -183,18 +166,15 @@ class Bench:
 
     def one(self, scenario: str, arm: str, hooks: Hooks, seed: int, plan: Plan) -> dict[str, Any]:
         """A run, trained if it is not known."""
-        return self.runs.get(
-            (self.base, scenario, arm, self.steps, seed),
-            lambda: train(
-                self.opened,
-                self.rows(scenario, seed),
-                plan,
-                hooks(plan),
-                steps=self.steps,
-                rate=RATES[self.base],
-                seed=seed,
-            ),
-        )
+        run = {"base": self.base, "scenario": scenario, "arm": arm, "steps": self.steps, "seed": seed}
+
+        def trained() -> dict[str, Any]:
+            rows, rate = self.rows(scenario, seed), RATES[self.base]
+            result = train(self.opened, rows, plan, hooks(plan), steps=self.steps, rate=rate, seed=seed)
+            print(*run.values(), f"{result['nll']:.4f}, {result['moves']} moves", flush=True)
+            return result
+
+        return self.runs.get(run, trained)
 
     def arms(self, scenario: str, arms: dict[str, Hooks]) -> dict[str, list[dict[str, Any]]]:
         """Every arm on every seed."""
@@ -243,7 +223,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    runs, scenarios = Runs(asked.work / "runs.jsonl"), []
+    runs, scenarios = KeptRuns(asked.work / "runs.jsonl", RUN), []
     for base in asked.bases:
         bench = Bench(base, runs, steps=asked.steps, seeds=asked.seeds)
         still = bench.arms("one task", STILL)

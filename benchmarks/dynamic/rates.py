@@ -28,6 +28,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.common import machine
+from benchmarks.common.kept_runs import KeptRuns
 from loratlas.files import write_json
 from loratlas.training.learning_rate import FACTOR, default_rate
 
@@ -89,7 +90,7 @@ class HeadDone(Exception):
     """The rate is decided; nothing more is to be trained."""
 
 
-def train(case: Case, seed: int, lr: float | str, **more: Any) -> dict[str, Any]:
+def train(case: Case, seed: int, lr: float | str) -> dict[str, Any]:
     """One run in full; or with ``lr="auto"`` its head."""
     from loratlas.evaluation.score import score
     from loratlas.placement.plan import place
@@ -100,9 +101,7 @@ def train(case: Case, seed: int, lr: float | str, **more: Any) -> dict[str, Any]
     rows, judged = rows_of(case.base, case.task)
     model = open_model(BASES[case.base], dtype="bfloat16")
     model = place(model.config, case.placement).attach(model, seed=seed)
-    settings = Settings(
-        steps=case.steps, lr=lr, seed=seed, batch_size=BATCH, dtype="bfloat16", compile="off", **more
-    )
+    settings = Settings(steps=case.steps, lr=lr, seed=seed, batch_size=BATCH, dtype="bfloat16", compile="off")
     begun, losses, tried = time.process_time(), [], []
 
     def on_step(event: Any) -> None:
@@ -129,7 +128,6 @@ def train(case: Case, seed: int, lr: float | str, **more: Any) -> dict[str, Any]
         "case": case.name,
         "seed": seed,
         "lr": lr,
-        "more": more,
         "nll": nll,
         "losses": losses,
         "chosen": chosen,
@@ -143,36 +141,23 @@ def _of(tried: Sequence[tuple[float, int, float]], rate: float) -> list[float]:
     return [nll for other, _, nll in tried if other == rate]
 
 
-class Runs:
-    """Runs by what they are, kept in a file."""
+RUN = ("case", "seed", "lr")
+"""What says which run it is."""
 
-    def __init__(self, path: Path, *, until: float) -> None:
-        self.path, self.until = path, until
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.known = {self._key(record): record for record in map(json.loads, lines)}
 
-    @staticmethod
-    def _key(record: Mapping[str, Any]) -> str:
-        return json.dumps([record[name] for name in ("case", "seed", "lr", "more")])
+class Runs(KeptRuns):
+    """Runs of cases."""
 
-    def get(self, case: Case, seed: int, lr: float | str, **more: Any) -> dict[str, Any]:
-        """A run, trained if it is not there.
+    def of(self, case: Case, seed: int, lr: float | str) -> dict[str, Any]:
+        """A run, trained if it is not there; see `KeptRuns.get`."""
 
-        Raises:
-            TimeoutError: it is not there, and the time is over.
-        """
-        key = self._key({"case": case.name, "seed": seed, "lr": lr, "more": more})
-        if key not in self.known:
-            if time.monotonic() > self.until:
-                raise TimeoutError
-            record = train(case, seed, lr, **more)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            self.known[key] = record
+        def trained() -> dict[str, Any]:
+            record = train(case, seed, lr)
             said = f"chose {record['chosen']:g}" if lr == "auto" else f"{_loss(record):.4f}"
             print(f"{case.name}, seed {seed}, {lr}: {said}, {record['cpu_seconds']:.0f} s", flush=True)
-        return self.known[key]
+            return record
+
+        return self.get({"case": case.name, "seed": seed, "lr": lr}, trained)
 
 
 def _loss(record: Mapping[str, Any]) -> float:
@@ -185,7 +170,7 @@ def tuned(runs: Runs, case: Case, seeds: Sequence[int]) -> tuple[int, dict[int, 
     wanted = [0, 1, -1]
     while wanted:
         index = wanted.pop(0)
-        means[index] = mean(_loss(runs.get(case, seed, rate_at(index))) for seed in seeds)
+        means[index] = mean(_loss(runs.of(case, seed, rate_at(index))) for seed in seeds)
         if not wanted:
             best = min(means, key=means.__getitem__)
             wanted = [index for index in (best - 1, best + 1) if index not in means]
@@ -195,7 +180,7 @@ def tuned(runs: Runs, case: Case, seeds: Sequence[int]) -> tuple[int, dict[int, 
 def judge(runs: Runs, case: Case, seeds: Sequence[int], *, peers: bool) -> dict[str, Any]:
     """All figures of a case."""
     best, means = tuned(runs, case, seeds)
-    at_best = {seed: _loss(runs.get(case, seed, rate_at(best))) for seed in seeds}
+    at_best = {seed: _loss(runs.of(case, seed, rate_at(best))) for seed in seeds}
     figures: dict[str, Any] = {
         "case": case.name,
         "seeds": list(seeds),
@@ -205,8 +190,8 @@ def judge(runs: Runs, case: Case, seeds: Sequence[int], *, peers: bool) -> dict[
         "auto": [],
     }
     for seed in seeds:
-        head = runs.get(case, seed, "auto")
-        whole = runs.get(case, seed, head["chosen"])
+        head = runs.of(case, seed, "auto")
+        whole = runs.of(case, seed, head["chosen"])
         assert whole["losses"][: len(head["losses"])] == head["losses"], "auto's head is not that of its rate"
         figures["auto"].append(
             {
@@ -221,7 +206,7 @@ def judge(runs: Runs, case: Case, seeds: Sequence[int], *, peers: bool) -> dict[
     fixed = {"formula": (rate_at(0), seeds)}
     fixed |= {name: (rate, seeds[:1]) for name, rate in PEERS.items() if peers}
     figures["fixed"] = {
-        name: [round(_loss(runs.get(case, seed, rate)) - at_best[seed], 4) for seed in chosen]
+        name: [round(_loss(runs.of(case, seed, rate)) - at_best[seed], 4) for seed in chosen]
         for name, (rate, chosen) in fixed.items()
     }
     return figures
@@ -258,7 +243,7 @@ def main() -> int:
     parser.add_argument("--placements", nargs="+", help="only cases of these placements")
     parser.add_argument("--no-peers", action="store_true", help="leave out the rates that peers ship")
     arguments = parser.parse_args()
-    runs = Runs(arguments.work / "runs.jsonl", until=time.monotonic() + 60 * arguments.minutes)
+    runs = Runs(arguments.work / "runs.jsonl", RUN, until=time.monotonic() + 60 * arguments.minutes)
     chosen = [
         case
         for case in CASES

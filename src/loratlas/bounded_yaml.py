@@ -46,14 +46,16 @@ def load_yaml(text: str, loader: Any = None, *, most: int = MOST_VALUES) -> Any:
     """
     import yaml
 
-    loader = loader or yaml.SafeLoader
-    node = yaml.compose(text, Loader=loader)
-    if node is not None:
-        total = _size(node, {}, set())
+    reader = (loader or yaml.SafeLoader)(text)
+    try:
+        node = reader.get_single_node()
+        total = 0 if node is None else _size(node, {}, set())
         if total > most:
             found = f"aliases that stand for {total:.3g} values" if total > 10 * most else f"{total:,} values"
             raise UnboundedError(found, f"at most {most:,}")
-    return yaml.load(text, Loader=loader)
+        return None if node is None else reader.construct_document(node)
+    finally:
+        reader.dispose()
 
 
 def _size(node: yaml.Node, sizes: dict[int, int], begun: set[int]) -> int:

@@ -10,6 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MODEL, DATA = "demo:llama-mini", "demo:facts-300"
+SCANNED_STUDY = """
+name: small
+model: base/llama
+data: {train: "demo:facts-300", eval: "demo:facts-300", limit: 80}
+arms: {full: "q@0:1", scanned: "scan"}
+reference: full
+learning_rates: [0.003]
+tuning: {seeds: 1, rows: 8, extensions: 0}
+evaluation: {seeds: 2, rows: 20}
+steps: 40
+batch_size: 2
+max_length: 48
+demonstration: true
+"""
+"""A study whose second arm a scan places, on a base of random weights."""
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shell import environment, finish, spawn
+from shell import DATA, MODEL, SCANNED_STUDY, environment, finish, spawn
 from tests.tasks.bases import base
 
 import loratlas
@@ -243,22 +243,7 @@ def test_the_collector_looks_through_imports_no_more_than_it_must(words: list[st
 
 # Whatever takes long says so where no terminal shows bars.
 
-MODEL, DATA = "demo:llama-mini", "demo:facts-300"
 FEW = ("--max-length", "48", "--limit", "64", "--dtype", "float32")
-STUDY = """
-name: small
-model: base/llama
-data: {train: "demo:facts-300", eval: "demo:facts-300", limit: 80}
-arms: {full: "q@0:1", scanned: "scan"}
-reference: full
-learning_rates: [0.003]
-tuning: {seeds: 1, rows: 8, extensions: 0}
-evaluation: {seeds: 2, rows: 20}
-steps: 40
-batch_size: 2
-max_length: 48
-demonstration: true
-"""
 
 
 def test_half_a_minute_is_the_longest_silence():
@@ -280,7 +265,7 @@ def test_no_command_is_silent_for_long(words, said, cli, tmp_path: Path, monkeyp
     monkeypatch.setitem(progress.SilenceBreaker.__init__.__kwdefaults__, "every", 0.02)
     monkeypatch.chdir(tmp_path)
     base(tmp_path / "base", "llama", tokenizer=base_path())
-    (tmp_path / "small.yaml").write_text(STUDY)
+    (tmp_path / "small.yaml").write_text(SCANNED_STUDY)
     done = cli(*words)
     lines = [line for line in done.err.splitlines() if "at work for" in line]
     assert [line for line in lines if line.startswith(said)], done.err

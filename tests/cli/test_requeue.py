@@ -12,32 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from shell import Outcome, finish, spawn
+from shell import DATA, MODEL, SCANNED_STUDY, Outcome, finish, spawn
 from tests.tasks.bases import base
 
 from loratlas.demo import base_path
 
-MODEL, DATA = "demo:llama-mini", "demo:facts-300"
 SCAN = (
     "scan", MODEL, DATA, "--max-length", "48", "--limit", "64", "--among", "q@top/2", "--dtype", "float32",
     "--trial-steps", "40", "--json",
 )  # fmt: skip
 SIGNALS = [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
-
-SPEC = """
-name: small
-model: base/llama
-data: {train: "demo:facts-300", eval: "demo:facts-300", limit: 80}
-arms: {full: "q@0:1", scanned: "scan"}
-reference: full
-learning_rates: [0.003]
-tuning: {seeds: 1, rows: 8, extensions: 0}
-evaluation: {seeds: 2, rows: 20}
-steps: 40
-batch_size: 2
-max_length: 48
-demonstration: true
-"""
 
 
 def stop_when(process: subprocess.Popen[str], ready: Callable[[], bool], how: int) -> Outcome:
@@ -119,7 +103,7 @@ STUDY = ("study", "small.yaml", "--out", "s", "--workers", "1", "--json")
 def test_a_study_goes_on_with_its_scan(tmp_path: Path):
     """With a base of random weights, whose trials end soon, and in no signal."""
     base(tmp_path / "base", "llama", tokenizer=base_path())
-    (tmp_path / "small.yaml").write_text(SPEC)
+    (tmp_path / "small.yaml").write_text(SCANNED_STUDY)
     (tmp_path / "s").mkdir()  # an empty folder
     trial = tmp_path / "s" / "cache" / "scan" / "state" / "trial-0" / "checkpoint"
     stopped = stop_when(spawn(*STUDY, cwd=tmp_path), lambda: any(trial.glob("step-*")), signal.SIGTERM)
@@ -140,7 +124,7 @@ def test_a_study_goes_on_with_its_scan(tmp_path: Path):
 
 def test_a_study_goes_on_with_its_runs(cli, tmp_path: Path, monkeypatch):
     base(tmp_path / "base", "llama", tokenizer=base_path())
-    (tmp_path / "small.yaml").write_text(SPEC.replace('"scan"', '"v@0:1"'))
+    (tmp_path / "small.yaml").write_text(SCANNED_STUDY.replace('"scan"', '"v@0:1"'))
     runs = tmp_path / "s" / "runs"
     stopped = stop_when(spawn(*STUDY, cwd=tmp_path), lambda: any(runs.glob("*/record.json")), signal.SIGTERM)
     assert stopped.code == 130, stopped.err

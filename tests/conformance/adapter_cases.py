@@ -80,6 +80,7 @@ def _grow(model: Any) -> None:
 
 
 QV = {"target_modules": ["q_proj", "v_proj"]}
+HEAD = {"target_modules": ["q_proj", "lm_head"]}
 LORA = {"r": 4, "lora_alpha": 8, **QV}
 CONV = {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
 CLS = {"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 8}
@@ -114,8 +115,8 @@ CASES = (
     _case("both ends saved", {"modules_to_save": ["embed_tokens", "lm_head"]}),
     _case("norms saved", {"modules_to_save": ["input_layernorm", "norm"]}),
     _case("embedding adapted", {"target_modules": ["q_proj", "embed_tokens"]}),
-    _case("head adapted", {"target_modules": ["q_proj", "lm_head"]}),
-    _case("tied head adapted", {"target_modules": ["q_proj", "lm_head"]}, base="tied"),
+    _case("head adapted", HEAD),
+    _case("tied head adapted", HEAD, base="tied"),
     _case("tied embedding adapted", {"target_modules": ["q_proj", "embed_tokens"]}, base="tied"),
     _case("tied ends adapted", {"target_modules": ["embed_tokens", "lm_head"]}, base="tied"),
     _case(
@@ -151,25 +152,25 @@ CASES = (
     _case("init pissa conv1d", {**CONV, "init_lora_weights": "pissa"}, base="gpt2"),
     _case("init olora", {"init_lora_weights": "olora"}),
     _case("init pissa, bfloat16", {"init_lora_weights": "pissa"}, stored=torch.bfloat16),
-    _case("init pissa, head", {"init_lora_weights": "pissa", "target_modules": ["q_proj", "lm_head"]}),
+    _case("init pissa, head", {"init_lora_weights": "pissa", **HEAD}),
     _case(
         "init pissa, head, without what is left of it",
-        {"init_lora_weights": "pissa", "target_modules": ["q_proj", "lm_head"]},
+        {"init_lora_weights": "pissa", **HEAD},
         dropped="base_layer",
     ),
     _case(
         "init pissa, tied head",
-        {"init_lora_weights": "pissa", "target_modules": ["q_proj", "lm_head"]},
+        {"init_lora_weights": "pissa", **HEAD},
         base="tied",
     ),
     _case(
         "init olora, tied head",
-        {"init_lora_weights": "olora", "target_modules": ["q_proj", "lm_head"]},
+        {"init_lora_weights": "olora", **HEAD},
         base="tied",
     ),
     _case(
         "init pissa, tied head, without what is left of it",
-        {"init_lora_weights": "pissa", "target_modules": ["q_proj", "lm_head"]},
+        {"init_lora_weights": "pissa", **HEAD},
         base="tied",
         dropped="base_layer",
         refused="tied to another matrix",

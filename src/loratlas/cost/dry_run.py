@@ -152,7 +152,6 @@ def dry_run(
         DataDependentOutputException,
         DynamicOutputShapeException,
         UnsupportedFakeTensorException,
-        NotImplementedError,
         RuntimeError,
         TypeError,
         ValueError,

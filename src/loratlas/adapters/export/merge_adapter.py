@@ -53,7 +53,7 @@ def merged_base(model: PeftModel, source: str, *, given: str) -> Any:
     try:
         with quiet():
             merged: Any = model.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ModelError(
             given=given,
             found=f"an adapter that cannot be added into its base: {str(error).splitlines()[0][:200]}",

@@ -90,6 +90,7 @@ def initial_factors(
         for path, module in base_model.named_modules(remove_duplicate=False)
         if module in (base_model.get_input_embeddings(), base_model.get_output_embeddings())
     ]
+    kept = {} if remainders else contents.read()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for name in names:
             path = name.removeprefix(PREFIX)
@@ -111,44 +112,30 @@ def initial_factors(
                 raise _cannot(
                     contents, f"{path}, which is tied to another matrix that the part is missing from too"
                 )
-            factors = _taken_out(module, path, config, str(contents.changed_base), contents)
-            if stored:
-                _check_remainder(module, f"{name}{REMAINDER}", config, factors, contents)
+            factors, left = _taken_out(module, path, config, str(contents.changed_base), contents)
+            if stored and not _alike(kept[f"{name}{REMAINDER}"], left, weight):
+                raise _cannot(
+                    contents, f"{path}, of which it stores something else than what is left of this base's"
+                )
             first[f"{name}.lora_A.weight"], first[f"{name}.lora_B.weight"] = factors
     return first
 
 
-def _check_remainder(
-    module: Any,
-    name: str,
-    config: LoraConfig,
-    factors: tuple[torch.Tensor, torch.Tensor],
-    contents: AdapterFolder,
-) -> None:
-    """Refuse an adapter whose stored matrix is not the published one without these factors."""
+def _alike(one: torch.Tensor, other: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether two changes of a matrix are the same, as far as the numbers that they are stored in go."""
     import torch
-    from peft.utils.other import get_pattern_key
 
-    path = name.removeprefix(PREFIX).removesuffix(REMAINDER)
-    rank = factors[0].shape[0]
-    alphas = config.alpha_pattern or {}
-    alpha = alphas.get(get_pattern_key(list(alphas), path), config.lora_alpha)
-    scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
-    product = scale * (factors[1] @ factors[0])
-    weight = module.weight.detach().float()
-    left = weight - (product.t() if config.fan_in_fan_out else product)
-    kept = contents.read()[name]
-    exact = kept.dtype == module.weight.dtype == torch.float32
-    if kept.shape != left.shape or not torch.allclose(
-        kept.float(), left, rtol=0, atol=(1e-4 if exact else 2e-2) * float(weight.abs().max())
-    ):
-        raise _cannot(contents, f"{path}, of which it stores something else than what is left of this base's")
+    exact = one.dtype == weight.dtype == torch.float32
+    largest = float(weight.detach().float().abs().max())
+    return one.shape == other.shape and torch.allclose(
+        one.float(), other, rtol=0, atol=(1e-4 if exact else 2e-2) * largest
+    )
 
 
 def _taken_out(
     module: Any, path: str, config: LoraConfig, init: str, contents: AdapterFolder
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A₀ [r, d_in] and B₀ [d_out, r] of one matrix, from PEFT's own initialisation on a copy of it."""
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A₀ [r, d_in] and B₀ [d_out, r] of one matrix, and what is left of it, by PEFT's own initialisation of a copy."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
     from peft.utils.other import get_pattern_key
@@ -169,20 +156,18 @@ def _taken_out(
     try:
         with expected_warnings():
             layer: Any = inject_adapter_in_model(alone, torch.nn.ModuleDict({"matrix": own})).matrix
-    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         raise _cannot(contents, f"{path}: {str(error)[:200]}") from error
     A, B = (getattr(layer, kind)["default"].weight.detach().float() for kind in ("lora_A", "lora_B"))
-    taken = before - layer.get_base_layer().weight.detach().float()
+    left = layer.get_base_layer().weight.detach().float()
+    taken = before - left
     product = layer.scaling["default"] * (B @ A) if A.shape[1] == layer.in_features else torch.empty(0)
     product = product.t() if layer.fan_in_fan_out and product.ndim == 2 else product
-    tolerance = 2e-2 if module.weight.dtype != torch.float32 else 1e-4
-    if product.shape != taken.shape or not torch.allclose(
-        product, taken, rtol=0, atol=tolerance * float(before.abs().max())
-    ):
+    if not _alike(product, taken, module.weight):
         raise _cannot(
             contents, f"{path}, from which PEFT takes something else than the product of its factors"
         )
-    return A, B
+    return (A, B), left
 
 
 def _cannot(contents: AdapterFolder, found: str) -> ModelError:

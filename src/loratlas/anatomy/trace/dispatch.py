@@ -184,7 +184,7 @@ def tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 def _called(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return func(*args, **kwargs)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         # Code that makes small tables on the CPU and adds them to what has no memory here.
         if not any(value.device.type == "cpu" for value in tensors((*args, *kwargs.values()))):
             raise

@@ -105,7 +105,9 @@ def plans(
             matches[name] = None
             continue
         wanted, got = (
-            plan.trainable if plan.dora else cost_of_ranks(anatomy, plan.ranks, spec.match, memory)
+            plan.trainable
+            if spec.match == "params"
+            else cost_of_ranks(anatomy, plan.ranks, spec.match, memory)
             for plan in (reference, solved[name])
         )
         if name not in (known or {}) and is_auto(arm.placement):
