@@ -67,7 +67,22 @@ def read_sealed(path: Path, *, beside: bool = True) -> dict[str, Any]:
         ChangedError: it is no JSON object, or it or a file beside it is not what was written.
         OSError: it cannot be read.
     """
-    raw = path.read_bytes()
+    document, digests = open_seal(path.read_bytes())
+    for name, known in (digests or {}).items() if beside else ():
+        file = path.parent / name
+        if file.is_file() and sha256(file) != known:
+            raise ChangedError(
+                f"{name} in its folder has another content than was written: its SHA-256 differs"
+            )
+    return document
+
+
+def open_seal(raw: bytes) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """What a file says, and the digests of the files beside it; None where it holds no digests.
+
+    Raises:
+        ChangedError: it is no JSON object, or not what was written.
+    """
     try:
         document = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -75,17 +90,11 @@ def read_sealed(path: Path, *, beside: bool = True) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ChangedError("no JSON object")
     if SEAL not in document and not isinstance(document.get(FILES), dict):
-        return document
+        return document, None
     check_seal(raw, document)
     digests = document.pop(FILES)
     del document[SEAL]
-    for name, known in digests.items() if beside else ():
-        file = path.parent / name
-        if file.is_file() and sha256(file) != known:
-            raise ChangedError(
-                f"{name} in its folder has another content than was written: its SHA-256 differs"
-            )
-    return document
+    return document, digests
 
 
 def check_seal(raw: bytes, document: Mapping[str, Any]) -> None:

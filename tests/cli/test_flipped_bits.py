@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from loratlas.adapters.stored.run_files import RUN
 from loratlas.api.folders import adapter_folder
 from loratlas.cli import run as command
 from loratlas.errors import ModelError, OutputError
+from loratlas.study.execution.run_records import RECORD, is_whole, read_record, write_run
 from loratlas.study.results.study_result import FINDINGS, load_study
 from loratlas.study.run_study import run_study
 from loratlas.study.spec.spec_file import parse_spec
@@ -106,8 +108,6 @@ def test_commands_refuse_a_run_with_a_flipped_bit(cli, trained, base, tmp_path, 
 
 def test_a_run_of_an_earlier_version_is_read(trained, tmp_path):
     """Its run.json has no digests, and there is nothing to compare."""
-    import json
-
     old = Path(shutil.copytree(trained, tmp_path / "old"))
     numbers = json.loads((old / RUN).read_text())
     del numbers["sha256"], numbers["seal"]
@@ -138,6 +138,23 @@ def test_every_file_of_a_study(studied, cli, capsys):
     assert said.code == 2
     assert one.name in said.words.replace(" ", "")  # a long name is cut at the line's end
     assert load_study(studied).to_json() == whole
+
+
+def test_bits_that_leave_a_number_as_it_is_count_too(tmp_path):
+    """1E-05 reads as 1e-05 does, and the last of seventeen digits often changes nothing."""
+    folder = tmp_path / "run"
+    write_run(folder, {"lr": 1e-05, "nll": 0.30000000000000004}, examples=None, curve=[])
+    path, record = folder / RECORD, read_record(folder)
+    whole, same = json.loads(path.read_text()), 0
+    assert is_whole(folder)
+    assert is_whole(folder, record)
+    for bit in range(8 * path.stat().st_size):
+        with flipped(path, bit):
+            assert not is_whole(folder)
+            assert not is_whole(folder, record)
+            with suppress(ValueError):
+                same += json.loads(path.read_text(encoding="utf-8")) == whole
+    assert same > 1
 
 
 def test_a_ledger_whose_entry_was_changed_is_refused_without_findings(studied, tmp_path):

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from loratlas.errors import OutputError
-from loratlas.files import draft, sha256, whole_folder, write_json
+from loratlas.files import draft, sha256, whole_folder
+from loratlas.sealed_json import ChangedError, open_seal, write_sealed
 
 RECORD, EXAMPLES, CURVE = "record.json", "examples.parquet", "curve.parquet"
 FILES = "files"
-"""Key of a record: file name → SHA-256 of the tables beside it."""
+"""Key of an earlier version's record: file name → SHA-256 of the tables beside it."""
 
 NONE = -1
 """What stands for nothing in an array of numbers that are never negative."""
@@ -53,17 +54,12 @@ def write_run(
             parquet.write_table(pa.table(dict(columns)), unfinished / name)
         points = {name: [point[name] for point in curve] for name in CURVE_COLUMNS}
         parquet.write_table(pa.table(points), unfinished / CURVE)
-        files = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}
-        write_json(unfinished / RECORD, {**record, FILES: files})
+        write_sealed(unfinished / RECORD, record, files=[path.name for path in unfinished.iterdir()])
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a finished run, or None where there is none that can be read."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+    return _read(folder)[0]
 
 
 def is_whole(folder: Path, record: Mapping[str, Any] | None = None) -> bool:
@@ -72,20 +68,29 @@ def is_whole(folder: Path, record: Mapping[str, Any] | None = None) -> bool:
     Args:
         folder: of the run.
         record: what the ledger keeps of it; None where it was not entered.
+
+    Returns:
+        False too for a run of an earlier version, without a digest of its record, that no ledger knows.
     """
-    own = read_record(folder)
-    if own is None or (record is not None and own != record):
+    own, digests, sealed = _read(folder)
+    if own is None or (own != record if record is not None else not sealed):
         return False
-    if FILES not in own:  # written before digests were
-        try:
+    try:
+        if digests is None:  # written before digests were
             tables = [CURVE] if own.get("diverged") else [CURVE, EXAMPLES]
             return all(table(folder / name) is not None for name in tables)
-        except OutputError:
-            return False
-    try:
-        return all(sha256(folder / name) == known for name, known in own[FILES].items())
-    except OSError:
+        return all(sha256(folder / name) == known for name, known in digests.items())
+    except (OSError, OutputError):
         return False
+
+
+def _read(folder: Path) -> tuple[dict[str, Any] | None, Mapping[str, str] | None, bool]:
+    """A run's record, the digests of its tables, and whether the record holds one of itself."""
+    try:
+        record, digests = open_seal((folder / RECORD).read_bytes())
+    except (OSError, ChangedError):
+        return None, None, False
+    return record, record.get(FILES) if digests is None else digests, digests is not None
 
 
 def read_examples(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
