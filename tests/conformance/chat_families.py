@@ -104,6 +104,12 @@ FAMILIES: dict[str, str] = {
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     + ASK
     + "<|im_start|>assistant\n{% endif %}",
+    "answers as JSON strings": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | tojson }}<|im_end|>\n{% endfor %}"
+    + ASK
+    + "<|im_start|>assistant\n{% endif %}",
+    "answers in brackets": "{% for m in messages %}{{ m.role }}: [{{ m.content }}]{{ eos_token }}{% endfor %}"
+    + ASK
+    + "assistant: {% endif %}",
     "writes in capitals": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>{% endfor %}",
     "keeps only the last answer": "{% for m in messages %}{% if m.role != 'assistant' or loop.last %}<|im_start|>{{ m.role }}\n"
     "{{ m.content }}<|im_end|>{% endif %}{% endfor %}" + ASK + "<|im_start|>assistant\n{% endif %}",

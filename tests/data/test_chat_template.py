@@ -53,6 +53,33 @@ def test_plain_conversations_label_every_assistant_turn(tokenizer):
     assert answers(render(TWO, tokenizer)) == ["Blue.<|end|>", "Black.<|end|>"]
 
 
+QUOTED = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | tojson }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        QUOTED + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        QUOTED,
+        "{% for m in messages %}{{ {'role': m.role, 'content': m.content} | tojson }}<|im_end|>\n{% endfor %}",
+    ],
+    ids=["asks for it", "asks for nothing", "messages as JSON"],
+)
+def test_an_answer_between_quotes_that_nobody_asks_with_is_refused(chat_tokenizer, template):
+    """The closing quote would be counted and the opening one not."""
+    chat_tokenizer.chat_template = template
+    with pytest.raises(DataError, match=r'between " and "') as caught:
+        render(TWO, chat_tokenizer)
+    assert "row 5" in caught.value.given
+
+
+def test_a_quote_that_the_request_opens_is_closed_by_the_answer(chat_tokenizer):
+    chat_tokenizer.chat_template = (
+        QUOTED + "{% if add_generation_prompt %}<|im_start|>assistant\n{{ '\"' }}{% endif %}"
+    )
+    assert answers(render(TWO, chat_tokenizer)) == ['Blue."<|im_end|>', 'Black."<|im_end|>']
+
+
 def test_raw_text_is_all_answer_even_with_a_chat_template(tokenizer, chat_tokenizer):
     text = row(("text", "Once upon"))
     assert answers(render(text, tokenizer)) == ["Once upon<|end|>"]

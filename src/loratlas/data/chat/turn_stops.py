@@ -20,6 +20,9 @@ from loratlas.data.chat.template_probes import (
 )
 from loratlas.data.rows import Turn
 
+PAIRS = {'"': '"', "'": "'", "`": "`", "“": "”", "‘": "’", "«": "»", "(": ")", "[": "]", "{": "}"}
+"""What encloses a text: opening and closing mark."""
+
 
 @dataclass(frozen=True, slots=True)
 class TurnEnd:
@@ -76,6 +79,12 @@ def _learn(
     asked = attempt(writer, messages[:n], variables, ask=True) if n else None
     gap = text[len(asked) : start] if asked is not None and text.startswith(asked) else ""
     after = text[end:]
+    opening = text[start - 1 : start]
+    if (asked is None or not asked.endswith(opening) or gap) and PAIRS.get(opening) == after[:1]:
+        raise Unclear(
+            f"the template writes message {n + 1} between {opening} and {after[:1]}, and the request for it ends "
+            f"before {opening}: whether the model writes that itself cannot be identified"
+        )
     last = n + 1 == len(messages)
     upto = text if last else attempt(writer, messages[: n + 1], variables)
     if upto is None:
