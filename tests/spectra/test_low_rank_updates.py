@@ -18,7 +18,7 @@ from loratlas.anatomy.read import read
 from loratlas.errors import ModelError
 from loratlas.placement.plan import place
 from loratlas.spectra.low_rank_updates import effective_rank, updates_of
-from loratlas.spectra.show_adapter import spectrum
+from loratlas.spectra.show_adapter import AdapterSpectrum, SiteSpectrum, spectrum
 
 
 def deltas(model) -> dict[str, torch.Tensor]:
@@ -108,3 +108,20 @@ def test_shares_prints_and_figure(tmp_path):
     assert figure.data[0].z[0][0] == spectra.by_role()[figure.data[0].y[0]][0].norm
     written = json.loads(json.dumps(spectra.to_json()))
     assert {"path", "rank", "norm", "effective_rank"} <= set(written["sites"][0])
+
+
+def test_every_role_of_a_deep_model_stands_on_one_line():
+    roles = ("attn.q", "attn.gate", "ffn.down")
+    sites = tuple(
+        SiteSpectrum(
+            path=f"{role}.{layer}", role=role, layer=layer, rank=8 + layer % 5, norm=0.08012 + 0.01312 * (layer % 3),
+            effective_rank=1.234 + layer % 7, share=0.0021734 * (1 + layer % 4), parameters=1, experts=None,
+        )
+        for role in roles
+        for layer in range(32)
+    )  # fmt: skip
+    drawn = str(AdapterSpectrum(adapter="run", base="base", sites=sites)).splitlines()
+    rule = next(index for index, line in enumerate(drawn) if line.startswith("──"))
+    assert [line.split()[0] for line in drawn[rule + 1 : rule + 4]] == list(roles)
+    assert not drawn[rule + 4]
+    assert max(map(len, drawn)) <= 80

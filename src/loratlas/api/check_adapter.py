@@ -86,9 +86,12 @@ class Check(Displayed):
                 factor = f" × {reason.factor:.3g}" if reason.factor not in (None, 0.0) else ""
                 key = f"{reason.what}{factor}", reason.why
                 kinds[key] = kinds.get(key, 0) + 1
-            told = [f"{what}{f' ({n} tensors)' if n > 1 else ''}: {why}" for (what, why), n in kinds.items()]
-            more = [f"and {len(told) - 3} reasons more (--json)"] if len(told) > 3 else []
-            rows.append((verdict.engine, verdict.verdict, "\n".join([*told[:3], *more]) or "as PEFT"))
+            reasons = [
+                f"{what}{f' ({n} tensors)' if n > 1 else ''}: {why}" for (what, why), n in kinds.items()
+            ]
+            left = len(reasons) - 3
+            more = [f"and {left} reason{'s' if left > 1 else ''} more (--json)"] if left > 0 else []
+            rows.append((verdict.engine, verdict.verdict, "\n".join([*reasons[:3], *more]) or "as PEFT"))
         blocks: list[Block] = [Grid(columns=("engine", "verdict", "why"), rows=tuple(rows))] if rows else []
         blocks += [
             f"{f.rule} · {f.where}: {f.given}\n  found: {f.found}\n  instead: {f.instead}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from loratlas.anatomy.sites import Anatomy
 
-STRIP = 16
+STRIP = 12
 """Characters of a strip of layers; deeper models put several layers into one."""
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -236,8 +236,13 @@ def strip(group: Sequence[SiteSpectrum], layers: int, largest: float) -> str:
 
 
 def _range(values: Iterable[float]) -> str:
+    """Lowest to highest, with two digits: a row of seven columns has 80 characters.
+
+    >>> _range([0.0801, 0.0937]), _range([1.0, 123.4])
+    ('0.08–0.094', '1–123')
+    """
     listed = list(values)
     if not listed:
         return "–"
-    low, high = f"{min(listed):.3g}", f"{max(listed):.3g}"
+    low, high = (f"{end:.0f}" if 10 <= end < 1e5 else f"{end:.2g}" for end in (min(listed), max(listed)))
     return low if low == high else f"{low}–{high}"
