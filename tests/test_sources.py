@@ -9,7 +9,7 @@ import pytest
 import loratlas
 from loratlas.data.load_rows import load_rows
 from loratlas.demo import base_path
-from loratlas.errors import DataError, ModelError
+from loratlas.errors import DataError, ModelError, RequestError
 from loratlas.models.real_bases import REAL_BASES, bases_folder, real_path
 from loratlas.sources import judged_split, model_source, open_model, open_rows
 
@@ -128,3 +128,13 @@ def test_real_bases_are_read(name):
 def test_embedded_rows_have_no_columns_to_map():
     with pytest.raises(DataError, match="without columns"):
         open_rows("demo:rules", mapping={"prompt": "question"})
+
+
+@pytest.mark.parametrize("name", ["a\0b", "half \ud83d", "q" * 300, "a/" * 5_000])
+def test_what_no_file_can_be_called(name, tmp_path):
+    """As an adapter names its base: a sentence instead of the operating system's exception."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+    with pytest.raises(RequestError, match="a path or a Hub id"):
+        model_source(str(tmp_path))
+    with pytest.raises(RequestError, match="a path or a Hub id"):
+        open_rows(name)

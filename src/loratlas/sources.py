@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratlas.errors import DataError, ModelError, RequestError
+from loratlas.errors import DataError, ModelError, RequestError, printable
 from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DEMO = "demo:"
 REAL = "real:"
 _VARIABLE = re.compile(r"\$\{(\w*)\}")
+_LONGEST = 4096  # characters of a path
 
 
 def expand(text: str, *, error: type[RequestError] = DataError) -> str:
@@ -58,15 +59,34 @@ def expand(text: str, *, error: type[RequestError] = DataError) -> str:
 def locate(text: str, *, folder: Path | None = None) -> str:
     """A path that exists, seen from ``folder`` or the current folder; any other text (a Hub id) as it is.
 
+    Raises:
+        RequestError: no file and no model can have this name.
+
     >>> locate("owner/name")
     'owner/name'
     """
     text = expand(text)
+    _refuse_no_name(text)
     if text.startswith("~"):
         text = str(Path(text).expanduser())
     if folder is not None and not Path(text).is_absolute() and (folder / text).exists():
         return str(folder / text)
     return text
+
+
+def _refuse_no_name(text: str) -> None:
+    """Refuse what the operating system would answer with an exception instead of "no such file"."""
+    try:
+        os.fsencode(text)
+        written = "\0" not in text
+    except UnicodeEncodeError:  # half a surrogate pair
+        written = False
+    if not written or len(text) > _LONGEST or any(len(word) > 255 for word in text.split("/")):
+        raise RequestError(
+            given=printable(text, 100),
+            found=f"characters that no name of a file or a model has, or more than 255 in a row or {_LONGEST:,} in all",
+            instead="a path or a Hub id",
+        )
 
 
 def model_source(text: str, *, folder: Path | None = None) -> str:

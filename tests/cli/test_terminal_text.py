@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -96,6 +97,44 @@ def test_every_way_to_print(capsys):
     assert not any(mark in said.out + said.err for mark in RAW)
     assert said.out.count("\\x1b]0;owned") >= 4
     assert not any(mark in str(LoratlasError(given=EVIL, found=EVIL, instead=EVIL)) for mark in RAW)
+
+
+def test_json_escapes_what_a_terminal_obeys(cli, tmp_path: Path):
+    evil = EVIL + "\x7f\x85\u2028\u200b\ufeff\U000e0041"
+    told = cli("map", f"no/such{evil}", "--json")
+    assert told.code == 2
+    assert told.out.rstrip("\n").isprintable()
+    assert evil in told.json["error"]["given"]
+    told = cli("plan", MODEL, "--placement", f'"{evil}":4', "--json")
+    assert told.out.rstrip("\n").isprintable()
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_libraries_warn_of_and_log(cli, capsys, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from loratlas.demo import base_path
+    from loratlas.models.quiet import quiet
+
+    with quiet():
+        base = AutoModelForCausalLM.from_pretrained(base_path(MODEL))
+        config = LoraConfig(target_modules=["q_proj"], exclude_modules="zz\x1b]0;owned\x07\u202e")
+        get_peft_model(base, config).save_pretrained(tmp_path)
+    told = cli("eval", MODEL, DATA, "--adapter", tmp_path, "--limit", "2")
+    assert told.code == 0, told.err
+    assert "no modules were excluded" in told.words
+    assert clean(told), told
+
+    handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("a.library")
+    logger.addHandler(handler)
+    with output.others_are_quoted():
+        logger.warning("an option %s", EVIL)
+    logger.removeHandler(handler)
+    said = capsys.readouterr().err
+    assert "an option" in said
+    assert not any(mark in said for mark in RAW)
 
 
 @pytest.mark.parametrize("words", [("map", MODEL), ("plan", MODEL, "--placement", "q_proj:8")])

@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × and ■ gets ? instead of a crash
     try:
-        with warnings.catch_warnings():
+        with output.others_are_quoted():
             if not os.environ.get("LORATLAS_DEBUG"):
                 # Libraries warn their own users, programmers; nothing a person at a terminal can act on.
                 for kind in (DeprecationWarning, FutureWarning):

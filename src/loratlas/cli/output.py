@@ -6,8 +6,10 @@ Colours and moving bars appear on terminals only; a pipe or a file gets plain li
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
@@ -84,6 +86,30 @@ def _is_drawn(thing: Any) -> bool:
     return not isinstance(thing, Text)
 
 
+@contextmanager
+def others_are_quoted() -> Iterator[None]:
+    """Within this context what libraries warn of and log goes to standard error in a form that is safe to print.
+
+    They quote configs, names and paths as they are.
+    """
+
+    class Quoted(logging.LogRecord):
+        def getMessage(self) -> str:  # noqa: N802 (logging's name)
+            return printable_lines(super().getMessage())
+
+    def remarked(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        note(f"{category.__name__}: {message}")
+
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(Quoted)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = remarked
+            yield
+    finally:
+        logging.setLogRecordFactory(factory)
+
+
 def remark(rows: Rows) -> None:
     """Say what a person should know about rows that were read: columns and keys that nothing reads."""
     for sentence in rows.remarks:
@@ -108,10 +134,18 @@ def say_blocks(blocks: Sequence[Block]) -> None:
 
 
 def emit(value: dict[str, Any]) -> None:
-    """Print the one JSON object of a command. Numbers that JSON has no word for become null."""
+    """Print the one JSON object of a command. Numbers that JSON has no word for become null.
+
+    Characters that a terminal would obey, or that turn or hide what is written, are JSON's escapes.
+    """
     with _Pipe(sys.stdout):
-        sys.stdout.write(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
+        sys.stdout.write((text if text.isprintable() else "".join(map(_json_escape, text))) + "\n")
         sys.stdout.flush()
+
+
+def _json_escape(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def fail(error: LoratlasError, *, as_json: bool) -> int:

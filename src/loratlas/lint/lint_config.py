@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratlas.adapters.stored.expressions import excess
 from loratlas.bounded_yaml import load_yaml
 from loratlas.display import Block, Displayed
 from loratlas.errors import ModelError
@@ -114,8 +115,19 @@ def lint(
     """
     from peft import TaskType
 
-    faults = list(numbers(config))
-    trial = PeftTrial(modules=(), adapted={}) if faults else try_config(config, base)
+    too_much = excess(config)
+    faults = [] if too_much else list(numbers(config))
+    trial = PeftTrial(modules=(), adapted={}) if faults or too_much else try_config(config, base)
+    too_much = too_much or trial.slow
+    if too_much is not None:  # whoever looks for what it names would not come back
+        finding = LintFinding(
+            rule="expression",
+            where=too_much.where,
+            given=too_much.given,
+            found=too_much.found,
+            instead=too_much.instead,
+        )
+        return LintReport(config=name, model=anatomy.model, findings=(finding,), adapted=0)
     tasks = [task.value for task in TaskType]
     findings = [*_unknown(config), *faults, *words(config, tasks), *_findings(config, anatomy, trial)]
     if trial.refusal and not findings:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.peft_check import expected_warnings
 from loratlas.adapters.peft_targets import adapted
+from loratlas.adapters.stored.expressions import Excess, slow
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,11 +26,13 @@ class PeftTrial:
         modules: names of all modules of the bare model.
         adapted: module, or parameter, → rank and scale.
         refusal: what PEFT said where it refused; empty where it did not.
+        slow: an expression that takes too long on these modules, so that nothing was tried.
     """
 
     modules: tuple[str, ...]
     adapted: Mapping[str, tuple[int, float]]
     refusal: str = ""
+    slow: Excess | None = None
 
 
 def try_config(config: Mapping[str, Any], base: PretrainedConfig) -> PeftTrial:
@@ -47,6 +50,9 @@ def try_config(config: Mapping[str, Any], base: PretrainedConfig) -> PeftTrial:
 
     twin = meta_model(base)
     names = tuple(name for name, _ in twin.named_modules() if name)
+    too_slow = slow(config, names)
+    if too_slow is not None:
+        return PeftTrial(modules=names, adapted={}, slow=too_slow)
     known = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
     left_out = {*_STARTED, "peft_type", "task_type", "base_model_name_or_path", "auto_mapping"}
     fields = {name: value for name, value in config.items() if name in known - left_out}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from loratlas.adapters.stored.lora_options import LARGEST_SCALE
 from loratlas.anatomy.sites import Site
 from loratlas.lint.lint_finding import LintFinding
 from loratlas.lint.module_targets import entries_of, hit_by, nearest_names
@@ -55,8 +55,10 @@ def numbers(config: Mapping[str, Any]) -> Iterator[LintFinding]:
             yield _value(where, value, "a rank that is no whole number from 1", "e.g. 8")
     scales = {"lora_alpha": config.get("lora_alpha", 8), **_items(config, "alpha_pattern")}
     for where, value in scales.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             yield _value(where, value, "a scale that is not above 0: the adapter would do nothing", "e.g. 16")
+        elif value > LARGEST_SCALE:
+            yield _value(where, value, "a scale with which float32 does not compute", "e.g. 16")
     dropout = config.get("lora_dropout", 0.0)
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         yield _value("lora_dropout", dropout, "no probability below 1", "0, or e.g. 0.05")

@@ -14,10 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from loratlas.adapters.stored.expressions import pattern_value
 from loratlas.adapters.stored.lora_options import check_numbers, read_config
 from loratlas.adapters.stored.read_adapter import (
     PREFIX,
     WEIGHTS,
+    refuse_slow,
     refuse_without_config,
     refuse_without_weights,
 )
@@ -205,18 +207,6 @@ class AdapterHeader:
         )
 
 
-def pattern_value(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """What a pattern of ranks or alphas says of a name, by PEFT's rule: the first key that matches its end.
-
-    >>> pattern_value({"v_proj": 3, ".*proj": 4}, "model.layers.0.self_attn.v_proj", 8)
-    3
-    """
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default
-
-
 def read_adapter_header(folder: str | Path, *, base: str | Path | None = None) -> AdapterHeader:
     """Read an adapter's two headers; whatever it is, as long as it is PEFT's LoRA.
 
@@ -240,4 +230,6 @@ def read_adapter_header(folder: str | Path, *, base: str | Path | None = None) -
     refuse_without_weights(folder)
     named = config.get("base_model_name_or_path")
     outline = BaseOutline.read(base if base is not None else named if isinstance(named, str) else None)
-    return AdapterHeader(folder=folder, config=config, tensors=read_header(folder / WEIGHTS), base=outline)
+    tensors = read_header(folder / WEIGHTS)
+    refuse_slow(config, tensors, folder)
+    return AdapterHeader(folder=folder, config=config, tensors=tensors, base=outline)

@@ -66,11 +66,11 @@ class BaseOutline:
         """Of a folder, a ``config.json`` or a GGUF file; None where there is none."""
         if source is None:
             return None
-        path = Path(readable(source))
-        path = path / "config.json" if path.is_dir() else path
-        if path.suffix != ".json" or not path.is_file():
-            return None
         try:
+            path = Path(readable(source))
+            path = path / "config.json" if path.is_dir() else path
+            if path.suffix != ".json" or not path.is_file():
+                return None
             table = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return None

@@ -19,7 +19,8 @@ from loratlas.adapters.peft_targets import task_type
 from loratlas.adapters.plan_row import rows_of_json
 from loratlas.adapters.stored.adapter_digests import base_digest, weights_sample
 from loratlas.adapters.stored.base_changes import double_factors, initial_factors
-from loratlas.adapters.stored.lora_options import lora_config_of
+from loratlas.adapters.stored.expressions import slow
+from loratlas.adapters.stored.lora_options import lora_config_of, too_long
 from loratlas.adapters.stored.read_adapter import PREFIX, AdapterFolder, read_adapter
 from loratlas.adapters.tied_weights import share
 from loratlas.adapters.trained_heads import detach_adapters, replace_base_tensors
@@ -56,6 +57,9 @@ def load_adapter(base_model: Any, folder: str | Path, *, trainable: bool = False
 
     contents = read_adapter(folder)
     _check_base(base_model, contents)
+    problem = slow(contents.config, [name for name, _ in base_model.named_modules()])
+    if problem is not None:
+        raise too_long(problem, contents.folder)
     tensors, config = contents.read(), lora_config_of(contents.config, contents.folder)
     if contents.changed_base:
         first = initial_factors(base_model, contents, config, remainders=True)
@@ -121,7 +125,15 @@ def _wrapped(base_model: Any, config: LoraConfig, *, numbers: bool) -> PeftModel
     kind: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     try:
         return kind(base_model, copy.deepcopy(config), NAME, low_cpu_mem_usage=not numbers)
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        AttributeError,
+        ImportError,
+    ) as error:
         raise _unfit(base_model, f"PEFT cannot put it on this base: {_first_line(error)}") from error
 
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.peft_check import expected_warnings
+from loratlas.adapters.stored.expressions import Excess, excess
 from loratlas.errors import ModelError
 
 if TYPE_CHECKING:
@@ -64,6 +63,10 @@ ORDINARY_INITS = ("gaussian", "orthogonal", "eva", "mica")
 
 CONVERTED_INITS = ("pissa", "olora")
 """Initialisations that take a part out of the base's weights, which the weights alone decide."""
+
+_HIGHEST = 2**31  # rank; shapes say what is right below it
+LARGEST_SCALE = 1e30
+"""α with which float32 still computes."""
 
 _LARGEST = 10_000_000  # bytes of a config; those of the largest models take some hundred kilobytes
 
@@ -170,31 +173,24 @@ def check_numbers(config: Mapping[str, Any], folder: Path) -> None:
     Raises:
         ModelError: one of them is there.
     """
+    too_much = excess(config)
+    if too_much is not None:
+        raise too_long(too_much, folder)
     ranks = {"r": config.get("r", 8), **_table(config, "rank_pattern", folder)}
     for name, rank in ranks.items():
-        if type(rank) is not int or rank < 1:
+        if type(rank) is not int or not 1 <= rank <= _HIGHEST:
             raise _refused(folder, f"a rank {str(rank)[:40]!r} ({name[:60]!r})", "whole numbers from 1")
     scales = {"lora_alpha": config.get("lora_alpha", 8), **_table(config, "alpha_pattern", folder)}
     for name, alpha in scales.items():
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= LARGEST_SCALE:
             raise _refused(folder, f"an alpha {str(alpha)[:40]!r} ({name[:60]!r})", "a number")
-    targets = config.get("target_modules")
-    expressions = [*ranks, *scales, *([targets] if isinstance(targets, str) else [])]
-    exclude = config.get("exclude_modules")
-    expressions += [exclude] if isinstance(exclude, str) else []
-    for expression in expressions:
-        try:
-            endless = _repeats_repeat(expression)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise _refused(
-                folder, f"an expression {expression[:60]!r} that does not parse ({error})", "names of modules"
-            ) from error
-        if endless:
-            raise _refused(
-                folder,
-                f"an expression {expression[:60]!r} with a repetition inside a repetition, which may never end",
-                "names of modules",
-            )
+
+
+def too_long(problem: Excess, given: Any) -> ModelError:
+    """The refusal of a config whose names or expressions take too long to match."""
+    return _refused(
+        given, f"{problem.where} in its config, {problem.given!r}: {problem.found}", problem.instead
+    )
 
 
 def _table(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
@@ -202,24 +198,6 @@ def _table(config: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]
     if not isinstance(table, dict):
         raise _refused(folder, f"a {name} that is no table", "names of modules and their numbers")
     return table
-
-
-def _repeats_repeat(expression: str) -> bool:
-    """Whether an expression holds an unbounded repetition inside another: matching it may take exponential time."""
-    from re import _constants, _parser  # pyright: ignore[reportAttributeAccessIssue]
-
-    loops = {_constants.MAX_REPEAT, _constants.MIN_REPEAT}
-
-    def walk(node: Any, inside: bool) -> bool:
-        if isinstance(node, _parser.SubPattern):
-            return any(walk(item, inside) for item in node)
-        if isinstance(node, tuple) and len(node) == 2 and node[0] in loops:
-            _, most, body = node[1]
-            endless = most is _constants.MAXREPEAT or most > 1000
-            return (endless and inside) or walk(body, inside or endless)
-        return isinstance(node, (tuple, list)) and any(walk(item, inside) for item in node)
-
-    return walk(_parser.parse(expression), False)
 
 
 def _init(config: Mapping[str, Any]) -> Any:
@@ -239,5 +217,5 @@ def _version() -> str:
     return peft.__version__
 
 
-def _refused(given: Path, found: str, instead: str) -> ModelError:
+def _refused(given: Any, found: str, instead: str) -> ModelError:
     return ModelError(given=str(given), found=found, instead=instead)

@@ -5,13 +5,14 @@ Nothing is allocated here but the config, the names and the shapes; a pickle is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.stored.adapter_digests import read_notes
-from loratlas.adapters.stored.lora_options import base_changed_by, check_kind, read_config
+from loratlas.adapters.stored.expressions import pattern_value, slow
+from loratlas.adapters.stored.lora_options import base_changed_by, check_kind, read_config, too_long
 from loratlas.adapters.stored.safetensors_header import TensorEntry, read_header
 from loratlas.errors import ModelError
 
@@ -100,6 +101,7 @@ def read_adapter(folder: str | Path) -> AdapterFolder:
     check_kind(config, folder)
     refuse_without_weights(folder)
     contents = AdapterFolder(folder=folder, config=config, tensors=read_header(folder / WEIGHTS), notes=notes)
+    refuse_slow(config, contents.tensors, folder)
     for problem in _problems(contents):
         raise ModelError(
             given=str(folder / WEIGHTS),
@@ -140,6 +142,18 @@ def refuse_without_weights(folder: Path) -> None:
         )
 
 
+def refuse_slow(config: Mapping[str, Any], tensors: Iterable[str], folder: Path) -> None:
+    """Refuse expressions that take too long on the names of an adapter's own tensors.
+
+    Raises:
+        ModelError: one does.
+    """
+    modules = dict.fromkeys(name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors)
+    problem = slow(config, modules)
+    if problem is not None:
+        raise too_long(problem, folder)
+
+
 def refuse_nonfinite(tensors: dict[str, Any], *, given: str) -> None:
     """Refuse tensors that hold a NaN or an infinite number.
 
@@ -171,13 +185,10 @@ def _problems(contents: AdapterFolder) -> Iterator[str]:
 
 
 def _rank_problem(contents: AdapterFolder, name: str, entry: TensorEntry) -> Iterator[str]:
-    from peft.utils.other import get_pattern_key
-
     config = contents.config
     module = name.removeprefix(PREFIX).rpartition(".lora_")[0]
     patterns = config.get("rank_pattern") or {}
-    key = get_pattern_key(list(patterns), module)
-    rank = patterns.get(key, config.get("r", 8))
+    rank = pattern_value(patterns, module, config.get("r", 8))
     own = entry.shape[0 if ".lora_A." in name else -1]
     if own == rank:
         return
