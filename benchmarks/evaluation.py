@@ -176,11 +176,11 @@ def stream(rows: str, count: int) -> None:
 
 def memory(rows: str, counts: list[int]) -> list[dict[str, int]]:
     """Peaks of processes that stream few and many examples."""
-    told = []
+    outcome = []
     for count in counts:
         command = [sys.executable, __file__, "--rows", rows, "--stream", str(count)]
-        told.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    return told
+        outcome.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    return outcome
 
 
 def main() -> int:
@@ -203,7 +203,7 @@ def main() -> int:
         results.append(compare(options.rows, options.count, options.pairs, dtype, adapter))
         print(json.dumps(results[-1]), flush=True)
     peaks = memory(options.rows, options.memory)
-    told = {
+    outcome = {
         "schema": "loratlas.benchmark.evaluation",
         "version": 1,
         "limit": 3.0,
@@ -222,7 +222,7 @@ def main() -> int:
     }
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(told, indent=2) + "\n")
+        options.out.write_text(json.dumps(outcome, indent=2) + "\n")
     return 0
 
 

@@ -227,7 +227,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     before = machine.load()
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "command": "python -m benchmarks.signals " + " ".join(sys.argv[1:]),
         "machine": machine.machine(),
         "versions": machine.versions(),
@@ -235,12 +235,12 @@ def main() -> int:
         "busy": machine.busy(before),
     }
     if "memory" in arguments.parts:
-        told["memory"] = [memory(rows_of(16), dtype=dtype) for dtype in ("bfloat16", "float32")]
+        result["memory"] = [memory(rows_of(16), dtype=dtype) for dtype in ("bfloat16", "float32")]
     if "times" in arguments.parts:
-        told["times"] = times(rows_of(arguments.rows), dtype=arguments.dtype, rounds=arguments.rounds)
+        result["times"] = times(rows_of(arguments.rows), dtype=arguments.dtype, rounds=arguments.rounds)
     if "repeatability" in arguments.parts:
-        told["repeatability"] = repeatability(rows_of(2 * arguments.rows), dtype=arguments.dtype)
-    text = json.dumps(told, indent=1, default=lambda v: None if math.isnan(v) else v)
+        result["repeatability"] = repeatability(rows_of(2 * arguments.rows), dtype=arguments.dtype)
+    text = json.dumps(result, indent=1, default=lambda v: None if math.isnan(v) else v)
     print(text)
     if arguments.out is not None:
         arguments.out.write_text(text + "\n", encoding="utf-8")

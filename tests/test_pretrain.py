@@ -100,8 +100,8 @@ def test_a_token_of_the_decoder_begins_by_finding_itself_in_the_encoder():
 
     def found():
         with torch.no_grad():
-            told = model(input_ids=ids, decoder_input_ids=ids, output_attentions=True)
-        return (told.cross_attentions[0].mean(1).argmax(-1) == torch.arange(60)).float().mean()
+            result = model(input_ids=ids, decoder_input_ids=ids, output_attentions=True)
+        return (result.cross_attentions[0].mean(1).argmax(-1) == torch.arange(60)).float().mean()
 
     model.set_attn_implementation("eager")
     assert found() < 0.1

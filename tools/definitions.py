@@ -49,12 +49,12 @@ class Run(NamedTuple):
 
 def runs_of(folder: Path) -> Iterator[Run]:
     """Every run that finished and did not diverge, by arm, rate and seed."""
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        record = read_record(place)
+    for run in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
+        record = read_record(run)
         if record is None or record.get("diverged") or record["key"]["phase"] == "base":
             continue
         key = record["key"]
-        example, n, nll = read_examples(place)
+        example, n, nll = read_examples(run)
         table = LossTable(
             example=example,
             position=np.zeros_like(example),
@@ -84,8 +84,8 @@ def pairs_of(runs: Sequence[Run]) -> list[tuple[Run, Run, Disagreement]]:
     """Every pair under every definition."""
     listed = []
     for one, two in combinations(runs, 2):
-        told = disagreements({one.name: one.table, two.name: two.table}, OTHERS, by=BY)
-        listed += [(one, two, each) for each in told]
+        result = disagreements({one.name: one.table, two.name: two.table}, OTHERS, by=BY)
+        listed += [(one, two, each) for each in result]
     return listed
 
 

@@ -41,11 +41,11 @@ def main() -> int:
         "command": " ".join(["python -m benchmarks.calibration", *sys.argv[1:]]),
     }
     begun = time.perf_counter()
-    told = [_simulate(world, asked.studies, asked.seed + index) for index, world in enumerate(worlds())]
+    simulated = [_simulate(world, asked.studies, asked.seed + index) for index, world in enumerate(worlds())]
     beyond = [
         _simulate(world, asked.studies, asked.seed + 1000 + index) for index, world in enumerate(limits())
     ]
-    fits = [row["second"]["familywise"] <= MOST and row["second"]["power"] >= LEAST for row in told]
+    fits = [row["second"]["familywise"] <= MOST and row["second"]["power"] >= LEAST for row in simulated]
     asked.out.mkdir(parents=True, exist_ok=True)
     write_json(
         asked.out / "calibration-protocol.json",
@@ -55,14 +55,14 @@ def main() -> int:
             **about,
             "limits": {"familywise": MOST, "power": LEAST},
             "passed": all(fits),
-            "worlds": told,
+            "worlds": simulated,
             "beyond": beyond,
             "seconds": round(time.perf_counter() - begun, 1),
         },
     )
     write_json(
         asked.out / "protocol.json",
-        {"schema": "loratlas.protocol", "version": 1, **about, "worlds": [_row(one) for one in told]}
+        {"schema": "loratlas.protocol", "version": 1, **about, "worlds": [_row(one) for one in simulated]}
         | {"beyond": [_row(one) for one in beyond]},
     )
     return 0 if all(fits) else 1
@@ -79,13 +79,13 @@ def _simulate(world: World, studies: int, seed: int) -> dict[str, Any]:
     return {"name": world.name, "studies": studies, "level": ALPHA, "first": first, "second": second}
 
 
-def _row(told: dict[str, Any]) -> dict[str, Any]:
-    second = told["second"]
+def _row(simulated: dict[str, Any]) -> dict[str, Any]:
+    second = simulated["second"]
     return {
-        **{key: told[key] for key in ("name", "studies", "level")},
+        **{key: simulated[key] for key in ("name", "studies", "level")},
         "familywise": second["familywise"],
         "power": second["power"],
-        "familywise_first_edition": told["first"]["familywise"],
+        "familywise_first_edition": simulated["first"]["familywise"],
     }
 
 

@@ -52,15 +52,15 @@ def curve(study: str) -> Curve:
     """Fit one study of docs/results; arms share s and q, each has its own best rate and loss."""
     from scipy.optimize import least_squares
 
-    told = json.loads((STUDIES / f"{study}.json").read_text(encoding="utf-8"))
+    study_result = json.loads((STUDIES / f"{study}.json").read_text(encoding="utf-8"))
     arms = []
-    for arm in told["arms"]:
+    for arm in study_result["arms"]:
         by_rate: dict[float, list[float]] = {}
         for run in arm["tuning"]:
             by_rate.setdefault(run["lr"], []).append(run["nll"] if run["nll"] is not None else np.inf)
         x = np.log(sorted(by_rate))
         y = np.array([float(np.mean(by_rate[rate])) for rate in sorted(by_rate)])
-        near = y < told["base_nll"]  # the others have come apart
+        near = y < study_result["base_nll"]  # the others have come apart
         arms.append((x[near], y[near]))
 
     def residuals(parameters: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def curve(study: str) -> Curve:
 
     start = [np.log(0.3), np.log(2.0), *np.concatenate([(x[y.argmin()], y.min()) for x, y in arms])]
     fitted = least_squares(residuals, start).x
-    runs = np.array([[run["nll"] for run in arm["runs"]] for arm in told["arms"]])
+    runs = np.array([[run["nll"] for run in arm["runs"]] for arm in study_result["arms"]])
     left = runs - runs.mean(axis=1, keepdims=True)
     shared = left.mean(axis=0)
     return Curve(

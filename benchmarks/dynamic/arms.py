@@ -73,16 +73,16 @@ def hooks_of(
     from loratlas.dynamic.policies.known_policies import policy_named
     from loratlas.scan.plan_from_scores import candidates
 
-    told = policies[arm]
-    policy = policy_named(told["policy"])
+    settings = policies[arm]
+    policy = policy_named(settings["policy"])
     return [
         PlacementController(
             candidates(anatomy),
             policy,
             budget=place(anatomy, STATIC[REFERENCE], budget=budget).trainable,
             schedule=DecisionSchedule(
-                head=max(4, round(told["head"] * steps)), every=told.get("every"), peak=policy.peak
+                head=max(4, round(settings["head"] * steps)), every=settings.get("every"), peak=policy.peak
             ),
-            most=told.get("most"),
+            most=settings.get("most"),
         )
     ]

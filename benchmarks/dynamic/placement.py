@@ -107,7 +107,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
         for case in result["cases"]
         if case["unseen"]
     ]
-    columns = {column: told["share_lost"] for column, told in result["scans"]["columns"].items()}
+    columns = {column: entry["share_lost"] for column, entry in result["scans"]["columns"].items()}
     names = [name.removesuffix("-all1").replace("mini-", "mini ") for name in result["scans"]["cases"]]
     return {"inside": {"cases": cases}, "scans": {"cases": names, "columns": columns}}
 

@@ -37,20 +37,20 @@ class Preregistered:
 
     def cases(self) -> list[tuple[Case, bool]]:
         """(case, whether nothing was chosen on it), in the order in which they are judged."""
-        return [(_case(told), bool(told["unseen"])) for told in self.content["cases"]]
+        return [(_case(entry), bool(entry["unseen"])) for entry in self.content["cases"]]
 
     def protocol(self, case: Case, arms: Sequence[str]) -> Protocol:
         """How a case is judged, for some of the arms; the reference is always among them."""
-        told = next(each for each in self.content["cases"] if _case(each) == case)
+        entry = next(each for each in self.content["cases"] if _case(each) == case)
         return Protocol(
             arms=[REFERENCE, *(arm for arm in arms if arm != REFERENCE)],
             rates=self.content["rates"],
-            lengths=[told["steps"]],
+            lengths=[entry["steps"]],
             reference_lengths=[
-                told["steps"],
-                *(round(told["steps"] * more) for more in self.content["longer"]),
+                entry["steps"],
+                *(round(entry["steps"] * more) for more in self.content["longer"]),
             ],
-            tuning_lengths=[told["steps"]],
+            tuning_lengths=[entry["steps"]],
             tuning_seeds=self.content["tuning_seeds"],
             fresh_seeds=self.content["fresh_seeds"],
             first_fresh=first_fresh(case),
@@ -83,13 +83,13 @@ def load(path: Path = FILE) -> Preregistered:
     )
 
 
-def _case(told: Mapping[str, Any]) -> Case:
+def _case(entry: Mapping[str, Any]) -> Case:
     return Case(
-        base=told["base"],
-        task=told["task"],
-        budget=told["budget"],
-        batch=told["batch"],
-        held_out=told["held_out"],
+        base=entry["base"],
+        task=entry["task"],
+        budget=entry["budget"],
+        batch=entry["batch"],
+        held_out=entry["held_out"],
     )
 
 

@@ -43,7 +43,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Add it to the folder's file, a line each."""
-        told = {
+        result = {
             "arm": self.arm,
             "rate": self.rate,
             "seed": self.seed,
@@ -58,7 +58,7 @@ class Record:
         }
         path = folder / RUNS
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        write_text(path, before + json.dumps(told, ensure_ascii=False, separators=(",", ":")) + "\n")
+        write_text(path, before + json.dumps(result, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -43,9 +43,9 @@ def case_of(name: str) -> CaseLosses:
     losses, tokens = kept_losses(KEPT / f"{name}.parquet")
     seeds = sorted(losses[REFERENCE])
     tables = {choice: np.stack([by_seed[seed] for seed in seeds]) for choice, by_seed in losses.items()}
-    for choice, told in record["choices"].items():
-        if told["same_as"] in tables:
-            tables[choice] = tables[told["same_as"]]
+    for choice, chosen in record["choices"].items():
+        if chosen["same_as"] in tables:
+            tables[choice] = tables[chosen["same_as"]]
     return CaseLosses(
         losses=tables, tokens=tokens, steps=record["steps"], curve={record["steps"]: tables[REFERENCE]}
     )

@@ -70,7 +70,7 @@ def train(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    chosen = [data.examples[int(place)] for place in order]
+    chosen = [data.examples[int(index)] for index in order]
     rows = [row_of(example) for example in chosen]
     per_step = sum(len(e) for e in chosen) * schedule.batch / len(chosen)
     pack = packing.pack or max(round(per_step), max(len(e) for e in chosen))

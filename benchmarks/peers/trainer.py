@@ -99,7 +99,7 @@ def train(model: Any, data: Encoded, order: Sequence[int], schedule: Schedule, r
     """
     from transformers import Trainer, TrainingArguments
 
-    rows = [row_of(data.examples[int(place)]) for place in order]
+    rows = [row_of(data.examples[int(index)]) for index in order]
     tape = Tape()
 
     def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

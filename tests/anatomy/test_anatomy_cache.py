@@ -77,8 +77,8 @@ def _entries() -> list[Path]:
 
 
 def _flip(content: bytes) -> bytes:
-    place = content.index(b"self_attn") + 2
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    position = content.index(b"self_attn") + 2
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def test_every_token_is_there_once_and_targets_are_the_next_tokens(examples, pac
     batch = collate(examples, packed=packed, pad_id=7)
     real = batch.example >= 0
     assert batch.tokens == int(real.sum()) == sum(batch.lengths)
-    for place, example in enumerate(examples):
-        mine = batch.example == place
+    for index, example in enumerate(examples):
+        mine = batch.example == index
         assert batch.input_ids[mine].tolist() == example.input_ids.tolist()
         assert batch.position_ids[mine].tolist() == list(range(len(example)))
         expected = np.where(example.labelled[1:], example.input_ids[1:], IGNORED)
@@ -62,7 +62,7 @@ def test_counted_places_come_row_by_row(examples, packed):
     assert batch.answers.tolist() == expected
     assert batch.answers.tolist() == batch.targets[batch.targets != IGNORED].tolist()
     assert batch.labelled == len(expected)
-    owners = [place for place, example in enumerate(examples) for _ in range(int(example.labelled.sum()))]
+    owners = [index for index, example in enumerate(examples) for _ in range(int(example.labelled.sum()))]
     assert batch.owners.tolist() == owners
 
 

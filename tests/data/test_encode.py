@@ -21,9 +21,9 @@ END = 256  # the byte tokenizer's first special token
 def rows_of(*pairs: tuple[str, str], form: str = "prompt") -> Rows:
     rows = tuple(
         Row(
-            turns=(Turn(role="user", content=asked), Turn(role="assistant", content=answer)), source_row=place
+            turns=(Turn(role="user", content=asked), Turn(role="assistant", content=answer)), source_row=index
         )
-        for place, (asked, answer) in enumerate(pairs)
+        for index, (asked, answer) in enumerate(pairs)
     )
     return Rows(rows=rows, form=form, source="here")
 

@@ -72,8 +72,8 @@ def test_facts_are_the_same_facts_in_other_words(count: int) -> None:
     assert len(set(train)) == len(train), "a fact meets every phrasing once"
     for question, answer in train[:200]:
         asked = [key for key in known if all(part in question.replace("?", " ").split(" ") for part in key)]
-        told = {known[key] for key in known if key[0] in question and key[1] in question}
-        assert answer in told, (question, asked)
+        answers = {known[key] for key in known if key[0] in question and key[1] in question}
+        assert answer in answers, (question, asked)
 
 
 def test_training_and_evaluation_phrasings_differ() -> None:

@@ -39,13 +39,13 @@ def case(**more: object) -> CaseLosses:
         "auto": table(1.9, 2.1, 2.0),
         "best": table(1.8, 2.0, 1.9),
     }
-    told = {
+    outcome = {
         "losses": losses,
         "tokens": TOKENS,
         "steps": 100,
         "curve": {100: losses["all"], 200: table(1.6, 1.8, 1.7)},
     }
-    return CaseLosses(**(told | more))  # pyright: ignore[reportArgumentType]
+    return CaseLosses(**(outcome | more))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_difference_is_that_of_token_means():

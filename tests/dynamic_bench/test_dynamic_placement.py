@@ -30,7 +30,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(judge, "DRAWS", 100)
 
 
-def told(task: str, *, unseen: bool = True) -> dict[str, object]:
+def case_of(task: str, *, unseen: bool = True) -> dict[str, object]:
     return {
         "base": "demo:llama-mini",
         "task": task,
@@ -44,7 +44,7 @@ def told(task: str, *, unseen: bool = True) -> dict[str, object]:
 
 def registered(*tasks: str) -> Preregistered:
     content = {
-        "cases": [told(task) for task in tasks],
+        "cases": [case_of(task) for task in tasks],
         "arms": [["all", "auto"], ["half"]],
         "policies": {"auto": {"policy": "weighted", "head": 0.1}},
         "rates": [0.008, 0.0128],

@@ -64,12 +64,12 @@ def test_every_token_is_told_with_its_part(packed, tmp_path):
     wanted, uniform = {}, {}
     for index, example in enumerate(data.examples):
         nll, mean = losses(model, example.input_ids)
-        for place in range(1, len(example)):
-            wanted[index, place] = nll[0, place - 1]
-            uniform[index, place] = mean[0, place - 1]
+        for position in range(1, len(example)):
+            wanted[index, position] = nll[0, position - 1]
+            uniform[index, position] = mean[0, position - 1]
     same(built, wanted)
-    told = as_dict(built, built.uniform)
-    assert all(told[key] == pytest.approx(value, abs=2e-5) for key, value in uniform.items())
+    outcome = as_dict(built, built.uniform)
+    assert all(outcome[key] == pytest.approx(value, abs=2e-5) for key, value in uniform.items())
     for e, p, part in zip(built.example, built.position, built.part, strict=True):
         example = data.examples[e]
         names = ("special", "end") if example.input_ids[p] in special else ("prompt", "answer")
@@ -93,7 +93,7 @@ def test_truncation(side, tmp_path):
         n = len(example)
         first = 0 if side == "right" else max(0, n - 10)
         nll, _ = losses(model, example.input_ids[first : first + 10])
-        wanted |= {(index, first + place + 1): value for place, value in enumerate(nll[0])}
+        wanted |= {(index, first + position + 1): value for position, value in enumerate(nll[0])}
     same(built, wanted)
 
 
@@ -110,8 +110,8 @@ def test_windows_inside_examples(stride, tmp_path):
             if start + len(ids) <= scored and start:
                 break
             nll, _ = losses(model, ids) if len(ids) > 1 else (np.zeros((1, 0)), None)
-            for place in range(1, len(ids)):
-                wanted.setdefault((index, start + place), nll[0, place - 1])
+            for position in range(1, len(ids)):
+                wanted.setdefault((index, start + position), nll[0, position - 1])
             scored = start + len(ids)
             if scored >= len(example):
                 break
@@ -130,8 +130,8 @@ def test_windows_over_examples_that_see_each_other(stride, tmp_path, monkeypatch
     wanted = {}
     for start in range(0, len(ids), step):
         nll, _ = losses(model, ids[start : start + window])
-        for place in range(1, nll.shape[1] + 1):
-            wanted.setdefault(names[start + place], nll[0, place - 1])
+        for position in range(1, nll.shape[1] + 1):
+            wanted.setdefault(names[start + position], nll[0, position - 1])
         if start + window >= len(ids):
             break
     same(built, wanted)
@@ -158,8 +158,8 @@ def test_filling_as_tools_do_it(side, kind, tmp_path):
             shift.append(0 if side == "right" else longest - len(e))
         nll, _ = losses(model, ids, torch.from_numpy(mask))
         for row in range(len(group)):
-            for place in range(1, longest):
-                wanted[start + row, place - shift[row]] = nll[row, place - 1]
+            for position in range(1, longest):
+                wanted[start + row, position - shift[row]] = nll[row, position - 1]
     same(built, wanted)
     parts = {PARTS[p] for p in built.part}
     assert "padding" in parts
@@ -235,19 +235,19 @@ def test_the_bound_holds_against_float64(seed, vocabulary, scale, dtype):
     exact = torch.randn(40, vocabulary, dtype=torch.float64, generator=generator) * scale
     targets = torch.randint(0, vocabulary, (40,), generator=generator)
     rounded = exact.to(dtype).float()
-    told = -torch.log_softmax(rounded, -1).gather(1, targets[:, None])[:, 0]
+    outcome = -torch.log_softmax(rounded, -1).gather(1, targets[:, None])[:, 0]
     wanted = -torch.log_softmax(exact, -1).gather(1, targets[:, None])[:, 0]
-    bound = error_bound(rounded.clone(), targets[:, None], UNIT[dtype], 1, told)
-    assert bool(((told.double() - wanted).abs() <= bound.double()).all())
+    bound = error_bound(rounded.clone(), targets[:, None], UNIT[dtype], 1, outcome)
+    assert bool(((outcome.double() - wanted).abs() <= bound.double()).all())
 
 
 def test_the_bound_is_reached():
     """Logits rounded the worst way fill most of it: it is no loose one."""
     z = torch.tensor([[64.0, 60.0, 60.0]])
     low = torch.tensor([[64 * (1 - 2.0**-9), 60 * (1 + 2.0**-9), 60 * (1 + 2.0**-9)]])
-    told, worst = (-torch.log_softmax(x.double(), -1)[:, 0] for x in (z, low))
-    bound = error_bound(z.clone(), torch.tensor([[0]]), 2.0**-9, 1, told.float())
-    assert float(worst - told) == pytest.approx(float(bound), rel=0.02)
+    outcome, worst = (-torch.log_softmax(x.double(), -1)[:, 0] for x in (z, low))
+    bound = error_bound(z.clone(), torch.tensor([[0]]), 2.0**-9, 1, outcome.float())
+    assert float(worst - outcome) == pytest.approx(float(bound), rel=0.02)
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):

@@ -118,9 +118,13 @@ def test_the_drawn_intervals_are_the_study_s(tmp_path: Path) -> None:
     drawings = re.findall(r'<svg class="forest (?:better|worse).*?</svg>', page_of(made, tmp_path), re.DOTALL)
     assert len(drawings) == len(made["findings"])
     for drawing, finding in zip(drawings, made["findings"], strict=True):
-        place = float(re.findall(r'class="point" cx="([\d.]+)"', drawing)[0])
+        position = float(re.findall(r'class="point" cx="([\d.]+)"', drawing)[0])
         low, high = re.findall(r'class="ci" d="M([\d.]+) [\d.]+H([\d.]+)', drawing)[0]
-        for x, value in ((place, finding["difference"]), (low, finding["ci"][0]), (high, finding["ci"][1])):
+        for x, value in (
+            (position, finding["difference"]),
+            (low, finding["ci"][0]),
+            (high, finding["ci"][1]),
+        ):
             back = ((float(x) - 10) / (forest_plot.WIDTH - 20) * 2 - 1) * half
             assert back == pytest.approx(value, abs=half / 1000)
 
@@ -172,8 +176,8 @@ def test_a_scan_has_its_section(tmp_path: Path) -> None:
     )  # the second column decided
     (heat,) = figures.figures(ledger)["scan"]["light"]["data"]
     assert sorted(value for row in heat["z"] for value in row) == [1.0 + i for i in range(56)]
-    told = [[plain(cell) for cell in row] for row in scan_section.signals(ledger).rows]
-    assert told[1] == ["gradient energy", "nats per token", "high", "none", "0.91", "0.95"]
+    outcome = [[plain(cell) for cell in row] for row in scan_section.signals(ledger).rows]
+    assert outcome[1] == ["gradient energy", "nats per token", "high", "none", "0.91", "0.95"]
     assert len(scan_section.reasons(ledger).rows) == len(made["arms"][2]["plan"]["sites"])
     text = page_of(made, tmp_path)
     assert html.escape(made["arms"][2]["plan"]["sites"][0]["why"]) in text
@@ -347,9 +351,9 @@ def test_what_is_measured_beside_the_loss_stands_in_the_tables(tmp_path: Path) -
     rows = {plain(row[0]): plain(row[1]) for row in side_tables.orders(ledger).rows}
     assert rows["token mean"] == "feedforward 3.567 · full 3.589 · attention 3.628"
     assert rows["exact match"] == "attention 46 % · feedforward 33.5 % · full 31 %"
-    told = [[plain(cell) for cell in row] for row in side_tables.opposed(ledger).rows]
-    assert told[0][2:] == ["exact match", "+15 points", "0.041", "established"]
-    assert told[1][-2:] == ["–", "no test"]
+    outcome = [[plain(cell) for cell in row] for row in side_tables.opposed(ledger).rows]
+    assert outcome[0][2:] == ["exact match", "+15 points", "0.041", "established"]
+    assert outcome[1][-2:] == ["–", "no test"]
     text = page_of(VARIANTS["measured"](), tmp_path)
     assert "Forgetting, nats per token" in text
     assert "Forgetting, nats per token" not in page_of(study(), tmp_path)

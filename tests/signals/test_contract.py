@@ -33,9 +33,9 @@ def read(signal: Signal, *, model=None, sites=None, given=None) -> Measurement:
 @pytest.mark.parametrize("kind", KINDS)
 class TestContract:
     def test_says_what_it_is(self, kind):
-        told = " ".join((kind.__doc__ or "").split())
+        words = " ".join((kind.__doc__ or "").split())
         for word in ("Unit:", "Cost:", "Memory:", "Source:", "Adam"):
-            assert word in told, word
+            assert word in words, word
         assert all(column.pays in ("high", "low") and column.unit for column in kind().columns)
 
     def test_repeatable(self, kind):
@@ -99,22 +99,22 @@ class Told(Signal):
         pass
 
     def values(self, folds=(0, 1, 2, 3)):
-        return {"alignment": {site.path: self.says(place, folds) for place, site in enumerate(self.sites)}}
+        return {"alignment": {site.path: self.says(index, folds) for index, site in enumerate(self.sites)}}
 
 
-def by_chance(place: int, folds) -> float:
-    random = torch.Generator().manual_seed(100 * place + sum(3**fold for fold in folds))
+def by_chance(index: int, folds) -> float:
+    random = torch.Generator().manual_seed(100 * index + sum(3**fold for fold in folds))
     return float(torch.rand((), generator=random))
 
 
-def only_the_top(place: int, folds) -> float:
+def only_the_top(index: int, folds) -> float:
     """Of 21 sites the last 6 stand the other way round in the other half: weighted τ 0.95, τ 0.86."""
-    return float(place if place < 15 or 0 in folds else 35 - place)
+    return float(index if index < 15 or 0 in folds else 35 - index)
 
 
 @pytest.mark.parametrize(
     ("says", "settled", "passes"),
-    [(lambda place, folds: float(place), True, 4), (by_chance, False, 8), (only_the_top, False, 8)],
+    [(lambda index, folds: float(index), True, 4), (by_chance, False, 8), (only_the_top, False, 8)],
 )
 def test_reading_ends_when_the_order_has_settled(says, settled: bool, passes: int):
     model, given = tiny_model("llama"), batches(16, size=2)

@@ -20,7 +20,7 @@ from loratlas.signals.measure_signals import measure
 from loratlas.signals.site_hooks import one_pass
 
 
-def told(model, given, sites, **options):
+def measured(model, given, sites, **options):
     signal = Gradient(**options)
     measured = measure(model, sites, given, [signal], token_losses)
     return {name: reading.values for name, reading in measured.readings.items()}
@@ -31,7 +31,7 @@ def test_a_sketch_as_large_as_the_matrix_is_exact(kind: str):
     model = tiny_model(kind)
     sites, given = sites_of(model), batches()
     whole = gradients(model, given, sites)
-    result = told(model, given, sites, rank=24)
+    result = measured(model, given, sites, rank=24)
     for site in sites:
         adam, energy = by_gradient(whole[site.path], 24)
         assert result["gradient_energy"][site.path] == pytest.approx(energy, rel=1e-4), site.path
@@ -43,7 +43,7 @@ def test_a_small_sketch_is_close():
     model = tiny_model("llama")
     sites, given = sites_of(model), batches(32)
     whole = gradients(model, given, sites)
-    result = told(model, given, sites, rank=4)
+    result = measured(model, given, sites, rank=4)
     ratios = torch.tensor(
         [result["gradient_energy"][s.path] / by_gradient(whole[s.path], 4)[1] for s in sites]
     )
@@ -61,7 +61,7 @@ def test_stacked_experts_are_read_one_by_one(kind: str):
     given = batches(16, packed=kind != "gpt_oss")  # whose attention has sinks, which packing does not know
     before = model.config._experts_implementation
     whole = gradients(model, given, sites)
-    result = told(model, given, sites, rank=24)
+    result = measured(model, given, sites, rank=24)
     assert model.config._experts_implementation == before
     for site in sites:
         energy = by_gradient(whole[site.path], 24)[1]
@@ -71,8 +71,8 @@ def test_stacked_experts_are_read_one_by_one(kind: str):
 def test_bfloat16_tells_the_same_order():
     model = tiny_model("llama")
     sites, given = sites_of(model), batches(16)
-    exact = told(model, given, sites)["gradient"]
-    rounded = told(model.to(torch.bfloat16), given, sites)["gradient"]
+    exact = measured(model, given, sites)["gradient"]
+    rounded = measured(model.to(torch.bfloat16), given, sites)["gradient"]
     for path, value in exact.items():
         assert rounded[path] == pytest.approx(value, rel=0.1), path
 
@@ -80,7 +80,7 @@ def test_bfloat16_tells_the_same_order():
 def test_padded_rows_say_what_packed_ones_say():
     model = tiny_model("llama")
     sites = sites_of(model)
-    packed, padded = (told(model, batches(16, packed=how), sites)["gradient"] for how in (True, False))
+    packed, padded = (measured(model, batches(16, packed=how), sites)["gradient"] for how in (True, False))
     for path, value in packed.items():
         assert padded[path] == pytest.approx(value, rel=1e-3), path
 
@@ -92,7 +92,7 @@ def test_a_matrix_that_serves_several_layers_sums_its_uses():
     (site,) = [site for site in sites_of(model) if site.path == "model.layers.0.mlp.up_proj.weight"]
     given = batches(8)
     energy = by_gradient(gradients(model, given, [site])[site.path], 24)[1]
-    assert told(model, given, [site], rank=24)["gradient_energy"][site.path] == pytest.approx(
+    assert measured(model, given, [site], rank=24)["gradient_energy"][site.path] == pytest.approx(
         energy, rel=1e-4
     )
 
@@ -104,9 +104,9 @@ def test_a_matrix_under_several_names_sums_its_uses():
     (site,) = [site for site in sites_of(model) if site.path == name.format(0)]
     both, given = replace(site, called_as=(name.format(0), name.format(1))), batches(8)
     energy = by_gradient(gradients(model, given, [site])[site.path], 24)[1]
-    result = told(model, given, [both], rank=24)["gradient_energy"]
+    result = measured(model, given, [both], rank=24)["gradient_energy"]
     assert result == {site.path: pytest.approx(energy, rel=1e-4)}
-    assert told(model, given, [site], rank=24)["gradient_energy"] != result
+    assert measured(model, given, [site], rank=24)["gradient_energy"] != result
 
 
 def test_fisher_is_the_mean_of_single_examples():
@@ -117,7 +117,9 @@ def test_fisher_is_the_mean_of_single_examples():
     for batch in single:
         for path, G in gradients(model, [batch], sites).items():
             wanted[path] += float((G * batch.labelled).square().sum()) / len(rows)
-    result = told(model, [collate(rows[:4], packed=True), collate(rows[4:], packed=True)], sites, fisher=True)
+    result = measured(
+        model, [collate(rows[:4], packed=True), collate(rows[4:], packed=True)], sites, fisher=True
+    )
     for path, value in wanted.items():
         assert result["fisher"][path] == pytest.approx(value, rel=1e-4), path
 
@@ -171,7 +173,7 @@ def test_no_tensor_of_a_weights_size_is_made():
 def test_the_model_is_left_as_it_was():
     model = tiny_model("llama").train()
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
-    told(model, batches(8), sites_of(model))
+    measured(model, batches(8), sites_of(model))
     assert model.training
     assert [n for n, p in model.named_parameters() if p.requires_grad] == [
         "model.layers.0.mlp.up_proj.weight"
@@ -191,6 +193,6 @@ def test_quantised_bases_are_read_by_their_modules():
     plain = open_model("demo:llama-mini", dtype="float32")
     sites = [site for site in sites_of(plain) if site.layer in (3, 4)]
     given = batches(8, vocabulary=8000)
-    exact, coarse = (told(model, given, sites)["gradient"] for model in (plain, base))
+    exact, coarse = (measured(model, given, sites)["gradient"] for model in (plain, base))
     for path, value in exact.items():
         assert coarse[path] == pytest.approx(value, rel=0.5), path

@@ -54,12 +54,12 @@ def test_activation_is_the_explained_variance(kind: str, packed: bool):
     numbers = values(model, given, sites, Activation(rank=16))  # k = 48, the width of most matrices
     for path, (x, g) in recorded(model, given, sites).items():
         inputs = torch.linalg.eigvalsh(torch.cov(x.t())).flip(0)
-        told = torch.linalg.eigvalsh(g.t() @ g).flip(0)
+        eigenvalues = torch.linalg.eigvalsh(g.t() @ g).flip(0)
         assert numbers["activation"][path] == pytest.approx(
             float(inputs[:16].sum() / inputs.sum()), rel=0.001 if x.shape[1] <= 48 else 0.15
         )
         assert numbers["activation_gradient"][path] == pytest.approx(
-            float(told[:16].sum() / told.sum()), rel=0.001 if g.shape[1] <= 48 else 0.15
+            float(eigenvalues[:16].sum() / eigenvalues.sum()), rel=0.001 if g.shape[1] <= 48 else 0.15
         )
 
 
@@ -92,8 +92,8 @@ def test_padding_is_left_out():
     sites = sites_of(model)
     for signal in (Alignment(), Activation(), Attention()):
         packed, padded = (values(model, batches(16, packed=how), sites, signal) for how in (True, False))
-        for name, told in packed.items():
-            for path, value in told.items():
+        for name, by_path in packed.items():
+            for path, value in by_path.items():
                 assert padded[name][path] == pytest.approx(value, rel=2e-3), (name, path)
 
 

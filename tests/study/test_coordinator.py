@@ -81,8 +81,8 @@ def close(found, wanted, at="") -> None:
             close(found[key], value, f"{at}/{key}")
     elif isinstance(wanted, list):
         assert len(found) == len(wanted), at
-        for place, value in enumerate(wanted):
-            close(found[place], value, f"{at}/{place}")
+        for index, value in enumerate(wanted):
+            close(found[index], value, f"{at}/{index}")
     elif isinstance(wanted, float):
         assert found == pytest.approx(wanted, rel=1e-2 if "/findings" in at else 1e-5, abs=1e-5), at
     elif not at.endswith("/sentence"):

@@ -54,28 +54,28 @@ def test_the_token_mean_is_the_estimator_of_findings():
 def test_a_planted_reversal_is_found_with_its_size_and_established():
     # Better on short examples, worse on long ones: the token mean sees the long, the example mean the short.
     one, two = arm("a", 0.0, 0.12), arm("b", 0.3, 0.0)
-    told = ranks([one, two], measures())
-    assert told["compared"] == 4
-    (pair,) = [pair for pair in told["opposed"] if pair["by"] == "example_mean"]
+    outcome = ranks([one, two], measures())
+    assert outcome["compared"] == 4
+    (pair,) = [pair for pair in outcome["opposed"] if pair["by"] == "example_mean"]
     assert (pair["first"], pair["second"]) == ("a", "b")
     assert pair["loss"]["difference"] > 0 > pair["other"]["difference"]
     n = one.tokens
     assert pair["other"]["difference"] == pytest.approx(
         np.mean([(one.summed[s] - two.summed[s]) / n for s in range(5)])
     )
-    orders = {order["by"]: [each["name"] for each in order["arms"]] for order in told["orders"]}
+    orders = {order["by"]: [each["name"] for each in order["arms"]] for order in outcome["orders"]}
     assert orders["token_mean"] == ["b", "a"]
     assert orders["example_mean"] == ["a", "b"]
 
 
 def test_a_reversal_is_established_only_if_each_sign_is():
     one, two = arm("a", 0.0, 0.12, rows=400), arm("b", 0.25, 0.0, rows=400)
-    told = {pair["by"]: pair for pair in ranks([one, two], measures())["opposed"]}
-    assert told["example_mean"]["established"]
-    assert told["example_mean"]["p"] == pytest.approx(
-        max(told["example_mean"]["loss"]["p"], told["example_mean"]["other"]["p"]) / 2
+    outcome = {pair["by"]: pair for pair in ranks([one, two], measures())["opposed"]}
+    assert outcome["example_mean"]["established"]
+    assert outcome["example_mean"]["p"] == pytest.approx(
+        max(outcome["example_mean"]["loss"]["p"], outcome["example_mean"]["other"]["p"]) / 2
     )
-    assert "is established" in told["example_mean"]["sentence"]
+    assert "is established" in outcome["example_mean"]["sentence"]
     # The same signs with noise that drowns one of them: told, and not established.
     noisy = [arm("a", 0.0, 0.06, noise=1.0, rows=24), arm("b", 0.05, 0.0, noise=1.0, rows=24)]
     for pair in ranks(noisy, measures())["opposed"]:
@@ -93,9 +93,9 @@ def test_a_median_is_never_established():
 def test_equal_arms_oppose_nothing():
     one = arm("a", 0.0, 0.0)
     twin = Judged(name="b", summed=one.summed, tokens=one.tokens)
-    told = ranks([one, twin], measures())
-    assert told["opposed"] == []
-    assert told["compared"] == 4
+    outcome = ranks([one, twin], measures())
+    assert outcome["opposed"] == []
+    assert outcome["compared"] == 4
 
 
 def test_a_task_metric_counts_the_other_way():
@@ -130,10 +130,10 @@ def test_a_label_a_row_has_one_loss_and_the_task_is_held_against_it():
         )
         for name, shift in (("a", 0.0), ("b", 0.4))
     ]
-    told = ranks(arms, measures(tasks=[TASK], per="row"))
-    assert [m["unit"] for m in told["measures"]] == ["row_loss", "share"]
-    assert told["compared"] == 1
-    (pair,) = told["opposed"]
+    outcome = ranks(arms, measures(tasks=[TASK], per="row"))
+    assert [m["unit"] for m in outcome["measures"]] == ["row_loss", "share"]
+    assert outcome["compared"] == 1
+    (pair,) = outcome["opposed"]
     assert pair["sentence"].startswith("The mean loss puts a before b (")
     assert "nats per row), the exact match puts b before a (" in pair["sentence"]
 
@@ -143,20 +143,20 @@ def test_a_perplexity_beyond_the_range_of_numbers_is_left_out():
     wild = Judged(
         name="w", summed={s: x + 900 * one.tokens for s, x in one.summed.items()}, tokens=one.tokens
     )
-    told = ranks([one, wild], measures())
+    outcome = ranks([one, wild], measures())
     assert {pair.by.name for pair in compare([one, wild], measures())} == {
         "example_mean",
         "batch_mean_8",
         "median",
     }
-    by = {order["by"]: [each["name"] for each in order["arms"]] for order in told["orders"]}
+    by = {order["by"]: [each["name"] for each in order["arms"]] for order in outcome["orders"]}
     assert by["mean_example_perplexity"] == ["a"]
 
 
 def test_arms_without_runs_are_left_out():
     nothing = Judged(name="x", summed={}, tokens=None)
-    told = ranks([arm("a", 0.0, 0.0), nothing], measures())
-    assert (told["compared"], told["opposed"]) == (0, [])
+    outcome = ranks([arm("a", 0.0, 0.0), nothing], measures())
+    assert (outcome["compared"], outcome["opposed"]) == (0, [])
     assert by_measure(nothing, arm("a", 0.0, 0.0), measures(), level=0.95) == []
 
 

@@ -104,13 +104,13 @@ def test_forgetting_is_before_and_after_on_the_same_rows(whole):
     assert base["forgetting"]["nll"] == pytest.approx(before.sum() / n.sum())
     for arm in data["arms"]:
         after = np.stack([read_forgetting(out / "runs" / run["digest"])[1] for run in arm["runs"]])
-        told = arm["forgetting"]
-        assert told["before"] == pytest.approx(before.sum() / n.sum())
-        assert told["after"] == pytest.approx(after.mean(axis=0).sum() / n.sum())
+        outcome = arm["forgetting"]
+        assert outcome["before"] == pytest.approx(before.sum() / n.sum())
+        assert outcome["after"] == pytest.approx(after.mean(axis=0).sum() / n.sum())
         change = estimate(after - before, n)
-        assert (told["change"], told["ci"]) == (change.value, list(change.interval(0.95)))
-        assert told["change"] == pytest.approx(told["after"] - told["before"])
-        assert told["rows"] == len(n) == 8
+        assert (outcome["change"], outcome["ci"]) == (change.value, list(change.interval(0.95)))
+        assert outcome["change"] == pytest.approx(outcome["after"] - outcome["before"])
+        assert outcome["rows"] == len(n) == 8
     assert data["base_beside"]["forgetting"] == base["forgetting"]
     assert data["data"]["forgetting"]["rows"] == 8
 
@@ -131,8 +131,8 @@ def test_only_judged_runs_are_measured(whole):
 
 
 def test_every_pair_is_held_against_every_measure(whole):
-    told = whole[0].to_json()["ranks"]
-    assert [m["name"] for m in told["measures"]] == [
+    outcome = whole[0].to_json()["ranks"]
+    assert [m["name"] for m in outcome["measures"]] == [
         "token_mean",
         "example_mean",
         "batch_mean_8",
@@ -140,7 +140,7 @@ def test_every_pair_is_held_against_every_measure(whole):
         "median",
         "exact_match",
     ]
-    assert told["compared"] == 5
+    assert outcome["compared"] == 5
     for finding in whole[0].to_json()["findings"]:
         assert finding["by_measure"][0]["difference"] == pytest.approx(finding["difference"])
         assert finding["flips"] == [m["by"] for m in finding["by_measure"] if not m["agrees"]]

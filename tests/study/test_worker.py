@@ -96,7 +96,7 @@ def test_a_run_does_not_depend_on_the_runs_before_it(setup, tmp_path):
 def test_runs_side_by_side_equal_the_runs_alone(setup, tmp_path):
     def jobs(folder):
         names = ("full", "noisy", "pissa", "dora")
-        listed = [job(folder / f"{place}-{name}", name, seed=place) for place, name in enumerate(names)]
+        listed = [job(folder / f"{index}-{name}", name, seed=index) for index, name in enumerate(names)]
         return [{**one, "checkpoint": str(folder / "kept" / one["digest"])} for one in listed]
 
     messages = []
@@ -172,9 +172,9 @@ def test_encoded_rows_survive_the_file(setup, tmp_path):
 
 
 def test_errors_travel_from_worker_to_coordinator():
-    told = rebuilt(describe(SpecError(given="a", found="b", instead="c")))
-    assert isinstance(told, SpecError)
-    assert (told.given, told.found, told.instead) == ("a", "b", "c")
+    result = rebuilt(describe(SpecError(given="a", found="b", instead="c")))
+    assert isinstance(result, SpecError)
+    assert (result.given, result.found, result.instead) == ("a", "b", "c")
     full = rebuilt(describe(OSError(28, "No space left on device")))
     assert isinstance(full, StorageError)
     assert "No space left" in full.found

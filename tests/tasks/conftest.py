@@ -12,7 +12,7 @@ from tests.tasks.bases import base
 
 from loratlas.cli import run
 
-WORDS = [f"w{place}" for place in range(4, 101)]
+WORDS = [f"w{index}" for index in range(4, 101)]
 
 
 def tokenizer(model_type: str) -> Any:
@@ -24,7 +24,7 @@ def tokenizer(model_type: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     special = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3}
-    vocabulary = special | {word: place for place, word in enumerate(WORDS, start=4)}
+    vocabulary = special | {word: index for index, word in enumerate(WORDS, start=4)}
     made = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = Whitespace()
     templates = {
@@ -67,7 +67,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def sentences(n: int) -> list[dict[str, Any]]:
     """Texts of 2 to 6 words with a label that their first word tells."""
-    texts = [" ".join(WORDS[(7 * row + 3 * place) % 90] for place in range(2 + row % 5)) for row in range(n)]
+    texts = [" ".join(WORDS[(7 * row + 3 * index) % 90] for index in range(2 + row % 5)) for row in range(n)]
     return [{"text": text, "label": ["bad", "good"][row % 2]} for row, text in enumerate(texts)]
 
 

@@ -32,7 +32,7 @@ def equals_its_runs_alone(base: Any, data: Any, members: list[Member], *, packed
     """Train a fleet, and hold every run against the run alone (law 4); the base must be as it was."""
     before = {name: value.clone() for name, value in base.state_dict().items()}
     fleet, passes = Fleet(base, data, members, packed=packed), set()
-    results = fleet.fit(on_step=lambda place, event: passes.add(fleet.passes.passes))
+    results = fleet.fit(on_step=lambda index, event: passes.add(fleet.passes.passes))
     asked = [member.settings for member in members]
     parts = sum(-(-own.batch_size // (own.micro_batch or own.batch_size)) for own in asked)
     assert min(passes) < parts  # some of them do share a pass

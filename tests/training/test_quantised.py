@@ -57,8 +57,8 @@ def test_a_run_moves_the_adapter_and_no_bit_of_the_base(saved, tmp_path):
     plan = place(base, "all:4")
     model = attach(plan.rows, base, seed=0)
     settings = Settings(steps=30, lr=2e-2, batch_size=4, dtype="float32")
-    told = fit(model, encoded(8), settings)
-    assert told.curve[-1].nll < told.curve[0].nll - 0.5
+    outcome = fit(model, encoded(8), settings)
+    assert outcome.curve[-1].nll < outcome.curve[0].nll - 0.5
     assert digest(model.get_base_model()) == before
     ids = torch.tensor([[5, 9, 31, 7]])
     wanted = model.eval()(ids).logits

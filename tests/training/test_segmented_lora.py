@@ -161,8 +161,8 @@ def test_within_kept_pages_a_freed_block_is_not_asked_for_again():
             del blocks
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    with kept_pages() as told:
-        if not told:
+    with kept_pages() as outcome:
+        if not outcome:
             pytest.skip("this allocator cannot be told")
         faults()
         assert faults() < 1000  # of 49,152 pages of 4 KiB

@@ -130,5 +130,5 @@ def _nats(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f} nats"
 
 
-def _estimate(told: Mapping[str, float]) -> str:
-    return f"{told['value']:+.3f} ({told['low']:+.3f} to {told['high']:+.3f})"
+def _estimate(result: Mapping[str, float]) -> str:
+    return f"{result['value']:+.3f} ({result['low']:+.3f} to {result['high']:+.3f})"

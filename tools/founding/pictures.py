@@ -104,10 +104,10 @@ def against_steps(picture: Mapping[str, Any]) -> str:
     path = " ".join(f"{x(math.log(p['steps']))},{y(p['minus_all']['value'])}" for p in points)
     body.append(f'<polyline class="feedforward" style="fill:none;stroke-width:2" points="{path}"/>')
     for p in points:
-        at, told = x(math.log(p["steps"])), p["minus_all"]
+        at, result = x(math.log(p["steps"])), p["minus_all"]
         body.append(
-            f'<line class="feedforward" x1="{at}" x2="{at}" y1="{y(told["low"])}" y2="{y(told["high"])}"/>'
-            f'<circle class="feedforward" cx="{at}" cy="{y(told["value"])}" r="4"/>'
+            f'<line class="feedforward" x1="{at}" x2="{at}" y1="{y(result["low"])}" y2="{y(result["high"])}"/>'
+            f'<circle class="feedforward" cx="{at}" cy="{y(result["value"])}" r="4"/>'
             f'<text class="small" x="{at}" y="{height - 20}" text-anchor="middle">{p["steps"]}</text>'
         )
     body.append(f'<text class="small" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">steps</text>')

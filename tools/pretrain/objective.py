@@ -102,11 +102,11 @@ def spans(
         kept = _lengths(length - taken, pieces, generator)
         read: list[int] = []
         said: list[int] = []
-        place = 0
+        position = 0
         for number, (keep, drop) in enumerate(zip(kept, gone, strict=True)):
-            read += [*row[place : place + keep], sentinels + number]
-            said += [sentinels + number, *row[place + keep : place + keep + drop]]
-            place += keep + drop
+            read += [*row[position : position + keep], sentinels + number]
+            said += [sentinels + number, *row[position + keep : position + keep + drop]]
+            position += keep + drop
         inputs.append([*read, special["eos"]])
         labels.append([*(row if whole else said), special["eos"]])
     answers = np.asarray(labels, dtype=np.int64)

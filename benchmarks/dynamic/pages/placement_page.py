@@ -35,7 +35,7 @@ def page(result: Mapping[str, Any], results: Path) -> str:
         f"Judged so far: {len(result['cases'])} of {result['registered_cases']} registered cases.",
         "",
         *_pooled_words(result["pooled_unseen"]),
-        *(_earlier(told) for told in result["earlier"]),
+        *(_earlier(figure) for figure in result["earlier"]),
         "| case | steps | auto − all | steps saved | share lost | verdict |",
         "|---|---|---|---|---|---|",
     ]
@@ -71,12 +71,12 @@ def _pooled_words(pooled: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _earlier(told: Mapping[str, Any]) -> str:
+def _earlier(figure: Mapping[str, Any]) -> str:
     """What an earlier registration came to."""
     return (
-        f"Registered before (commit `{told['commit'][:12]}`, {told['policy']}): better in {told['better']} of "
-        f"{told['cases']} cases, worse in {told['worse']} "
-        f"([results](../../benchmarks/results/{told['results']})).\n"
+        f"Registered before (commit `{figure['commit'][:12]}`, {figure['policy']}): better in {figure['better']} of "
+        f"{figure['cases']} cases, worse in {figure['worse']} "
+        f"([results](../../benchmarks/results/{figure['results']})).\n"
     )
 
 
@@ -117,10 +117,10 @@ def _real(pictures: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _interval(told: Mapping[str, Any], form: str) -> str:
-    if told["value"] is None:
+def _interval(figure: Mapping[str, Any], form: str) -> str:
+    if figure["value"] is None:
         return "–"
-    return f"{_cell(told['value'], form)} ({_cell(told['low'], form)} to {_cell(told['high'], form)})"
+    return f"{_cell(figure['value'], form)} ({_cell(figure['low'], form)} to {_cell(figure['high'], form)})"
 
 
 def _cell(value: float | None, form: str) -> str:

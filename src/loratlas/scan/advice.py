@@ -40,7 +40,7 @@ def auto_record() -> str:
         )
     count = {verdict: sum(case["verdict"] == verdict for case in cases) for verdict in ("better", "worse")}
     ends = [min(cases, key=_difference), max(cases, key=_difference)]
-    told = " and ".join(
+    bounds = " and ".join(
         f"{_difference(case):+.3f} ({case['auto_minus_all']['low']:+.3f} to {case['auto_minus_all']['high']:+.3f}; "
         f"{case['name']})"
         for case in ends
@@ -48,7 +48,7 @@ def auto_record() -> str:
     open_cases = len(cases) - count["better"] - count["worse"]
     return (
         f"Measured against `all` at equal steps and parameters, on {len(cases)} held-out cases: "
-        f"better in {count['better']}, worse in {count['worse']}, undetermined in {open_cases}; between {told} nats "
+        f"better in {count['better']}, worse in {count['worse']}, undetermined in {open_cases}; between {bounds} nats "
         "per token. A study compares both on your rows."
     )
 

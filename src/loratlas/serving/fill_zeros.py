@@ -43,7 +43,7 @@ def filled(
         kinds = {_kind(name) for name in wanted}
         wanted |= dict.fromkeys(name for name in shapes if _kind(name) in kinds)
     added = {name: _zero(name, shapes[name]) for name in wanted if name not in modules and name in shapes}
-    order = {name: place for place, name in enumerate(shapes)}
+    order = {name: index for index, name in enumerate(shapes)}
     both = [*sites, *added.values()]
     return tuple(sorted(both, key=lambda site: order.get(site.module, len(order)))) if added else tuple(both)
 

@@ -174,10 +174,10 @@ class AttentionHeads:
         """P [H, n, n] of one example, float32."""
         q, k = self.q[row, :, here].float(), self._repeated(self.k[row, :, here]).float()
         n = q.shape[1]
-        place = torch.arange(n, device=q.device)
-        seen = place[None, :] <= place[:, None]
+        position = torch.arange(n, device=q.device)
+        seen = position[None, :] <= position[:, None]
         if self.window is not None:
-            seen &= place[None, :] > place[:, None] - self.window
+            seen &= position[None, :] > position[:, None] - self.window
         scores = (q @ k.transpose(1, 2)) * self.scale
         return scores.masked_fill(~seen, float("-inf")).softmax(-1)
 

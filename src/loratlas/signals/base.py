@@ -102,8 +102,8 @@ class FoldSums:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that is kept, under names; keys must be of a path and a number."""
         return {
-            f"{fold} {place} {path}": kept
-            for (path, place), folds in self._kept.items()
+            f"{fold} {index} {path}": kept
+            for (path, index), folds in self._kept.items()
             for fold, kept in enumerate(folds)
             if kept is not None
         }
@@ -112,8 +112,8 @@ class FoldSums:
         """Continue from what `state` gave."""
         self._kept = {}
         for name, kept in state.items():
-            fold, place, path = name.split(" ", 2)
-            self._kept.setdefault((path, int(place)), [None] * FOLDS)[int(fold)] = kept.clone()
+            fold, index, path = name.split(" ", 2)
+            self._kept.setdefault((path, int(index)), [None] * FOLDS)[int(fold)] = kept.clone()
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Everything that is kept."""

@@ -267,7 +267,7 @@ def _apart(spec: StudySpec, state: Schedule, by_arm: Mapping[str, ArmLosses]) ->
     tuning, evaluation = seeds(spec)
     if not state.near:
         return []
-    told = {
+    evaluated = {
         arm: np.array(
             [
                 one.summed[seed].sum() / one.tokens.sum()
@@ -278,7 +278,9 @@ def _apart(spec: StudySpec, state: Schedule, by_arm: Mapping[str, ArmLosses]) ->
         )
         for arm, one in by_arm.items()
     }
-    separated = came_apart(told, seeds=evaluation, rates=state.chosen, phase="evaluation", delta=spec.delta)
+    separated = came_apart(
+        evaluated, seeds=evaluation, rates=state.chosen, phase="evaluation", delta=spec.delta
+    )
     for index in range(NEAR):
         near = {
             arm: np.where(np.isfinite(y[index]), y[index], np.nan) for arm, y in state.near_losses.items()
