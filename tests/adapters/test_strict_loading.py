@@ -122,8 +122,21 @@ def _change(folder: Path, change) -> None:
         (lambda s: {k: v / 0 if "lora_B" in k else v for k, v in s.items()}, "NaN"),
         (lambda s: {k: v[:0] for k, v in s.items()}, "without a number"),
         (lambda s: {}, "no tensor"),
+        (lambda s: s | {next(iter(s)): torch.tensor(1.0)}, "a single number"),
     ],
-    ids=["missing", "extra", "base", "int8", "float64", "narrow", "nan", "infinite", "empty", "none"],
+    ids=[
+        "missing",
+        "extra",
+        "base",
+        "int8",
+        "float64",
+        "narrow",
+        "nan",
+        "infinite",
+        "empty",
+        "none",
+        "scalar",
+    ],
 )
 def test_tensors_that_are_not_the_adapters(foreign, change, said):
     _change(foreign, change)
@@ -217,6 +230,9 @@ def test_a_header_names_what_safetensors_reads(foreign):
         ({"rank_pattern": {r"(x*)*y": 2}}, "repetition inside a repetition"),
         ({"target_modules": "(("}, "does not parse"),
         ({"peft_type": None}, "peft_type"),
+        ({"init_lora_weights": 3}, "initialisation '3'"),
+        ({"init_lora_weights": ["pissa"]}, "initialisation"),
+        ({"modules_to_save": "lm_head"}, "no list"),
         ({"peft_type": "NEXT_BIG_THING"}, "NEXT_BIG_THING"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from chat_templates import byte_tokenizer
@@ -13,6 +16,7 @@ from loratlas.data.encode import _shortened, encode, load_tokenizer, opening_ids
 from loratlas.data.load_rows import load_rows
 from loratlas.data.model_limits import fitted
 from loratlas.data.rows import Row, Rows, Turn
+from loratlas.demo import base_path
 from loratlas.errors import DataError, ModelError
 
 END = 256  # the byte tokenizer's first special token
@@ -197,6 +201,14 @@ def test_no_answer_anywhere_is_an_error(tokenizer):
 def test_senseless_options_are_refused(tokenizer, options, words):
     with pytest.raises(DataError, match=words):
         encode(rows_of(("a", "b")), tokenizer, **{"max_length": 8, **options})
+
+
+def test_a_longest_length_that_is_no_number_is_a_sentence(tmp_path):
+    folder = shutil.copytree(base_path(), tmp_path / "base")
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": "long"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="model_max_length 'long'"):
+        load_tokenizer(folder)
 
 
 def test_a_missing_tokenizer_is_a_sentence(tmp_path):

@@ -394,3 +394,32 @@ def test_a_list_of_perplexities_is_held_against_every_example(tmp_path):
     assert (told.reproduced, told.of, told.counted, told.worst) == (22, 23, "prompts too", 7)
     assert told.listed == pytest.approx(1.5 * told.computed)
     assert by_example(read_log(write(tmp_path / "short.json", [2.0, 3.0])), known) is None
+
+
+def test_numbers_that_are_none(tmp_path):
+    huge = write(tmp_path / "eval_results.json", '{"eval_loss": %s, "perplexity": 3.5}' % ("9" * 400))
+    assert [number.name for number in read_log(huge).numbers] == ["perplexity"]
+    dots = write(tmp_path / "x.log", "Average perplexity is 1.1.1.1")
+    with pytest.raises(DataError, match="no loss and no perplexity"):
+        read_log(dots)
+    said = write(tmp_path / "y.log", "Average perplexity is 12.25.")
+    assert [number.value for number in read_log(said).numbers] == [12.25]
+
+
+def test_a_table_of_evaluations_and_a_tracker_s_export(tmp_path):
+    table = write(
+        tmp_path / "metrics.csv", "epoch,step,train_loss,val_loss\n0,3,3.2,\n0,3,,2.5125\n1,6,,2.25001\n"
+    )
+    log = read_log(table)
+    assert [(n.name, n.value, n.step, n.epoch, n.training) for n in log.numbers] == [
+        ("train_loss", 3.2, 3, 0.0, True),
+        ("val_loss", 2.5125, 3, 0.0, False),
+        ("val_loss", 2.25001, 6, 1.0, False),
+    ]
+    lines = json.dumps({"_step": 4, "eval/loss": 2.25001, "train/loss": 3.2, "eval/runtime": 1.0})
+    log = read_log(write(tmp_path / "history.jsonl", lines))
+    assert [(n.name, n.training) for n in log.numbers] == [("eval/loss", False), ("train/loss", True)]
+    with pytest.raises(DataError, match="columns a, b"):
+        read_log(write(tmp_path / "other.csv", "a,b\n1,2\n"))
+    with pytest.raises(DataError, match="no table"):
+        read_log(write(tmp_path / "long.csv", "eval_loss\n" + "x" * 200_000 + "\n"))

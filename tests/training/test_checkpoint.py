@@ -99,6 +99,15 @@ def test_every_flipped_bit_is_found(tmp_path, name):
     assert checkpoints.load() is not None
 
 
+@pytest.mark.parametrize("name", ["state.json", "sha256.json"])
+def test_brackets_without_end_are_a_sentence(tmp_path, name):
+    checkpoints = Checkpoints(tmp_path, identity={"seed": 1})
+    checkpoints.save(1, TENSORS, {"loss": 1.5})
+    next(tmp_path.glob(f"checkpoint/step-*/{name}")).write_text("[" * 100_000)
+    with pytest.raises(OutputError):
+        checkpoints.load()
+
+
 def test_saving_a_step_again_keeps_a_whole_one_at_every_moment(tmp_path, monkeypatch):
     """The one that lies there is moved away before the new one has its name, and found again if that never happens."""
     checkpoints = Checkpoints(tmp_path, identity={})

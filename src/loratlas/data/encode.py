@@ -31,7 +31,11 @@ def load_tokenizer(source: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(readable(source)), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(readable(source)), trust_remote_code=False)
+        most = tokenizer.model_max_length
+        if isinstance(most, bool) or not isinstance(most, (int, float)):
+            raise ValueError(f"model_max_length {str(most)[:40]!r}, which is no number")
+        return tokenizer
     except ModelError:
         raise
     except Exception as error:  # transformers raises a dozen kinds here

@@ -60,7 +60,7 @@ def read_digests(folder: Path) -> dict[str, Any] | None:
         digests = json.loads(path.read_text(encoding="utf-8"))
         if digests["schema"] != SCHEMA or digests["version"] != 1 or digests.pop("own") != digest(digests):
             raise ValueError("its content is not what was written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             given=str(path), found=f"damaged digests ({error})", instead="the folder as it was written"
         ) from error

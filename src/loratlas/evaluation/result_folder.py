@@ -93,7 +93,7 @@ class ResultFolder:
     def _is_mine(self, begun: Path) -> bool:
         try:
             return json.loads(begun.read_text(encoding="utf-8")) == self._identity
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
 
     def _require_free(self) -> None:

@@ -105,7 +105,7 @@ def as_number(value: Any) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
-        return value
+        return value if isinstance(value, float) or abs(value) < 10**300 else None
     if isinstance(value, str):
         try:
             return Printed(value.strip())
@@ -138,17 +138,17 @@ def numbers_of(
             rounding=rounding_of(value),
             step=step if isinstance(step, int) else None,
             epoch=None if when is None or not math.isfinite(when) else float(when),
-            training=str(key) in ("loss", "ppl") or str(key).startswith("train_"),
+            training=str(key) in ("loss", "ppl") or str(key).startswith(("train_", "train/")),
         )
 
 
 def kind_of(key: str) -> Kind | None:
     """What a trainer's key is, if it is a loss.
 
-    >>> [kind_of(key) for key in ("eval_loss", "perplexity", "eval_ppl", "loss", "grad_norm", "eval_bench_loss")]
+    >>> [kind_of(key) for key in ("eval_loss", "perplexity", "eval_ppl", "eval/loss", "grad_norm", "eval_bench_loss")]
     ['loss', 'perplexity', 'perplexity', 'loss', None, None]
     """
-    last = key.rpartition("_")[2]
+    last = key.replace("/", "_").rpartition("_")[2]  # a tracker writes eval/loss
     if "bench" in key or "aux" in key or "router" in key:
         return None
     if last == "loss":

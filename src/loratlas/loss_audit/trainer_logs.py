@@ -109,7 +109,7 @@ def printed_log(path: Path, text: str) -> Log:
         line = text[: match.start()].count("\n") + 1
         entries.append(entry)
         numbers += numbers_of(entry, lambda key, at=line: f"line {at}, {key}", None, entry.get("epoch"))
-    said = re.search(r"Average perplexity is ([\d.]*\d)", text)
+    said = re.search(r"Average perplexity is (\d+(?:\.\d+)?)(?![\d.]*\d)", text)
     if said and not numbers:  # what cal_ppl.py of LLaMA-Factory prints besides the list that it saves
         value = Printed(said.group(1))
         mean = Number(
@@ -144,14 +144,25 @@ def _dictionary(text: str) -> dict[str, Any] | None:
 
 
 def summary_log(path: Path, text: str) -> Log:
-    """axolotl's table of a metric a line, with a column for the training rows and one for the validation rows."""
-    rows = list(csv.reader(text.splitlines()))
+    """axolotl's table of a metric a line, or a table of an evaluation a line, as Lightning and many scripts write it.
+
+    axolotl's has a column for the training rows and one for the validation rows.
+    """
+    try:
+        rows = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise DataError(
+            given=f"the log {path}", found=f"no table ({error})", instead="the file as the tool wrote it"
+        ) from error
     heading = [cell.strip().lower() for cell in rows[0]] if rows else []
     if heading[:1] != ["metric"] or "validation" not in heading:
+        if any(kind_of(name) is not None for name in heading):
+            return _table_log(path, heading, rows[1:])
         raise DataError(
             given=f"the log {path}",
             found=f"a table with the columns {', '.join(heading) or '(none)'}",
-            instead="axolotl's eval_summary.csv: metric, training, validation",
+            instead="a table with a column such as eval_loss, or axolotl's eval_summary.csv: metric, training, "
+            "validation",
         )
     columns: dict[str, dict[str, Any]] = {name: {} for name in heading[1:]}
     for row in rows[1:]:
@@ -172,6 +183,27 @@ def summary_log(path: Path, text: str) -> Log:
         if (kind := kind_of(f"eval_{metric}")) is not None
     ]
     return trainer_log("axolotl", path, tuple(numbers), list(columns.values()))
+
+
+def _table_log(path: Path, heading: list[str], rows: list[list[str]]) -> Log:
+    """A table whose columns are metrics: blank cells are metrics that a line does not have."""
+    numbers: list[Number] = []
+    entries: list[dict[str, Any]] = []
+    for index, row in enumerate(rows, 2):
+        entry = {
+            name: number
+            for name, cell in zip(heading, row, strict=False)
+            if (number := as_number(cell)) is not None
+        }
+        step = entry.get("step")
+        numbers += numbers_of(
+            entry,
+            lambda key, at=index: f"row {at}, column {key}",
+            None if step is None or not step.is_integer() else int(step),
+            entry.get("epoch"),
+        )
+        entries.append(entry)
+    return trainer_log("a table", path, tuple(numbers), entries)
 
 
 def trainer_log(

@@ -123,7 +123,7 @@ class Checkpoints:
             document = json.loads(contents[STATE])
             if (document["schema"], document["version"]) != (SCHEMA, VERSION):
                 raise _damaged(last, f"another version wrote it ({document['schema']} {document['version']})")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(last, f"it cannot be read ({type(error).__name__})") from error
         differing = _differences(document["identity"], self._identity)
         if differing:
@@ -196,7 +196,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     try:
         digests = json.loads((folder / SHA256).read_bytes())
         contents = {name: (folder / name).read_bytes() for name in (TENSORS, STATE)}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder, f"it cannot be read ({type(error).__name__})") from error
     for name, content in contents.items():
         if not isinstance(digests, dict) or digests.get(name) != hashlib.sha256(content).hexdigest():

@@ -127,6 +127,13 @@ def check_kind(config: Mapping[str, Any], folder: Path) -> None:
                 "on the base as it was published it does something else",
                 "the adapter saved again by PEFT with path_initial_model_for_weight_conversion, or its changed base",
             )
+    if not isinstance(init, (str, bool)) and init is not None:
+        raise _refused(folder, f"an initialisation {str(init)[:60]!r}", "an adapter that PEFT wrote")
+    saved = config.get("modules_to_save")
+    if saved is not None and not isinstance(saved, list):
+        raise _refused(
+            folder, f"modules_to_save {str(saved)[:60]!r}, which is no list", 'names in a list, ["lm_head"]'
+        )
     if isinstance(init, str) and init not in (*ORDINARY_INITS, *CONVERTED_INITS):
         raise _refused(folder, f"an unknown initialisation {init[:60]!r}", "an adapter that PEFT wrote")
     check_numbers(config, folder)

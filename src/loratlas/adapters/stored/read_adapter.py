@@ -180,7 +180,9 @@ def _problems(contents: AdapterFolder) -> Iterator[str]:
             yield f"{name[:200]} of type {entry.dtype}; factors are {', '.join(_FLOATS)}"
         if 0 in entry.shape:
             yield f"{name[:200]} of shape {entry.shape}, without a number"
-        if name.endswith((".lora_A.weight", ".lora_B.weight")):
+        if not entry.shape:
+            yield f"{name[:200]} of shape (), a single number"
+        elif name.endswith((".lora_A.weight", ".lora_B.weight")):
             yield from _rank_problem(contents, name, entry)
 
 

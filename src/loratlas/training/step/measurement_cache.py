@@ -40,7 +40,7 @@ class MeasurementCache:
     def _read(self) -> dict[str, Any]:
         try:
             kept = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         current = (
             isinstance(kept, dict)
