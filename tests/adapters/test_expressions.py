@@ -12,6 +12,7 @@ import pytest
 from tests.adapters.test_adapter_files import trained
 from tests.tiny import tiny_model
 
+from loratlas.adapters.stored import expressions
 from loratlas.adapters.stored.adapter_files import save_adapter
 from loratlas.adapters.stored.expressions import MOST_STEPS, excess, pattern_value, slow, steps
 from loratlas.adapters.stored.load_adapter import load_adapter
@@ -63,6 +64,31 @@ def test_endless_expressions_of_every_field(field, expression):
 def test_what_people_write_passes(expression):
     assert excess({"target_modules": expression}) is None
     assert slow({"target_modules": expression}, NAMES) is None
+
+
+def test_patterns_of_a_large_model_are_not_counted_one_by_one(monkeypatch):
+    """Five hundred patterns times as many modules took minutes."""
+    leaves = [f"self_attn.{leaf}_proj" for leaf in "qkvo"] + [
+        f"mlp.{leaf}_proj" for leaf in ("gate", "up", "down")
+    ]
+    names = [f"model.language_model.layers.{layer}.{leaf}" for layer in range(80) for leaf in leaves]
+    config = {
+        "target_modules": "|".join(names),
+        "rank_pattern": dict.fromkeys(names, 4),
+        "alpha_pattern": {rf".*\.layers\.({layer}|{layer + 1})\..*q_proj": 4 for layer in range(0, 80, 2)},
+        "modules_to_save": ["lm_head", "embed_tokens"],
+    }
+    assert excess(config) is None
+    monkeypatch.setattr(expressions, "steps", None)
+    assert slow(config, names) is None
+
+
+def test_many_expressions_that_each_end_are_bounded_together():
+    config = {"rank_pattern": {f".*{number}.*.*.*p": 4 for number in range(300)}}
+    assert slow({"rank_pattern": dict(list(config["rank_pattern"].items())[:1])}, NAMES) is None
+    problem = slow(config, NAMES)
+    assert problem is not None
+    assert "in all" in problem.found
 
 
 def test_steps_are_no_fewer_than_the_ways_that_there_are():

@@ -9,6 +9,7 @@ takes time polynomial in the name, whatever the expression.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,9 @@ LONGEST = 200_000
 
 MOST_STEPS = 200_000
 """Positions that matching one name may try: some hundredths of a second."""
+
+MOST_COUNTED = 5_000_000
+"""Positions that are counted for all expressions and names of a config: some seconds."""
 
 _LISTS = (
     "target_modules",
@@ -136,16 +140,24 @@ def slow(config: Mapping[str, Any], modules: Iterable[str]) -> Excess | None:
     '.*.*.*.*.*.*.*.*.*.*Q'
     """
     modules = list(modules)
-    for field, expression in _expressions(config):
+    longest, left = max(map(len, modules), default=0), MOST_COUNTED
+    for field, expression in dict.fromkeys(_expressions(config)):
         parsed = _parser.parse(_WRITTEN.get(field, "{}").replace("{}", expression))
-        if _ways(parsed) <= 100:
-            continue
+        if _ways(parsed, longest) <= MOST_STEPS:
+            continue  # nearly all that people write: a large model has hundreds of patterns and of modules
         for name in modules:
-            if steps(parsed, name) > MOST_STEPS:
+            tried = steps(parsed, name)
+            left -= tried
+            if tried > MOST_STEPS or left < 0:
+                much = (
+                    f"more than {MOST_STEPS:,} steps on the name {name[:100]}"
+                    if left >= 0
+                    else "too long in all"
+                )
                 return Excess(
                     where=field,
                     given=expression[:60],
-                    found=f"an expression that takes more than {MOST_STEPS:,} steps on the name {name[:100]}",
+                    found=f"an expression that takes {much}",
                     instead="names of modules",
                 )
     return None
@@ -192,22 +204,41 @@ def _repeats_repeat(node: Any, *, inside: bool) -> bool:
     return False
 
 
-def _ways(node: Any) -> float:
-    """A bound on the ways through an expression that is the same for every name; infinite with repetitions."""
+_CHARACTERS = {op.LITERAL, op.NOT_LITERAL, op.ANY, op.IN}
+
+
+def _ways(parsed: Any, length: int) -> float:
+    """A bound on the ways through an expression that holds for every name of at most so many characters.
+
+    With k repetitions of one character each, C(n + k, k) ends for each choice among branches. Infinite where a bound
+    takes more than a look: repetitions of more than a character, references, conditions.
+    """
+    choices, loops = _choices(parsed)
+    return choices * min(math.comb(length + loops, loops), 10**18)
+
+
+def _choices(node: Any) -> tuple[float, int]:
+    """In how many ways branches can be taken, and how many repetitions of one character lie on a way."""
     if isinstance(node, tuple) and len(node) == 2:
         kind, value = node
         if kind in _LOOPS:
             least, most, body = value
-            return _ways(body) + 1 if (least, most) == (0, 1) else float("inf")
+            choices, loops = _choices(body)
+            if (least, most) == (0, 1):
+                return choices + 1, loops
+            single = len(body) == 1 and body[0][0] in _CHARACTERS
+            return (1.0, 1) if single else (math.inf, 0)
         if kind is op.BRANCH:
-            return sum(_ways(branch) for branch in value[1])
-        if kind not in (op.SUBPATTERN, op.AT, op.LITERAL, op.NOT_LITERAL, op.ANY, op.IN):
-            return float("inf")
-        return _ways(value[3]) if kind is op.SUBPATTERN else 1.0
-    product = 1.0
+            branches = [_choices(branch) for branch in value[1]]
+            return sum(choices for choices, _ in branches), max(loops for _, loops in branches)
+        if kind is op.SUBPATTERN:
+            return _choices(value[3])
+        return (1.0, 0) if kind in _CHARACTERS or kind is op.AT else (math.inf, 0)
+    choices, loops = 1.0, 0
     for item in node:
-        product *= _ways(item)
-    return product
+        more = _choices(item)
+        choices, loops = choices * more[0], loops + more[1]
+    return choices, loops
 
 
 class _Exceeded(Exception):
@@ -249,7 +280,7 @@ class _Steps:
             raise _Exceeded
 
     def _element(self, kind: Any, value: Any, ways: Counter[int]) -> Counter[int]:
-        if kind in (op.LITERAL, op.NOT_LITERAL, op.ANY, op.IN):
+        if kind in _CHARACTERS:
             here = _character(kind, value)
             return Counter(
                 {at + 1: n for at, n in ways.items() if at < len(self.name) and here(self.name[at])}
