@@ -236,6 +236,7 @@ def test_texts_are_seen():
 
 MADE_ELSEWHERE = {
     "adapters/resizable.py": "the nearest sites of this model; tests/adapters/test_resize.py",
+    "adapters/stored/lora_options.py": "bounds of a field; tests/adapters/test_expressions.py",
     "cli/__init__.py": "the nearest value of an option; tests/cli/test_bad_input.py",
     "data/records/folder_configs.py": "the rows as they were named, without what is not there; typed below",
     "data/records/source_records.py": "the same",
