@@ -1,4 +1,4 @@
-"""Write docs/zoo.md and docs/results/zoo.json: every model type, its sites by role, and what the readers say of them.
+"""Write docs/zoo.md and docs/zoo.json: every model type, its sites by role, and what the readers say of them.
 
     python tools/zoo.py
 
@@ -22,7 +22,7 @@ from tests.renaming import renamed_decisions  # noqa: E402
 
 from loratlas.anatomy.role_table import FAMILIES, TEXT_SCOPES  # noqa: E402
 
-PAGE, DATA = ROOT / "docs" / "zoo.md", ROOT / "docs" / "results" / "zoo.json"
+PAGE, DATA = ROOT / "docs" / "zoo.md", ROOT / "docs" / "zoo.json"
 _MAPPINGS = (
     ("causal", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     ("masked", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
@@ -153,7 +153,7 @@ def page(data: dict[str, Any]) -> str:
         "# The zoo: every model for text in transformers",
         "",
         f"Written by `make docs` with transformers {versions['transformers']} and torch {versions['torch']}; all "
-        "figures are in [results/zoo.json](results/zoo.json).",
+        "figures are in [zoo.json](zoo.json).",
         "",
         "A type is listed if transformers maps it to a causal, masked or sequence-to-sequence language model or to a "
         "sequence classifier. It is read from a small config (at most four layers in each tower, so that the counts "

@@ -122,8 +122,12 @@ def test_superseded_studies_stand_until_the_same_question_is_answered_anew():
     beside = ClaimEvidence(studies=(old, swept), speed=None, placement=None)
     assert [one["name"] for one in beside.standing] == ["old", "sweep"]
     assert "1 of them are" in standing(beside)
-    answered = ClaimEvidence(studies=(old, swept, study("new")), speed=None, placement=None)
-    assert [one["name"] for one in answered.standing] == ["sweep", "new"]
+    elsewhere = [
+        {**old, "name": "task", "task": "another"},
+        {**old, "name": "kind", "kind": "classification"},
+    ]
+    answered = ClaimEvidence(studies=(old, *elsewhere, swept, study("new")), speed=None, placement=None)
+    assert [one["name"] for one in answered.standing] == ["task", "kind", "sweep", "new"]
 
 
 def test_an_arm_at_neither_the_parameters_nor_the_rank_of_the_reference_is_no_contrast():
@@ -210,7 +214,8 @@ def test_a_reader_s_own_study_is_judged_too(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(given), encoding="utf-8")
     result = loratlas.claims(file)
-    assert result.verdicts[0].verdict == "holds"  # the only study that is not superseded
+    assert loratlas.claims().verdicts[0].verdict == "does not hold"
+    assert result.verdicts[0].verdict == "holds only for nl2bash on llama-mini"
     assert "mine" in [one["name"] for one in result.to_json()["studies"]]
 
 

@@ -32,11 +32,18 @@ class ClaimEvidence:
 
     @property
     def standing(self) -> list[Mapping[str, Any]]:
-        """Finished studies of the protocol's present edition, and of the first one as long as no present study compares
-        a half of a model with all layers at equal parameters."""
+        """Finished studies of the present protocol; one of the first stands until its question is answered anew.
+
+        The question: a half of a model against all layers at equal parameters, for a kind of model and a task.
+        """
         finished = [study for study in self.studies if study["complete"]]
         present = [study for study in finished if not study["superseded"]]
-        return present if any(one.equal for one in contrasts(present)) else finished
+        answered = {_question(one.study) for one in contrasts(present) if one.equal}
+        return [study for study in finished if not study["superseded"] or _question(study) not in answered]
+
+
+def _question(study: Mapping[str, Any]) -> tuple[str, str]:
+    return study["kind"], study["task"]
 
 
 def packaged() -> ClaimEvidence:
