@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loratlas.errors import OutputError, StorageError
-from loratlas.files import draft, is_leftover, remove_leftovers, storing, whole_folder, write_json
+from loratlas.files import draft, is_leftover, read_json, remove_leftovers, storing, whole_folder, write_json
 
 KILL = """
 import os, sys
@@ -102,3 +102,21 @@ def test_a_folder_with_something_else_stays(tmp_path: Path):
     with pytest.raises(OutputError), whole_folder(tmp_path, marker="a"):
         pass
     assert (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"[" * 100_000, b'{"a": ' * 100_000, b"\xff\xfe", b"", b"nul"],
+    ids=["[", "{", "bytes", "empty", "word"],
+)
+def test_json_that_is_none_is_a_value_error(tmp_path: Path, raw: bytes):
+    (tmp_path / "a.json").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"without end|codec|Expecting"):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_of_more_bytes_than_allowed_is_not_read(tmp_path: Path):
+    (tmp_path / "a.json").write_bytes(b"[1, 2]")
+    assert read_json(tmp_path / "a.json", most=6) == [1, 2]
+    with pytest.raises(ValueError, match="more than 5 bytes"):
+        read_json(tmp_path / "a.json", most=5)

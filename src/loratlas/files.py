@@ -96,6 +96,34 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path, *, most: int | None = None) -> Any:
+    """What a JSON file says.
+
+    Args:
+        path: of a file in UTF-8.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or not readable as JSON; brackets without end are among the reasons.
+    """
+    if most is not None and path.stat().st_size > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return parse_json(path.read_bytes())
+
+
+def parse_json(raw: bytes) -> Any:
+    """What bytes of JSON in UTF-8 say.
+
+    Raises:
+        ValueError: they are none; brackets without end are among the reasons.
+    """
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("brackets within brackets without end") from error
+
+
 @contextmanager
 def whole_folder(out: Path, *, marker: str | None) -> Iterator[Path]:
     """A temporary folder that becomes ``out`` when the block ends well, and vanishes when it does not.

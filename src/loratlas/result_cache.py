@@ -18,7 +18,7 @@ from typing import Any
 
 import loratlas
 from loratlas.errors import StorageError
-from loratlas.files import cache_folder, digest, write_text
+from loratlas.files import cache_folder, digest, read_json, write_text
 
 SCHEMA = "loratlas.result"
 
@@ -116,10 +116,8 @@ class ResultCache:
         """The value, or None where there is no whole entry for exactly this key."""
         file, name = self._file(key)
         try:
-            if file.stat().st_size > _MOST_BYTES:
-                return None
-            kept = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            kept = read_json(file, most=_MOST_BYTES)
+        except (OSError, ValueError):
             return None
         if not isinstance(kept, dict) or (kept.get("schema"), kept.get("key")) != (SCHEMA, name):
             return None

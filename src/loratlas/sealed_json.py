@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from loratlas.files import jsonable, sha256, write_text
+from loratlas.files import jsonable, parse_json, sha256, write_text
 
 SEAL, FILES = "seal", "sha256"
 
@@ -84,8 +84,8 @@ def open_seal(raw: bytes) -> tuple[dict[str, Any], dict[str, str] | None]:
         ChangedError: it is no JSON object, or not what was written.
     """
     try:
-        document = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        document = parse_json(raw)
+    except ValueError as error:
         raise ChangedError(f"no readable JSON ({str(error)[:100]})") from error
     if not isinstance(document, dict):
         raise ChangedError("no JSON object")

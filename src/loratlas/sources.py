@@ -7,7 +7,6 @@ Relative paths are looked up in the folder of the file that holds them first, th
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import DataError, ModelError, RequestError, printable
+from loratlas.files import read_json
 from loratlas.modeling import unwrap
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ def _adapter_inside(text: str) -> Path | None:
 def _base_of(adapter: Path) -> str:
     """What an adapter's config names as its base, as a path or a Hub id."""
     try:
-        fields = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        fields = read_json(adapter / "adapter_config.json")
+    except (OSError, ValueError) as error:
         raise ModelError(
             given=str(adapter),
             found="an adapter_config.json that is no JSON",

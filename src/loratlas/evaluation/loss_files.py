@@ -6,7 +6,6 @@ of versions before 0.2 have no digests; their tables are read as they are.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from loratlas.errors import DataError
 from loratlas.evaluation.tokens import COLUMNS, OPTIONAL, SEGMENTS, Tokens
-from loratlas.files import digest, draft, sha256, write_json
+from loratlas.files import digest, draft, read_json, sha256, write_json
 
 EXAMPLES, TOKENS, DIGESTS = "examples.parquet", "tokens.parquet", "digests.json"
 SCHEMA = "loratlas.digests"
@@ -57,10 +56,10 @@ def read_digests(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        digests = json.loads(path.read_text(encoding="utf-8"))
+        digests = read_json(path)
         if digests["schema"] != SCHEMA or digests["version"] != 1 or digests.pop("own") != digest(digests):
             raise ValueError("its content is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             given=str(path), found=f"damaged digests ({error})", instead="the folder as it was written"
         ) from error

@@ -37,7 +37,7 @@ from loratlas.evaluation.loss_files import (
     write_table,
 )
 from loratlas.evaluation.tokens import Tokens
-from loratlas.files import draft, is_leftover, remove_leftovers, storing, write_json
+from loratlas.files import draft, is_leftover, read_json, remove_leftovers, storing, write_json
 
 UNFINISHED = ".unfinished"
 IDENTITY = "identity.json"
@@ -92,8 +92,8 @@ class ResultFolder:
 
     def _is_mine(self, begun: Path) -> bool:
         try:
-            return json.loads(begun.read_text(encoding="utf-8")) == self._identity
-        except (OSError, ValueError, RecursionError):
+            return read_json(begun) == self._identity
+        except (OSError, ValueError):
             return False
 
     def _require_free(self) -> None:

@@ -16,6 +16,7 @@ from loratlas.adapters.stored.expressions import excess
 from loratlas.bounded_yaml import load_yaml
 from loratlas.display import Block, Displayed
 from loratlas.errors import ModelError
+from loratlas.files import read_json
 from loratlas.lint.lint_finding import LintFinding, some_names
 from loratlas.lint.module_targets import by_name, entries_of
 from loratlas.lint.name_rules import collisions, no_match, pattern_keys, swept_up
@@ -84,10 +85,7 @@ def read_lora_config(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, 
     path = Path(source)
     path = path / "adapter_config.json" if path.is_dir() else path
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST:,} bytes")
-        text = path.read_text(encoding="utf-8")
-        table = load_yaml(text, most=_MOST_VALUES) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        table = _read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path, most=_LARGEST)
     except (OSError, ValueError, RecursionError) as error:
         raise _no_config(path, f"not readable: {str(error).splitlines()[0][:150]}") from error
     except Exception as error:  # yaml's errors share no class with any other
@@ -98,6 +96,12 @@ def read_lora_config(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, 
     if kind != "LORA":
         raise _no_config(path, f"a config of PEFT's method {kind[:40]}")
     return table, str(source)
+
+
+def _read_yaml(path: Path) -> Any:
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST:,} bytes")
+    return load_yaml(path.read_text(encoding="utf-8"), most=_MOST_VALUES)
 
 
 def lint(

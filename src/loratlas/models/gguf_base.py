@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import ModelError
-from loratlas.files import cache_folder, digest, sha256, whole_folder, write_json
+from loratlas.files import cache_folder, digest, read_json, sha256, whole_folder, write_json
 from loratlas.models.gguf_header import GgufHeader, is_gguf, read_gguf_header
 from loratlas.models.limits import check_sizes
 from loratlas.models.quiet import first_line, quiet, transformers_version
@@ -101,14 +100,14 @@ def _is_as_written(folder: Path, *, weights: bool) -> bool:
         weights: whether its weights are compared too; otherwise only what is small.
     """
     try:
-        notes = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+        notes = read_json(folder / _NOTES)
         own = notes.pop("own", None)
         return own == digest(notes) and all(
             _digest_of(folder / name, (folder / name).stat().st_mtime_ns) == known
             for name, known in notes["sha256"].items()
             if weights or not name.endswith(".safetensors")
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

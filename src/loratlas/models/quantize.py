@@ -8,11 +8,11 @@ that was trained on them fits the published base as well.
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 from loratlas.errors import ModelError, printable
+from loratlas.files import read_json
 
 DEQUANTISED = {"fp8": "FP8", "mxfp4": "MXFP4"}
 """transformers' word for how weights are stored → what people call it, of those that are read into plain numbers."""
@@ -142,8 +142,8 @@ def quantised_note(source: Any) -> str | None:
     if path is None:
         return None
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        fields = read_json(path)
+    except (OSError, ValueError):
         return None  # whoever reads the base says so
     name = DEQUANTISED.get(stored_as(fields) or "") if isinstance(fields, dict) else None
     if name is None:

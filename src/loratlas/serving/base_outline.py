@@ -6,12 +6,12 @@ few kilobytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loratlas.files import read_json
 from loratlas.models.gguf_base import readable
 
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -71,8 +71,8 @@ class BaseOutline:
             path = path / "config.json" if path.is_dir() else path
             if path.suffix != ".json" or not path.is_file():
                 return None
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            table = read_json(path)
+        except (OSError, ValueError):
             return None
         return cls.of(table) if isinstance(table, dict) else None
 

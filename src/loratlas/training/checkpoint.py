@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratlas.errors import OutputError
-from loratlas.files import remove_leftovers, storing, whole_folder
+from loratlas.files import parse_json, read_json, remove_leftovers, storing, whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -120,10 +120,10 @@ class Checkpoints:
         last = steps[-1]
         contents = _contents(last)
         try:
-            document = json.loads(contents[STATE])
+            document = parse_json(contents[STATE])
             if (document["schema"], document["version"]) != (SCHEMA, VERSION):
                 raise _damaged(last, f"another version wrote it ({document['schema']} {document['version']})")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise _damaged(last, f"it cannot be read ({type(error).__name__})") from error
         differing = _differences(document["identity"], self._identity)
         if differing:
@@ -194,9 +194,9 @@ def _plain(name: str) -> str:
 def _contents(folder: Path) -> dict[str, bytes]:
     """The files of a checkpoint, every byte as it was written."""
     try:
-        digests = json.loads((folder / SHA256).read_bytes())
+        digests = read_json(folder / SHA256)
         contents = {name: (folder / name).read_bytes() for name in (TENSORS, STATE)}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(folder, f"it cannot be read ({type(error).__name__})") from error
     for name, content in contents.items():
         if not isinstance(digests, dict) or digests.get(name) != hashlib.sha256(content).hexdigest():

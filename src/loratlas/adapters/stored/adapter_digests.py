@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from loratlas.errors import ModelError
-from loratlas.files import sha256
+from loratlas.files import parse_json, sha256
 from loratlas.sealed_json import ChangedError, check_seal, sealed
 
 NOTES = "loratlas.json"
@@ -107,8 +106,8 @@ def read_notes(folder: Path) -> dict[str, Any]:
         return {}
     try:
         raw = path.read_bytes()
-        notes = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        notes = parse_json(raw)
+    except (ValueError, OSError) as error:
         raise _changed(path, f"not readable: {str(error)[:100]}") from error
     if (
         not isinstance(notes, dict)

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.peft_check import expected_warnings
 from loratlas.adapters.stored.expressions import Excess, excess
 from loratlas.errors import ModelError
+from loratlas.files import read_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -81,8 +81,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST:
             raise _refused(path, f"a config of more than {_LARGEST:,} bytes", "the file as PEFT wrote it")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
         raise _refused(
             path, f"not readable as JSON ({str(error)[:100]})", "the file as PEFT wrote it"
         ) from error

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from loratlas.data.chat.template_sandbox import Template, TemplateFailure, compiled
 from loratlas.data.rows import Row, Turn
 from loratlas.errors import DataError, printable
+from loratlas.files import read_json
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Names under which a message carries its thought, as transformers knows them."""
@@ -155,8 +156,8 @@ def _named(source: str, name: str) -> dict[str, Any]:
         except ValueError:  # a local path is no name of a repository
             return {}
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8")) if isinstance(path, (str, Path)) else {}
-    except (OSError, ValueError, RecursionError):
+        content = read_json(Path(path)) if isinstance(path, (str, Path)) else {}
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loratlas.errors import StorageError
-from loratlas.files import cache_folder, write_json
+from loratlas.files import cache_folder, read_json, write_json
 
 VERSION = 1
 
@@ -39,8 +39,8 @@ class MeasurementCache:
 
     def _read(self) -> dict[str, Any]:
         try:
-            kept = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            kept = read_json(self.file)
+        except (OSError, ValueError):
             return {}
         current = (
             isinstance(kept, dict)
