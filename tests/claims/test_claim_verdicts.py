@@ -77,11 +77,34 @@ def test_claim_1_says_where_it_holds():
 def test_claim_6_follows_what_comes_first():
     same = verdicts(study("a", task="one"), study("b", task="two", model_type="t5"))
     assert same[6].verdict == "holds"
-    by_task = verdicts(study("a", task="one"), study("b", task="two", feedforward=0.05))
-    assert by_task[6].verdict == "holds only when the task stays the same"
+    one = [study("a", task="one", base=base) for base in "xy"]
+    two = [study("b", task="two", base=base, feedforward=0.05) for base in "xy"]
+    assert verdicts(*_named(*one, *two))[6].verdict == "holds only when the task stays the same"
     neither = verdicts(study("a", base="x"), study("b", base="y", feedforward=0.05))
     assert neither[6].verdict == "does not hold"
     assert verdicts(study())[6].verdict == "not measured"
+
+
+def test_claim_6_takes_nothing_for_first_that_noise_may_have_put_there():
+    lucky = study("a", base="x", feedforward=-0.005)
+    clear = study("b", base="y", feedforward=0.05)
+    assert verdicts(lucky, clear)[6].verdict == "holds"
+    assert verdicts(lucky, study("b", base="y", feedforward=0.005))[6].verdict == "not measured"
+
+
+def test_claim_6_needs_a_task_on_several_bases_where_firsts_differ():
+    apart = verdicts(study("a", task="one"), study("b", task="two", feedforward=0.05))
+    assert apart[6].verdict == "not measured"
+
+
+def test_claim_8_names_a_place_once():
+    result = verdicts(study(base="x", attention=0.3, feedforward=0.3), study("b", attention=0.01, feedforward=0.01),
+                      study("c", attention=0.01, feedforward=0.01))[8]  # fmt: skip
+    assert result.verdict == "holds only for attention and feed-forward alone, rows on x"
+
+
+def _named(*studies):
+    return [{**one, "name": f"study {index}"} for index, one in enumerate(studies)]
 
 
 def test_claim_4_needs_two_definitions():

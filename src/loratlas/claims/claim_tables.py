@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from loratlas.claims.claim_verdict import ClaimTable
@@ -106,6 +107,19 @@ def where(one: Contrast) -> str:
 
 def word(half: str) -> str:
     return {"feedforward": "feed-forward", "all": "all layers"}.get(half, half)
+
+
+def one_of(placements: Iterable[str]) -> str:
+    """Placements of which any may be meant, as in a sentence."""
+    return " or ".join(word(placement) for placement in sorted(placements))
+
+
+def halves_by_place(some: Iterable[Contrast]) -> list[str]:
+    """Each task and base with the halves that are meant there, sorted."""
+    halves: dict[str, set[str]] = {}
+    for one in some:
+        halves.setdefault(where(one), set()).add(word(one.half))
+    return [f"{' and '.join(sorted(names))} alone, {place}" for place, names in sorted(halves.items())]
 
 
 def span(values: list[float]) -> str:

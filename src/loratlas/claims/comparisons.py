@@ -59,6 +59,18 @@ def contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
     return contrasted
 
 
+def possible_firsts(both: Mapping[str, Contrast]) -> frozenset[str]:
+    """What may have the lowest loss in a study: all layers (``all``), the half with the lower loss, or either of the
+    two where their difference is not established.
+
+    Args:
+        both: half → its contrast with all layers.
+    """
+    half = min(both, key=lambda each: both[each].finding["difference"])
+    established = {"better": {half}, "worse": {"all"}}
+    return frozenset(established.get(both[half].finding["verdict"], {"all", half}))
+
+
 def worth_having(pooled: Mapping[str, Any]) -> bool:
     """Whether a policy is better than `all` in two thirds of the unseen cases at least, and worse in none.
 

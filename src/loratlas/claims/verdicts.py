@@ -5,6 +5,7 @@ A verdict is `holds`, `does not hold`, `holds only when …` or `not measured`, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from loratlas.claims.claim_tables import (
     contrast_table,
     count_table,
     estimate,
+    halves_by_place,
+    one_of,
     over_floor,
     rank_table,
     span,
@@ -22,7 +25,15 @@ from loratlas.claims.claim_tables import (
     word,
 )
 from loratlas.claims.claim_verdict import FAILS, HOLDS, UNMEASURED, ClaimTable, ClaimVerdict
-from loratlas.claims.comparisons import HALVES, contrasts, crossing, middle, rank_curves, worth_having
+from loratlas.claims.comparisons import (
+    HALVES,
+    contrasts,
+    crossing,
+    middle,
+    possible_firsts,
+    rank_curves,
+    worth_having,
+)
 from loratlas.claims.evidence_files import ClaimEvidence
 from loratlas.claims.published_claims import CLAIMS, COSTS, FASTER, counts, readings
 from loratlas.claims.study_extract import base_name
@@ -237,42 +248,50 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
 
 
 def _carries_over(evidence: ClaimEvidence) -> ClaimVerdict:
-    """Claim 6 holds if the better half of the model is the same in every study; else it holds only when the task, not
-    the architecture, stays the same, if studies of one task agree; else it does not hold."""
+    """Claim 6 holds if one placement can be first in every study, a study that decides among them. Else it holds only
+    when the task stays the same, if one placement can be first on all bases of each task that several bases were
+    trained on, and does not hold if there is a task without one. What noise may have put first is not taken for it."""
     equal = [one for one in contrasts(evidence.standing) if one.equal]
-    ahead: dict[str, tuple[Any, str]] = {}
+    firsts: dict[str, tuple[Any, frozenset[str]]] = {}
     for name in dict.fromkeys(one.study["name"] for one in equal):
         both = {one.half: one for one in equal if one.study["name"] == name}
         if len(both) == 2:
-            half = min(both, key=lambda each: both[each].finding["difference"])
-            best = half if both[half].finding["difference"] < 0 else "all"
-            ahead[name] = (both[half].study, best)
-    if len(ahead) < 2:
+            firsts[name] = (next(iter(both.values())).study, possible_firsts(both))
+    if len(firsts) < 2:
         return _verdict(
             6, UNMEASURED, ["Fewer than two finished studies hold both halves at equal parameters."]
         )
-    firsts = {best for _, best in ahead.values()}
-    tasks: dict[str, set[str]] = {}
-    for study, best in ahead.values():
-        tasks.setdefault(study["task"], set()).add(best)
-    agree = [task for task, verdicts in tasks.items() if len(verdicts) == 1]
-    verdict = HOLDS if len(firsts) == 1 else (
-        "holds only when the task stays the same" if len(agree) == len(tasks) else FAILS
-    )  # fmt: skip
-    types = sorted({study["model_type"] for study, _ in ahead.values()})
-    largest = max(study["parameters"] for study, _ in ahead.values())
+    by_task: dict[str, list[frozenset[str]]] = {}
+    bases: dict[str, set[str]] = {}
+    for study, possible in firsts.values():
+        by_task.setdefault(study["task"], []).append(possible)
+        bases.setdefault(study["task"], set()).add(study["base"])
+    several = {task: possible for task, possible in by_task.items() if len(bases[task]) > 1}
+    alike = [task for task, possible in several.items() if frozenset.intersection(*possible)]
+    everywhere = frozenset.intersection(*(possible for _, possible in firsts.values()))
+    decided = [possible for _, possible in firsts.values() if len(possible) == 1]
+    if not decided or (not everywhere and not several):
+        verdict = UNMEASURED
+    elif everywhere:
+        verdict = HOLDS
+    else:
+        verdict = "holds only when the task stays the same" if len(alike) == len(several) else FAILS
+    types = sorted({study["model_type"] for study, _ in firsts.values()})
+    largest = max(study["parameters"] for study, _ in firsts.values())
+    first = Counter(one_of(possible) for _, possible in firsts.values())
     because = [
-        f"{len(ahead)} studies on {len(types)} architectures ({', '.join(types)}), the largest base with "
+        f"{len(firsts)} studies on {len(types)} architectures ({', '.join(types)}), the largest base with "
         f"{count(largest)} parameters: first is "
-        + ", ".join(f"{word(best)} in {sum(b == best for _, b in ahead.values())}" for best in sorted(firsts))
-        + f"; {len(agree)} of {len(tasks)} tasks have one and the same first on all their bases."
+        + ", ".join(f"{words} in {studies}" for words, studies in sorted(first.items()))
+        + f". Of {len(several)} {'task' if len(several) == 1 else 'tasks'} on more than one base, "
+        f"{len(alike)} can have the same first on all of them" + (f" ({', '.join(alike)})." if alike else ".")
     ]
     rows = [
-        (study["base"], study["model_type"], study["task"], str(study["steps"]), word(best))
-        for study, best in ahead.values()
+        (study["base"], study["model_type"], study["task"], str(study["steps"]), one_of(possible))
+        for study, possible in firsts.values()
     ]
     table = ClaimTable(
-        title="Lowest loss at equal parameters",
+        title="Lowest loss at equal parameters, as far as the study decides",
         columns=("base", "type", "task", "steps", "first"),
         rows=tuple(rows),
     )
@@ -290,7 +309,7 @@ def _sizes(evidence: ClaimEvidence) -> ClaimVerdict:
     middle_share = middle(shares)
     assert middle_share is not None
     verdict = HOLDS if middle_share >= 0.1 else FAILS if not large else (
-        "holds only for " + ", ".join(sorted({f"{word(one.half)} alone, {where(one)}" for one in large}))
+        "holds only for " + "; ".join(halves_by_place(large))
     )  # fmt: skip
     saved = [one.finding["steps_saved"] for one in equal if one.finding.get("steps_saved")]
     because = [
