@@ -1,4 +1,4 @@
-"""Write docs/results/flop_agreement.md and .json: predicted against counted operations, for every type of the zoo.
+"""Write docs/results/models/flop_agreement.md and .json: predicted against counted operations, for every type of the zoo.
 
     python tools/flop_agreement.py [TYPE ...]
 
@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "anatomy")]
 from counted_flops import TOKENS, Agreement, agreement  # noqa: E402
 from tests import zoo  # noqa: E402
 
-OUT = ROOT / "docs" / "results"
+OUT = ROOT / "docs" / "results" / "models"
 NEAR = 0.01
 """Predicted over counted: types that are further off are explained."""
 COUNTS = ROOT / "build" / "flop_counts"

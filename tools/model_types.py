@@ -1,4 +1,4 @@
-"""Write docs/results/model_types.md and .json: what is found and adapted in every supported model type.
+"""Write docs/results/models/model_types.md and .json: what is found and adapted in every supported model type.
 
     python tools/model_types.py
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from tests.tiny import TYPES, tiny_config, tiny_model  # noqa: E402
 
 PLACEMENTS = ("all:8", "attention:8", "feedforward:8")
-OUT = ROOT / "docs" / "results"
+OUT = ROOT / "docs" / "results" / "models"
 
 
 def main() -> None:

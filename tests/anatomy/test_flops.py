@@ -113,7 +113,7 @@ def test_a_block_that_works_in_place_of_all_layers_is_counted_as_often():
 
 
 def test_every_type_that_differs_is_explained_on_the_page():
-    page = json.loads((ROOT / "docs" / "results" / "flop_agreement.json").read_text("utf-8"))
+    page = json.loads((ROOT / "docs" / "results" / "models" / "flop_agreement.json").read_text("utf-8"))
     rows = {row["model_type"]: row for row in page["types"]}
     assert set(rows) == set(zoo.types()) - set(zoo.NEVER)
 
@@ -128,7 +128,7 @@ def test_every_type_that_differs_is_explained_on_the_page():
 
 @pytest.mark.parametrize("model_type", ["llama", "mamba2", "qwen3_moe", "jetmoe"])
 def test_the_page_says_what_is_counted(model_type):
-    page = json.loads((ROOT / "docs" / "results" / "flop_agreement.json").read_text("utf-8"))
+    page = json.loads((ROOT / "docs" / "results" / "models" / "flop_agreement.json").read_text("utf-8"))
     (row,) = (row for row in page["types"] if row["model_type"] == model_type)
     counted = agreement(zoo.small(model_type))
     assert row["backward"] == [counted.agreeing, counted.compared]
