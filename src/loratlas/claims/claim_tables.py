@@ -75,7 +75,7 @@ def speed_of(evidence: ClaimEvidence, name: str) -> Any:
 
 
 def over_floor(evidence: ClaimEvidence, side: str) -> str:
-    return f"{speed_of(evidence, 'full')[side]['over_floor']['median']:.2f} times the floor"
+    return f"{speed_of(evidence, 'full')[side]['over_floor']['median']:.2f} times"
 
 
 def speed_table(evidence: ClaimEvidence) -> ClaimTable:
@@ -90,7 +90,10 @@ def speed_table(evidence: ClaimEvidence) -> ClaimTable:
     columns = ("arm", "parameters", "PEFT / floor", "PEFT / full", "ours / floor", "ours / full")
     machine = evidence.speed["machine"]
     processor = f"{machine.get('processor', 'CPU')}, one thread"
-    title = f"A step on DialoGPT-medium's shape, {evidence.speed['dtype']}, {processor}"
+    title = (
+        f"A step on DialoGPT-medium's shape, {evidence.speed['dtype']}, {processor}; the floor is the frozen base in "
+        "transformers' layers, some of which our step replaces"
+    )
     return ClaimTable(title=title, columns=columns, rows=tuple(rows))
 
 
