@@ -1,9 +1,10 @@
 """Placement inside the run, judged on cases that were written down beforehand.
 
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic run --minutes 60     train what is missing, case by case
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic finer --minutes 60   the same at rates 1.26 apart
     python -m benchmarks.dynamic judge                                          placement.json and its page
 
-Both take their orders from ``benchmarks/results/preregistered.json``. Stopped anywhere, the same command goes on.
+All take their orders from ``benchmarks/results/preregistered.json``. Stopped anywhere, the same command goes on.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.dynamic.finer import ARMS, next_finer
 from benchmarks.dynamic.pages.placement_page import page
 from benchmarks.dynamic.placement import assemble, summary
 from benchmarks.dynamic.preregistration import FILE, Preregistered, load
+from benchmarks.dynamic.records import read_records
 from benchmarks.dynamic.work import work_through
 from benchmarks.oracle.published import RULES
 from loratlas.files import write_json, write_text
@@ -27,7 +30,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "results" / "placement.md"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=("run", "judge"))
+    parser.add_argument("what", choices=("run", "finer", "judge"))
     parser.add_argument("--cases", nargs="+", help="names such as llama-mini-sorting-all1; all unless given")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run later than this")
     parser.add_argument("--device", default="cpu")
@@ -35,12 +38,13 @@ def main() -> int:
     parser.add_argument(
         "--runs", type=Path, default=RESULTS / "placement", help="folder of the runs' records"
     )
+    parser.add_argument("--finer", type=Path, default=RESULTS / "placement_finer", help="folder of `finer`'s")
     asked = parser.parse_args()
     registered = load()
-    if asked.what == "run":
-        run(registered, asked)
+    if asked.what != "judge":
+        (run if asked.what == "run" else finer)(registered, asked)
         return 0
-    result = assemble(registered, asked.runs, RESULTS / "real_base")
+    result = assemble(registered, asked.runs, RESULTS / "real_base", asked.finer)
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result, RESULTS))
     write_json(JUDGED, summary(result))
@@ -68,6 +72,29 @@ def run(registered: Preregistered, asked: argparse.Namespace) -> None:
             )
             if not done:
                 return
+
+
+def finer(registered: Preregistered, asked: argparse.Namespace) -> None:
+    """Train what is missing at rates half-way between the registered ones."""
+    until = time.monotonic() + 60 * asked.minutes
+    for case, _ in registered.cases():
+        if asked.cases and case.name not in asked.cases:
+            continue
+        coarse = read_records(asked.runs / case.name)
+        done = work_through(
+            case,
+            registered.protocol(case, ARMS),
+            asked.finer / case.name,
+            asked.work,
+            until=until,
+            device=asked.device,
+            policies=registered.content["policies"],
+            missing=lambda protocol, records, tokens, coarse=coarse: next_finer(
+                protocol, coarse, records, tokens
+            ),
+        )
+        if not done:
+            return
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
+from benchmarks.dynamic.finer import compared, next_finer, refined
 from benchmarks.dynamic.judge import (
     CaseLosses,
     Interval,
@@ -22,7 +23,7 @@ from benchmarks.dynamic.judge import (
 )
 from benchmarks.dynamic.picture import pictures
 from benchmarks.dynamic.preregistration import Preregistered
-from benchmarks.dynamic.queue import best_rate, tuned
+from benchmarks.dynamic.queue import Protocol, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.scans import scans
 from benchmarks.dynamic.work import CASE
@@ -60,12 +61,12 @@ def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
     return record.lengths.get(steps, np.full(len(tokens), np.inf))
 
 
-def assemble(registered: Preregistered, results: Path, real: Path) -> dict[str, Any]:
+def assemble(registered: Preregistered, results: Path, real: Path, finer: Path) -> dict[str, Any]:
     """Everything that is judged so far, as plain data.
 
     Args:
         registered: what is judged.
-        results: folder of the cases' records. real: of those on real bases.
+        results: folder of the cases' records. real: of those on real bases. finer: of those at finer rates.
     """
     cases, judged, unseen = [], [], []
     for case, is_unseen in registered.cases():
@@ -79,7 +80,8 @@ def assemble(registered: Preregistered, results: Path, real: Path) -> dict[str, 
         )
         if losses is None or AUTO not in losses.losses:
             continue
-        cases.append(_case(case, is_unseen, losses, records, tokens))
+        again = _finer(protocol, records, read_records(finer / case.name), tokens)
+        cases.append(_case(case, is_unseen, losses, records, tokens) | {"finer": again})
         judged.append(losses)
         unseen.append(is_unseen)
     chosen = [losses for losses, is_unseen in zip(judged, unseen, strict=True) if is_unseen]
@@ -142,6 +144,19 @@ def _case(
             for length, table in losses.curve.items()
         },
     }
+
+
+def _finer(
+    protocol: Protocol, registered: Sequence[Record], finer: Sequence[Record], tokens: np.ndarray
+) -> dict[str, Any] | None:
+    """A case at finer rates; None before all of its runs are there."""
+    if not finer or next_finer(protocol, registered, finer, tokens) is not None:
+        return None
+    records = refined(registered, finer)
+    losses = losses_of(
+        records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds
+    )
+    return None if losses is None else compared(losses, records)
 
 
 def verdict(found: Interval) -> str:

@@ -98,13 +98,13 @@ def wanted_rate(curve: Mapping[float, float], first: Sequence[float]) -> float |
     best = min(rates, key=lambda rate: (curve[rate], rate))
     index = rates.index(best)
     if index == 0:
-        lower = _rounded(best / STEP)
+        lower = nearest_rate(best / STEP)
         return lower if lower >= LOWEST and np.isfinite(curve[best]) else None
     if index == len(rates) - 1:
-        higher = _rounded(best * STEP)
+        higher = nearest_rate(best * STEP)
         return higher if higher <= HIGHEST else None
     if not np.isfinite(curve[rates[index + 1]]) and rates[index + 1] / best > 1.4:
-        return _rounded(best * STEP**0.5)
+        return nearest_rate(best * STEP**0.5)
     return None
 
 
@@ -114,11 +114,15 @@ def neighbourhood(rate: float) -> tuple[float, float, float]:
     >>> neighbourhood(0.005)
     (0.005, 0.00313, 0.008)
     """
-    return rate, _rounded(rate / STEP), _rounded(rate * STEP)
+    return rate, nearest_rate(rate / STEP), nearest_rate(rate * STEP)
 
 
-def _rounded(rate: float) -> float:
-    """The nearest of 0.005 · 1.6^(k/2), so that every arm of every case meets the same rates."""
+def nearest_rate(rate: float) -> float:
+    """The nearest of 0.005 · 1.6^(k/2), so that every arm of every case meets the same rates.
+
+    >>> nearest_rate(0.013)
+    0.0128
+    """
     steps = round(2 * math.log(rate / ANCHOR, STEP)) / 2
     return float(f"{ANCHOR * STEP**steps:.3g}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.dynamic.arms import Policies
 from benchmarks.dynamic.cases import Case, Opened
-from benchmarks.dynamic.queue import Protocol, next_job
-from benchmarks.dynamic.records import read_records
+from benchmarks.dynamic.queue import Job, Protocol, next_job
+from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.rule_plans import plans_for
 from benchmarks.dynamic.train_run import train_run
 from loratlas.files import write_json
@@ -35,6 +35,7 @@ def work_through(
     device: str = "cpu",
     rules: Sequence[str] = (),
     policies: Policies | None = None,
+    missing: Callable[[Protocol, Sequence[Record], np.ndarray], Job | None] = next_job,
 ) -> bool:
     """Train what is missing of a case.
 
@@ -44,16 +45,17 @@ def work_through(
         until: no run begins later (`time.monotonic`).
         device: where the base computes.
         rules: arms whose plans a published rule makes. policies: what arms of policies are.
+        missing: which run comes next.
 
     Returns:
         Whether nothing is missing.
     """
-    if (kept := _tokens(folder)) is not None and next_job(protocol, read_records(folder), kept) is None:
+    if (kept := _tokens(folder)) is not None and missing(protocol, read_records(folder), kept) is None:
         return True
     opened = Opened(case, device=device)
     describe(opened, folder)
     plans = plans_for(opened, rules, folder / PLANS) if rules else {}
-    while (job := next_job(protocol, read_records(folder), opened.tokens)) is not None:
+    while (job := missing(protocol, read_records(folder), opened.tokens)) is not None:
         if time.monotonic() >= until:
             return False
         begun = time.monotonic()

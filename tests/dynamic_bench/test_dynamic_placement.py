@@ -86,7 +86,7 @@ def judged(folder: Path, task: str, *, auto: float = 1.9, halves: int = 2) -> Ca
 
 def test_a_case_is_told_in_nats_steps_and_shares(tmp_path: Path):
     judged(tmp_path, "sorting")
-    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real")
+    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer")
     (case,) = result["cases"]
     assert case["auto_minus_all"]["value"] == pytest.approx(-0.1, abs=0.01)
     assert case["share_lost"]["value"] == pytest.approx(0.5, abs=0.05)
@@ -101,7 +101,7 @@ def test_a_case_is_told_in_nats_steps_and_shares(tmp_path: Path):
 def test_no_judged_case_is_left_out_of_the_pool(tmp_path: Path):
     judged(tmp_path, "sorting")
     judged(tmp_path, "style", auto=2.1)
-    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real")
+    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer")
     pooled = result["pooled_unseen"]
     assert (pooled["better"], pooled["worse"], pooled["cases"]) == (1, 1, 2)
     assert pooled["share_lost"]["value"] == pytest.approx((0.1 + 0.3) / 0.4, abs=0.05)

@@ -1,0 +1,76 @@
+"""Rates 1.26 apart around each arm's best: how much of a difference the registered grid, 1.6 apart, leaves to the rate.
+
+For a few arms of every registered case the two rates half-way to the best one's neighbours are tuned as well, on the
+same seeds. An arm whose best is one of them is trained on the case's fresh seeds again. This was not registered: it was
+added after the registered runs had been read, and never replaces their verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.dynamic.arms import REFERENCE
+from benchmarks.dynamic.judge import CaseLosses, difference
+from benchmarks.dynamic.queue import FIRST_FRESH, STEP, Job, Protocol, best_rate, nearest_rate, tuned
+from benchmarks.dynamic.records import Record
+
+ARMS = (REFERENCE, "auto", "feedforward")
+
+
+def between(rate: float) -> tuple[float, float]:
+    """Half-way to the neighbours of a rate, in the logarithm.
+
+    >>> between(0.0128)
+    (0.0101, 0.0162)
+    """
+    return nearest_rate(rate / STEP**0.5), nearest_rate(rate * STEP**0.5)
+
+
+def next_finer(
+    protocol: Protocol, registered: Sequence[Record], finer: Sequence[Record], tokens: np.ndarray
+) -> Job | None:
+    """The first run that is missing; arms that were not trained on the registered grid are left out."""
+    length, seeds = protocol.tuning_lengths[-1], protocol.tuning_seeds
+    for arm in ARMS:
+        coarse = tuned(registered, arm, length, tokens, seeds)
+        if not coarse:
+            continue
+        fine = tuned(finer, arm, length, tokens, seeds)
+        for rate in between(best_rate(coarse)):
+            if rate not in coarse | fine:
+                done = {record.seed for record in finer if record.arm == arm and record.rate == rate}
+                seed = next(seed for seed in range(1, seeds + 1) if seed not in done)
+                return Job(arm=arm, rate=rate, seed=seed, lengths=tuple(protocol.tuning_lengths))
+        best = best_rate(coarse | fine)
+        if best in coarse:
+            continue
+        for seed in range(protocol.first_fresh, protocol.first_fresh + protocol.fresh_seeds):
+            if not any(record.arm == arm and record.seed == seed for record in finer):
+                return Job(arm=arm, rate=best, seed=seed, lengths=tuple(protocol.judged(arm)))
+    return None
+
+
+def refined(registered: Sequence[Record], finer: Sequence[Record]) -> list[Record]:
+    """The fresh runs that count: an arm's finer ones where it has any, else its registered ones."""
+    fresh = [record for record in finer if record.seed >= FIRST_FRESH]
+    renewed = {record.arm for record in fresh}
+    return [
+        *fresh,
+        *(record for record in registered if record.arm not in renewed and record.seed >= FIRST_FRESH),
+    ]
+
+
+def compared(losses: CaseLosses, records: Sequence[Record]) -> dict[str, Any]:
+    """What a case says with finer rates, as plain data.
+
+    Args:
+        losses: of `refined` records. records: those.
+    """
+    rates = {record.arm: record.rate for record in records if record.arm in ARMS}
+    return {
+        "rates": {arm: rates[arm] for arm in ARMS if arm in rates},
+        "minus_all": {arm: difference(losses, arm).to_json() for arm in ARMS[1:] if arm in losses.losses},
+    }
