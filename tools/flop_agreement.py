@@ -1,4 +1,4 @@
-"""Write docs/results/models/flop_agreement.md and .json: predicted against counted operations, for every type of the zoo.
+"""Write docs/results/models/flop_agreement.md and .json: predicted against counted operations of the zoo's types.
 
     python tools/flop_agreement.py [TYPE ...]
 
