@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.dynamic.generators import GENERATORS, generate
+from benchmarks.common.made_tasks import GENERATORS, generate
 from loratlas.anatomy.sites import Anatomy
 from loratlas.data.examples import Encoded
 from loratlas.data.rows import Rows
 
 MADE = "made:"
-"""Prefix of the tasks that `benchmarks.dynamic.generators` makes."""
+"""Prefix of the tasks that `benchmarks.common.made_tasks` makes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ TASKS: Mapping[str, Task] = {
     "sst2": _shared("sst2", max_length=96),
     **{name: Task(train=MADE + name, limit=4000, max_length=192) for name in GENERATORS},
 }
-"""By name; rows of ``made:…`` come from `benchmarks.dynamic.generators`."""
+"""By name; rows of ``made:…`` come from `benchmarks.common.made_tasks`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.dynamic.generators import GENERATORS, VERBS, generate, split_of
+from benchmarks.common.made_tasks import GENERATORS, VERBS, generate, split_of
 
 
 @pytest.mark.parametrize("task", GENERATORS)
