@@ -14,7 +14,16 @@ import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.judge import CaseLosses, difference
-from benchmarks.dynamic.queue import FIRST_FRESH, STEP, Job, Protocol, best_rate, nearest_rate, tuned
+from benchmarks.dynamic.queue import (
+    FIRST_FRESH,
+    STEP,
+    Job,
+    Protocol,
+    best_rate,
+    nearest_rate,
+    tuned,
+    tuning_job,
+)
 from benchmarks.dynamic.records import Record
 
 ARMS = (REFERENCE, "auto", "feedforward")
@@ -41,9 +50,7 @@ def next_finer(
         fine = tuned(finer, arm, length, tokens, seeds)
         for rate in between(best_rate(coarse)):
             if rate not in coarse | fine:
-                done = {record.seed for record in finer if record.arm == arm and record.rate == rate}
-                seed = next(seed for seed in range(1, seeds + 1) if seed not in done)
-                return Job(arm=arm, rate=rate, seed=seed, lengths=tuple(protocol.tuning_lengths))
+                return tuning_job(protocol, finer, arm, rate)
         best = best_rate(coarse | fine)
         if best in coarse:
             continue

@@ -162,6 +162,13 @@ def hopeless(records: Sequence[Record], arm: str, length: int, tokens: np.ndarra
     return float(z.mean()) > HOPELESS and float(z.mean()) - 1.96 * error > 0
 
 
+def tuning_job(protocol: Protocol, records: Sequence[Record], arm: str, rate: float) -> Job:
+    """The first tuning seed that an arm was not trained on at a rate."""
+    done = {record.seed for record in records if record.arm == arm and record.rate == rate}
+    seed = next(seed for seed in range(1, protocol.tuning_seeds + 1) if seed not in done)
+    return Job(arm=arm, rate=rate, seed=seed, lengths=tuple(protocol.tuning_lengths))
+
+
 def next_job(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) -> Job | None:
     """The first run that is missing: all tuning, rate by rate, then fresh seeds, each with all arms that are left."""
     length, seeds = protocol.tuning_lengths[-1], protocol.tuning_seeds
@@ -170,9 +177,7 @@ def next_job(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) 
         curve = tuned(records, arm, length, tokens, seeds)
         rate = wanted_rate(curve, first)
         if rate is not None:
-            done = {record.seed for record in records if record.arm == arm and record.rate == rate}
-            seed = next(seed for seed in range(1, seeds + 1) if seed not in done)
-            return Job(arm=arm, rate=rate, seed=seed, lengths=tuple(protocol.tuning_lengths))
+            return tuning_job(protocol, records, arm, rate)
         if arm == REFERENCE:
             first = neighbourhood(best_rate(curve))
     left = [
