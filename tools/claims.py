@@ -2,8 +2,9 @@
 
     python tools/claims.py
 
-Reads docs/results/*.json and benchmarks/results; writes src/loratlas/claims/evidence, docs/claims.md, the founding
-study's page with its figures (`tools.founding`), and the table of placements in the README and the guide.
+Reads docs/results/*.json and benchmarks/results; writes src/loratlas/claims/evidence, docs/claims.md, the page of
+all studies, the founding study's page with its figures (`tools.founding`), and the table of placements in the README
+and the guide.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EVIDENCE = ROOT / "src/loratlas/claims/evidence"
 PAGE = ROOT / "docs/claims.md"
 STUDY = ROOT / "docs/results/founding-study.md"
+LEDGERS = ROOT / "docs/results/studies.md"
 IMAGES = ROOT / "docs/images"
 ADVISING = (ROOT / "README.md", ROOT / "docs/guide/placement.md")
 """Pages with the table of placements."""
@@ -28,11 +30,16 @@ def collected() -> list[Any]:
     from loratlas.claims.evidence_files import in_order
     from loratlas.claims.study_extract import extract
 
+    return in_order([extract(study) for study in committed()])
+
+
+def committed() -> list[Any]:
+    """Every committed study."""
     read = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((ROOT / "docs/results").glob("*.json"))
     ]
-    return in_order([extract(study) for study in read if study.get("schema") == "loratlas.study"])
+    return [study for study in read if study.get("schema") == "loratlas.study"]
 
 
 def founding() -> dict[Path, str]:
@@ -41,6 +48,7 @@ def founding() -> dict[Path, str]:
 
     from tools.founding.advice import advice, replaced, table
     from tools.founding.page import page, pictures
+    from tools.founding.studies import studies_page
 
     from loratlas.claims.claims_page import standing
     from loratlas.claims.evidence_files import packaged
@@ -48,7 +56,8 @@ def founding() -> dict[Path, str]:
     evidence = packaged()
     reach = standing(evidence)
     advised = f"{table(advice(evidence))}\n\n{textwrap.fill(reach[0].upper() + reach[1:], 120)}"
-    made = {STUDY: page(evidence), **{IMAGES / name: svg for name, svg in pictures(evidence).items()}}
+    made = {STUDY: page(evidence), LEDGERS: studies_page(committed())}
+    made |= {IMAGES / name: svg for name, svg in pictures(evidence).items()}
     return made | {path: replaced(path.read_text(encoding="utf-8"), advised) for path in ADVISING}
 
 

@@ -108,9 +108,12 @@ def _named(*studies):
 
 
 def test_claim_4_needs_two_definitions():
-    pair = {"by": "batch mean", "first": "full", "second": "attention", "established": True, "sentence": "…"}
+    pair = {"by": "batch mean", "first": "full", "second": "attention", "established": True, "sentence": "…",
+            "token_mean": -0.02, "other": {"difference": 0.3, "ci": [0.1, 0.5]}, "unit": "loss"}  # fmt: skip
     assert verdicts(study())[4].verdict == "does not hold"
-    assert verdicts(study(opposed=[pair]))[4].verdict.startswith("holds only when")
+    turned = verdicts(study(opposed=[pair]))[4]
+    assert turned.verdict.startswith("holds only when")
+    assert turned.tables[0].rows[0][2:6] == ("-0.0200", "batch mean", "+0.3000", "+0.1000 to +0.5000")
 
 
 def test_claim_8_is_about_the_share_of_the_gain():
@@ -207,7 +210,48 @@ def test_a_selector_is_a_whole_set():
     assert selector("attention:8") == "attention"
     assert selector("mlp") == "feedforward"
     assert selector("attention@top/2:8") is None
-    assert selector('legacy:"c_attn":8') is None or selector('legacy:"c_attn":8') == "c_attn"
+    assert selector('legacy:"attention":8') is None
+
+
+def published(*, listed: float):
+    """A study whose reference is the published list of all layers."""
+    found = study("published", base="gpt2-mini", model_type="gpt2", attention=0.05)
+    full, *halves = found["arms"]
+    full |= {"placement": 'legacy:"c_attn,c_proj,c_fc":16', "all_layers": True}
+    list_ = {**full, "name": "attention-list", "placement": 'legacy:"c_attn,c_proj":16', "all_layers": False,
+             "trainable": 688}  # fmt: skip
+    finding = {**found["findings"][0], "arm": "attention-list", "difference": listed, "verdict": "equivalent"}
+    return {**found, "arms": [full, list_, *halves], "findings": [finding, *found["findings"]]}
+
+
+def test_a_reference_that_lists_every_layer_is_all_layers():
+    judged = verdicts(published(listed=0.0))
+    assert judged[1].verdict == "does not hold"
+    other = published(listed=0.0)
+    other["arms"][0] |= {"all_layers": False}
+    assert verdicts(other)[1].verdict == "not measured"
+
+
+def test_a_published_list_stands_beside_its_true_half():
+    judged = verdicts(published(listed=0.002))[3]
+    sentence = next(said for said in judged.because if said.startswith("Trained on"))
+    assert "attention, as a list costs +0.002 nats" in sentence
+    assert sentence.endswith("attention alone with the parameters of full LoRA +0.050.")
+    title, rows = next((table.title, table.rows) for table in judged.tables if "list, trained" in table.title)
+    assert "attention" in title
+    assert [(row[3], row[4]) for row in rows] == [
+        ('legacy:"c_attn,c_proj":16', "688"),
+        ("attention", "1,000"),
+    ]
+    assert not any("list, trained" in table.title for table in verdicts(published(listed=0.002))[2].tables)
+
+
+def test_claim_3_says_for_which_figures_it_holds():
+    assert verdicts()[3].verdict.endswith("and then for the reduction alone")
+    assert verdicts(published(listed=0.0))[3].verdict.endswith("and then for the reduction alone")
+    far = published(listed=0.0)
+    near = {**published(listed=0.5), "name": "far", "task": "other"}
+    assert verdicts(far, near)[3].verdict.endswith("and then for the reduction and the cost alone")
 
 
 @pytest.fixture(scope="module")

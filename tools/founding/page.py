@@ -12,7 +12,15 @@ from tools.founding.advice import advice, table
 from tools.founding.pictures import against_steps, at_one_rate, forest, rank_of, shared_rates
 
 from loratlas.claims.claims_page import standing
-from loratlas.claims.comparisons import Contrast, contrasts, middle, rank_curves, tally, worth_having
+from loratlas.claims.comparisons import (
+    Contrast,
+    contrasts,
+    listed_contrasts,
+    middle,
+    rank_curves,
+    tally,
+    worth_having,
+)
 from loratlas.claims.evidence_files import ClaimEvidence
 
 WANTED = (
@@ -68,6 +76,7 @@ def _context(evidence: ClaimEvidence) -> dict[str, Any]:
         "table": table(advice(evidence)),
         "attention": _counted(by_half["attention"]),
         "forward": _counted(by_half["feedforward"]),
+        "listed": _listed(studies, by_half),
         "budgets": budgets,
         "budget_words": _budget_words(by_half),
         "sweeps": [_sweep(study) for study in studies if rank_curves(study)],
@@ -83,6 +92,22 @@ def _context(evidence: ClaimEvidence) -> dict[str, Any]:
 def _counted(found: Sequence[Contrast]) -> dict[str, Any]:
     median = middle(one.finding["difference"] for one in found)
     return {**tally(found), "studies": len(found), "median": "–" if median is None else f"{median:+.3f} nats"}
+
+
+def _listed(studies: Sequence[Mapping[str, Any]], by_half: Mapping[str, Sequence[Contrast]]) -> str:
+    """What the published lists cost where they were trained, beside their true halves at the same parameters."""
+    said = []
+    for one in listed_contrasts(studies):
+        role = [each for each in by_half[one.half] if each.study["name"] == one.study["name"]]
+        if role:
+            word = "feed-forward" if one.half == "feedforward" else one.half
+            said.append(
+                f"the {word} list is {one.finding['difference']:+.3f} nats from full LoRA "
+                f"({one.finding['verdict']}), {word} alone with the parameters of full LoRA "
+                f"{role[0].finding['difference']:+.3f} ({role[0].finding['verdict']}), on {one.study['task']} with "
+                f"{one.study['base']}"
+            )
+    return f"Trained as published, {'; '.join(said)}." if said else ""
 
 
 def _budgets(by_half: Mapping[str, Sequence[Contrast]]) -> list[dict[str, str]]:

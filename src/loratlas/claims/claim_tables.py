@@ -50,6 +50,41 @@ def contrast_table(title: str, found: list[Contrast]) -> ClaimTable:
     return ClaimTable(title=title, columns=columns, rows=tuple(rows))
 
 
+def listed_table(title: str, listed: list[Contrast], roles: list[Contrast]) -> ClaimTable:
+    """Lists of module names beside the true half of the same studies, with what each trains."""
+    rows = []
+    for one in listed:
+        arms = {arm["name"]: arm for arm in one.study["arms"]}
+        same = [each for each in roles if each.study["name"] == one.study["name"]]
+        for each in (one, *same):
+            arm = arms[each.finding["arm"]]
+            rows.append(
+                (
+                    one.study["base"], one.study["task"], str(one.study["steps"]), arm["placement"],
+                    count(arm["trainable"]), f"{each.finding['difference']:+.4f}", interval(each.finding["ci"]),
+                    each.finding["verdict"], f"{arm['lr']:.2g}",
+                )
+            )  # fmt: skip
+    columns = ("base", "task", "steps", "placement", "parameters", "nats", "interval", "verdict", "rate")
+    return ClaimTable(title=title, columns=columns, rows=tuple(rows))
+
+
+def opposed_table(turned: Iterable[tuple[Any, Any]]) -> ClaimTable:
+    """Pairs of a study and two of its arms that a definition ranks otherwise than the token mean, and by how much."""
+    rows = [
+        (
+            study["name"], f"{pair['first']} − {pair['second']}", f"{pair['token_mean']:+.4f}", pair["by"],
+            f"{pair['other']['difference']:+.4f}", interval(pair["other"]["ci"]),
+            pair["unit"].replace("_", " "), "yes" if pair["established"] else "no",
+        )
+        for study, pair in turned
+    ]  # fmt: skip
+    columns = ("study", "arms", "token mean", "definition", "by it", "interval", "unit", "established")
+    return ClaimTable(
+        title="Arms that another definition ranks the other way round", columns=columns, rows=tuple(rows)
+    )
+
+
 def count_table(arms: list[Any]) -> ClaimTable:
     rows = [
         (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from loratlas.claims.published_claims import published_half
 from loratlas.placement.terms import Placement
 
 HALVES = ("attention", "feedforward")
@@ -33,29 +34,51 @@ class Contrast:
 
 
 def contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
-    """Every finding whose reference is `all` and whose arm is one half of it, at its parameters or at its rank."""
+    """Every finding whose reference is `all` and whose arm is one half of it, at its parameters or at its rank.
+
+    The reference may be written in any way that adapts every linear layer at one rank, as a list of names too.
+    """
+    found = []
+    for one in _against_all(studies, lambda placement: _half(selector(placement))):
+        arms = {arm["name"]: arm for arm in one.study["arms"]}
+        placements = arms[one.finding["arm"]]["placement"], arms[one.study["reference"]]["placement"]
+        if one.equal or rank(placements[0]) == rank(placements[1]):
+            found.append(one)
+    return found
+
+
+def listed_contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
+    """Every finding whose reference is `all` and whose arm is one of the published lists of module names.
+
+    `half` is what the list was published as, whatever it holds.
+    """
+    return _against_all(studies, published_half)
+
+
+def _half(name: str | None) -> str | None:
+    return name if name in HALVES else None
+
+
+def _against_all(
+    studies: Iterable[Mapping[str, Any]], half_of: Callable[[str], str | None]
+) -> list[Contrast]:
     contrasted = []
     for study in studies:
         arms = {arm["name"]: arm for arm in study["arms"]}
         reference = arms[study["reference"]]
-        if selector(reference["placement"]) != "all":
+        if selector(reference["placement"]) != "all" and not reference.get("all_layers"):
             continue
         gained = None
         if study["base_nll"] is not None and reference["nll"] is not None:
             gained = study["base_nll"] - reference["nll"]
         for finding in study["findings"]:
-            half = selector(arms[finding["arm"]]["placement"])
-            if (
-                half in HALVES
-                and finding["versus"] == study["reference"]
-                and finding["difference"] is not None
-            ):
-                off = arms[finding["arm"]]["trainable"] / reference["trainable"]
-                equal = 0.9 < off < 1.1
-                if not equal and rank(arms[finding["arm"]]["placement"]) != rank(reference["placement"]):
-                    continue
-                share = finding["difference"] / gained if gained and gained > 0 else None
-                contrasted.append(Contrast(study=study, half=half, equal=equal, finding=finding, share=share))
+            arm = arms[finding["arm"]]
+            half = half_of(arm["placement"])
+            if half is None or finding["versus"] != study["reference"] or finding["difference"] is None:
+                continue
+            equal = 0.9 < arm["trainable"] / reference["trainable"] < 1.1
+            share = finding["difference"] / gained if gained and gained > 0 else None
+            contrasted.append(Contrast(study=study, half=half, equal=equal, finding=finding, share=share))
     return contrasted
 
 
@@ -95,7 +118,8 @@ def selector(placement: str) -> str | None:
         return None
     first, more = parsed.terms[0], parsed.terms[1:]
     name, others = first.names[0], first.names[1:]
-    return None if more or others or first.layers is not None else name.word
+    whole = not more and not others and first.layers is None and name.kind == "word"
+    return name.word if whole else None
 
 
 def rank(placement: str) -> int | None:

@@ -27,6 +27,9 @@ CLAIMS = (
 FULL, ATTENTION, FEEDFORWARD = "c_attn,c_proj,c_fc", "c_attn,c_proj", "c_fc"
 """Module names by which PEFT's list gives the published figures, at rank 16."""
 
+REDUCTIONS = {2: "99.45", 3: "31"}
+"""Claim → published parameter reduction in percent, in the digits that were printed."""
+
 COSTS = {2: 0.376, 3: 0.13}
 """Claim → published performance cost against full LoRA."""
 
@@ -96,6 +99,25 @@ def counts() -> list[ArmCount]:
         )
         for name, plan in plans.items()
     ]
+
+
+def published_half(placement: str) -> str | None:
+    """What a list of module names was published as: "attention" or "feedforward"; None for any other placement.
+
+    >>> published_half('legacy:"c_attn,c_proj":16'), published_half('legacy:"c_fc":8'), published_half("attention:16")
+    ('attention', 'feedforward', None)
+    """
+    lists = {f'legacy:"{ATTENTION}"': "attention", f'legacy:"{FEEDFORWARD}"': "feedforward"}
+    return lists.get(placement.rpartition(":")[0])
+
+
+def printed_alike(share: float, percent: str) -> bool:
+    """Whether a share, rounded to the digits of a printed percentage, is that percentage.
+
+    >>> printed_alike(0.3125, "31"), printed_alike(0.99454, "99.45"), printed_alike(0.3125, "32")
+    (True, True, False)
+    """
+    return f"{100 * share:.{len(percent.partition('.')[2])}f}" == percent
 
 
 def readings(cost: float, loss: float = LOSS) -> dict[str, Any]:

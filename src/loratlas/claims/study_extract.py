@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
         study: schema ``loratlas.study``, finished or not.
     """
     spec, data = study["spec"], study["data"]
-    ranks = study.get("ranks") or {"opposed": [], "compared": 0}  # studies before definitions were compared
+    ranks = study.get("ranks") or {
+        "opposed": [],
+        "compared": 0,
+        "measures": [],
+    }  # studies before definitions were compared
     return {
         "name": study["name"],
         "base": base_name(str(study["base"]["model"])),
@@ -38,16 +42,34 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
         # A result that names no protocol was written before there was a second edition.
         "superseded": study.get("protocol", 1) == 1,
         "base_nll": study["base_nll"],
-        "arms": [{name: arm.get(name) for name in ARM} | {"tuning": _tuning(arm)} for arm in study["arms"]],
-        "findings": [{name: finding.get(name) for name in FINDING} for finding in study["findings"]],
-        "opposed": [
-            {name: pair.get(name) for name in ("by", "first", "second", "established", "sentence")}
-            for pair in ranks["opposed"]
+        "arms": [
+            {name: arm.get(name) for name in ARM} | {"all_layers": _all_layers(arm), "tuning": _tuning(arm)}
+            for arm in study["arms"]
         ],
+        "findings": [{name: finding.get(name) for name in FINDING} for finding in study["findings"]],
+        "opposed": [_opposed(pair, ranks["measures"]) for pair in ranks["opposed"]],
         "compared": ranks["compared"],
         "runs": study["runs"],
         "spec_digest": study["spec_digest"],
     }
+
+
+def _opposed(pair: Mapping[str, Any], measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Two arms that a measure ranks the other way round: first − second by the token mean, and by that measure."""
+    units = {measure["name"]: measure["unit"] for measure in measures}
+    return {
+        **{name: pair[name] for name in ("by", "first", "second", "established", "sentence")},
+        "token_mean": pair["loss"]["difference"],
+        "other": {name: pair["other"][name] for name in ("difference", "ci")},
+        "unit": units[pair["by"]],
+    }
+
+
+def _all_layers(arm: Mapping[str, Any]) -> bool:
+    """Whether every linear layer has an adapter, all of one rank, by whatever words the placement says so."""
+    plan = arm["plan"]
+    ranks = {site["rank"] for site in plan["sites"]}
+    return len(ranks) == 1 and plan["trainable"] == ranks.pop() * plan["full_unit"]
 
 
 def _tuning(arm: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,190 @@
+"""The page of all studies, from their committed results: side by side first, then each with its tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tools.results import arms, findings, table, tuning
+
+from loratlas.claims.comparisons import HALVES, Contrast, contrasts
+from loratlas.claims.study_extract import base_name, extract, task_name
+from loratlas.report.sentences import VERDICTS
+
+HEAD = """# Full, attention or feed-forward? The studies
+
+Every study here was run by a recipe in [`recipes/`](../../recipes) under the protocol of
+[how a study decides](../method/statistics.md): learning rates tuned per arm on held-out rows, then fresh seeds judged
+on rows that nothing was chosen on. Settings, plans, the losses of every run, versions and machine stand in each JSON file.
+This page is written from those files by `python tools/claims.py`, and a test compares; what follows from it for
+practice: [the founding study, done again](founding-study.md).
+"""
+
+SUPERSEDED = """
+**Superseded** studies were run by the first edition of the protocol: rates 2.5 apart, their uncertainty no part of the
+intervals. Where curves are as steep as nl2bash's, such studies call arms better or worse that do not differ
+([calibration](../method/statistics.md)). Large differences are beyond what a rate can do; small ones are not settled by
+them.
+"""
+
+LAST = """
+The findings are about these bases, these tasks, these budgets and these lengths of training. They say nothing about
+large models.
+"""
+
+
+def studies_page(studies: Iterable[Mapping[str, Any]]) -> str:
+    """The page.
+
+    Args:
+        studies: finished ones, as `loratlas study --json` prints them.
+    """
+    listed = sorted(
+        studies,
+        key=lambda study: (
+            bool(study.get("superseded")),
+            -study["base"]["parameters"],
+            place(study),
+            study["name"],
+        ),
+    )
+    old = SUPERSEDED if any(study.get("superseded") for study in listed) else ""
+    sections = "\n".join(section(study) for study in listed)
+    return f"{HEAD}{old}\n{overview(listed)}\n{sections}{LAST}"
+
+
+def place(study: Mapping[str, Any]) -> str:
+    return f"{task_name(study['data']['train']['source'])} on {base_name(study['base']['model'])}"
+
+
+def overview(studies: Sequence[Mapping[str, Any]]) -> str:
+    """Each half of a model against all layers at equal parameters, a study a row; and verdicts and orders counted."""
+    rows, orders, equal = [], Counter[str](), []
+    for study in studies:
+        found = {one.half: one for one in contrasts([extract(study)]) if one.equal}
+        equal += found.values()
+        reference = next(arm for arm in study["arms"] if arm["name"] == study["reference"])
+        rows.append(
+            [
+                f"[{study['name']}]({study['name']}.json)",
+                f"{base_name(study['base']['model'])} ({study['base']['model_type']})",
+                task_name(study["data"]["train"]["source"]),
+                f"{study['spec']['steps']:,}",
+                f"{reference['trainable']:,}",
+                f"{study['base_nll']:.3f}",
+                f"{reference['nll']:.3f}",
+                *(difference(found[half]) if half in found else "–" for half in HALVES),
+            ]
+        )
+        if len(found) == len(HALVES):
+            orders[order(found)] += 1
+    head = [
+        "study",
+        "base",
+        "task",
+        "steps",
+        "parameters",
+        "loss before",
+        "all",
+        "attention − all",
+        "feed-forward − all",
+    ]
+    counts = []
+    for half in HALVES:
+        verdicts = Counter(one.finding["verdict"] for one in equal if one.half == half)
+        counts.append([half.replace("df", "d-f"), *(str(verdicts[verdict]) for verdict in VERDICTS)])
+    common = [[words, str(number)] for words, number in orders.most_common()]
+    return f"""## Side by side
+
+At equal parameters; losses are nats per answer token, of classifiers nats per row, and the share is of what `all` gains
+over the base.
+
+{table(head, rows)}
+
+{table(["arm", *VERDICTS], counts)}
+
+Orders, lowest loss first, whether or not their differences are findings:
+
+{table(["order", "studies"], common)}
+"""
+
+
+def difference(one: Contrast) -> str:
+    low, high = one.finding["ci"]
+    share = "" if one.share is None else f", {100 * one.share:+.1f} %"
+    return (
+        f"{one.finding['difference']:+.4f} ({low:+.4f} to {high:+.4f}){share}: **{one.finding['verdict']}**"
+    )
+
+
+def order(found: Mapping[str, Contrast]) -> str:
+    """All layers and the two halves, from the lowest loss to the highest."""
+    losses = {"all": 0.0} | {half: one.finding["difference"] for half, one in found.items()}
+    return " < ".join(half.replace("df", "d-f") for half in sorted(losses, key=lambda half: losses[half]))
+
+
+def section(study: Mapping[str, Any]) -> str:
+    """One study: what was done, its arms, its findings, its tuning, and what its notes say."""
+    spec, machine = study["spec"], study["machine"]
+    unit = study.get("task", {}).get("unit", "nats per token")
+    seeds = max(len(arm["runs"]) for arm in study["arms"])
+    state = "superseded" if study.get("superseded") else "second edition"
+    about = (
+        f"{base_name(study['base']['model'])} ({study['base']['parameters']:,} parameters), {spec['steps']:,} steps of "
+        f"{spec['batch_size']} rows, {spec['dtype']}, judged on {seeds} seeds × "
+        f"{study['data']['evaluation']['rows']:,} rows; loss before training {study['base_nll']:.3f} {unit}; "
+        f"{study['runs']['finished']} runs on {machine['cores']} cores of {machine['processor']}; {state}."
+    )
+    measures = [metrics(study)] if any(arm.get("metrics") for arm in study["arms"]) else []
+    notes = [
+        f"- {note.replace('${LORATLAS_SHARED}/data/', '')}"
+        for note in study["notes"]
+        if not note.startswith("The findings are about")
+    ]
+    parts = [
+        f"## {study['name']}: {place(study)}", filled(about), arms(study), findings(study), *measures,
+        "Tuning, mean of the seeds:", tuning(study), filled(reversals(study)),
+        "\n".join(notes),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def metrics(study: Mapping[str, Any]) -> str:
+    """What written answers or labels are worth, per arm."""
+    names = [metric["name"] for metric in study["arms"][0]["metrics"]]
+    rows = [
+        [
+            arm["name"],
+            *(
+                f"{metric['value']:.3f} ({metric['ci'][0]:.3f} to {metric['ci'][1]:.3f})"
+                for metric in arm["metrics"]
+            ),
+        ]
+        for arm in study["arms"]
+    ]
+    return table(["arm", *names], rows)
+
+
+def reversals(study: Mapping[str, Any]) -> str:
+    """Whether another measure ranks two arms the other way round."""
+    ranks = study.get("ranks")
+    if not ranks:
+        return ""
+    opposed = [
+        f"{pair['first']} and {pair['second']} by {pair['by']}"
+        + (" (established)" if pair["established"] else "")
+        for pair in ranks["opposed"]
+    ]
+    if not opposed:
+        return f"No other measure ranks two arms the other way round than the token mean ({ranks['compared']} pairs)."
+    return (
+        f"Of {ranks['compared']} pairs of arms and other measures these rank the arms the other way round than the "
+        f"token mean, not established unless said: {'; '.join(opposed)}."
+    )
+
+
+def filled(text: str) -> str:
+    import textwrap
+
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
