@@ -16,8 +16,8 @@ HEAD = """# Full, attention or feed-forward? The studies
 
 Every study here was run by a recipe in [`recipes/`](../../recipes) under the protocol of
 [how a study decides](../method/statistics.md): learning rates tuned per arm on held-out rows, then fresh seeds judged
-on rows that nothing was chosen on. Settings, plans, the losses of every run, versions and machine stand in each JSON file.
-This page is written from those files by `python tools/claims.py`, and a test compares; what follows from it for
+on rows that nothing was chosen on. Settings, plans, the losses of every run, versions and machine stand in each JSON
+file. This page is written from those files by `python tools/claims.py`, and a test compares; what follows from it for
 practice: [the founding study, done again](founding-study.md).
 """
 
