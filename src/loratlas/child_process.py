@@ -13,6 +13,10 @@ from pathlib import Path
 
 import loratlas
 
+LEAN = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+"""Environment of a process that trains. oneDNN keeps a kernel for each shape it has multiplied, and packed batches have
+a new length at every step: with its own limit of 1,024 a run on 8 million parameters held 0.4 GiB more, no faster."""
+
 
 def module_command(module: str) -> list[str]:
     """The words that run a module in a new Python process.
@@ -40,4 +44,4 @@ def child_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     own = str(Path(loratlas.__file__).resolve().parents[1])
     if own not in paths:
         paths.append(own)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(more or {})}
+    return {**LEAN, **os.environ, "PYTHONPATH": os.pathsep.join(paths), **(more or {})}

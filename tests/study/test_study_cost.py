@@ -15,7 +15,7 @@ from tests.study.test_coordinator import FEWEST, SPEC
 import loratlas
 from loratlas.errors import ModelError
 from loratlas.study.inputs.prepare import prepare
-from loratlas.study.inputs.study_cost import study_cost
+from loratlas.study.inputs.study_cost import PROCESS_BYTES, study_cost
 from loratlas.study.run_study import run_study
 from loratlas.study.spec.spec_file import parse_spec
 
@@ -38,6 +38,8 @@ def test_the_price_of_a_study_before_it_begins(tmp_path, monkeypatch):
     assert priced.seconds > 0
     assert priced.peak_bytes is not None
     assert priced.peak_bytes > 2 * 8_392_960
+    assert priced.memory_bytes is not None
+    assert 3 * PROCESS_BYTES < priced.memory_bytes < 5 * 2**30
     assert not list(tmp_path.iterdir())
 
 
@@ -52,23 +54,27 @@ def test_an_arm_that_a_scan_would_place_is_priced_without_a_scan(monkeypatch):
 
 def test_more_of_everything_costs_more(spec, prepared):
     def priced(spec=spec, workers=1):
-        return study_cost(spec, prepared, runs=10, workers=workers, timed=True)
+        return study_cost(spec, prepared, runs=10, workers=workers, device="cpu", timed=True)
 
     one, two, longer = priced(), priced(workers=2), priced(parse_spec({**SPEC, "steps": 30}))
     assert one.seconds == pytest.approx(2 * two.seconds)
     assert one.disk_bytes <= two.disk_bytes
     assert longer.seconds > 4 * one.seconds
     assert longer.steps == 10 * one.steps
-    assert study_cost(spec, prepared, runs=10, workers=1, timed=False).seconds is None
+    assert PROCESS_BYTES < two.memory_bytes - one.memory_bytes < one.memory_bytes
+    assert replace(one, memory_bytes=None).sentence() != one.sentence()
+    assert study_cost(spec, prepared, runs=10, workers=1, device="cpu", timed=False).seconds is None
 
 
 def test_what_has_no_dry_run_is_not_predicted(spec, prepared):
     def cannot(ranks):
         raise ModelError(given="a base", found="nothing to predict from", instead="another")
 
-    priced = study_cost(spec, replace(prepared, memory=cannot), runs=10, workers=1, timed=False)
+    priced = study_cost(spec, replace(prepared, memory=cannot), runs=10, workers=1, device="cpu", timed=False)
     assert priced.peak_bytes is None
     assert "memory" not in priced.sentence()
+    accelerated = study_cost(spec, prepared, runs=10, workers=1, device="cuda", timed=False)
+    assert (accelerated.memory_bytes, accelerated.peak_bytes is None) == (None, False)
 
 
 def folder_bytes(folder: Path) -> int:

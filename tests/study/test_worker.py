@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from loratlas.child_process import LEAN, child_environment
 from loratlas.data.encode import encode, load_tokenizer
 from loratlas.errors import RunError, SpecError, StorageError
 from loratlas.sources import model_source, open_model, open_rows
@@ -204,3 +205,11 @@ def test_arms_with_dora_are_matched_by_all_that_they_train(dora):
 def test_an_arm_without_dora_is_the_arm_that_it_was():
     assert "dora" not in SPEC.arms["full"].model_dump(mode="json")
     assert SPEC.arms["dora"].model_dump(mode="json")["dora"] is True
+
+
+def test_a_process_of_our_own_keeps_few_kernels_unless_told_otherwise(monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    assert child_environment()[name] == LEAN[name]
+    monkeypatch.setenv(name, "1024")
+    assert child_environment()[name] == "1024"

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; see :func:`main`."""
+    from loratlas.child_process import LEAN
     from loratlas.cli import output
     from loratlas.cli.app import build
     from loratlas.errors import Interrupted
@@ -61,6 +62,8 @@ def run(arguments: Sequence[str]) -> int:
     # Read when torch is loaded. Threads that spin while they wait for one another take the cores from those that they
     # wait for as soon as another process computes: a scan then took ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name, value in LEAN.items():
+        os.environ.setdefault(name, value)
     # The Hub's client announces each of its retries; what came of them is said once, by the error.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # bitsandbytes tells every process that imports it which kernels it would like to fetch.

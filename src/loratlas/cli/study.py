@@ -235,15 +235,19 @@ def _cost(spec: StudySpec, workers: int | None, as_json: bool) -> None:
     drawn = output.table(f"{spec.name}, {spec.steps} steps a run", ("", "right"))
     drawn.add_row("runs, at least", formats.count(priced.runs))
     drawn.add_row("training steps", formats.count(priced.steps))
-    drawn.add_row("runs at a time", formats.count(priced.workers))
+    drawn.add_row("processes that train", formats.count(priced.workers))
     drawn.add_row(
         "time", "not predicted" if priced.seconds is None else f"about {formats.duration(priced.seconds)}"
     )
-    memory = "not predicted" if priced.peak_bytes is None else formats.data_size(priced.peak_bytes)
-    drawn.add_row("memory of a run at its peak", memory)
+    drawn.add_row("memory of all processes", _about(priced.memory_bytes))
+    drawn.add_row("of it a run's own step, with the base", _about(priced.peak_bytes))
     drawn.add_row("disk, at most", formats.data_size(priced.disk_bytes))
     output.show(drawn)
     output.say("Nothing was trained. More runs follow where a best rate lies at an end of the grid.")
+
+
+def _about(size: int | None) -> str:
+    return "not predicted" if size is None else f"about {formats.data_size(size)}"
 
 
 def _read(folder: Path) -> Mapping[str, Any]:

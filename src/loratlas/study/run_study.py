@@ -20,7 +20,7 @@ from loratlas.study.execution.ledger import CLAIM, HOLDER, NAME, Ledger, claim, 
 from loratlas.study.execution.machine_record import machine, revision, versions
 from loratlas.study.execution.schedule import schedule
 from loratlas.study.execution.study_events import OnEvent, StudyEvent
-from loratlas.study.inputs.prepare import Prepared, prepare
+from loratlas.study.inputs.prepare import Prepared, prepare, training_device
 from loratlas.study.inputs.study_cost import StudyCost, study_cost
 from loratlas.study.results.study_result import FINDINGS, StudyResult, load_study, write_findings
 from loratlas.study.spec.study_spec import StudySpec
@@ -137,9 +137,8 @@ def cost_of(spec: StudySpec, *, workers: int | None = None) -> StudyCost:
     priced = spec.model_copy(update={"arms": everywhere})
     prepared = prepare(priced)
     runs = schedule(priced, {}).planned
-    return study_cost(
-        priced, prepared, runs=runs, workers=min(workers or default_workers(), runs), timed=True
-    )
+    at_once = min(workers or default_workers(), runs)
+    return study_cost(priced, prepared, runs=runs, workers=at_once, device=training_device(), timed=True)
 
 
 def _scan_reporter(on_event: OnEvent | None) -> OnScan | None:

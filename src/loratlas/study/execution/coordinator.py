@@ -93,7 +93,10 @@ class Coordinator:
         """What is done, or where nothing is, what the study will take."""
         if self.done:
             return f"{self.done} of {self.planned} runs are finished"
-        ahead = study_cost(self.spec, self.prepared, runs=self.planned, workers=workers, timed=False)
+        device = training_device()
+        ahead = study_cost(
+            self.spec, self.prepared, runs=self.planned, workers=workers, device=device, timed=False
+        )
         return f"This study takes {ahead.sentence()}."
 
     def _schedule(self) -> Schedule:
