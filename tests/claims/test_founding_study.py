@@ -87,7 +87,17 @@ def test_figures_hold_every_finding():
 def test_what_is_missing_is_said():
     from tools.founding.page import page
 
-    text = page(packaged())
-    there = {(study["base"], study["task"]) for study in packaged().studies}
-    assert ("sst2 on all-MiniLM-L6-v2: not run yet." in text) == (("all-MiniLM-L6-v2", "sst2") not in there)
-    assert "superseded" in text or not any(study["superseded"] for study in packaged().standing)
+    evidence = packaged()
+    there = {study["name"] for study in evidence.studies if study["complete"]}
+    assert "smollm2-nl2bash" in there
+    said = "`recipes/smollm2-nl2bash.yaml`: not run yet."
+    assert said not in page(evidence)
+    without = tuple(study for study in evidence.studies if study["name"] != "smollm2-nl2bash")
+    assert said in page(replace(evidence, studies=without))
+    assert "superseded" in page(evidence) or not any(study["superseded"] for study in evidence.standing)
+
+
+def test_what_a_page_may_name_as_missing_has_a_recipe():
+    from tools.founding.page import WANTED
+
+    assert all((ROOT / "recipes" / f"{name}.yaml").is_file() for name in WANTED)

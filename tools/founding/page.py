@@ -23,14 +23,8 @@ from loratlas.claims.comparisons import (
 )
 from loratlas.claims.evidence_files import ClaimEvidence
 
-WANTED = (
-    ("smollm2-135m", "nl2bash"),
-    ("smollm2-135m", "alpaca"),
-    ("smollm2-135m", "gsm8k"),
-    ("gemma3-270m", "nl2bash"),
-    ("all-MiniLM-L6-v2", "sst2"),
-)
-"""Studies on pretrained bases that this page should rest on."""
+WANTED = ("smollm2-nl2bash", "smollm2-alpaca", "smollm2-gsm8k", "gemma3-nl2bash", "minilm-sst2")
+"""Recipes of studies on pretrained bases that this page should rest on."""
 
 
 def pictures(evidence: ClaimEvidence) -> dict[str, str]:
@@ -282,8 +276,8 @@ def _inside(evidence: ClaimEvidence) -> dict[str, Any] | None:
 
 
 def _missing(evidence: ClaimEvidence) -> list[str]:
-    there = {(study["base"], study["task"]) for study in evidence.studies if study["complete"]}
-    lines = [f"{task} on {base}: not run yet." for base, task in WANTED if (base, task) not in there]
+    there = {study["name"] for study in evidence.studies if study["complete"]}
+    lines = [f"`recipes/{name}.yaml`: not run yet." for name in WANTED if name not in there]
     if evidence.speed is None:
         lines.append("Step times on DialoGPT-medium's shape: not measured.")
     largest = max(study["parameters"] for study in evidence.standing)

@@ -87,10 +87,13 @@ def _tuning(arm: Mapping[str, Any]) -> dict[str, float]:
 def base_name(model: str) -> str:
     """The name of a base, wherever it lies.
 
-    >>> base_name("demo:llama-mini"), base_name("${LORATLAS_BASES}/gpt2-mini")
-    ('llama-mini', 'gpt2-mini')
+    >>> base_name("demo:llama-mini"), base_name("${LORATLAS_BASES}/gpt2-mini"), base_name("${LORATLAS_MINILM}")
+    ('llama-mini', 'gpt2-mini', 'minilm')
     """
-    return Path(model.removeprefix("demo:").removeprefix("real:")).name
+    name = Path(model.removeprefix("demo:").removeprefix("real:")).name
+    if name.startswith("${"):  # the whole folder is a variable, which is named after what it holds
+        return name.strip("${}").removeprefix("LORATLAS_").lower()
+    return name
 
 
 def task_name(source: str) -> str:
