@@ -235,7 +235,7 @@ def test_a_reference_that_lists_every_layer_is_all_layers():
 def test_a_published_list_stands_beside_its_true_half():
     judged = verdicts(published(listed=0.002))[3]
     sentence = next(said for said in judged.because if said.startswith("Trained on"))
-    assert "attention, as a list costs +0.002 nats" in sentence
+    assert "the attention list costs +0.002 nats" in sentence
     assert sentence.endswith("attention alone with the parameters of full LoRA +0.050.")
     title, rows = next((table.title, table.rows) for table in judged.tables if "list, trained" in table.title)
     assert "attention" in title
@@ -244,6 +244,19 @@ def test_a_published_list_stands_beside_its_true_half():
         ("attention", "1,000"),
     ]
     assert not any("list, trained" in table.title for table in verdicts(published(listed=0.002))[2].tables)
+
+
+def test_claim_1_says_what_the_lists_put_first_and_what_their_halves():
+    both = published(listed=0.01)
+    other = {**both["arms"][1], "name": "feedforward-list", "placement": 'legacy:"c_fc":16'}
+    both["arms"].append(other)
+    both["findings"].append({**both["findings"][0], "arm": "feedforward-list", "difference": 0.03})
+    said = [sentence for sentence in verdicts(both)[1].because if "published lists" in sentence]
+    assert said == [
+        "Trained on rows on gpt2-mini, the published lists put attention 0.020 nats before feed-forward; the true "
+        "halves, at the parameters of full LoRA, put feed-forward 0.150 nats before attention."
+    ]
+    assert not any("published lists" in sentence for sentence in verdicts(published(listed=0.01))[1].because)
 
 
 def test_claim_3_says_for_which_figures_it_holds():

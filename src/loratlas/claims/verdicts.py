@@ -6,7 +6,7 @@ A verdict is `holds`, `does not hold`, `holds only when …` or `not measured`, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from loratlas.claims.claim_tables import (
@@ -83,6 +83,7 @@ def _attention(evidence: ClaimEvidence) -> ClaimVerdict:
                 f"Of what adapters gain over the base, attention alone gives back {shares[0]:.1%} and feed-forward "
                 f"alone {shares[1]:.1%} (medians over studies; below 0 % is a gain)."
             )
+    because += _lists_and_halves(evidence, equal)
     tables = [contrast_table("At equal parameters, against all linear layers", equal)]
     for study in evidence.standing:
         curves = rank_curves(study)
@@ -93,6 +94,26 @@ def _attention(evidence: ClaimEvidence) -> ClaimVerdict:
         "The published \"attention\" list also holds the feed-forward block's output matrix, and 1.1 to 2.2 times the "
         "parameters of the feed-forward arm; the true role at equal parameters is an arm of every study here."
     ))  # fmt: skip
+
+
+def _lists_and_halves(evidence: ClaimEvidence, equal: list[Contrast]) -> list[str]:
+    """Which half comes first as it was published, and which in truth, where one study trained both."""
+    said = []
+    for study in evidence.standing:
+        lists = {one.half: one for one in listed_contrasts([study])}
+        halves = {one.half: one for one in equal if one.study["name"] == study["name"]}
+        if len(lists) == len(halves) == len(HALVES):
+            said.append(
+                f"Trained on {study['task']} on {study['base']}, the published lists put {_before(lists)}; the true "
+                f"halves, at the parameters of full LoRA, put {_before(halves)}."
+            )
+    return said
+
+
+def _before(both: Mapping[str, Contrast]) -> str:
+    first, last = sorted(both.values(), key=lambda one: one.finding["difference"])
+    gap = last.finding["difference"] - first.finding["difference"]
+    return f"{word(first.half)} {gap:.3f} nats before {word(last.half)}"
 
 
 def _diminishing(study: Any, curves: Any) -> str:
@@ -168,7 +189,7 @@ def _figures(
     listed = [one for one in listed_contrasts(evidence.standing) if one.half == half]
     here = [one for one in contrasts(evidence.standing) if one.half == half]
     if listed:
-        because += [_as_listed(one, here, list_.name) for one in listed]
+        because += [_as_listed(one, here) for one in listed]
         tables.append(
             listed_table(f"The published {word(half)} list, trained, and the true role", listed, here)
         )
@@ -193,10 +214,10 @@ def _figures(
     ))  # fmt: skip
 
 
-def _as_listed(one: Contrast, roles: list[Contrast], name: str) -> str:
+def _as_listed(one: Contrast, roles: list[Contrast]) -> str:
     """What a list costs beside what its half costs at the reference's parameters, in the same study."""
     said = (
-        f"Trained on {where(one)}, {name} costs {one.finding['difference']:+.3f} nats "
+        f"Trained on {where(one)}, the {word(one.half)} list costs {one.finding['difference']:+.3f} nats "
         f"({interval(one.finding['ci'])}: {one.finding['verdict']}) against full LoRA"
     )
     role = [each for each in roles if each.study["name"] == one.study["name"] and each.equal]
