@@ -264,13 +264,25 @@ def _read(folder: Path) -> Mapping[str, Any]:
         ) from error
 
 
+def _name(arm: str, width: int = 12) -> str:
+    """An arm's name for a narrow column: a long one goes on below, after a hyphen where it has one.
+
+    >>> _name("feedforward-list").split("\\n"), _name("attention")
+    (['feedforward-', 'list'], 'attention')
+    """
+    if len(arm) <= width:
+        return arm
+    at = arm.rfind("-", 0, width) + 1 or arm.rfind("_", 0, width) + 1 or width
+    return f"{arm[:at]}\n{_name(arm[at:], width)}"
+
+
 def _show(data: Mapping[str, Any]) -> None:
     arms = output.table(
         "arm", "placement", ("trainable", "right"), ("rate", "right"), ("loss", "right"), "95 % interval"
     )
     for arm in data["arms"]:
         arms.add_row(
-            arm["name"],
+            _name(arm["name"]),
             arm["placement"],
             formats.count(arm["trainable"]),
             f"{arm['lr']:g}" if arm.get("lr") else "–",
@@ -284,20 +296,20 @@ def _show(data: Mapping[str, Any]) -> None:
         )
     reference = str(data.get("reference") or data["spec"]["reference"])
     table = output.table(
-        f"against {reference}",
+        f"against\n{_name(reference)}",
         "verdict",
         ("nats", "right"),
         "interval",
         ("p", "right"),
         ("steps\nsaved", "right"),  # narrow, so that the words in other columns stay whole at 80 columns
-        ("detectable", "right"),
+        ("detect-\nable", "right"),
     )
-    table.columns[1].min_width = len("undetermined")
+    table.columns[0].min_width = table.columns[1].min_width = len("undetermined")
     undetermined = [one["arm"] for one in data["findings"] if one["verdict"] == "undetermined"]
     notes = {arm: f"({number}) " for number, arm in enumerate(undetermined, 1)}
     for finding in data["findings"]:
         table.add_row(
-            finding["arm"],
+            _name(finding["arm"]),
             f"{finding['verdict']} {notes.get(finding['arm'], '')}".rstrip()
             + "\nflips" * bool(finding.get("flips")),
             _number(finding["difference"], sign=True),
