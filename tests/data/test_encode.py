@@ -307,3 +307,9 @@ def test_ids_are_those_of_the_whole_conversation_with_words_marked_at_their_fron
     asked = marked.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
     assert example.input_ids[: int(example.labelled.argmax())].tolist() == asked
     assert marked.convert_ids_to_tokens(example.input_ids[example.labelled].tolist()) == [*"Apple.", "</s>"]
+
+
+def test_a_folder_with_a_config_alone_has_no_tokenizer(tmp_path):
+    GPT2Config(n_embd=8, n_layer=1, n_head=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="spells nothing"):
+        load_tokenizer(tmp_path)

@@ -35,6 +35,9 @@ def load_tokenizer(source: str | Path) -> Any:
         most = tokenizer.model_max_length
         if isinstance(most, bool) or not isinstance(most, (int, float)):
             raise ValueError(f"model_max_length {str(most)[:40]!r}, which is no number")
+        if not tokenizer("a 1", add_special_tokens=False)["input_ids"]:
+            # Where a folder has a config alone, transformers makes one up.
+            raise ValueError(f"a vocabulary, of {len(tokenizer):,}, that spells nothing")
         return tokenizer
     except ModelError:
         raise
