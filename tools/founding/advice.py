@@ -82,12 +82,23 @@ def _by_kind(situation: str, found: Sequence[Contrast]) -> Advice | None:
     number = len(halves["feedforward"])
     best = "feedforward" if 2 * forward["better"] > number and not forward["worse"] else "all"
     said = [
-        f"{word} alone, at equal parameters, is better in {counts[half]['better']} and worse in "
-        f"{counts[half]['worse']} of {len(halves[half])} {'study' if len(halves[half]) == 1 else 'studies'} "
-        f"(median {_nats(middle(one.finding['difference'] for one in halves[half]))})"
+        _found(word, halves[half])
         for half, word in (("attention", "attention"), ("feedforward", "feed-forward"))
     ]
     return Advice(situation=situation, placement=f"`{best}`", because="; ".join(said))
+
+
+def _found(half: str, listed: Sequence[Contrast]) -> str:
+    """What studies found of one half, in a clause; where none decided, what they could have seen."""
+    counts, number = tally(listed), f"{len(listed)} {'study' if len(listed) == 1 else 'studies'}"
+    words = {"better": "better", "worse": "worse", "equivalent": "the same within the margin"}
+    decided = [f"{said} in {counts[verdict]}" for verdict, said in words.items() if counts[verdict]]
+    median = _nats(middle(one.finding["difference"] for one in listed))
+    at_equal = f"{half} alone, at equal parameters,"
+    if decided:
+        return f"{at_equal} is {' and '.join(decided)} of {number} (median {median})"
+    seen = max(one.finding["detectable"] or 0.0 for one in listed)
+    return f"{at_equal} is not told from `all` in {number} ({median}; {seen:.3f} would have been)"
 
 
 def _long_runs(evidence: ClaimEvidence) -> list[Advice]:
