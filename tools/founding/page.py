@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tools.founding.advice import advice, table
-from tools.founding.pictures import against_steps, at_one_rate, forest, rank_of, shared_rates
+from tools.founding.pictures import (
+    against_parameters,
+    against_steps,
+    at_one_rate,
+    forest,
+    rank_of,
+    shared_rates,
+)
 
 from loratlas.claims.claims_page import standing
 from loratlas.claims.comparisons import (
@@ -34,6 +41,8 @@ def pictures(evidence: ClaimEvidence) -> dict[str, str]:
     swinging = _swinging(evidence)
     if swinging is not None:
         drawn["founding-one-rate.svg"] = at_one_rate(swinging)
+    swept = [study for study in evidence.standing if rank_curves(study)]
+    drawn |= {f"founding-ranks-{study['name']}.svg": against_parameters(study) for study in swept}
     return drawn | {f"founding-steps-{_slug(p)}.svg": against_steps(p) for p in _long(evidence)}
 
 
@@ -73,7 +82,7 @@ def _context(evidence: ClaimEvidence) -> dict[str, Any]:
         "listed": _listed(studies, by_half),
         "budgets": budgets,
         "budget_words": _budget_words(by_half),
-        "sweeps": [_sweep(study) for study in studies if rank_curves(study)],
+        "sweeps": [(study["name"], _sweep(study)) for study in studies if rank_curves(study)],
         "wrong": _worst(by_half),
         "rates": _rates(evidence),
         "one_rate": _one_rate(evidence),

@@ -1,4 +1,4 @@
-"""Two figures as SVG: differences from all layers with their intervals, and a difference against steps."""
+"""Figures as SVG: differences from all layers, with intervals, by steps and at one rate; loss against parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from loratlas.claims.comparisons import Contrast
+from loratlas.claims.comparisons import Contrast, rank_curves
 
 WIDTH, ROW, LEFT, RIGHT, TOP = 760, 22, 250, 24, 46
 STYLE = """
@@ -131,7 +131,9 @@ def shared_rates(study: Mapping[str, Any]) -> dict[str, list[tuple[float, float]
     which all layers keep at least half of what they gain over the base."""
     from loratlas.claims.comparisons import HALVES, selector
 
-    arms = {selector(arm["placement"]): arm for arm in reversed(study["arms"])}
+    arms = {
+        "all" if arm.get("all_layers") else selector(arm["placement"]): arm for arm in reversed(study["arms"])
+    }
     if not {"all", *HALVES} <= arms.keys():
         return {}
     everywhere = arms["all"]["tuning"]
@@ -181,6 +183,43 @@ def at_one_rate(study: Mapping[str, Any]) -> str:
         )
     body.append(
         f'<text class="small" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">learning rate</text>'
+    )
+    return _svg(height, body)
+
+
+def against_parameters(study: Mapping[str, Any]) -> str:
+    """Loss of either half against its parameters, rank by rank, each at its own learning rate."""
+    curves = rank_curves(study)
+    height = TOP + 240
+    counts = [math.log(point[1]) for curve in curves for point in curve.points]
+    x = Scale(min(counts), max(counts), 90, WIDTH - 60)
+    losses = [point[2] for curve in curves for point in curve.points]
+    y = Scale(min(losses) - 0.05, max(losses) + 0.05, height - 44, TOP)
+    body = [
+        _legend(
+            f"loss against parameters, {study['task']} on {study['base']}, nats per token; numbers are ranks"
+        )
+    ]
+    for tick in ticks(y.low, y.high, 6):
+        body.append(f'<line class="grid" x1="70" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        body.append(f'<text class="small" x="60" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>')
+    for curve in curves:
+        shown = [(x(math.log(trainable)), y(loss), rank) for rank, trainable, loss, _ in curve.points]
+        path = " ".join(f"{at},{up}" for at, up, _ in shown)
+        body.append(f'<polyline class="{curve.half}" style="fill:none;stroke-width:2" points="{path}"/>')
+        for at, up, rank in shown:
+            body.append(
+                f'<circle class="{curve.half}" cx="{at}" cy="{up}" r="4"/>'
+                f'<text class="small" x="{at}" y="{up - 9}" text-anchor="middle">{rank}</text>'
+            )
+    for tick in (factor * 10**power for power in range(9) for factor in (1, 2, 5)):
+        if x.low <= math.log(tick) <= x.high:
+            at = x(math.log(tick))
+            body.append(
+                f'<text class="small" x="{at}" y="{height - 20}" text-anchor="middle">{tick:,}</text>'
+            )
+    body.append(
+        f'<text class="small" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">trainable parameters</text>'
     )
     return _svg(height, body)
 
