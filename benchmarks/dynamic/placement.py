@@ -92,7 +92,7 @@ def assemble(registered: Preregistered, results: Path, real: Path, finer: Path) 
         "earlier": registered.content.get("earlier", []),
         "cases": cases,
         "registered_cases": len(registered.cases()),
-        "pooled_unseen": _pooled(chosen) if chosen else None,
+        "pooled_unseen": _pooled(chosen) | {"finer": read_again(cases)} if chosen else None,
         "scans": scans(),
         "real_base": pictures(real),
     }
@@ -111,7 +111,17 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     ]
     columns = {column: entry["share_lost"] for column, entry in result["scans"]["columns"].items()}
     names = [name.removesuffix("-all1").replace("mini-", "mini ") for name in result["scans"]["cases"]]
-    return {"inside": {"cases": cases}, "scans": {"cases": names, "columns": columns}}
+    again = (result["pooled_unseen"] or {}).get("finer")
+    return {"inside": {"cases": cases, "finer": again}, "scans": {"cases": names, "columns": columns}}
+
+
+def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    """How often `auto` is better and worse at finer rates, of the unseen cases read so; None where none was."""
+    auto = [case["finer"]["minus_all"]["auto"] for case in cases if case["unseen"] and case.get("finer")]
+    if not auto:
+        return None
+    better, worse = sum(found["high"] < 0 for found in auto), sum(found["low"] > 0 for found in auto)
+    return {"better": better, "worse": worse, "cases": len(auto)}
 
 
 def _case(

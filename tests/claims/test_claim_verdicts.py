@@ -184,6 +184,10 @@ def test_claims_5_and_7_follow_the_unseen_cases(better, worse, verdict):
     }
     judged = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": pooled})
     assert judged[5].verdict == judged[7].verdict == verdict
+    finer = {**pooled, "finer": {"better": 1, "worse": 2, "cases": 3}}
+    again = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": finer})
+    assert "it is better in 1 and worse in 2 of 3." in again[5].because[1]
+    assert again[5].verdict == "does not hold"
     unscaled = {**pooled, "share_lost": None}
     no_scale = verdicts(study(), placement={"cases": [case(-0.2, -0.1)], "pooled_unseen": unscaled})
     assert "no scale" in no_scale[7].because[0]

@@ -52,10 +52,10 @@ def test_the_table_follows_the_findings():
     better = first(changed("better", -0.2))
     assert better.placement == "`feedforward`"
     assert "-0.200 nats" in better.because
-    untold = first(changed("undetermined", 0.0))
-    assert untold.placement == "`all`"
-    assert "feed-forward alone, at equal parameters, is not told from `all`" in untold.because
-    assert "would have been" in untold.because
+    unseen = first(changed("undetermined", 0.0))
+    assert unseen.placement == "`all`"
+    assert "feed-forward alone, at equal parameters, shows no difference from `all`" in unseen.because
+    assert "would have been seen" in unseen.because
 
 
 def test_auto_is_advised_only_where_unseen_cases_say_so():

@@ -98,7 +98,9 @@ def _found(half: str, listed: Sequence[Contrast]) -> str:
     if decided:
         return f"{at_equal} is {' and '.join(decided)} of {number} (median {median})"
     seen = max(one.finding["detectable"] or 0.0 for one in listed)
-    return f"{at_equal} is not told from `all` in {number} ({median}; {seen:.3f} would have been)"
+    return (
+        f"{at_equal} shows no difference from `all` in {number} ({median}; {seen:.3f} would have been seen)"
+    )
 
 
 def _long_runs(evidence: ClaimEvidence) -> list[Advice]:
@@ -127,12 +129,14 @@ def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
     pooled = (evidence.placement or {}).get("pooled_unseen")
     if pooled is None:
         return []
+    again = pooled.get("finer")
     return [
         Advice(
             situation="no idea, and rows of your own",
             placement="`auto`" if worth_having(pooled) else "`all`, and let `--lr auto` choose the rate",
             because=f"placement decided in the run's own first steps is better than `all` in {pooled['better']} and "
-            f"worse in {pooled['worse']} of {pooled['cases']} held-out cases",
+            f"worse in {pooled['worse']} of {pooled['cases']} held-out cases"
+            + (f", at finer rates in {again['better']} and {again['worse']}" if again else ""),
         )
     ]
 

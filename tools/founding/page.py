@@ -281,7 +281,9 @@ def _inside(evidence: ClaimEvidence) -> dict[str, Any] | None:
         if worth_having(pooled)
         else "Placement hardly matters there; the rate and the number of steps do."
     )
-    return {**{name: pooled[name] for name in ("better", "worse", "cases")}, "words": words}
+    again = pooled.get("finer")
+    finer = f" (at finer rates {again['better']} and {again['worse']})" if again else ""
+    return {**{name: pooled[name] for name in ("better", "worse", "cases")}, "finer": finer, "words": words}
 
 
 def _missing(evidence: ClaimEvidence) -> list[str]:

@@ -55,7 +55,7 @@ def page(result: Mapping[str, Any], results: Path) -> str:
     for case in result["cases"]:
         cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
         lines.append(f"| {case_name(case)} | " + " | ".join(cells) + " |")
-    lines += _finer(result["cases"])
+    lines += _finer(result)
     lines += _real(result["real_base"])
     lines += sections(results)
     return "\n".join(lines) + "\n"
@@ -92,13 +92,12 @@ def _pooled_share(pooled: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _finer(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+def _finer(result: Mapping[str, Any]) -> list[str]:
     """Cases at finer rates; nothing before there are any."""
-    known = [case for case in cases if case.get("finer")]
-    if not known:
+    counts = (result["pooled_unseen"] or {}).get("finer")
+    if not counts:
         return []
-    auto = [case["finer"]["minus_all"]["auto"] for case in known]
-    better, worse = sum(found["high"] < 0 for found in auto), sum(found["low"] > 0 for found in auto)
+    known = [case for case in result["cases"] if case.get("finer")]
     lines = [
         "",
         "## The same at rates 1.26 apart",
@@ -106,7 +105,7 @@ def _finer(cases: Sequence[Mapping[str, Any]]) -> list[str]:
         "For three arms the two rates half-way to the best one's neighbours were tried as well, and an arm whose best",
         "was one of them was trained on the same fresh seeds again. Not registered: added after the runs above had",
         "been read.",
-        f"`auto` is then better than `all` in {better} of {len(known)} and worse in {worse}.",
+        f"`auto` is then better than `all` in {counts['better']} of {counts['cases']} and worse in {counts['worse']}.",
         "",
         "| case | rates: all, auto, feedforward | auto − all | feedforward − all |",
         "|---|---|---|---|",

@@ -257,7 +257,8 @@ def _dynamic(evidence: ClaimEvidence) -> ClaimVerdict:
 
 def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdict:
     """Claims 5 and 7 hold if, on preregistered unseen cases at equal compute, the policy is better than `all` in at
-    least two thirds of the cases and worse in none; they do not hold if it is worse as often as better."""
+    least two thirds of the cases and worse in none; they do not hold if it is worse as often as better, at the rates
+    that were registered or at finer ones."""
     placements = evidence.placement
     cases = [case for case in (placements or {}).get("cases", ()) if case.get("unseen")]
     if not placements or not cases:
@@ -266,10 +267,11 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
     better, worse, total = pooled["better"], pooled["worse"], pooled["cases"]
     won = sorted({f"{c['task']} on {base_name(c['base'])}" for c in cases if c["auto_minus_all"]["high"] < 0})
     verdict = f"holds only for {', '.join(won)}"
-    if worth_having(pooled):
-        verdict = HOLDS
-    elif worse >= better:
+    read_so_far = [pooled, *([pooled["finer"]] if pooled.get("finer") else [])]
+    if any(read["worse"] >= read["better"] for read in read_so_far):
         verdict = FAILS
+    elif worth_having(pooled):
+        verdict = HOLDS
     share = pooled.get("share_lost") or {}
     scale = "no placement tried there beats `all` beyond noise, so that there is no scale for what it loses"
     if share.get("value") is not None:
@@ -281,6 +283,11 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
         f"On {total} preregistered unseen cases, {what} is better than `all` at equal compute in {better} and worse in "
         f"{worse}; {scale}."
     ]
+    if again := pooled.get("finer"):
+        because.append(
+            f"At learning rates 1.26 apart, read after the registered ones, it is better in {again['better']} and "
+            f"worse in {again['worse']} of {again['cases']}."
+        )
     rows = [
         (
             base_name(case["base"]), case["task"], str(case["budget"]), str(case["steps"]),

@@ -33,7 +33,8 @@ def auto_record() -> str:
         >>> auto_record()[:35]
         'Measured against `all` at equal ste'
     """
-    cases = judged()["inside"]["cases"]
+    inside = judged()["inside"]
+    cases, again = inside["cases"], inside.get("finer")
     if not cases:
         return (
             "How well placement inside the run works was not measured yet; compare it with `all` in a study."
@@ -45,11 +46,16 @@ def auto_record() -> str:
         f"{case['name']})"
         for case in ends
     )
+    finer = ""
+    if again:
+        finer = (
+            f" Where learning rates are tuned finer: better in {again['better']}, worse in {again['worse']}."
+        )
     open_cases = len(cases) - count["better"] - count["worse"]
     return (
         f"Measured against `all` at equal steps and parameters, on {len(cases)} held-out cases: "
         f"better in {count['better']}, worse in {count['worse']}, undetermined in {open_cases}; between {bounds} nats "
-        "per token. A study compares both on your rows."
+        f"per token.{finer} A study compares both on your rows."
     )
 
 
