@@ -18,12 +18,14 @@ from tools.founding.pictures import (
     shared_rates,
 )
 
+from loratlas.claims.claim_tables import word
 from loratlas.claims.claims_page import standing
 from loratlas.claims.comparisons import (
     Contrast,
     contrasts,
     listed_contrasts,
     middle,
+    of_study,
     rank_curves,
     tally,
     worth_having,
@@ -57,12 +59,12 @@ def page(evidence: ClaimEvidence) -> str:
         lstrip_blocks=True,
     )
     text = made.get_template("founding-study.md.j2").render(_context(evidence))
-    return "\n\n".join(_filled(block) for block in re.split(r"\n{2,}", text.strip())) + "\n"
+    return "\n\n".join(filled(block) for block in re.split(r"\n{2,}", text.strip())) + "\n"
 
 
-def _filled(block: str) -> str:
+def filled(block: str) -> str:
     """A paragraph in lines of 120 characters; tables, lists, headings and pictures as they are."""
-    if block[0] in "|-#!":
+    if block.startswith(("|", "-", "#", "!")):
         return block
     return textwrap.fill(" ".join(block.split()), 120, break_long_words=False, break_on_hyphens=False)
 
@@ -101,12 +103,11 @@ def _listed(studies: Sequence[Mapping[str, Any]], by_half: Mapping[str, Sequence
     """What the published lists cost where they were trained, beside their true halves at the same parameters."""
     said = []
     for one in listed_contrasts(studies):
-        role = [each for each in by_half[one.half] if each.study["name"] == one.study["name"]]
+        role = of_study(by_half[one.half], one.study)
         if role:
-            word = "feed-forward" if one.half == "feedforward" else one.half
             said.append(
-                f"the {word} list is {one.finding['difference']:+.3f} nats from full LoRA "
-                f"({one.finding['verdict']}), {word} alone with the parameters of full LoRA "
+                f"the {word(one.half)} list is {one.finding['difference']:+.3f} nats from full LoRA "
+                f"({one.finding['verdict']}), {word(one.half)} alone with the parameters of full LoRA "
                 f"{role[0].finding['difference']:+.3f} ({role[0].finding['verdict']}), on {one.study['task']} with "
                 f"{one.study['base']}"
             )

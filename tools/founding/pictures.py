@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -97,10 +97,7 @@ def against_steps(picture: Mapping[str, Any]) -> str:
     y = Scale(min(*ends, 0.0) - 0.005, max(*ends, 0.0) + 0.005, height - 44, TOP)
     title = f"feed-forward alone − all layers, {picture['task']} on {picture['base'].split(':')[-1]}, nats per token"
     body = [f'<text x="12" y="20">{escape(title)}</text>']
-    for tick in ticks(y.low, y.high, 6):
-        kind = "zero" if tick == 0 else "grid"
-        body.append(f'<line class="{kind}" x1="70" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        body.append(f'<text class="small" x="60" y="{y(tick) + 4}" text-anchor="end">{_tick(tick)}</text>')
+    body += _levels(y, _tick)
     path = " ".join(f"{x(math.log(p['steps']))},{y(p['minus_all']['value'])}" for p in points)
     body.append(f'<polyline class="feedforward" style="fill:none;stroke-width:2" points="{path}"/>')
     for p in points:
@@ -120,6 +117,16 @@ def rank_of(one: Contrast) -> str:
 
     reference = next(arm for arm in one.study["arms"] if arm["name"] == one.study["reference"])
     return str(parse(reference["placement"]).terms[0].rank or "")
+
+
+def _levels(y: Scale, said: Callable[[float], str]) -> list[str]:
+    """Lines across at round numbers, each with its number."""
+    lines = []
+    for tick in ticks(y.low, y.high, 6):
+        kind = "zero" if tick == 0 else "grid"
+        lines.append(f'<line class="{kind}" x1="70" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
+        lines.append(f'<text class="small" x="60" y="{y(tick) + 4}" text-anchor="end">{said(tick)}</text>')
+    return lines
 
 
 def _tick(value: float) -> str:
@@ -163,10 +170,7 @@ def at_one_rate(study: Mapping[str, Any]) -> str:
         f"difference from all layers at one shared rate, {study['task']} on {study['base']}, nats per token"
     )
     body = [_legend(title)]
-    for tick in ticks(y.low, y.high, 6):
-        kind = "zero" if tick == 0 else "grid"
-        body.append(f'<line class="{kind}" x1="70" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        body.append(f'<text class="small" x="60" y="{y(tick) + 4}" text-anchor="end">{_tick(tick)}</text>')
+    body += _levels(y, _tick)
     for half, curve in curves.items():
         shown = [(x(math.log(rate)), y(min(value, CUT + 0.02)), value) for rate, value in curve]
         path = " ".join(f"{at},{up}" for at, up, _ in shown)
@@ -200,9 +204,7 @@ def against_parameters(study: Mapping[str, Any]) -> str:
             f"loss against parameters, {study['task']} on {study['base']}, nats per token; numbers are ranks"
         )
     ]
-    for tick in ticks(y.low, y.high, 6):
-        body.append(f'<line class="grid" x1="70" x2="{WIDTH - RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>')
-        body.append(f'<text class="small" x="60" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>')
+    body += _levels(y, "{:g}".format)
     for curve in curves:
         shown = [(x(math.log(trainable)), y(loss), rank) for rank, trainable, loss, _ in curve.points]
         path = " ".join(f"{at},{up}" for at, up, _ in shown)

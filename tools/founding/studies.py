@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tools.founding.page import filled
 from tools.results import arms, findings, table, tuning
 
+from loratlas.claims.claim_tables import word
 from loratlas.claims.comparisons import HALVES, Contrast, contrasts
 from loratlas.claims.study_extract import base_name, extract, task_name
 from loratlas.report.sentences import VERDICTS
@@ -93,7 +95,7 @@ def overview(studies: Sequence[Mapping[str, Any]]) -> str:
     counts = []
     for half in HALVES:
         verdicts = Counter(one.finding["verdict"] for one in equal if one.half == half)
-        counts.append([half.replace("df", "d-f"), *(str(verdicts[verdict]) for verdict in VERDICTS)])
+        counts.append([word(half), *(str(verdicts[verdict]) for verdict in VERDICTS)])
     common = [[words, str(number)] for words, number in orders.most_common()]
     return f"""## Side by side
 
@@ -120,8 +122,8 @@ def difference(one: Contrast) -> str:
 
 def order(found: Mapping[str, Contrast]) -> str:
     """All layers and the two halves, from the lowest loss to the highest."""
-    losses = {"all": 0.0} | {half: one.finding["difference"] for half, one in found.items()}
-    return " < ".join(half.replace("df", "d-f") for half in sorted(losses, key=lambda half: losses[half]))
+    losses = {"all": 0.0} | {word(half): one.finding["difference"] for half, one in found.items()}
+    return " < ".join(sorted(losses, key=lambda name: losses[name]))
 
 
 def section(study: Mapping[str, Any]) -> str:
@@ -182,9 +184,3 @@ def reversals(study: Mapping[str, Any]) -> str:
         f"Of {ranks['compared']} pairs of arms and other measures these rank the arms the other way round than the "
         f"token mean, not established unless said: {'; '.join(opposed)}."
     )
-
-
-def filled(text: str) -> str:
-    import textwrap
-
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)

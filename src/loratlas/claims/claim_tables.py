@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from loratlas.claims.claim_verdict import ClaimTable
-from loratlas.claims.comparisons import Contrast, tally
+from loratlas.claims.comparisons import Contrast, of_study, tally
 from loratlas.claims.evidence_files import ClaimEvidence
 from loratlas.formats import count
 
@@ -55,8 +55,7 @@ def listed_table(title: str, listed: list[Contrast], roles: list[Contrast]) -> C
     rows = []
     for one in listed:
         arms = {arm["name"]: arm for arm in one.study["arms"]}
-        same = [each for each in roles if each.study["name"] == one.study["name"]]
-        for each in (one, *same):
+        for each in (one, *of_study(roles, one.study)):
             arm = arms[each.finding["arm"]]
             rows.append(
                 (

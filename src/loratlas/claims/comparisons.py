@@ -55,6 +55,11 @@ def listed_contrasts(studies: Iterable[Mapping[str, Any]]) -> list[Contrast]:
     return _against_all(studies, published_half)
 
 
+def of_study(found: Iterable[Contrast], study: Mapping[str, Any]) -> list[Contrast]:
+    """Those of one study."""
+    return [one for one in found if one.study["name"] == study["name"]]
+
+
 def _half(name: str | None) -> str | None:
     return name if name in HALVES else None
 

@@ -21,11 +21,8 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
         study: schema ``loratlas.study``, finished or not.
     """
     spec, data = study["spec"], study["data"]
-    ranks = study.get("ranks") or {
-        "opposed": [],
-        "compared": 0,
-        "measures": [],
-    }  # studies before definitions were compared
+    # The first studies compared no definitions.
+    ranks = study.get("ranks") or {"opposed": [], "compared": 0, "measures": []}
     return {
         "name": study["name"],
         "base": base_name(str(study["base"]["model"])),

@@ -35,6 +35,7 @@ from loratlas.claims.comparisons import (
     crossing,
     listed_contrasts,
     middle,
+    of_study,
     possible_firsts,
     rank_curves,
     worth_having,
@@ -101,7 +102,7 @@ def _lists_and_halves(evidence: ClaimEvidence, equal: list[Contrast]) -> list[st
     said = []
     for study in evidence.standing:
         lists = {one.half: one for one in listed_contrasts([study])}
-        halves = {one.half: one for one in equal if one.study["name"] == study["name"]}
+        halves = {one.half: one for one in of_study(equal, study)}
         if len(lists) == len(halves) == len(HALVES):
             said.append(
                 f"Trained on {study['task']} on {study['base']}, the published lists put {_before(lists)}; the true "
@@ -220,7 +221,7 @@ def _as_listed(one: Contrast, roles: list[Contrast]) -> str:
         f"Trained on {where(one)}, the {word(one.half)} list costs {one.finding['difference']:+.3f} nats "
         f"({interval(one.finding['ci'])}: {one.finding['verdict']}) against full LoRA"
     )
-    role = [each for each in roles if each.study["name"] == one.study["name"] and each.equal]
+    role = [each for each in of_study(roles, one.study) if each.equal]
     if role:
         said += f", and {word(one.half)} alone with the parameters of full LoRA {role[0].finding['difference']:+.3f}"
     return said + "."
@@ -267,8 +268,8 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
     better, worse, total = pooled["better"], pooled["worse"], pooled["cases"]
     won = sorted({f"{c['task']} on {base_name(c['base'])}" for c in cases if c["auto_minus_all"]["high"] < 0})
     verdict = f"holds only for {', '.join(won)}"
-    read_so_far = [pooled, *([pooled["finer"]] if pooled.get("finer") else [])]
-    if any(read["worse"] >= read["better"] for read in read_so_far):
+    again = pooled.get("finer")
+    if any(read["worse"] >= read["better"] for read in (pooled, again) if read):
         verdict = FAILS
     elif worth_having(pooled):
         verdict = HOLDS
@@ -283,7 +284,7 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
         f"On {total} preregistered unseen cases, {what} is better than `all` at equal compute in {better} and worse in "
         f"{worse}; {scale}."
     ]
-    if again := pooled.get("finer"):
+    if again:
         because.append(
             f"At learning rates 1.26 apart, read after the registered ones, it is better in {again['better']} and "
             f"worse in {again['worse']} of {again['cases']}."

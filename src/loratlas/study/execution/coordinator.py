@@ -71,10 +71,10 @@ class Coordinator:
         state = self._schedule()
         self.planned = state.planned
         count = max(1, min(workers or default_workers(), len(state.pending)))
-        self.tell("prepared", message=self._ahead(count))
+        device = training_device()
+        self.tell("prepared", message=self._ahead(count, device))
         if state.complete:
             return
-        device = training_device()
         setup = self._write_setup(device)
         threads = 1 if device == "cpu" else None
         free = free_bytes(device) // count
@@ -89,11 +89,10 @@ class Coordinator:
         ):
             self._loop(pool, stop)
 
-    def _ahead(self, workers: int) -> str:
+    def _ahead(self, workers: int, device: str) -> str:
         """What is done, or where nothing is, what the study will take."""
         if self.done:
             return f"{self.done} of {self.planned} runs are finished"
-        device = training_device()
         ahead = study_cost(
             self.spec, self.prepared, runs=self.planned, workers=workers, device=device, timed=False
         )
