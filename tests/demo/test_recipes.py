@@ -8,6 +8,7 @@ import pytest
 
 from loratlas import demo
 from loratlas.errors import SpecError
+from loratlas.models.real_bases import REAL_BASES
 from loratlas.study.spec.spec_file import load_spec, parse_spec
 
 EMBEDDED = [path for name in demo.RECIPES if (path := demo.recipe_path(name)) is not None]
@@ -20,8 +21,9 @@ def test_a_recipe_is_a_valid_study(path: Path) -> None:
     assert spec.name == path.stem
     assert spec.reference == "full"
     bases = [f"${{LORATLAS_BASES}}/{name}" for name in ("gpt2-mini", "bert-mini", "t5-mini")]
+    real = [f"real:{name}" for name in REAL_BASES]
     hub = {"microsoft/DialoGPT-medium": "tatsu-lab/alpaca"}
-    assert spec.model in ("demo:llama-mini", "real:smollm2-135m", "${LORATLAS_MINILM}", *bases, *hub)
+    assert spec.model in ("demo:llama-mini", "${LORATLAS_MINILM}", *bases, *real, *hub)
     assert not spec.demonstration
     for source in (spec.data.train, spec.data.eval or spec.data.train):
         assert (
