@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from benchmarks.dynamic.finer import ARMS, next_finer
+from benchmarks.dynamic.judging.placement import assemble, summary
 from benchmarks.dynamic.pages.placement_page import page
-from benchmarks.dynamic.placement import assemble, summary
 from benchmarks.dynamic.preregistration import FILE, Preregistered, load
 from benchmarks.dynamic.records import read_records
 from benchmarks.dynamic.work import work_through

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
-from benchmarks.dynamic.judge import CaseLosses, difference
+from benchmarks.dynamic.judging.judge import CaseLosses, difference
 from benchmarks.dynamic.queue import (
     FIRST_FRESH,
     STEP,
     Job,
     Protocol,
     best_rate,
+    fresh_job,
     nearest_rate,
     tuned,
     tuning_job,
@@ -52,11 +53,8 @@ def next_finer(
             if rate not in coarse | fine:
                 return tuning_job(protocol, finer, arm, rate)
         best = best_rate(coarse | fine)
-        if best in coarse:
-            continue
-        for seed in range(protocol.first_fresh, protocol.first_fresh + protocol.fresh_seeds):
-            if not any(record.arm == arm and record.seed == seed for record in finer):
-                return Job(arm=arm, rate=best, seed=seed, lengths=tuple(protocol.judged(arm)))
+        if best not in coarse and (job := fresh_job(protocol, finer, {arm: best})) is not None:
+            return job
     return None
 
 

@@ -185,9 +185,15 @@ def next_job(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) 
         for arm in protocol.arms
         if not (protocol.drop_hopeless and hopeless(records, arm, length, tokens, seeds))
     ]
+    rates = {arm: best_rate(tuned(records, arm, length, tokens, seeds)) for arm in left}
+    return fresh_job(protocol, records, rates)
+
+
+def fresh_job(protocol: Protocol, records: Sequence[Record], rates: Mapping[str, float]) -> Job | None:
+    """The first fresh run that is missing, seed by seed; every arm at its rate."""
+    trained = {(record.arm, record.seed) for record in records}
     for seed in range(protocol.first_fresh, protocol.first_fresh + protocol.fresh_seeds):
-        for arm in left:
-            if not any(record.arm == arm and record.seed == seed for record in records):
-                curve = tuned(records, arm, length, tokens, seeds)
-                return Job(arm=arm, rate=best_rate(curve), seed=seed, lengths=tuple(protocol.judged(arm)))
+        for arm, rate in rates.items():
+            if (arm, seed) not in trained:
+                return Job(arm=arm, rate=rate, seed=seed, lengths=tuple(protocol.judged(arm)))
     return None

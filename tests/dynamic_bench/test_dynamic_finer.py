@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.dynamic.finer import next_finer, refined
+from benchmarks.dynamic.judging.placement import assemble
 from benchmarks.dynamic.pages.placement_page import page
-from benchmarks.dynamic.placement import assemble
 from benchmarks.dynamic.preregistration import Preregistered, first_fresh
 from benchmarks.dynamic.queue import Job
 from benchmarks.dynamic.records import Record

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from benchmarks.dynamic import judge
-from benchmarks.dynamic.judge import (
+from benchmarks.dynamic.judging import judge
+from benchmarks.dynamic.judging.judge import (
     CaseLosses,
     after_more_steps,
     best_by_others,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.dynamic import judge
 from benchmarks.dynamic.arms import hooks_of, plan_of
 from benchmarks.dynamic.cases import Case
+from benchmarks.dynamic.judging import judge
+from benchmarks.dynamic.judging.placement import assemble, losses_of
 from benchmarks.dynamic.pages.further_pages import sections
 from benchmarks.dynamic.pages.placement_page import page
-from benchmarks.dynamic.placement import assemble, losses_of
 from benchmarks.dynamic.preregistration import FILE, Preregistered, first_fresh, load
 from benchmarks.dynamic.records import Record, read_records
 
@@ -110,6 +110,42 @@ def test_no_judged_case_is_left_out_of_the_pool(tmp_path: Path):
     assert "Not measured yet: `python -m benchmarks.dynamic.rates`" in written
     assert "better than `all` in 1 of 2, worse in 1" in written
     assert "llama-mini style" in written
+
+
+def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_would_have_chosen(
+    tmp_path: Path,
+):
+    """In hindsight means by the tuning seed: the arm that was luckier there counts, worse on fresh seeds or not."""
+    for task, auto in (("sorting", 1.9), ("style", 2.1)):
+        case = judged(tmp_path, task, auto=auto)
+        folder = tmp_path / case.name
+        for arm, tuning, fresh in (
+            ("attention", 1.95, 2.2),
+            ("feedforward", 2.05, 1.7),
+            ("flexlora", 1.0, 2.0),
+        ):
+            keep(folder, arm, tuning, 1, 100)
+            for number in range(2):
+                keep(folder, arm, fresh, first_fresh(case) + number, 100)
+    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer")
+    assert [case["best_static"]["arm"] for case in result["cases"]] == ["attention", "attention"]
+    assert [round(case["best_static"]["auto_minus"]["value"], 1) for case in result["cases"]] == [-0.3, -0.1]
+    assert round(result["cases"][0]["arms"]["feedforward"]["auto_minus"]["value"], 1) == 0.2
+    pooled = result["pooled_unseen"]
+    assert pooled["best_static"] == {"delta": 0.01, "noninferior": 2, "inferior": 0, "worse": 0, "cases": 2}
+    counts = {arm: (found["better"], found["worse"]) for arm, found in pooled["auto_against"].items()}
+    assert counts == {
+        "all": (1, 1),
+        "half": (0, 2),
+        "attention": (2, 0),
+        "feedforward": (0, 2),
+        "flexlora": (1, 1),
+    }
+    assert pooled["auto_against"]["feedforward"]["mean"]["value"] == pytest.approx(0.3, abs=0.01)
+    written = " ".join(page(result, tmp_path).split())
+    assert "(flexlora), `auto` is better in 1 of 2 comparisons and worse in 1." in written
+    assert "no more than 0.01 nats above it in 2 of 2 cases, and worse in 0." in written
+    assert "| llama-mini style | attention | -0.1" in written
 
 
 def test_what_other_benches_found_stands_on_the_page(tmp_path: Path):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.dynamic.placement import summary
+from benchmarks.dynamic.judging.placement import summary
 
 from loratlas.scan import advice
 from loratlas.scan.advice import DECIDES, auto_record, judged, track_record

@@ -47,7 +47,7 @@ def sections(results: Path) -> list[str]:
 
 def _cost(measured: Mapping[str, Any]) -> list[str]:
     cost = measured["cost"]
-    return _paragraph(
+    return paragraph(
         f"A run of {cost['steps']} steps that decides at a tenth of them takes {cost['time_ratio']:.3f} times the CPU "
         f"time of the same run whose adapters stay, and {cost['peak_ratio']:.3f} times its peak memory (medians of "
         f"{len(cost['time_ratios'])} pairs, in turns). After half of the ranks was dropped, adapters and optimizer "
@@ -57,7 +57,7 @@ def _cost(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _controls(measured: Mapping[str, Any]) -> list[str]:
-    lines = _paragraph(
+    lines = paragraph(
         f"Arm − `all`, nats per token on {measured['task']}; same rate, steps, rows and final parameters, "
         f"paired over {len(measured['seeds'])} seeds; ± is {Z:.2f} standard errors, a rough word for the noise of so "
         f"few. *Shift*: the first {_percent(measured['shift'])} of the steps see Alpaca."
@@ -79,7 +79,7 @@ def _controls(measured: Mapping[str, Any]) -> list[str]:
 
 def _rates(measured: Mapping[str, Any]) -> list[str]:
     price, cases = measured["summary"]["price"], measured["cases"]
-    lines = _paragraph(
+    lines = paragraph(
         f"`--lr auto` against the best of the whole grid (1.6 apart, every rate trained in full), {len(cases)} "
         f"{'case' if len(cases) == 1 else 'cases'} with all seeds. *Gap*: held-out loss above that of the "
         "tuned rate, same seed, nats per token. The price of "
@@ -108,5 +108,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _paragraph(text: str) -> list[str]:
+def paragraph(text: str) -> list[str]:
+    """A paragraph in lines of at most 110 characters."""
     return wrap(text, 110, break_long_words=False, break_on_hyphens=False)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.dynamic.pages.further_pages import sections
-from benchmarks.dynamic.placement import case_name
+from benchmarks.dynamic.judging.against import PUBLISHED
+from benchmarks.dynamic.judging.placement import case_name
+from benchmarks.dynamic.pages.further_pages import paragraph, sections
 
 
 def page(result: Mapping[str, Any], results: Path) -> str:
@@ -55,6 +56,7 @@ def page(result: Mapping[str, Any], results: Path) -> str:
     for case in result["cases"]:
         cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
         lines.append(f"| {case_name(case)} | " + " | ".join(cells) + " |")
+    lines += _against(result)
     lines += _finer(result)
     lines += _real(result["real_base"])
     lines += sections(results)
@@ -90,6 +92,43 @@ def _pooled_share(pooled: Mapping[str, Any]) -> list[str]:
         f"Share lost, pooled: {_interval(pooled['share_lost'], '.0%')}. Noise floor:",
         f"{_cell(pooled['noise_floor'], '.0%')}, what the best arm, chosen on other seeds, loses to the luckiest.",
     ]
+
+
+def _against(result: Mapping[str, Any]) -> list[str]:
+    """`auto` and the other arms, one by one."""
+    pooled = result["pooled_unseen"]
+    if pooled is None:
+        return []
+    found, published = pooled["best_static"], [arm for arm in PUBLISHED if arm in pooled["auto_against"]]
+    lines = ["", "## auto against the other arms", ""]
+    lines += paragraph(
+        f"Unseen cases; an arm that was not trained in all of them is missing. {_published(pooled, published)}"
+        "*Best static in hindsight*: the arm of fixed ranks with the lowest loss on the tuning seed, compared on the "
+        f"fresh ones. `auto` is shown to be no more than {found['delta']:g} nats above it in {found['noninferior']} of "
+        f"{found['cases']} cases, and worse in {found['worse']}."
+    )
+    lines += ["", "| auto − … | mean over cases | better in | worse in | of |", "|---|---|---|---|---|"]
+    for arm, each in pooled["auto_against"].items():
+        cells = (arm, _interval(each["mean"], "+.4f"), each["better"], each["worse"], each["cases"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += ["", "| case | best static in hindsight | auto − it |", "|---|---|---|"]
+    for case in result["cases"]:
+        chosen = case["best_static"]
+        lines.append(f"| {case_name(case)} | {chosen['arm']} | {_interval(chosen['auto_minus'], '+.4f')} |")
+    return lines
+
+
+def _published(pooled: Mapping[str, Any], arms: Sequence[str]) -> str:
+    """In how many comparisons with published rules `auto` is better and worse; nothing before they were trained."""
+    if not arms:
+        return ""
+    better, worse, cases = (
+        sum(pooled["auto_against"][arm][count] for arm in arms) for count in ("better", "worse", "cases")
+    )
+    return (
+        f"Against rules as published that move while training ({', '.join(arms)}), `auto` is better in {better} of "
+        f"{cases} comparisons and worse in {worse}. "
+    )
 
 
 def _finer(result: Mapping[str, Any]) -> list[str]:

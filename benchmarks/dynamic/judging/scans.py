@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
-from benchmarks.dynamic.judge import CaseLosses, difference, noise_floor, share_lost
+from benchmarks.dynamic.judging.judge import CaseLosses, difference, noise_floor, share_lost
 
-KEPT = Path(__file__).parents[1] / "results" / "oracle"
+KEPT = Path(__file__).parents[2] / "results" / "oracle"
 
 UNSEEN = ("gpt2-mini-nl2bash-all1", "gpt2-mini-retrieval-all1")
 """Cases whose losses no score was chosen by."""

@@ -115,9 +115,18 @@ def difference(case: CaseLosses, arm: str, versus: str = REFERENCE) -> Interval:
     return Interval(value=estimated.value, low=low, high=high)
 
 
-def mean_difference(cases: Sequence[CaseLosses], arm: str) -> Interval:
-    """Mean over cases of L(arm) − L(all), with Student's interval over cases; NaN bounds for a single case."""
-    values = np.array([difference(case, arm).value for case in cases])
+def verdict(found: Interval) -> str:
+    """Better, worse or undetermined, by the 95 % interval of a difference.
+
+    >>> verdict(Interval(value=-0.02, low=-0.03, high=-0.01))
+    'better'
+    """
+    return "better" if found.high < 0 else "worse" if found.low > 0 else "undetermined"
+
+
+def mean_difference(cases: Sequence[CaseLosses], arm: str, versus: str = REFERENCE) -> Interval:
+    """Mean over cases of L(arm) − L(versus), with Student's interval over cases; NaN bounds for a single case."""
+    values = np.array([difference(case, arm, versus).value for case in cases])
     spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     half = float(student.ppf(0.5 + LEVEL / 2, max(len(values) - 1, 1)) * spread)
     return Interval(value=float(values.mean()), low=values.mean() - half, high=values.mean() + half)

@@ -11,21 +11,22 @@ import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.finer import compared, next_finer, refined
-from benchmarks.dynamic.judge import (
+from benchmarks.dynamic.judging.against import against, best_static, in_hindsight
+from benchmarks.dynamic.judging.judge import (
     CaseLosses,
-    Interval,
     chosen_elsewhere,
     difference,
     mean_difference,
     noise_floor,
     share_lost,
     steps_saved,
+    verdict,
 )
-from benchmarks.dynamic.picture import pictures
+from benchmarks.dynamic.judging.picture import pictures
+from benchmarks.dynamic.judging.scans import scans
 from benchmarks.dynamic.preregistration import Preregistered
 from benchmarks.dynamic.queue import Protocol, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
-from benchmarks.dynamic.scans import scans
 from benchmarks.dynamic.work import CASE
 
 AUTO = "auto"
@@ -92,7 +93,7 @@ def assemble(registered: Preregistered, results: Path, real: Path, finer: Path) 
         "earlier": registered.content.get("earlier", []),
         "cases": cases,
         "registered_cases": len(registered.cases()),
-        "pooled_unseen": _pooled(chosen) | {"finer": read_again(cases)} if chosen else None,
+        "pooled_unseen": _pooled(chosen) | _of_cases(cases) if chosen else None,
         "scans": scans(),
         "real_base": pictures(real),
     }
@@ -115,6 +116,12 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"inside": {"cases": cases, "finer": again}, "scans": {"cases": names, "columns": columns}}
 
 
+def _of_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is counted over the unseen cases as they were told, rather than over their losses."""
+    hindsight = [case["best_static"] for case in cases if case["unseen"]]
+    return {"best_static": in_hindsight(hindsight), "finer": read_again(cases)}
+
+
 def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
     """How often `auto` is better and worse at finer rates, of the unseen cases read so; None where none was."""
     auto = [case["finer"]["minus_all"]["auto"] for case in cases if case["unseen"] and case.get("finer")]
@@ -127,6 +134,7 @@ def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
 def _case(
     case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray
 ) -> dict[str, Any]:
+    hindsight = best_static(records, losses.steps, tokens, list(losses.losses))
     return {
         "base": case.base,
         "task": case.task,
@@ -138,11 +146,13 @@ def _case(
         "steps_saved": steps_saved(losses, AUTO).to_json(),
         "share_lost": share_lost([losses], [AUTO]).to_json(),
         "verdict": verdict(difference(losses, AUTO)),
+        "best_static": {"arm": hindsight, "auto_minus": difference(losses, AUTO, hindsight).to_json()},
         "arms": {
             arm: {
                 "loss": round(float(losses.by_seed(arm).mean()), 5),
                 "by_seed": [round(float(x), 5) for x in losses.by_seed(arm)],
                 "minus_all": difference(losses, arm).to_json() if arm != REFERENCE else None,
+                "auto_minus": difference(losses, AUTO, arm).to_json() if arm != AUTO else None,
                 "tuning": {f"{rate:g}": round(loss, 5) for rate, loss in curve.items()},
                 "rate": best_rate(curve) if curve else None,
             }
@@ -169,15 +179,6 @@ def _finer(
     return None if losses is None else compared(losses, records)
 
 
-def verdict(found: Interval) -> str:
-    """Better, worse or undetermined, by the 95 % interval of auto − all.
-
-    >>> verdict(Interval(value=-0.02, low=-0.03, high=-0.01))
-    'better'
-    """
-    return "better" if found.high < 0 else "worse" if found.low > 0 else "undetermined"
-
-
 def case_name(case: Mapping[str, Any]) -> str:
     """As tables call it."""
     return f"{case['base'].split(':')[-1].split('/')[-1]} {case['task']}"
@@ -195,6 +196,7 @@ def _pooled(cases: Sequence[CaseLosses]) -> dict[str, Any]:
         "cases": len(cases),
         "noise_floor": _number(noise_floor(cases)),
         "by_arm": {arm: share_lost(cases, [arm] * len(cases)).to_json() for arm in rules},
+        "auto_against": {arm: against(cases, AUTO, arm) for arm in common if arm != AUTO},
     }
     if len(cases) > 1:
         crossed = chosen_elsewhere(cases, rules)

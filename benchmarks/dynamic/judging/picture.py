@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
-from benchmarks.dynamic.judge import LEVEL, Interval
+from benchmarks.dynamic.judging.judge import LEVEL, Interval
 from benchmarks.dynamic.queue import FIRST_FRESH, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.work import CASE

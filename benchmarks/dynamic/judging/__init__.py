@@ -1,0 +1,1 @@
+"""From the runs' records to what is said about an arm."""

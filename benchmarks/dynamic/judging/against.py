@@ -1,0 +1,68 @@
+"""`auto` against every other arm, one by one, and against the best static arm in hindsight.
+
+In hindsight: of the arms that keep the ranks they begin with, the one with the lowest loss on the tuning seeds, each at
+its own rate; then compared on the fresh seeds, which chose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.dynamic.arms import STATIC
+from benchmarks.dynamic.judging.judge import CaseLosses, difference, mean_difference, verdict
+from benchmarks.dynamic.queue import tuned
+from benchmarks.dynamic.records import Record
+from benchmarks.oracle.published import RULES
+
+PUBLISHED = ("adalora", "igulora", "elalora", "flexlora")
+"""Arms that move by a published rule."""
+
+DELTA = 0.01
+"""Nats per token by which a loss may be higher and still count as no worse, as in a study."""
+
+
+def against(cases: Sequence[CaseLosses], arm: str, versus: str) -> dict[str, Any]:
+    """How an arm stands to another over cases.
+
+    Args:
+        cases: that have both. arm, versus: names.
+
+    Returns:
+        ``mean`` of L(arm) − L(versus) with its interval over cases; in how many cases ``better`` and ``worse``.
+    """
+    verdicts = [verdict(difference(case, arm, versus)) for case in cases]
+    return {
+        "mean": mean_difference(cases, arm, versus).to_json(),
+        "better": verdicts.count("better"),
+        "worse": verdicts.count("worse"),
+        "cases": len(cases),
+    }
+
+
+def best_static(records: Sequence[Record], steps: int, tokens: np.ndarray, trained: Sequence[str]) -> str:
+    """The static arm with the lowest tuning loss.
+
+    Args:
+        records: of a case. steps: judged. tokens: of each held-out row [N].
+        trained: arms that have fresh seeds; the reference is one of them.
+    """
+    lowest = {
+        arm: min(curve.values())
+        for arm in trained
+        if (arm in STATIC or arm in RULES) and (curve := tuned(records, arm, steps, tokens, 1))
+    }
+    return min(lowest, key=lambda arm: lowest[arm])
+
+
+def in_hindsight(found: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
+    """Counts over cases of ``arm`` and ``auto_minus``, as `best_static` and `difference` gave them."""
+    return {
+        "delta": DELTA,
+        "noninferior": sum(case["auto_minus"]["high"] < DELTA for case in found),
+        "inferior": sum(case["auto_minus"]["low"] > DELTA for case in found),
+        "worse": sum(case["auto_minus"]["low"] > 0 for case in found),
+        "cases": len(found),
+    }
