@@ -25,7 +25,7 @@ from benchmarks.dynamic.judging.judge import (
 from benchmarks.dynamic.judging.picture import pictures
 from benchmarks.dynamic.judging.scans import scans
 from benchmarks.dynamic.preregistration import Preregistered
-from benchmarks.dynamic.queue import Protocol, best_rate, tuned
+from benchmarks.dynamic.queue import FIRST_FRESH, Protocol, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.work import CASE
 
@@ -155,6 +155,7 @@ def _case(
                 "auto_minus": difference(losses, AUTO, arm).to_json() if arm != AUTO else None,
                 "tuning": {f"{rate:g}": round(loss, 5) for rate, loss in curve.items()},
                 "rate": best_rate(curve) if curve else None,
+                "moves": sum(len(r.moves) for r in records if r.arm == arm and r.seed >= FIRST_FRESH),
             }
             for arm in losses.losses
             for curve in [tuned(records, arm, losses.steps, tokens, 1)]

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.judging.against import PUBLISHED
 from benchmarks.dynamic.judging.placement import case_name
 from benchmarks.dynamic.pages.further_pages import paragraph, sections
+
+BEGIN_AS_ALL = ("auto", "energy", "descent", "elalora", "flexlora")
+"""Arms that are `all` until they move something; AdaLoRA and IGU-LoRA begin larger."""
 
 
 def page(result: Mapping[str, Any], results: Path) -> str:
@@ -57,6 +61,7 @@ def page(result: Mapping[str, Any], results: Path) -> str:
         cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
         lines.append(f"| {case_name(case)} | " + " | ".join(cells) + " |")
     lines += _against(result)
+    lines += _unmoved(result)
     lines += _finer(result)
     lines += _real(result["real_base"])
     lines += sections(results)
@@ -129,6 +134,28 @@ def _published(pooled: Mapping[str, Any], arms: Sequence[str]) -> str:
         f"Against rules as published that move while training ({', '.join(arms)}), `auto` is better in {better} of "
         f"{cases} comparisons and worse in {worse}. "
     )
+
+
+def _unmoved(result: Mapping[str, Any]) -> list[str]:
+    """Policies that moved nothing are `all` again: what its rate, chosen by one seed, is worth."""
+    again = {
+        (case_name(case), found["rate"]): (case["arms"][REFERENCE]["rate"], found["minus_all"])
+        for case in result["cases"]
+        for arm, found in case["arms"].items()
+        if arm in BEGIN_AS_ALL and not found["moves"] and found["rate"]
+    }
+    if not again:
+        return []
+    lines = ["", "## What the choice of a rate is worth", ""]
+    lines += paragraph(
+        "A policy that moved nothing, as rules that exchange ranks four at a time do where all ranks are 1, is `all` "
+        "again, on the same seeds, at the rate that its own tuning run chose. At the same rate what remains are "
+        "roundings of another processor; at another one it is what one tuning seed leaves to luck."
+    )
+    lines += ["", "| case | rate | rate of `all` | the same − `all` |", "|---|---|---|---|"]
+    for (case, rate), (of_all, minus_all) in again.items():
+        lines.append(f"| {case} | {rate:g} | {of_all:g} | {_interval(minus_all, '+.4f')} |")
+    return lines
 
 
 def _finer(result: Mapping[str, Any]) -> list[str]:
