@@ -72,6 +72,44 @@ def test_auto_is_advised_only_where_unseen_cases_say_so():
     assert last(6, 1) == last(5, 0) == "`all`, and let `--lr auto` choose the rate"
 
 
+def test_long_runs_are_one_row_until_feedforward_stays_ahead():
+    """The row counts from the length at which the slowest task is level; a task that never is says `feedforward`."""
+    from tools.founding.advice import advice
+
+    def picture(task, *highs):
+        points = [
+            {
+                "arm": "feedforward",
+                "steps": 25 * 2**index,
+                "seeds": 1,
+                "fresh": True,
+                "minus_all": {"value": high - 0.02, "low": high - 0.04, "high": high},
+            }
+            for index, high in enumerate(highs)
+        ]
+        return {"base": "real:some-base", "task": task, "points": points}
+
+    def rows(*pictures):
+        evidence = replace(packaged(), placement={"real_base": list(pictures)})
+        return [row for row in advice(evidence) if row.situation.startswith("a pretrained decoder")]
+
+    level, slow, ahead = (
+        picture("one", -0.01, 0.01, 0.01),
+        picture("two", 0.01, -0.01, 0.01),
+        picture("three", -0.01, -0.01),
+    )
+    (row,) = rows(level, slow)
+    assert (row.situation, row.placement[:5]) == (
+        "a pretrained decoder and time for 100 steps or more",
+        "`all`",
+    )
+    assert row.because.count("after 25 steps") == 2
+    row, stays = rows(level, ahead)
+    assert row.situation == "a pretrained decoder and time for 50 steps or more"
+    assert stays.placement == "`feedforward`"
+    assert "three on some-base, -0.030 (-0.050 to -0.010) after 25 steps" in stays.because
+
+
 def test_figures_hold_every_finding():
     from tools.founding.page import pictures
 

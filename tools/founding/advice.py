@@ -104,25 +104,62 @@ def _found(half: str, listed: Sequence[Contrast]) -> str:
 
 
 def _long_runs(evidence: ClaimEvidence) -> list[Advice]:
-    """What is left of the best half's advantage at the longest runs on a real base."""
-    rows = []
+    """What is left of feed-forward's advantage as runs on real bases grow longer: a row for where it ends, and one for
+    where it stays.
+    """
+    level: list[str] = []
+    ahead: list[str] = []
+    since = 0
     for picture in (evidence.placement or {}).get("real_base", ()):
         points = [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
         if len(points) < 2:
             continue
-        first, last = points[0], points[-1]
-        base = picture["base"].split(":")[-1]
+        begun = level_from(points)
+        (level if begun else ahead).append(_first_and_last(picture, points))
+        since = max(since, begun or 0)
+    rows = []
+    if level:
         rows.append(
             Advice(
-                situation=f"a pretrained decoder and time for {last['steps']} steps or more",
+                situation=f"a pretrained decoder and time for {since} steps or more",
                 placement="`all`; more steps and a better rate matter more",
-                because=f"{picture['task']} on {base}: feed-forward − all is "
-                f"{_estimate(first['minus_all'])} after {first['steps']} steps and "
-                f"{_estimate(last['minus_all'])} after {last['steps']} "
-                f"({last['seeds']} {'seed' if last['seeds'] == 1 else 'seeds'})",
+                because="feed-forward − all: " + "; ".join(level),
+            )
+        )
+    if ahead:
+        rows.append(
+            Advice(
+                situation="a pretrained decoder, on tasks such as these",
+                placement="`feedforward`",
+                because="feed-forward − all: " + "; ".join(ahead),
             )
         )
     return rows
+
+
+def level_from(points: Sequence[Mapping[str, Any]]) -> int | None:
+    """Steps from which on no interval lies below 0; None where the longest run's still does.
+
+    >>> ahead, level = {"minus_all": {"high": -0.01}}, {"minus_all": {"high": 0.01}}
+    >>> level_from([ahead | {"steps": 25}, level | {"steps": 50}, level | {"steps": 100}])
+    50
+    """
+    since = None
+    for point in points:
+        if point["minus_all"]["high"] < 0:
+            since = None
+        elif since is None:
+            since = int(point["steps"])
+    return since
+
+
+def _first_and_last(picture: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
+    first, last = points[0], points[-1]
+    return (
+        f"{picture['task']} on {picture['base'].split(':')[-1]}, {_estimate(first['minus_all'])} after "
+        f"{first['steps']} steps and {_estimate(last['minus_all'])} after {last['steps']} "
+        f"({last['seeds']} {'seed' if last['seeds'] == 1 else 'seeds'})"
+    )
 
 
 def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
