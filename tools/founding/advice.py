@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tools.founding.pictures import fresh_points
+
 from loratlas.claims.comparisons import Contrast, contrasts, middle, tally, worth_having
 from loratlas.claims.evidence_files import ClaimEvidence
+from loratlas.claims.study_extract import base_name
 
 LITTLE = 0.01
 """Nats per token that are the same for practical purposes: the δ of the studies."""
@@ -111,7 +114,7 @@ def _long_runs(evidence: ClaimEvidence) -> list[Advice]:
     ahead: list[str] = []
     since = 0
     for picture in (evidence.placement or {}).get("real_base", ()):
-        points = [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
+        points = fresh_points(picture)
         if len(points) < 2:
             continue
         begun = level_from(points)
@@ -156,7 +159,7 @@ def level_from(points: Sequence[Mapping[str, Any]]) -> int | None:
 def _first_and_last(picture: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
     first, last = points[0], points[-1]
     return (
-        f"{picture['task']} on {picture['base'].split(':')[-1]}, {_estimate(first['minus_all'])} after "
+        f"{picture['task']} on {base_name(picture['base'])}, {_estimate(first['minus_all'])} after "
         f"{first['steps']} steps and {_estimate(last['minus_all'])} after {last['steps']} "
         f"({last['seeds']} {'seed' if last['seeds'] == 1 else 'seeds'})"
     )

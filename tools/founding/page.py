@@ -14,6 +14,7 @@ from tools.founding.pictures import (
     against_steps,
     at_one_rate,
     forest,
+    fresh_points,
     rank_of,
     shared_rates,
 )
@@ -31,6 +32,7 @@ from loratlas.claims.comparisons import (
     worth_having,
 )
 from loratlas.claims.evidence_files import ClaimEvidence
+from loratlas.claims.study_extract import base_name
 
 WANTED = ("smollm2-nl2bash", "smollm2-alpaca", "smollm2-gsm8k", "gemma3-nl2bash", "minilm-sst2")
 """Recipes of studies on pretrained bases that this page should rest on."""
@@ -246,23 +248,23 @@ def _long(evidence: ClaimEvidence) -> list[Mapping[str, Any]]:
     return [
         picture
         for picture in (evidence.placement or {}).get("real_base", ())
-        if sum(p["fresh"] and p["arm"] == "feedforward" for p in picture["points"]) > 2
+        if len(fresh_points(picture)) > 2
     ]
 
 
 def _slug(picture: Mapping[str, Any]) -> str:
-    return f"{picture['base'].split(':')[-1]}-{picture['task']}"
+    return f"{base_name(picture['base'])}-{picture['task']}"
 
 
 def _steps_words(picture: Mapping[str, Any]) -> str:
-    points = [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
+    points = fresh_points(picture)
     first, last = points[0], points[-1]
     settled = last["minus_all"]["low"] <= 0 <= last["minus_all"]["high"]
     seeds = f"{last['seeds']} {'seed' if last['seeds'] == 1 else 'seeds'}, intervals over rows" + (
         " alone" if last["seeds"] == 1 else " and seeds"
     )
     return (
-        f"On {picture['base'].split(':')[-1]} with {picture['task']} feed-forward alone is "
+        f"On {base_name(picture['base'])} with {picture['task']} feed-forward alone is "
         f"{first['minus_all']['value']:+.3f} nats from all layers after {first['steps']} steps and "
         f"{last['minus_all']['value']:+.3f} after {last['steps']} ({seeds}): "
         + (

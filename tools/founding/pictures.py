@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from loratlas.claims.comparisons import Contrast, rank_curves
+from loratlas.claims.study_extract import base_name
 
 WIDTH, ROW, LEFT, RIGHT, TOP = 760, 22, 250, 24, 46
 STYLE = """
@@ -87,15 +88,22 @@ def forest(found: Sequence[Contrast]) -> str:
     return _svg(height, body)
 
 
+def fresh_points(picture: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Of a picture of difference against steps: feed-forward alone, on seeds that chose no rate, by steps."""
+    return [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
+
+
 def against_steps(picture: Mapping[str, Any]) -> str:
     """Feed-forward alone against all layers on a real base, as runs grow longer."""
-    points = [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
+    points = fresh_points(picture)
     height = TOP + 220
     steps = [p["steps"] for p in points]
     x = Scale(math.log(steps[0]), math.log(steps[-1]), 90, WIDTH - 60)
     ends = [end for p in points for end in (p["minus_all"]["low"], p["minus_all"]["high"])]
     y = Scale(min(*ends, 0.0) - 0.005, max(*ends, 0.0) + 0.005, height - 44, TOP)
-    title = f"feed-forward alone − all layers, {picture['task']} on {picture['base'].split(':')[-1]}, nats per token"
+    title = (
+        f"feed-forward alone − all layers, {picture['task']} on {base_name(picture['base'])}, nats per token"
+    )
     body = [f'<text x="12" y="20">{escape(title)}</text>']
     body += _levels(y, _tick)
     path = " ".join(f"{x(math.log(p['steps']))},{y(p['minus_all']['value'])}" for p in points)
