@@ -79,8 +79,8 @@ class Stop:
 @pytest.mark.parametrize("asked", ["auto", (1e-3, 1e-2, 1e6)])
 def test_killed_within_the_search_and_resumed(tmp_path, after, asked):
     settings = replace(AUTO, lr=asked)
-    whole = adapted()
-    reference = fit(whole, encoded(40), settings, packed=True)
+    whole, steps = adapted(), []
+    reference = fit(whole, encoded(40), settings, on_step=lambda event: steps.append(event.step), packed=True)
     with pytest.raises(Interrupted, match="resume"):
         fit(adapted(), encoded(40), settings, out=tmp_path, on_trial=Stop(after), packed=True)
     resumed, seen = adapted(), []
@@ -95,7 +95,8 @@ def test_killed_within_the_search_and_resumed(tmp_path, after, asked):
     )
     assert same(whole, resumed)
     assert (result.rates, result.train_nll) == (reference.rates, reference.train_nll)
-    assert seen == list(range(1, 61))
+    assert (result.diverged_at, seen) == (reference.diverged_at, steps)
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_killed_after_the_search_and_resumed(tmp_path):

@@ -59,10 +59,10 @@ class Template:
     >>> template = Template("{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}")
     >>> template.render([{"role": "user", "content": "Hi"}])
     'user: Hi\\n'
-    >>> Template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}").render([])
+    >>> Template("{{ 'x' * 10 ** 10 }}").render([])
     Traceback (most recent call last):
     ...
-    loratlas.data.chat.template_sandbox.TemplateFailure: it runs for more than 1,000,000 rounds of its loops; ...
+    loratlas.data.chat.template_sandbox.TemplateFailure: it makes something of 10,000,000,000 characters or items; ...
     """
 
     def __init__(self, source: str) -> None:
