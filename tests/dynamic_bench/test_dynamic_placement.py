@@ -132,7 +132,14 @@ def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_wou
     assert [round(case["best_static"]["auto_minus"]["value"], 1) for case in result["cases"]] == [-0.3, -0.1]
     assert round(result["cases"][0]["arms"]["feedforward"]["auto_minus"]["value"], 1) == 0.2
     pooled = result["pooled_unseen"]
-    assert pooled["best_static"] == {"delta": 0.01, "noninferior": 2, "inferior": 0, "worse": 0, "cases": 2}
+    assert pooled["best_static"] == {
+        "delta": 0.01,
+        "noninferior": 2,
+        "inferior": 0,
+        "better": 2,
+        "worse": 0,
+        "cases": 2,
+    }
     counts = {arm: (found["better"], found["worse"]) for arm, found in pooled["auto_against"].items()}
     assert counts == {
         "all": (1, 1),

@@ -6,13 +6,13 @@ its own rate; then compared on the fresh seeds, which chose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.dynamic.arms import STATIC
-from benchmarks.dynamic.judging.judge import CaseLosses, difference, mean_difference, verdict
+from benchmarks.dynamic.judging.judge import CaseLosses, Interval, difference, mean_difference, tally
 from benchmarks.dynamic.queue import tuned
 from benchmarks.dynamic.records import Record
 from benchmarks.oracle.published import RULES
@@ -33,12 +33,9 @@ def against(cases: Sequence[CaseLosses], arm: str, versus: str) -> dict[str, Any
     Returns:
         ``mean`` of L(arm) − L(versus) with its interval over cases; in how many cases ``better`` and ``worse``.
     """
-    verdicts = [verdict(difference(case, arm, versus)) for case in cases]
     return {
         "mean": mean_difference(cases, arm, versus).to_json(),
-        "better": verdicts.count("better"),
-        "worse": verdicts.count("worse"),
-        "cases": len(cases),
+        **tally([difference(case, arm, versus) for case in cases]),
     }
 
 
@@ -57,12 +54,11 @@ def best_static(records: Sequence[Record], steps: int, tokens: np.ndarray, train
     return min(lowest, key=lambda arm: lowest[arm])
 
 
-def in_hindsight(found: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
-    """Counts over cases of ``arm`` and ``auto_minus``, as `best_static` and `difference` gave them."""
+def in_hindsight(found: Sequence[Interval]) -> dict[str, int | float]:
+    """Counts over cases of L(auto) − L(best static arm), see `best_static`."""
     return {
         "delta": DELTA,
-        "noninferior": sum(case["auto_minus"]["high"] < DELTA for case in found),
-        "inferior": sum(case["auto_minus"]["low"] > DELTA for case in found),
-        "worse": sum(case["auto_minus"]["low"] > 0 for case in found),
-        "cases": len(found),
+        "noninferior": sum(one.high < DELTA for one in found),
+        "inferior": sum(one.low > DELTA for one in found),
+        **tally(found),
     }

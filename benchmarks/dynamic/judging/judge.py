@@ -124,6 +124,16 @@ def verdict(found: Interval) -> str:
     return "better" if found.high < 0 else "worse" if found.low > 0 else "undetermined"
 
 
+def tally(found: Sequence[Interval]) -> dict[str, int]:
+    """In how many cases a difference is ``better`` and ``worse``, of how many ``cases``.
+
+    >>> tally([Interval(value=-0.02, low=-0.03, high=-0.01), Interval(value=0.0, low=-0.01, high=0.01)])
+    {'better': 1, 'worse': 0, 'cases': 2}
+    """
+    verdicts = [verdict(one) for one in found]
+    return {"better": verdicts.count("better"), "worse": verdicts.count("worse"), "cases": len(found)}
+
+
 def mean_difference(cases: Sequence[CaseLosses], arm: str, versus: str = REFERENCE) -> Interval:
     """Mean over cases of L(arm) − L(versus), with Student's interval over cases; NaN bounds for a single case."""
     values = np.array([difference(case, arm, versus).value for case in cases])

@@ -14,12 +14,13 @@ from benchmarks.dynamic.finer import compared, next_finer, refined
 from benchmarks.dynamic.judging.against import against, best_static, in_hindsight
 from benchmarks.dynamic.judging.judge import (
     CaseLosses,
+    Interval,
     chosen_elsewhere,
     difference,
-    mean_difference,
     noise_floor,
     share_lost,
     steps_saved,
+    tally,
     verdict,
 )
 from benchmarks.dynamic.judging.picture import pictures
@@ -118,23 +119,23 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What is counted over the unseen cases as they were told, rather than over their losses."""
-    hindsight = [case["best_static"] for case in cases if case["unseen"]]
+    hindsight = [Interval(**case["best_static"]["auto_minus"]) for case in cases if case["unseen"]]
     return {"best_static": in_hindsight(hindsight), "finer": read_again(cases)}
 
 
 def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
     """How often `auto` is better and worse at finer rates, of the unseen cases read so; None where none was."""
     auto = [case["finer"]["minus_all"]["auto"] for case in cases if case["unseen"] and case.get("finer")]
-    if not auto:
-        return None
-    better, worse = sum(found["high"] < 0 for found in auto), sum(found["low"] > 0 for found in auto)
-    return {"better": better, "worse": worse, "cases": len(auto)}
+    return tally([Interval(**found) for found in auto]) if auto else None
 
 
 def _case(
     case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray
 ) -> dict[str, Any]:
-    hindsight = best_static(records, losses.steps, tokens, list(losses.losses))
+    hindsight, to_all = (
+        best_static(records, losses.steps, tokens, list(losses.losses)),
+        difference(losses, AUTO),
+    )
     return {
         "base": case.base,
         "task": case.task,
@@ -142,10 +143,10 @@ def _case(
         "steps": losses.steps,
         "unseen": unseen,
         "seeds": losses.seeds,
-        "auto_minus_all": difference(losses, AUTO).to_json(),
+        "auto_minus_all": to_all.to_json(),
         "steps_saved": steps_saved(losses, AUTO).to_json(),
         "share_lost": share_lost([losses], [AUTO]).to_json(),
-        "verdict": verdict(difference(losses, AUTO)),
+        "verdict": verdict(to_all),
         "best_static": {"arm": hindsight, "auto_minus": difference(losses, AUTO, hindsight).to_json()},
         "arms": {
             arm: {
@@ -186,18 +187,17 @@ def case_name(case: Mapping[str, Any]) -> str:
 
 
 def _pooled(cases: Sequence[CaseLosses]) -> dict[str, Any]:
-    verdicts = [verdict(difference(case, AUTO)) for case in cases]
     common = [arm for arm in cases[0].losses if all(arm in case.losses for case in cases)]
     rules = [arm for arm in common if arm != REFERENCE]
+    auto_against = {arm: against(cases, AUTO, arm) for arm in common if arm != AUTO}
+    to_all = auto_against[REFERENCE]
     pooled: dict[str, Any] = {
-        "auto_minus_all": mean_difference(cases, AUTO).to_json(),
+        "auto_minus_all": to_all["mean"],
         "share_lost": share_lost(cases, [AUTO] * len(cases)).to_json(),
-        "better": verdicts.count("better"),
-        "worse": verdicts.count("worse"),
-        "cases": len(cases),
+        **{count: to_all[count] for count in ("better", "worse", "cases")},
         "noise_floor": _number(noise_floor(cases)),
         "by_arm": {arm: share_lost(cases, [arm] * len(cases)).to_json() for arm in rules},
-        "auto_against": {arm: against(cases, AUTO, arm) for arm in common if arm != AUTO},
+        "auto_against": auto_against,
     }
     if len(cases) > 1:
         crossed = chosen_elsewhere(cases, rules)
