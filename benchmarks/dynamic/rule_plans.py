@@ -20,6 +20,7 @@ SCANS = 3
 
 LOOKS_AT = {
     "gora": "importance",
+    "gora_start": "importance",
     "fim_lora": "fisher",
     "dom_lora": "page",
     "aletheia": "norm",
@@ -98,11 +99,17 @@ def directions(opened: Opened, *, seed: int) -> dict[str, tuple[list[float], Any
 
 
 def start(arm: str, opened: Opened, tuned: Any, *, seed: int) -> None:
-    """What an arm does to its adapters before the first step: EVA's along the input's directions, others nothing."""
+    """What an arm does to its adapters before the first step: EVA's are put along the input's directions, GoRA's along
+    the gradient, others stay as they are.
+    """
     if arm == "eva":
         solved = directions(opened, seed=seed % SCANS)
         sites = [row.site for row in _rows(tuned, opened)]
         statistics.eva_start(tuned, sites, {path: found for path, (_, found) in solved.items()})
+    elif arm == "gora_start":
+        batches = statistics.calibration(opened.train, seed=1000 + seed % SCANS, packed=opened.packed)
+        sites = [row.site for row in _rows(tuned, opened)]
+        statistics.gora_start(tuned, sites, statistics.mean_gradients(opened.model, sites, batches))
 
 
 def _rows(tuned: Any, opened: Opened) -> list[Any]:

@@ -40,7 +40,7 @@ def gora(importance: Values, sites: Sequence[Site], budget: float) -> Ranks:
     importance mean|W ⊙ G|, between half and four times the reference rank.
 
     Departures: B is chosen so that parameters, not Σ √(m + n) · r, equal the budget; its initialisation of B by the
-    gradient is another arm's.
+    gradient is another arm's (``gora_start``).
 
     Args:
         importance: mean of |W ⊙ G| over a matrix.
@@ -187,6 +187,7 @@ def kappatune(conditions: Values, sites: Sequence[Site], budget: float) -> Ranks
 
 RULES: Mapping[str, Callable[..., Ranks]] = {
     "gora": gora,
+    "gora_start": gora,
     "fim_lora": fim_lora,
     "dom_lora": dom_lora,
     "aletheia": aletheia,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ PROJECTED = 4
 
 BRIEF = 20
 """Steps of the training that LoRA-drop looks at."""
+
+GORA_STEP = 0.05
+"""γ of GoRA's start: the length of the step of gradient descent that it imitates."""
 
 
 def calibration(rows: Any, *, seed: int, packed: bool) -> list[Batch]:
@@ -46,35 +49,70 @@ def gradients(
     """
     import torch
 
-    from loratlas.evaluation.token_losses import token_losses
-
-    model.eval()
-    weights = {site.path: model.get_parameter(site.path) for site in sites}
-    turned = {site.path: "transposed" in site.flags for site in sites}
     random = torch.Generator().manual_seed(seed)
     A = {
         site.path: (2 * torch.rand(PROJECTED, site.shape[1], generator=random) - 1) / math.sqrt(site.shape[1])
         for site in sites
     }
-    total = {path: torch.zeros_like(weight, dtype=torch.float32) for path, weight in weights.items()}
-    fisher = dict.fromkeys(weights, 0.0)
+    fisher = dict.fromkeys(A, 0.0)
+
+    def see(path: str, gradient: Any) -> None:
+        fisher[path] += float((gradient @ A[path].to(gradient).t()).square().mean()) / len(batches)
+
+    by_name: dict[str, dict[str, float]] = {"importance": {}, "norm": {}, "page": {}, "fisher": fisher}
+    means = mean_gradients(model, sites, batches, see=see)
+    for site in sites:
+        mean, weight = means[site.path], model.get_parameter(site.path).float()
+        by_name["importance"][site.path] = float((_linear(site, weight) * mean).abs().mean())
+        by_name["norm"][site.path] = float(mean.norm())
+        by_name["page"][site.path] = float((mean @ A[site.path].to(mean).t()).square().sum())
+    return by_name
+
+
+def mean_gradients(
+    model: Any,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    *,
+    see: Callable[[str, Any], None] = lambda path, gradient: None,
+) -> dict[str, Any]:
+    """Path → Ḡ [d_out, d_in], the mean over batches of the gradient of the mean loss.
+
+    Args:
+        model: the base, bare or with adapters that do nothing yet. sites: where. batches: calibration rows.
+        see: called with a path and each batch's gradient.
+    """
+    import torch
+
+    from loratlas.evaluation.token_losses import token_losses
+
+    model.eval()
+    weights = {site.path: _weight(model, site) for site in sites}
+    means = {site.path: torch.zeros(site.shape, device=weights[site.path].device) for site in sites}
     with _requiring(weights.values()):
         for batch in batches:
             batch = batch.to(next(iter(weights.values())).device)
             (token_losses(model, batch).sum() / batch.labelled).backward()
-            for path, weight in weights.items():
-                gradient = weight.grad.float()
+            for site in sites:
+                weight = weights[site.path]
+                gradient = _linear(site, weight.grad.float())
                 weight.grad = None
-                total[path] += gradient / len(batches)
-                linear = gradient.t() if turned[path] else gradient
-                fisher[path] += float((linear @ A[path].to(linear).t()).square().mean()) / len(batches)
-    by_name: dict[str, dict[str, float]] = {"importance": {}, "norm": {}, "page": {}, "fisher": fisher}
-    for path, mean in total.items():
-        linear = mean.t() if turned[path] else mean
-        by_name["importance"][path] = float((weights[path].float() * mean).abs().mean())
-        by_name["norm"][path] = float(mean.norm())
-        by_name["page"][path] = float((linear @ A[path].to(linear).t()).square().sum())
-    return by_name
+                means[site.path] += gradient / len(batches)
+                see(site.path, gradient)
+    return means
+
+
+def _weight(model: Any, site: Site) -> Any:
+    """The base's own, within an adapter's layer as well."""
+    from peft.tuners.lora import LoraLayer
+
+    owner = model.get_submodule(site.module)
+    return owner.get_base_layer().weight if isinstance(owner, LoraLayer) else model.get_parameter(site.path)
+
+
+def _linear(site: Site, matrix: Any) -> Any:
+    """As [d_out, d_in]."""
+    return matrix.t() if "transposed" in site.flags else matrix
 
 
 def stable_ranks(model: Any, sites: Sequence[Site]) -> dict[str, float]:
@@ -139,6 +177,34 @@ def eva_start(tuned: Any, sites: Sequence[Site], directions: Mapping[str, Any]) 
         with torch.no_grad():
             factor.copy_(directions[site.path][: factor.shape[0]].to(factor))
             layer.lora_B[name].weight.zero_()
+
+
+def gora_start(tuned: Any, sites: Sequence[Site], means: Mapping[str, Any]) -> None:
+    """Begin as GoRA does: A as it is, B such that the adapter is a step of gradient descent within A's rows:
+
+        B = −(γ/s) √(d_in/r) · Ḡ Aᵀ(A Aᵀ)⁻¹,    ΔW = s B A = −γ √(d_in/r) · Ḡ projected on the rows of A
+
+    The root makes ‖ΔW‖ about γ ‖Ḡ‖ for a random A. Source: GoRA (arXiv:2502.12171).
+
+    Args:
+        tuned: a `PeftModel` that was not trained yet. sites: that carry an adapter. means: path → Ḡ [d_out, d_in].
+    """
+    from loratlas.adapters.peft_targets import adapted
+
+    layers = adapted(tuned)
+    for site in sites:
+        put_gora(layers.get(site.path) or layers[site.module], means[site.path])
+
+
+def put_gora(layer: Any, mean: Any) -> None:
+    """`gora_start` of one layer; ``mean``: Ḡ [d_out, d_in]."""
+    import torch
+
+    (name,) = layer.lora_A
+    A, B, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    rank, width = A.shape
+    with torch.no_grad():
+        B.copy_(-GORA_STEP / scale * math.sqrt(width / rank) * (mean @ torch.linalg.pinv(A.float())))
 
 
 class InputDirections(Signal):

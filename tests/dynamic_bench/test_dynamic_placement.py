@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,12 @@ def registered(*tasks: str) -> Preregistered:
     return Preregistered(digest="d" * 64, commit="c" * 40, content=content)
 
 
+def assembled(folder: Path) -> dict[str, Any]:
+    return assemble(
+        registered("sorting", "style"), folder, *(folder / more for more in ("real", "finer", "added"))
+    )
+
+
 def keep(folder: Path, arm: str, loss: float, seed: int, *lengths: int) -> None:
     Record(
         arm=arm,
@@ -86,7 +93,9 @@ def judged(folder: Path, task: str, *, auto: float = 1.9, halves: int = 2) -> Ca
 
 def test_a_case_is_told_in_nats_steps_and_shares(tmp_path: Path):
     judged(tmp_path, "sorting")
-    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer")
+    result = assemble(
+        registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer", tmp_path / "added"
+    )
     (case,) = result["cases"]
     assert case["auto_minus_all"]["value"] == pytest.approx(-0.1, abs=0.01)
     assert case["share_lost"]["value"] == pytest.approx(0.5, abs=0.05)
@@ -101,7 +110,9 @@ def test_a_case_is_told_in_nats_steps_and_shares(tmp_path: Path):
 def test_no_judged_case_is_left_out_of_the_pool(tmp_path: Path):
     judged(tmp_path, "sorting")
     judged(tmp_path, "style", auto=2.1)
-    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer")
+    result = assemble(
+        registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer", tmp_path / "added"
+    )
     pooled = result["pooled_unseen"]
     assert (pooled["better"], pooled["worse"], pooled["cases"]) == (1, 1, 2)
     assert pooled["share_lost"]["value"] == pytest.approx((0.1 + 0.3) / 0.4, abs=0.05)
@@ -127,7 +138,9 @@ def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_wou
             keep(folder, arm, tuning, 1, 100)
             for number in range(2):
                 keep(folder, arm, fresh, first_fresh(case) + number, 100)
-    result = assemble(registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer")
+    result = assemble(
+        registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer", tmp_path / "added"
+    )
     assert [case["best_static"]["arm"] for case in result["cases"]] == ["attention", "attention"]
     assert [round(case["best_static"]["auto_minus"]["value"], 1) for case in result["cases"]] == [-0.3, -0.1]
     assert round(result["cases"][0]["arms"]["feedforward"]["auto_minus"]["value"], 1) == 0.2

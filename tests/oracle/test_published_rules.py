@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,6 +178,40 @@ def test_input_directions_explain_the_whole_input_and_start_eva(opened: Opened):
         assert torch.allclose(layer.lora_A["default"].weight.float(), solved[each.path][1][:2], atol=1e-2)
         assert not layer.lora_B["default"].weight.any()
     detach_adapters(tuned)
+
+
+def test_gora_starts_along_the_gradient_within_the_rows_of_its_factor(opened: Opened):
+    """As on paper: A = (1, 0), Ḡ = (3, 4), s = 2, d_in = 2, r = 1 give ΔW = −0.05 · √2 · (3, 0)."""
+    from loratlas.adapters.attach import attach
+    from loratlas.adapters.peft_targets import adapted
+    from loratlas.adapters.plan_row import PlanRow
+    from loratlas.adapters.trained_heads import detach_adapters
+
+    sites = candidates(opened.anatomy)[:4]
+    batches = statistics.calibration(opened.train, seed=0, packed=opened.packed)
+    means = statistics.mean_gradients(opened.model, sites, batches)
+    tuned = attach([PlanRow(site=each, rank=2, alpha=8.0) for each in sites], opened.model)
+    again = statistics.mean_gradients(opened.model, sites, batches)
+    statistics.gora_start(tuned, sites, again)
+    for each in sites:
+        assert torch.allclose(means[each.path], again[each.path], rtol=1e-3, atol=1e-6)
+        layer = adapted(tuned)[each.module]
+        A = layer.lora_A["default"].weight.detach().float()
+        change = layer.scaling["default"] * layer.lora_B["default"].weight.detach().float() @ A
+        orthonormal = torch.linalg.qr(A.t()).Q
+        projected = means[each.path] @ orthonormal @ orthonormal.t()
+        wanted = -statistics.GORA_STEP * math.sqrt(each.shape[1] / 2) * projected
+        assert torch.allclose(change, wanted, rtol=0.02, atol=0.02 * float(wanted.abs().max()))
+    detach_adapters(tuned)
+    layer = SimpleNamespace(
+        lora_A={"default": torch.nn.Linear(2, 1, bias=False)},
+        lora_B={"default": torch.nn.Linear(1, 1, bias=False)},
+        scaling={"default": 2.0},
+    )
+    with torch.no_grad():
+        layer.lora_A["default"].weight.copy_(torch.tensor([[1.0, 0.0]]))
+    statistics.put_gora(layer, torch.tensor([[3.0, 4.0]]))
+    assert layer.lora_B["default"].weight.item() == pytest.approx(-0.05 * math.sqrt(2) * 3 / 2)
 
 
 def test_outputs_are_those_of_the_adapters(opened: Opened):

@@ -20,6 +20,9 @@ from benchmarks.oracle.published import RULES
 PUBLISHED = ("adalora", "igulora", "elalora", "flexlora")
 """Arms that move by a published rule."""
 
+STAYING = frozenset(STATIC) | frozenset(RULES)
+"""Arms whose ranks stay as they begin."""
+
 DELTA = 0.01
 """Nats per token by which a loss may be higher and still count as no worse, as in a study."""
 
@@ -49,7 +52,7 @@ def best_static(records: Sequence[Record], steps: int, tokens: np.ndarray, train
     lowest = {
         arm: min(curve.values())
         for arm in trained
-        if (arm in STATIC or arm in RULES) and (curve := tuned(records, arm, steps, tokens, 1))
+        if arm in STAYING and (curve := tuned(records, arm, steps, tokens, 1))
     }
     return min(lowest, key=lambda arm: lowest[arm])
 

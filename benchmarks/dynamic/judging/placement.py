@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.dynamic.added import added_arms
 from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.finer import compared, next_finer, refined
 from benchmarks.dynamic.judging.against import against, best_static, in_hindsight
@@ -63,12 +64,15 @@ def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
     return record.lengths.get(steps, np.full(len(tokens), np.inf))
 
 
-def assemble(registered: Preregistered, results: Path, real: Path, finer: Path) -> dict[str, Any]:
+def assemble(
+    registered: Preregistered, results: Path, real: Path, finer: Path, added: Path
+) -> dict[str, Any]:
     """Everything that is judged so far, as plain data.
 
     Args:
         registered: what is judged.
         results: folder of the cases' records. real: of those on real bases. finer: of those at finer rates.
+        added: of arms that were not registered.
     """
     cases, judged, unseen = [], [], []
     for case, is_unseen in registered.cases():
@@ -83,7 +87,8 @@ def assemble(registered: Preregistered, results: Path, real: Path, finer: Path) 
         if losses is None or AUTO not in losses.losses:
             continue
         again = _finer(protocol, records, read_records(finer / case.name), tokens)
-        cases.append(_case(case, is_unseen, losses, records, tokens) | {"finer": again})
+        more = _added(protocol, records, read_records(added / case.name), tokens)
+        cases.append(_case(case, is_unseen, losses, records, tokens) | {"finer": again, "added": more})
         judged.append(losses)
         unseen.append(is_unseen)
     chosen = [losses for losses, is_unseen in zip(judged, unseen, strict=True) if is_unseen]
@@ -179,6 +184,20 @@ def _finer(
         records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds
     )
     return None if losses is None else compared(losses, records)
+
+
+def _added(
+    protocol: Protocol, registered: Sequence[Record], more: Sequence[Record], tokens: np.ndarray
+) -> dict[str, Any] | None:
+    """A case's arms that were not registered; None before they were trained."""
+    losses = losses_of(
+        [*registered, *more],
+        tokens,
+        protocol.lengths[-1],
+        protocol.first_fresh,
+        least=protocol.fresh_seeds,
+    )
+    return None if not more or losses is None else added_arms(losses, more, tokens)
 
 
 def case_name(case: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.dynamic.added import counted
 from benchmarks.dynamic.arms import REFERENCE
-from benchmarks.dynamic.judging.against import PUBLISHED
+from benchmarks.dynamic.judging.against import PUBLISHED, STAYING
 from benchmarks.dynamic.judging.placement import case_name
 from benchmarks.dynamic.pages.further_pages import paragraph, sections
 
@@ -54,15 +55,17 @@ def page(result: Mapping[str, Any], results: Path) -> str:
             case["verdict"],
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Loss of every arm, nats per token, mean of the fresh seeds:", ""]
+    lines += ["", "Loss of every arm, nats per token, mean of the fresh seeds; first arms whose ranks stay:"]
     arms = list(dict.fromkeys(arm for case in result["cases"] for arm in case["arms"]))
-    lines += ["| case | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
-    for case in result["cases"]:
-        cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in arms]
-        lines.append(f"| {case_name(case)} | " + " | ".join(cells) + " |")
+    for chosen in ([arm for arm in arms if arm in STAYING], [arm for arm in arms if arm not in STAYING]):
+        lines += ["", "| case | " + " | ".join(chosen) + " |", "|---" * (len(chosen) + 1) + "|"]
+        for case in result["cases"]:
+            cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in chosen]
+            lines.append(f"| {case_name(case)} | " + " | ".join(cells) + " |")
     lines += _against(result)
     lines += _unmoved(result)
     lines += _finer(result)
+    lines += _added(result["cases"])
     lines += _real(result["real_base"])
     lines += sections(results)
     return "\n".join(lines) + "\n"
@@ -184,6 +187,36 @@ def _finer(result: Mapping[str, Any]) -> list[str]:
             for arm in ("auto", "feedforward")
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _added(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Arms that were not registered; nothing before there are any."""
+    known = [case for case in cases if case["added"]]
+    if not known:
+        return []
+    starts, autos = counted(known, "minus_same_ranks"), counted(known, "auto_minus")
+    lines = ["", "## Added later", ""]
+    lines += paragraph(
+        "*gora_start*: the ranks of `gora`, and B begun along the gradient (its authors' own start) instead of at 0. "
+        "Not registered: added after the runs above had been read, tuned and compared like them, on the same seeds, "
+        "and part of no figure above."
+    )
+    for arm, start in starts.items():
+        lines += paragraph(
+            f"Against the same ranks begun as LoRA begins them `{arm}` is better in {start['better']} of "
+            f"{start['cases']} cases and worse in {start['worse']}; `auto` is better than it in "
+            f"{autos[arm]['better']} and worse in {autos[arm]['worse']}."
+        )
+    lines += [
+        "",
+        "| case | arm | rate | arm − same ranks | arm − all | auto − arm |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in known:
+        for arm, found in case["added"].items():
+            apart = (_interval(found[key], "+.4f") for key in ("minus_same_ranks", "minus_all", "auto_minus"))
+            lines.append(f"| {' | '.join((case_name(case), arm, format(found['rate'], 'g'), *apart))} |")
     return lines
 
 
