@@ -3,6 +3,7 @@
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic run --minutes 60     train what is missing, case by case
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic finer --minutes 60   the same at rates 1.26 apart
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic added --minutes 60   arms that were not registered
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic sought --minutes 60  a better plan, by local search
     python -m benchmarks.dynamic judge                                          placement.json and its page
 
 All take their orders from ``benchmarks/results/preregistered.json``. Stopped anywhere, the same command goes on.
@@ -19,12 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.dynamic.added import ADDED, next_added
+from benchmarks.dynamic.arms import Plans
+from benchmarks.dynamic.cases import Opened
 from benchmarks.dynamic.finer import ARMS, next_finer
-from benchmarks.dynamic.judging.placement import assemble, summary
+from benchmarks.dynamic.judging.placement import FOLDERS, assemble, summary
 from benchmarks.dynamic.pages.placement_page import page
 from benchmarks.dynamic.preregistration import FILE, Preregistered, load
 from benchmarks.dynamic.queue import Job, Protocol
 from benchmarks.dynamic.records import Record, read_records
+from benchmarks.dynamic.sought import next_sought, plans_of
 from benchmarks.dynamic.work import work_through
 from benchmarks.oracle.published import RULES
 from loratlas.files import write_json, write_text
@@ -36,22 +40,18 @@ PAGE = Path(__file__).parents[2] / "docs" / "results" / "placement.md"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=("run", "finer", "added", "judge"))
+    parser.add_argument("what", choices=(*FOLDERS, "judge"))
     parser.add_argument("--cases", nargs="+", help="names such as llama-mini-sorting-all1; all unless given")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run later than this")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("dynamic-work"), help="states of unfinished runs")
-    parser.add_argument(
-        "--runs", type=Path, default=RESULTS / "placement", help="folder of the runs' records"
-    )
-    parser.add_argument("--finer", type=Path, default=RESULTS / "placement_finer", help="folder of `finer`'s")
-    parser.add_argument("--added", type=Path, default=RESULTS / "placement_added", help="folder of `added`'s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the folders of records")
     asked = parser.parse_args()
     registered = load()
     if asked.what != "judge":
-        {"run": run, "finer": finer, "added": added}[asked.what](registered, asked)
+        {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)
         return 0
-    result = assemble(registered, asked.runs, RESULTS / "real_base", asked.finer, asked.added)
+    result = assemble(registered, asked.results)
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result, RESULTS))
     write_json(JUDGED, summary(result))
@@ -65,7 +65,7 @@ def run(registered: Preregistered, asked: argparse.Namespace) -> None:
         for case, _ in registered.cases():
             if asked.cases and case.name not in asked.cases:
                 continue
-            folder = asked.runs / case.name
+            folder = asked.results / FOLDERS["run"] / case.name
             protocol = registered.protocol(case, arms)
             done = work_through(
                 case,
@@ -83,12 +83,17 @@ def run(registered: Preregistered, asked: argparse.Namespace) -> None:
 
 def finer(registered: Preregistered, asked: argparse.Namespace) -> None:
     """Train what is missing at rates half-way between the registered ones."""
-    _beside(registered, asked, ARMS, next_finer, asked.finer)
+    _beside(registered, asked, ARMS, next_finer)
 
 
 def added(registered: Preregistered, asked: argparse.Namespace) -> None:
     """Train what is missing of the arms that were not registered."""
-    _beside(registered, asked, list(ADDED), next_added, asked.added)
+    _beside(registered, asked, list(ADDED), next_added)
+
+
+def sought(registered: Preregistered, asked: argparse.Namespace) -> None:
+    """Train what is missing of the search for a better plan."""
+    _beside(registered, asked, (), next_sought, plans_of)
 
 
 def _beside(
@@ -96,26 +101,27 @@ def _beside(
     asked: argparse.Namespace,
     arms: Sequence[str],
     following: Callable[[Protocol, Sequence[Record], Sequence[Record], np.ndarray], Job | None],
-    folder: Path,
+    planned: Callable[[Job, Opened, Sequence[Record], Sequence[Record]], Plans] = lambda *given: {},
 ) -> None:
     """Train what is missing beside the registered runs, into a folder of its own."""
     until = time.monotonic() + 60 * asked.minutes
     for case, _ in registered.cases():
         if asked.cases and case.name not in asked.cases:
             continue
-        coarse = read_records(asked.runs / case.name)
+        known = read_records(asked.results / FOLDERS["run"] / case.name)
         done = work_through(
             case,
             registered.protocol(case, arms),
-            folder / case.name,
+            asked.results / FOLDERS[asked.what] / case.name,
             asked.work,
             until=until,
             device=asked.device,
             rules=[arm for arm in arms if arm in RULES],
             policies=registered.content["policies"],
-            missing=lambda protocol, records, tokens, coarse=coarse: following(
-                protocol, coarse, records, tokens
+            missing=lambda protocol, records, tokens, known=known: following(
+                protocol, known, records, tokens
             ),
+            made=lambda job, opened, records, known=known: planned(job, opened, known, records),
         )
         if not done:
             return

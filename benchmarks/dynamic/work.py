@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.dynamic.arms import Policies
+from benchmarks.dynamic.arms import Plans, Policies
 from benchmarks.dynamic.cases import Case, Opened
 from benchmarks.dynamic.queue import Job, Protocol, next_job
 from benchmarks.dynamic.records import Record, read_records
@@ -36,6 +36,7 @@ def work_through(
     rules: Sequence[str] = (),
     policies: Policies | None = None,
     missing: Callable[[Protocol, Sequence[Record], np.ndarray], Job | None] = next_job,
+    made: Callable[[Job, Opened, Sequence[Record]], Plans] = lambda job, opened, records: {},
 ) -> bool:
     """Train what is missing of a case.
 
@@ -45,7 +46,7 @@ def work_through(
         until: no run begins later (`time.monotonic`).
         device: where the base computes.
         rules: arms whose plans a published rule makes. policies: what arms of policies are.
-        missing: which run comes next.
+        missing: which run comes next. made: plans of arms that are made run by run.
 
     Returns:
         Whether nothing is missing.
@@ -55,7 +56,7 @@ def work_through(
     opened = Opened(case, device=device)
     describe(opened, folder)
     plans = plans_for(opened, rules, folder / PLANS) if rules else {}
-    while (job := missing(protocol, read_records(folder), opened.tokens)) is not None:
+    while (job := missing(protocol, records := read_records(folder), opened.tokens)) is not None:
         if time.monotonic() >= until:
             return False
         begun = time.monotonic()
@@ -71,7 +72,7 @@ def work_through(
             job.seed,
             job.lengths,
             judged=protocol.head_of or protocol.lengths[-1],
-            plans=plans,
+            plans={**plans, **made(job, opened, records)},
             policies=policies,
             work=work / case.name,
             watch=watch,

@@ -47,7 +47,7 @@ def keep(folder: Path, records: list[Record]) -> None:
 
 
 def assembled(folder: Path) -> dict[str, Any]:
-    return assemble(REGISTERED, *(folder / more for more in ("runs", "real", "finer", "added")))
+    return assemble(REGISTERED, folder)
 
 
 def coarse() -> list[Record]:

@@ -48,11 +48,11 @@ def test_it_is_tuned_around_the_reference_and_trained_on_the_fresh_seeds():
 
 
 def test_the_page_tells_of_it_and_no_other_figure_changes(tmp_path: Path):
-    keep(tmp_path / "runs", with_gora())
+    keep(tmp_path / "placement", with_gora())
     before = assembled(tmp_path)
     assert before["cases"][0]["added"] is None
     assert "Added later" not in page(before, tmp_path)
-    keep(tmp_path / "added", added())
+    keep(tmp_path / "placement_added", added())
     after = assembled(tmp_path)
     found = after["cases"][0]["added"]["gora_start"]
     assert found["rate"] == 0.008

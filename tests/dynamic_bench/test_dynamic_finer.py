@@ -36,8 +36,8 @@ def test_both_neighbours_are_tuned_and_only_a_new_best_is_trained_again():
 
 def test_the_page_tells_the_finer_comparison_beside_the_registered_one(tmp_path: Path):
     losses = {("all", 0.00632): 2.1, ("all", 0.0101): 1.8, ("auto", 0.00632): 2.1, ("auto", 0.0101): 2.05}
-    keep(tmp_path / "runs", coarse())
-    keep(tmp_path / "finer", through(losses))
+    keep(tmp_path / "placement", coarse())
+    keep(tmp_path / "placement_finer", through(losses))
     result = assembled(tmp_path)
     (case,) = result["cases"]
     assert case["auto_minus_all"]["value"] < -0.05
@@ -45,8 +45,8 @@ def test_the_page_tells_the_finer_comparison_beside_the_registered_one(tmp_path:
     assert case["finer"]["minus_all"]["auto"]["value"] > 0.05
     assert "better than `all` in 0 of 1 and worse in 1" in page(result, tmp_path)
     # Before the last run is there nothing is said.
-    lines = (tmp_path / "finer" / CASE.name / "runs.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "finer" / CASE.name / "runs.jsonl").write_text("".join(lines[:-1]))
+    lines = (tmp_path / "placement_finer" / CASE.name / "runs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "placement_finer" / CASE.name / "runs.jsonl").write_text("".join(lines[:-1]))
     unfinished = assembled(tmp_path)
     assert unfinished["cases"][0]["finer"] is None
     assert "1.26 apart" not in page(unfinished, tmp_path)

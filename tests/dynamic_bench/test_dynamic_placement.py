@@ -12,7 +12,7 @@ import pytest
 from benchmarks.dynamic.arms import hooks_of, plan_of
 from benchmarks.dynamic.cases import Case
 from benchmarks.dynamic.judging import judge
-from benchmarks.dynamic.judging.placement import assemble, losses_of
+from benchmarks.dynamic.judging.placement import FOLDERS, assemble, losses_of
 from benchmarks.dynamic.pages.further_pages import sections
 from benchmarks.dynamic.pages.placement_page import page
 from benchmarks.dynamic.preregistration import FILE, Preregistered, first_fresh, load
@@ -57,9 +57,7 @@ def registered(*tasks: str) -> Preregistered:
 
 
 def assembled(folder: Path) -> dict[str, Any]:
-    return assemble(
-        registered("sorting", "style"), folder, *(folder / more for more in ("real", "finer", "added"))
-    )
+    return assemble(registered("sorting", "style"), folder)
 
 
 def keep(folder: Path, arm: str, loss: float, seed: int, *lengths: int) -> None:
@@ -78,8 +76,8 @@ def keep(folder: Path, arm: str, loss: float, seed: int, *lengths: int) -> None:
 
 def judged(folder: Path, task: str, *, auto: float = 1.9, halves: int = 2) -> Case:
     case = Case(base="demo:llama-mini", task=task, batch=8, held_out=4)
-    folder = folder / case.name
-    folder.mkdir()
+    folder = folder / FOLDERS["run"] / case.name
+    folder.mkdir(parents=True)
     (folder / "case.json").write_text(json.dumps({"tokens": TOKENS.tolist()}))
     for number in range(2):
         seed = first_fresh(case) + number
@@ -93,9 +91,7 @@ def judged(folder: Path, task: str, *, auto: float = 1.9, halves: int = 2) -> Ca
 
 def test_a_case_is_told_in_nats_steps_and_shares(tmp_path: Path):
     judged(tmp_path, "sorting")
-    result = assemble(
-        registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer", tmp_path / "added"
-    )
+    result = assembled(tmp_path)
     (case,) = result["cases"]
     assert case["auto_minus_all"]["value"] == pytest.approx(-0.1, abs=0.01)
     assert case["share_lost"]["value"] == pytest.approx(0.5, abs=0.05)
@@ -110,9 +106,7 @@ def test_a_case_is_told_in_nats_steps_and_shares(tmp_path: Path):
 def test_no_judged_case_is_left_out_of_the_pool(tmp_path: Path):
     judged(tmp_path, "sorting")
     judged(tmp_path, "style", auto=2.1)
-    result = assemble(
-        registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer", tmp_path / "added"
-    )
+    result = assembled(tmp_path)
     pooled = result["pooled_unseen"]
     assert (pooled["better"], pooled["worse"], pooled["cases"]) == (1, 1, 2)
     assert pooled["share_lost"]["value"] == pytest.approx((0.1 + 0.3) / 0.4, abs=0.05)
@@ -129,7 +123,7 @@ def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_wou
     """In hindsight means by the tuning seed: the arm that was luckier there counts, worse on fresh seeds or not."""
     for task, auto in (("sorting", 1.9), ("style", 2.1)):
         case = judged(tmp_path, task, auto=auto)
-        folder = tmp_path / case.name
+        folder = tmp_path / FOLDERS["run"] / case.name
         for arm, tuning, fresh in (
             ("attention", 1.95, 2.2),
             ("feedforward", 2.05, 1.7),
@@ -138,9 +132,7 @@ def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_wou
             keep(folder, arm, tuning, 1, 100)
             for number in range(2):
                 keep(folder, arm, fresh, first_fresh(case) + number, 100)
-    result = assemble(
-        registered("sorting", "style"), tmp_path, tmp_path / "real", tmp_path / "finer", tmp_path / "added"
-    )
+    result = assembled(tmp_path)
     assert [case["best_static"]["arm"] for case in result["cases"]] == ["attention", "attention"]
     assert [round(case["best_static"]["auto_minus"]["value"], 1) for case in result["cases"]] == [-0.3, -0.1]
     assert round(result["cases"][0]["arms"]["feedforward"]["auto_minus"]["value"], 1) == 0.2
@@ -200,7 +192,7 @@ def test_what_other_benches_found_stands_on_the_page(tmp_path: Path):
 
 def test_an_arm_without_all_seeds_is_unfinished_and_one_that_diverged_cannot_win(tmp_path: Path):
     case = judged(tmp_path, "sorting", halves=1)
-    folder = tmp_path / case.name
+    folder = tmp_path / FOLDERS["run"] / case.name
     measured = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
     assert measured is not None
     assert set(measured.losses) == {"all", "auto"}

@@ -29,9 +29,18 @@ from benchmarks.dynamic.judging.scans import scans
 from benchmarks.dynamic.preregistration import Preregistered
 from benchmarks.dynamic.queue import FIRST_FRESH, Protocol, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
+from benchmarks.dynamic.sought import best_so_far, next_sought, sought_plan
 from benchmarks.dynamic.work import CASE
 
 AUTO = "auto"
+FOLDERS = {
+    "run": "placement",
+    "finer": "placement_finer",
+    "added": "placement_added",
+    "sought": "placement_sought",
+}
+"""What is trained → its folder of records."""
+
 SCHEMA, VERSION = "loratlas.placement", 1
 
 
@@ -64,31 +73,28 @@ def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
     return record.lengths.get(steps, np.full(len(tokens), np.inf))
 
 
-def assemble(
-    registered: Preregistered, results: Path, real: Path, finer: Path, added: Path
-) -> dict[str, Any]:
+def assemble(registered: Preregistered, results: Path) -> dict[str, Any]:
     """Everything that is judged so far, as plain data.
 
     Args:
         registered: what is judged.
-        results: folder of the cases' records. real: of those on real bases. finer: of those at finer rates.
-        added: of arms that were not registered.
+        results: folder of the folders of records, `FOLDERS` and ``real_base``.
     """
     cases, judged, unseen = [], [], []
     for case, is_unseen in registered.cases():
-        folder = results / case.name
+        folder = results / FOLDERS["run"] / case.name
         if not (folder / CASE).exists():
             continue
         tokens = np.array(json.loads((folder / CASE).read_text(encoding="utf-8"))["tokens"], dtype=float)
         protocol, records = registered.protocol(case, []), read_records(folder)
-        losses = losses_of(
-            records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds
-        )
+        losses = _fresh(protocol, records, tokens)
         if losses is None or AUTO not in losses.losses:
             continue
-        again = _finer(protocol, records, read_records(finer / case.name), tokens)
-        more = _added(protocol, records, read_records(added / case.name), tokens)
-        cases.append(_case(case, is_unseen, losses, records, tokens) | {"finer": again, "added": more})
+        beside = {
+            what: told(protocol, records, read_records(results / FOLDERS[what] / case.name), tokens)
+            for what, told in (("finer", _finer), ("added", _added), ("sought", _sought))
+        }
+        cases.append(_case(case, is_unseen, losses, records, tokens) | beside)
         judged.append(losses)
         unseen.append(is_unseen)
     chosen = [losses for losses, is_unseen in zip(judged, unseen, strict=True) if is_unseen]
@@ -101,7 +107,7 @@ def assemble(
         "registered_cases": len(registered.cases()),
         "pooled_unseen": _pooled(chosen) | _of_cases(cases) if chosen else None,
         "scans": scans(),
-        "real_base": pictures(real),
+        "real_base": pictures(results / "real_base"),
     }
 
 
@@ -180,9 +186,7 @@ def _finer(
     if not finer or next_finer(protocol, registered, finer, tokens) is not None:
         return None
     records = refined(registered, finer)
-    losses = losses_of(
-        records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds
-    )
+    losses = _fresh(protocol, records, tokens)
     return None if losses is None else compared(losses, records)
 
 
@@ -190,14 +194,24 @@ def _added(
     protocol: Protocol, registered: Sequence[Record], more: Sequence[Record], tokens: np.ndarray
 ) -> dict[str, Any] | None:
     """A case's arms that were not registered; None before they were trained."""
-    losses = losses_of(
-        [*registered, *more],
-        tokens,
-        protocol.lengths[-1],
-        protocol.first_fresh,
-        least=protocol.fresh_seeds,
-    )
-    return None if not more or losses is None else added_arms(losses, more, tokens)
+    losses = _fresh(protocol, [*registered, *more], tokens)
+    return None if not more or losses is None else added_arms(losses, more, tokens) or None
+
+
+def _sought(
+    protocol: Protocol, registered: Sequence[Record], tries: Sequence[Record], tokens: np.ndarray
+) -> dict[str, Any] | None:
+    """What a case's search for a better plan found; None before it has ended."""
+    if not tries or next_sought(protocol, registered, tries, tokens) is not None:
+        return None
+    best = best_so_far(registered, tries, protocol.tuning_lengths[-1], tokens)
+    losses = _fresh(protocol, [*registered, *tries], tokens)
+    return None if best is None or losses is None else sought_plan(losses, best)
+
+
+def _fresh(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) -> CaseLosses | None:
+    """`losses_of` at the judged length, of whole cases."""
+    return losses_of(records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds)
 
 
 def case_name(case: Mapping[str, Any]) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 from benchmarks.dynamic.added import counted
 from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.judging.against import PUBLISHED, STAYING
+from benchmarks.dynamic.judging.judge import Interval, tally
 from benchmarks.dynamic.judging.placement import case_name
 from benchmarks.dynamic.pages.further_pages import paragraph, sections
+from benchmarks.dynamic.sought import CAP, TRIES
 
 BEGIN_AS_ALL = ("auto", "energy", "descent", "elalora", "flexlora")
 """Arms that are `all` until they move something; AdaLoRA and IGU-LoRA begin larger."""
@@ -66,6 +68,7 @@ def page(result: Mapping[str, Any], results: Path) -> str:
     lines += _unmoved(result)
     lines += _finer(result)
     lines += _added(result["cases"])
+    lines += _sought(result["cases"])
     lines += _real(result["real_base"])
     lines += sections(results)
     return "\n".join(lines) + "\n"
@@ -217,6 +220,39 @@ def _added(cases: Sequence[Mapping[str, Any]]) -> list[str]:
         for arm, found in case["added"].items():
             apart = (_interval(found[key], "+.4f") for key in ("minus_same_ranks", "minus_all", "auto_minus"))
             lines.append(f"| {' | '.join((case_name(case), arm, format(found['rate'], 'g'), *apart))} |")
+    return lines
+
+
+def _sought(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The search for a better plan; nothing before one has ended."""
+    known = [case for case in cases if case["sought"]]
+    if not known:
+        return []
+    found = [case for case in known if case["sought"]["found"]]
+    apart = tally([Interval(**case["sought"]["minus_start"]) for case in found])
+    lines = ["", "## A better plan, sought", ""]
+    lines += paragraph(
+        "Is the best that arms are measured against too low? From the arm of fixed ranks that ended lowest on the "
+        f"tuning seed, at its rate, {TRIES} neighbours were trained on that seed in full, each of the best plan so "
+        f"far: ranks capped at {CAP} times the reference, the first and the last layer left out, a quarter of the "
+        "sites exchanging a rank. Not registered, and part of no figure above. A neighbour that ended lower on the "
+        f"tuning seed was found in {len(found)} of {len(known)} cases; on the fresh seeds it is better than the plan "
+        f"that the search began with in {apart['better']} of these and worse in {apart['worse']}."
+    )
+    lines += [
+        "",
+        "| case | began with | rate | found − it | found − all | auto − found |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in known:
+        search = case["sought"]
+        differences = (
+            _interval(search[key], "+.4f") if search["found"] else "–"
+            for key in ("minus_start", "minus_all", "auto_minus")
+        )
+        lines.append(
+            f"| {' | '.join((case_name(case), search['start'], format(search['rate'], 'g'), *differences))} |"
+        )
     return lines
 
 
