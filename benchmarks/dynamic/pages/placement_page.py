@@ -13,6 +13,7 @@ from benchmarks.dynamic.judging.judge import Interval, tally
 from benchmarks.dynamic.judging.placement import case_name
 from benchmarks.dynamic.pages.further_pages import paragraph, sections
 from benchmarks.dynamic.sought import CAP, TRIES
+from benchmarks.oracle.published import RULES
 
 BEGIN_AS_ALL = ("auto", "energy", "descent", "elalora", "flexlora")
 """Arms that are `all` until they move something; AdaLoRA and IGU-LoRA begin larger."""
@@ -110,10 +111,10 @@ def _against(result: Mapping[str, Any]) -> list[str]:
     pooled = result["pooled_unseen"]
     if pooled is None:
         return []
-    found, published = pooled["best_static"], [arm for arm in PUBLISHED if arm in pooled["auto_against"]]
+    found = pooled["best_static"]
     lines = ["", "## auto against the other arms", ""]
     lines += paragraph(
-        f"Unseen cases; an arm that was not trained in all of them is missing. {_published(pooled, published)}"
+        f"Unseen cases; an arm that was not trained in all of them is missing. {_published(pooled)}"
         "*Best static in hindsight*: the arm of fixed ranks with the lowest loss on the tuning seed, compared on the "
         f"fresh ones. `auto` is shown to be no more than {found['delta']:g} nats above it in {found['noninferior']} of "
         f"{found['cases']} cases, and worse in {found['worse']}."
@@ -129,17 +130,20 @@ def _against(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _published(pooled: Mapping[str, Any], arms: Sequence[str]) -> str:
-    """In how many comparisons with published rules `auto` is better and worse; nothing before they were trained."""
-    if not arms:
-        return ""
-    better, worse, cases = (
-        sum(pooled["auto_against"][arm][count] for arm in arms) for count in ("better", "worse", "cases")
-    )
-    return (
-        f"Against rules as published that move while training ({', '.join(arms)}), `auto` is better in {better} of "
-        f"{cases} comparisons and worse in {worse}. "
-    )
+def _published(pooled: Mapping[str, Any]) -> str:
+    """In how many comparisons with published rules `auto` is better and worse; nothing of those not trained yet."""
+    said = ""
+    for when, rules in (("move while training", PUBLISHED), ("decide before training", tuple(RULES))):
+        arms = [arm for arm in rules if arm in pooled["auto_against"]]
+        better, worse, cases = (
+            sum(pooled["auto_against"][arm][count] for arm in arms) for count in ("better", "worse", "cases")
+        )
+        if arms:
+            said += (
+                f"Against rules as published that {when} ({', '.join(arms)}), `auto` is better in {better} of "
+                f"{cases} comparisons and worse in {worse}. "
+            )
+    return said
 
 
 def _unmoved(result: Mapping[str, Any]) -> list[str]:
