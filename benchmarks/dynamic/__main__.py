@@ -4,9 +4,11 @@
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic finer --minutes 60   the same at rates 1.26 apart
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic added --minutes 60   arms that were not registered
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic sought --minutes 60  a better plan, by local search
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic start --minutes 60   where adapters begin, registered alone
     python -m benchmarks.dynamic judge                                          placement.json and its page
 
-All take their orders from ``benchmarks/results/preregistered.json``. Stopped anywhere, the same command goes on.
+All take their orders from ``benchmarks/results/preregistered.json``, and ``start`` from a registration of its own,
+``preregistered_start.json``. Stopped anywhere, the same command goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from benchmarks.dynamic.cases import Opened
 from benchmarks.dynamic.finer import ARMS, next_finer
 from benchmarks.dynamic.judging.placement import FOLDERS, assemble, summary
 from benchmarks.dynamic.pages.placement_page import page
-from benchmarks.dynamic.preregistration import FILE, Preregistered, load
+from benchmarks.dynamic.preregistration import FILE, START, Preregistered, load
 from benchmarks.dynamic.queue import Job, Protocol
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.sought import next_sought, plans_of
@@ -48,6 +50,9 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the folders of records")
     asked = parser.parse_args()
     registered = load()
+    if asked.what == "start":
+        run(load(START), asked)
+        return 0
     if asked.what != "judge":
         {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)
         return 0
@@ -65,7 +70,7 @@ def run(registered: Preregistered, asked: argparse.Namespace) -> None:
         for case, _ in registered.cases():
             if asked.cases and case.name not in asked.cases:
                 continue
-            folder = asked.results / FOLDERS["run"] / case.name
+            folder = asked.results / FOLDERS[asked.what] / case.name
             protocol = registered.protocol(case, arms)
             done = work_through(
                 case,

@@ -1,6 +1,7 @@
 """Arms that were added after the registered runs had been read: tuned and judged alike, counted nowhere else.
 
-``gora_start``: the ranks of `gora`, and its start along the gradient. They train on the seeds of their case, their
+``gora_start``: the ranks of `gora`, and its start along the gradient. ``all_eva``: the ranks of `all`, and EVA's start
+along the inputs: is it EVA's ranks or where its adapters begin? They train on the seeds of their case, their
 rates begin around the reference's best one, and their records lie in a folder of their own, so that no registered
 figure changes.
 """
@@ -17,7 +18,7 @@ from benchmarks.dynamic.judging.judge import CaseLosses, Interval, difference, t
 from benchmarks.dynamic.queue import Job, Protocol, best_rate, next_job, tuned
 from benchmarks.dynamic.records import Record
 
-ADDED: Mapping[str, str] = {"gora_start": "gora"}
+ADDED: Mapping[str, str] = {"gora_start": "gora", "all_eva": "all"}
 """Arm → the registered one that has the same ranks."""
 
 

@@ -16,15 +16,18 @@ STATIC: Mapping[str, str] = {
     "feedforward": "feedforward",
     "attention": "attention",
     "without-first": "all - all@0",
+    "all_eva": "all",
 }
-"""Arm → placement whose ranks the budget solves; ``without-first``: all without layer 0."""
+"""Arm → placement whose ranks the budget solves; ``without-first``: all without layer 0; ``all_eva``:
+all, its adapters begun as EVA begins them (`benchmarks.dynamic.rule_plans.start`)."""
 
 Plans = Mapping[str, Sequence[str]]
 """Arm of a rule → placements with every rank written, one for each scan seed."""
 
 Policies = Mapping[str, Mapping[str, Any]]
 """Arm → ``policy`` (a name in `loratlas.dynamic.policies.known_policies`), ``head`` (share of the judged steps), and
-where given ``every`` (steps between later decisions) and ``most`` (sites that one decision may change)."""
+where given ``every`` (steps between later decisions), ``most`` (sites that one decision may change) and ``init`` (where adapters
+begin)."""
 
 
 def plan_of(

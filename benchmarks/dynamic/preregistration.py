@@ -22,6 +22,9 @@ from loratlas.files import sha256
 
 FILE = Path(__file__).parents[1] / "results" / "preregistered.json"
 
+START = FILE.with_name("preregistered_start.json")
+"""Another question, registered by itself: where adapters begin."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preregistered:

@@ -102,7 +102,7 @@ def start(arm: str, opened: Opened, tuned: Any, *, seed: int) -> None:
     """What an arm does to its adapters before the first step: EVA's are put along the input's directions, GoRA's along
     the gradient, others stay as they are.
     """
-    if arm == "eva":
+    if arm in ("eva", "all_eva"):
         solved = directions(opened, seed=seed % SCANS)
         sites = [row.site for row in _rows(tuned, opened)]
         statistics.eva_start(tuned, sites, {path: found for path, (_, found) in solved.items()})

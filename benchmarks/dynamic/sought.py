@@ -38,7 +38,7 @@ CAP = 2
 EXCHANGED = 0.25
 """Share of the sites that give a rank away in an exchange."""
 
-BEGUN_ELSEWHERE = frozenset({"eva", "gora_start"})
+BEGUN_ELSEWHERE = frozenset({"eva", "all_eva", "gora_start"})
 """Arms whose adapters begin in their own way: their loss is not that of their ranks alone."""
 
 

@@ -58,6 +58,7 @@ def train_run(
         warmup=max(min(WARMUP, longest - 1) - 0.5, 0) / longest,  # rounded up to whole steps
         dtype="bfloat16",
         compile="off",
+        init=(policies or {}).get(arm, {}).get("init", True),
     )
     out = None if work is None else work / f"{arm}-{rate:g}-{seed}"
     deciding = hooks_of(arm, opened.anatomy, budget, steps=judged or lengths[-1], policies=policies)

@@ -38,6 +38,7 @@ FOLDERS = {
     "finer": "placement_finer",
     "added": "placement_added",
     "sought": "placement_sought",
+    "start": "placement_start",
 }
 """What is trained → its folder of records."""
 

@@ -42,7 +42,7 @@ INITS = ("gaussian", "olora", "orthogonal", "pissa", "pissa_niter_[n]")
 """PEFT's initialisations that need the base's weights at most. True (Kaiming A, zero B) is the default."""
 
 _NEEDS_MORE = {
-    "eva": "activations on data",
+    "eva": "activations on data, which a run reads itself (`loratlas train --init eva`, Settings(init='eva'))",
     "corda": "activations on data",
     "lora_ga": "gradients on data",
     "loftq": "a base that is not quantised yet and a quantisation config",

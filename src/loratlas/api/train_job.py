@@ -222,7 +222,7 @@ def adapted_base(job: Job, base: Any, plan: Plan | None) -> Any:
     """The base with its adapters."""
     if plan is not None:
         settings = job.settings
-        return plan.attach(base, seed=settings.seed, dropout=settings.dropout, init=settings.init)
+        return plan.attach(base, seed=settings.seed, dropout=settings.dropout, init=settings.drawn)
     from loratlas.adapters.stored.load_adapter import load_adapter
 
     assert job.adapter is not None  # check_job said so

@@ -77,7 +77,8 @@ def train(
         typer.Option(
             "--init",
             metavar="NAME",
-            help="One of PEFT's initialisations, e.g. gaussian, pissa, olora; its default unless given.",
+            help="One of PEFT's initialisations, e.g. eva (along what the first rows put in), gaussian, pissa, olora; "
+            "its default unless given.",
             rich_help_panel=options.PLACEMENT,
         ),
     ] = None,

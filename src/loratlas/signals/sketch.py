@@ -53,10 +53,35 @@ def eigenvalues(Y: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
     Source: Tropp, Yurtsever, Udell, Cevher (2017), Fixed-rank approximation of a positive-semidefinite matrix from
     streaming data, arXiv:1706.05736, algorithm 3.
     """
+    E, shift = _nystroem(Y, Omega)
+    squares = torch.linalg.svdvals(E).square() - shift
+    padded = E.new_zeros(Y.shape[1])
+    padded[: len(squares)] = squares.clamp(min=0)
+    return padded
+
+
+def eigenvectors(Y: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
+    """The leading eigenvectors of a covariance C [n, n] from C Ω, by the approximation of `eigenvalues`.
+
+    Args:
+        Y, Omega: as of `eigenvalues`.
+
+    Returns:
+        [n, ≤ k], orthonormal columns, the largest eigenvalue's first; no column for an eigenvalue that is none.
+    """
+    E, shift = _nystroem(Y, Omega)
+    if not E.shape[1]:
+        return E
+    U, sigma, _ = torch.linalg.svd(E, full_matrices=False)
+    return U[:, sigma.square() > 10 * shift]
+
+
+def _nystroem(Y: torch.Tensor, Omega: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(E [n, ≤ k] with C + shift ≈ E Eᵀ, shift)."""
     Y, Omega = Y.double(), Omega.double()
     norm = torch.linalg.matrix_norm(Y)
     if not bool(norm > 0):
-        return Y.new_zeros(Y.shape[1])
+        return Y[:, :0], norm
     shift = 1e-9 * norm  # far above float64's rounding, far below what float32 sums can tell
     Y = Y + shift * Omega
     core = Omega.t() @ Y
@@ -68,7 +93,4 @@ def eigenvalues(Y: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
         E = (Y @ vectors[:, kept]) / values[kept].sqrt()
     else:
         E = torch.linalg.solve_triangular(root, Y.t(), upper=False).t()
-    squares = torch.linalg.svdvals(E).square() - shift
-    padded = Y.new_zeros(Y.shape[1])
-    padded[: len(squares)] = squares.clamp(min=0)
-    return padded
+    return E, shift

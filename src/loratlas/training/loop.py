@@ -14,6 +14,7 @@ from loratlas.anatomy.config_sizes import sizes
 from loratlas.errors import SettingsError
 from loratlas.interruption import interruptible
 from loratlas.training.checkpoint import describe_base
+from loratlas.training.input_start import EVA, begin_along_inputs
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.rate_search import RateSearch, rate_search
 from loratlas.training.run import RunState
@@ -74,9 +75,11 @@ def fit(
     begun = time.perf_counter()
     if not len(data):
         raise no_examples(data)
-    masters = MasterWeights(model, loraplus=settings.loraplus)
     packed, reason = _packing(model, data, settings, packed)
     steps = settings.steps_for(len(data))
+    if settings.init == EVA:  # a resumed run overwrites it
+        begin_along_inputs(model, data, settings, packed=packed, steps=steps)
+    masters = MasterWeights(model, loraplus=settings.loraplus)
     hooks = (*site_rate_hooks(settings, steps), *hooks)
     search = rate_search(settings, width=sizes(model.config).hidden, steps=steps)
     if isinstance(search, RateSearch):

@@ -46,7 +46,8 @@ class Settings:
             arXiv:2402.12354).
         site_rates: ``"equal"``, or ``"curvature"``: after the first tenth of the steps each site's rate is scaled by
             the curvature that it has met (`loratlas.training.site_rates`).
-        init: PEFT's initialisation, kept for the record like ``dropout``.
+        init: PEFT's initialisation, kept for the record like ``dropout``; ``"eva"`` is the run's own to do, for it
+            reads the first rows (`loratlas.training.input_start`).
         subset: train on so many examples only, drawn by the seed.
         packing: ``"auto"`` packs where the model proves that it is exact, ``"on"`` insists, ``"off"`` pads.
         compile: ``"on"`` and ``"off"`` say whether layers go through torch.compile; ``"auto"`` lets the run judge by
@@ -97,6 +98,11 @@ class Settings:
     save_every: int = 100
     save_seconds: float = 60.0
     report_to: tuple[str, ...] = ()
+
+    @property
+    def drawn(self) -> bool | str:
+        """The initialisation that adapters are attached with, before any row is read."""
+        return True if self.init == "eva" else self.init
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:

@@ -248,7 +248,7 @@ class Worker:
             fleet, (number, result) = trained
             model = fleet.peft_model(number)
         else:
-            model = plan.attach(self._model, seed=key["seed"], dropout=settings.dropout, init=settings.init)
+            model = plan.attach(self._model, seed=key["seed"], dropout=settings.dropout, init=settings.drawn)
         try:
             hook = moving_hook(job, plan, self._model, settings.steps_for(len(self._data["train"])))
             if result is None:

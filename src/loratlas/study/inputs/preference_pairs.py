@@ -70,7 +70,8 @@ def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
         if arm.init not in (True, "gaussian"):
             yield (
                 f"arms.{name}.init: {arm.init}",
-                "an adapter that is not zero at the beginning, where the model has to be its own reference",
+                "an adapter that is not zero at the beginning, where the model has to be its own reference, or that "
+                "reads rows of a language model first",
                 f"arms.{name}.init: gaussian",
             )
         if arm.site_rates != "equal":

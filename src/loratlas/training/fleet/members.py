@@ -49,6 +49,8 @@ def why_not_in_fleet(model: Any, member: Member) -> str | None:
     settings = member.settings
     if takes_from_base(settings.init):
         return f"init {settings.init} changes the base, which a fleet shares"
+    if settings.init != settings.drawn:
+        return f"init {settings.init} reads rows before the first step"
     if not isinstance(settings.lr, float | int):
         return "its learning rate is decided in its own first steps"
     if settings.early_stop is not None or settings.evaluate_every is not None:
