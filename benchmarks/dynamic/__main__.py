@@ -25,6 +25,7 @@ from benchmarks.dynamic.added import ADDED, next_added
 from benchmarks.dynamic.arms import Plans
 from benchmarks.dynamic.cases import Opened
 from benchmarks.dynamic.finer import ARMS, next_finer
+from benchmarks.dynamic.judging.begun import judged_start
 from benchmarks.dynamic.judging.placement import FOLDERS, assemble, summary
 from benchmarks.dynamic.pages.placement_page import page
 from benchmarks.dynamic.preregistration import FILE, START, Preregistered, load
@@ -57,6 +58,7 @@ def main() -> int:
         {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)
         return 0
     result = assemble(registered, asked.results)
+    result["start"] = judged_start(load(START), asked.results / FOLDERS["start"])
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result, RESULTS))
     write_json(JUDGED, summary(result))

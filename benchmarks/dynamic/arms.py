@@ -26,8 +26,8 @@ Plans = Mapping[str, Sequence[str]]
 
 Policies = Mapping[str, Mapping[str, Any]]
 """Arm → ``policy`` (a name in `loratlas.dynamic.policies.known_policies`), ``head`` (share of the judged steps), and
-where given ``every`` (steps between later decisions), ``most`` (sites that one decision may change) and ``init`` (where adapters
-begin)."""
+where given ``every`` (steps between later decisions), ``most`` (sites that one decision may change) and ``init`` (where
+adapters begin)."""
 
 
 def plan_of(

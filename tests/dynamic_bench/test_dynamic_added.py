@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.dynamic.added import next_added
+from benchmarks.dynamic.judging.begun import judged_start
 from benchmarks.dynamic.pages.placement_page import page
 from benchmarks.dynamic.queue import Job
 from benchmarks.dynamic.records import Record
@@ -67,3 +69,20 @@ def test_the_page_tells_of_it_and_no_other_figure_changes(tmp_path: Path):
     )
     after["cases"][0]["added"] = None
     assert after == before
+
+
+def test_where_adapters_begin_is_judged_by_itself(tmp_path: Path):
+    assert judged_start(REGISTERED, tmp_path) is None
+    keep(tmp_path, [replace(one, arm="begun") if one.arm == "auto" else one for one in coarse()])
+    found = judged_start(REGISTERED, tmp_path)
+    assert found is not None
+    (case,) = found["cases"]
+    assert case["verdict"] == "better"
+    assert round(case["minus_all"]["value"], 1) == -0.1
+    # all falls by 0.1 from 100 to 150 steps; a sixtieth more of 100 steps takes a part of that.
+    assert -0.1 < case["minus_all_after_its_cost"] < -0.09
+    assert case["rates"] == {"all": 0.008, "begun": 0.008}
+    assert (found["pooled"]["better"], found["pooled"]["worse"], found["registered_cases"]) == (1, 0, 1)
+    keep(tmp_path / "placement", coarse())
+    written = page(assembled(tmp_path) | {"start": found}, tmp_path)
+    assert "**Better in 1 of 1 unseen cases, worse in 0**" in written

@@ -68,6 +68,7 @@ def page(result: Mapping[str, Any], results: Path) -> str:
     lines += _against(result)
     lines += _unmoved(result)
     lines += _finer(result)
+    lines += _begun(result.get("start"))
     lines += _added(result["cases"])
     lines += _sought(result["cases"])
     lines += _real(result["real_base"])
@@ -197,6 +198,43 @@ def _finer(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _begun(start: Mapping[str, Any] | None) -> list[str]:
+    """Where adapters begin; nothing before it was judged."""
+    if start is None:
+        return []
+    registered, pooled = start["preregistered"], start["pooled"]
+    lines = ["", "## Where adapters begin", ""]
+    lines += paragraph(
+        "Of the arms above `eva` alone is far below `all`. Its ranks are nearly those of `all`; what is its own is that "
+        "A begins along the directions of each matrix's input (`--init eva`). So this was registered by itself "
+        "([preregistered_start.json](../../benchmarks/results/preregistered_start.json), SHA-256 "
+        f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`): `all` begun so against `all` begun as "
+        f"LoRA begins it, on other cases. Judged so far: {len(start['cases'])} of {start['registered_cases']}."
+    )
+    lines += [
+        "",
+        f"**Better in {pooled['better']} of {pooled['cases']} unseen cases, worse in {pooled['worse']}**; in",
+    ]
+    lines += paragraph(
+        f"the mean over cases the difference is {_interval(pooled['mean'], '+.4f')} nats per token. Reading the first "
+        "rows costs a sixtieth of the run; the last column has `all` trained for so much longer."
+    )
+    lines += ["", "| case | steps | loss of `all` | begun − all | steps saved | verdict | at equal cost |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for case in start["cases"]:
+        cells = (
+            f"{case_name(case)} {case['budget'].removeprefix('like=')}",
+            case["steps"],
+            f"{case['loss_of_all']:.4f}",
+            _interval(case["minus_all"], "+.4f"),
+            _interval(case["steps_saved"], "+.0f"),
+            case["verdict"],
+            _cell(case["minus_all_after_its_cost"], "+.4f"),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
 def _added(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     """Arms that were not registered; nothing before there are any."""
     known = [case for case in cases if case["added"]]
@@ -206,6 +244,7 @@ def _added(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["", "## Added later", ""]
     lines += paragraph(
         "*gora_start*: the ranks of `gora`, and B begun along the gradient (its authors' own start) instead of at 0. "
+        "*all_eva*: the ranks of `all`, and A begun along the inputs, as `eva` begins it. "
         "Not registered: added after the runs above had been read, tuned and compared like them, on the same seeds, "
         "and part of no figure above."
     )
