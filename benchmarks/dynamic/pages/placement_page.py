@@ -205,7 +205,7 @@ def _begun(start: Mapping[str, Any] | None) -> list[str]:
     registered, pooled = start["preregistered"], start["pooled"]
     lines = ["", "## Where adapters begin", ""]
     lines += paragraph(
-        "Of the arms above `eva` alone is far below `all`. Its ranks are nearly those of `all`; what is its own is that "
+        "Of the arms above `eva` alone is far below `all`. Its ranks are nearly those of `all`; its own is that "
         "A begins along the directions of each matrix's input (`--init eva`). So this was registered by itself "
         "([preregistered_start.json](../../benchmarks/results/preregistered_start.json), SHA-256 "
         f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`): `all` begun so against `all` begun as "

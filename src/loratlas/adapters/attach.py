@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 INITS = ("gaussian", "olora", "orthogonal", "pissa", "pissa_niter_[n]")
 """PEFT's initialisations that need the base's weights at most. True (Kaiming A, zero B) is the default."""
 
+_KNOWN = f"true or {', '.join(INITS)}; for a run to train, eva as well"
+
 _NEEDS_MORE = {
     "eva": "activations on data, which a run reads itself (`loratlas train --init eva`, Settings(init='eva'))",
     "corda": "activations on data",
@@ -254,10 +256,8 @@ def _check(rows: Sequence[PlanRow], dropout: float, init: bool | str) -> None:
             raise SettingsError(
                 given=f"init {init}",
                 found=f"it needs {_NEEDS_MORE[name]}",
-                instead=f"true or {', '.join(INITS)}",
+                instead=_KNOWN,
             )
         niter = name.removeprefix("pissa_niter_")
         if name not in INITS[:-1] and not (niter != name and niter.isdigit()):
-            raise SettingsError(
-                given=f"init {init}", found="an unknown initialisation", instead=f"true or {', '.join(INITS)}"
-            )
+            raise SettingsError(given=f"init {init}", found="an unknown initialisation", instead=_KNOWN)
