@@ -16,10 +16,11 @@ STATIC: Mapping[str, str] = {
     "feedforward": "feedforward",
     "attention": "attention",
     "without-first": "all - all@0",
-    "all_eva": "all",
 }
-"""Arm → placement whose ranks the budget solves; ``without-first``: all without layer 0; ``all_eva``:
-all, its adapters begun as EVA begins them (`benchmarks.dynamic.rule_plans.start`)."""
+"""Arm → placement whose ranks the budget solves; ``without-first``: all without layer 0."""
+
+STARTED: Mapping[str, str] = {"all_eva": "all"}
+"""The same of arms whose adapters begin in a way of their own (`benchmarks.dynamic.rule_plans.start`): as EVA's do."""
 
 Plans = Mapping[str, Sequence[str]]
 """Arm of a rule → placements with every rank written, one for each scan seed."""
@@ -42,7 +43,7 @@ def plan_of(
     """The plan that an arm begins with.
 
     Args:
-        arm: a name in `STATIC`, ``plans`` or ``policies``.
+        arm: a name in `STATIC`, `STARTED`, ``plans`` or ``policies``.
         anatomy: of the base. budget: that every arm spends.
         seed: of the run; seeds take the scans of a rule in turn.
         plans, policies: further arms; policies begin with the reference, at their peak of parameters.
@@ -57,7 +58,7 @@ def plan_of(
         if peak > 1:
             return place(anatomy, STATIC[REFERENCE], budget=f"params={int(peak * reference.trainable)}")
         return reference
-    return place(anatomy, STATIC[arm], budget=budget)
+    return place(anatomy, {**STATIC, **STARTED}[arm], budget=budget)
 
 
 def hooks_of(

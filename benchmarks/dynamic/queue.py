@@ -69,6 +69,11 @@ class Job:
     lengths: tuple[int, ...]
 
 
+def loss_at(record: Record, length: int, tokens: np.ndarray) -> float:
+    """A run's loss at a length, nats per token; infinite where it diverged before."""
+    return float(record.lengths[length].sum() / tokens.sum()) if length in record.lengths else np.inf
+
+
 def tuned(
     records: Sequence[Record], arm: str, length: int, tokens: np.ndarray, seeds: int
 ) -> dict[float, float]:
@@ -76,8 +81,7 @@ def tuned(
     by_rate: dict[float, list[float]] = {}
     for record in records:
         if record.arm == arm and record.seed < FIRST_FRESH:
-            loss = float(record.lengths[length].sum() / tokens.sum()) if length in record.lengths else np.inf
-            by_rate.setdefault(record.rate, []).append(loss)
+            by_rate.setdefault(record.rate, []).append(loss_at(record, length, tokens))
     return {rate: float(np.mean(losses)) for rate, losses in sorted(by_rate.items()) if len(losses) >= seeds}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from benchmarks.dynamic.arms import Plans
 from benchmarks.dynamic.cases import Opened
 from benchmarks.dynamic.judging.against import STAYING
 from benchmarks.dynamic.judging.judge import CaseLosses, difference
-from benchmarks.dynamic.queue import FIRST_FRESH, Job, Protocol, best_rate, fresh_job, tuned
+from benchmarks.dynamic.queue import FIRST_FRESH, Job, Protocol, best_rate, fresh_job, loss_at, tuned
 from benchmarks.dynamic.records import Record
 from benchmarks.oracle import published
 from loratlas.anatomy.sites import Site
@@ -38,7 +38,7 @@ CAP = 2
 EXCHANGED = 0.25
 """Share of the sites that give a rank away in an exchange."""
 
-BEGUN_ELSEWHERE = frozenset({"eva", "all_eva", "gora_start"})
+BEGUN_ELSEWHERE = frozenset({"eva", "gora_start"})
 """Arms whose adapters begin in their own way: their loss is not that of their ranks alone."""
 
 
@@ -79,9 +79,9 @@ def best_so_far(
     best = Best(start=start, found=0, placement=own.placement, rate=rate, loss=curves[start][rate])
     for number in range(1, TRIES + 1):
         for record in sought:
-            loss = _loss(record, length, tokens)
+            loss = loss_at(record, length, tokens)
             if record.arm == _name(number) and loss < best.loss:
-                best = Best(start=start, found=number, placement=record.placement, rate=rate, loss=loss)
+                best = replace(best, found=number, placement=record.placement, loss=loss)
     return best
 
 
@@ -173,7 +173,3 @@ def sought_plan(losses: CaseLosses, best: Best) -> dict[str, Any]:
 
 def _name(number: int | str) -> str:
     return f"try-{number}"
-
-
-def _loss(record: Record, length: int, tokens: np.ndarray) -> float:
-    return float(record.lengths[length].sum() / tokens.sum()) if length in record.lengths else np.inf

@@ -51,7 +51,7 @@ def work_through(
     Returns:
         Whether nothing is missing.
     """
-    if (kept := _tokens(folder)) is not None and missing(protocol, read_records(folder), kept) is None:
+    if (kept := tokens_of(folder)) is not None and missing(protocol, read_records(folder), kept) is None:
         return True
     opened = Opened(case, device=device)
     describe(opened, folder)
@@ -82,9 +82,14 @@ def work_through(
     return True
 
 
-def _tokens(folder: Path) -> np.ndarray | None:
+def tokens_of(folder: Path) -> np.ndarray | None:
+    """Counted tokens of each held-out row [N]; None where the case was not begun."""
     path = folder / CASE
-    return np.array(json.loads(path.read_text(encoding="utf-8"))["tokens"]) if path.exists() else None
+    return (
+        np.array(json.loads(path.read_text(encoding="utf-8"))["tokens"], dtype=float)
+        if path.exists()
+        else None
+    )
 
 
 def describe(opened: Opened, folder: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.judging.judge import (
@@ -17,16 +14,17 @@ from benchmarks.dynamic.judging.judge import (
     tally,
     verdict,
 )
-from benchmarks.dynamic.judging.placement import losses_of
+from benchmarks.dynamic.judging.placement import fresh_losses
 from benchmarks.dynamic.preregistration import Preregistered
 from benchmarks.dynamic.queue import best_rate, tuned
 from benchmarks.dynamic.records import read_records
-from benchmarks.dynamic.work import CASE
+from benchmarks.dynamic.work import tokens_of
+from loratlas.training.input_start import SHARE
 
 BEGUN = "begun"
 
-ROWS = 0.05 / 3
-"""Steps that reading the first rows costs, as a share of the run's (`loratlas.training.input_start.SHARE`, forward)."""
+COST = SHARE / 3
+"""Steps that reading the first rows costs, as a share of the run's: a forward pass is a third of a step's work."""
 
 
 def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | None:
@@ -37,13 +35,10 @@ def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | No
     """
     cases, losses = [], []
     for case, _ in registered.cases():
-        path = folder / case.name / CASE
-        if not path.exists():
+        if (tokens := tokens_of(folder / case.name)) is None:
             continue
-        tokens = np.array(json.loads(path.read_text(encoding="utf-8"))["tokens"], dtype=float)
-        protocol, records = registered.protocol(case, [BEGUN]), read_records(path.parent)
-        steps = protocol.lengths[-1]
-        found = losses_of(records, tokens, steps, protocol.first_fresh, least=protocol.fresh_seeds)
+        protocol, records = registered.protocol(case, [BEGUN]), read_records(folder / case.name)
+        steps, found = protocol.lengths[-1], fresh_losses(protocol, records, tokens)
         if found is None or BEGUN not in found.losses:
             continue
         losses.append(found)
@@ -56,7 +51,7 @@ def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | No
                 "steps": steps,
                 "loss_of_all": round(float(found.by_seed(REFERENCE).mean()), 5),
                 "minus_all": apart.to_json(),
-                "minus_all_after_its_cost": round(after_more_steps(found, BEGUN, ROWS * steps), 5),
+                "minus_all_after_its_cost": round(after_more_steps(found, BEGUN, COST * steps), 5),
                 "steps_saved": steps_saved(found, BEGUN).to_json(),
                 "verdict": verdict(apart),
                 "rates": {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from benchmarks.dynamic.preregistration import Preregistered
 from benchmarks.dynamic.queue import FIRST_FRESH, Protocol, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.sought import best_so_far, next_sought, sought_plan
-from benchmarks.dynamic.work import CASE
+from benchmarks.dynamic.work import tokens_of
 
 AUTO = "auto"
 FOLDERS = {
@@ -84,11 +83,10 @@ def assemble(registered: Preregistered, results: Path) -> dict[str, Any]:
     cases, judged, unseen = [], [], []
     for case, is_unseen in registered.cases():
         folder = results / FOLDERS["run"] / case.name
-        if not (folder / CASE).exists():
+        if (tokens := tokens_of(folder)) is None:
             continue
-        tokens = np.array(json.loads((folder / CASE).read_text(encoding="utf-8"))["tokens"], dtype=float)
         protocol, records = registered.protocol(case, []), read_records(folder)
-        losses = _fresh(protocol, records, tokens)
+        losses = fresh_losses(protocol, records, tokens)
         if losses is None or AUTO not in losses.losses:
             continue
         beside = {
@@ -144,10 +142,8 @@ def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
 def _case(
     case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray
 ) -> dict[str, Any]:
-    hindsight, to_all = (
-        best_static(records, losses.steps, tokens, list(losses.losses)),
-        difference(losses, AUTO),
-    )
+    hindsight = best_static(records, losses.steps, tokens, list(losses.losses))
+    to_all = difference(losses, AUTO)
     return {
         "base": case.base,
         "task": case.task,
@@ -187,7 +183,7 @@ def _finer(
     if not finer or next_finer(protocol, registered, finer, tokens) is not None:
         return None
     records = refined(registered, finer)
-    losses = _fresh(protocol, records, tokens)
+    losses = fresh_losses(protocol, records, tokens)
     return None if losses is None else compared(losses, records)
 
 
@@ -195,7 +191,7 @@ def _added(
     protocol: Protocol, registered: Sequence[Record], more: Sequence[Record], tokens: np.ndarray
 ) -> dict[str, Any] | None:
     """A case's arms that were not registered; None before they were trained."""
-    losses = _fresh(protocol, [*registered, *more], tokens)
+    losses = fresh_losses(protocol, [*registered, *more], tokens)
     return None if not more or losses is None else added_arms(losses, more, tokens) or None
 
 
@@ -206,11 +202,11 @@ def _sought(
     if not tries or next_sought(protocol, registered, tries, tokens) is not None:
         return None
     best = best_so_far(registered, tries, protocol.tuning_lengths[-1], tokens)
-    losses = _fresh(protocol, [*registered, *tries], tokens)
+    losses = fresh_losses(protocol, [*registered, *tries], tokens)
     return None if best is None or losses is None else sought_plan(losses, best)
 
 
-def _fresh(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) -> CaseLosses | None:
+def fresh_losses(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) -> CaseLosses | None:
     """`losses_of` at the judged length, of whole cases."""
     return losses_of(records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds)
 

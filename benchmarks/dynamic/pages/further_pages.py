@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist, mean
 from textwrap import wrap
@@ -106,6 +106,17 @@ def _rates(measured: Mapping[str, Any]) -> list[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a table, an empty one before it.
+
+    >>> table(["case", "steps"], [("style", 40)])
+    ['', '| case | steps |', '|---|---|', '| style | 40 |']
+    """
+    written = [head, *rows]
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in written]
+    return ["", lines[0], "|---" * len(head) + "|", *lines[1:]]
 
 
 def paragraph(text: str) -> list[str]:

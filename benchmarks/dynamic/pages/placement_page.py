@@ -11,7 +11,7 @@ from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.judging.against import PUBLISHED, STAYING
 from benchmarks.dynamic.judging.judge import Interval, tally
 from benchmarks.dynamic.judging.placement import case_name
-from benchmarks.dynamic.pages.further_pages import paragraph, sections
+from benchmarks.dynamic.pages.further_pages import paragraph, sections, table
 from benchmarks.dynamic.sought import CAP, TRIES
 from benchmarks.oracle.published import RULES
 
@@ -61,10 +61,12 @@ def page(result: Mapping[str, Any], results: Path) -> str:
     lines += ["", "Loss of every arm, nats per token, mean of the fresh seeds; first arms whose ranks stay:"]
     arms = list(dict.fromkeys(arm for case in result["cases"] for arm in case["arms"]))
     for chosen in ([arm for arm in arms if arm in STAYING], [arm for arm in arms if arm not in STAYING]):
-        lines += ["", "| case | " + " | ".join(chosen) + " |", "|---" * (len(chosen) + 1) + "|"]
-        for case in result["cases"]:
-            cells = [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in chosen]
-            lines.append(f"| {case_name(case)} | " + " | ".join(cells) + " |")
+        losses = (
+            [f"{case['arms'][arm]['loss']:.4f}" if arm in case["arms"] else "–" for arm in chosen]
+            for case in result["cases"]
+        )
+        names = map(case_name, result["cases"])
+        lines += table(["case", *chosen], ((name, *row) for name, row in zip(names, losses, strict=True)))
     lines += _against(result)
     lines += _unmoved(result)
     lines += _finer(result)
@@ -213,16 +215,14 @@ def _begun(start: Mapping[str, Any] | None) -> list[str]:
     )
     lines += [
         "",
-        f"**Better in {pooled['better']} of {pooled['cases']} unseen cases, worse in {pooled['worse']}**; in",
+        *paragraph(
+            f"**Better in {pooled['better']} of {pooled['cases']} unseen cases, worse in {pooled['worse']}**; "
+            f"in the mean over cases the difference is {_interval(pooled['mean'], '+.4f')} nats per token. Reading the "
+            "first rows costs a sixtieth of the run; the last column has `all` trained for so much longer."
+        ),
     ]
-    lines += paragraph(
-        f"the mean over cases the difference is {_interval(pooled['mean'], '+.4f')} nats per token. Reading the first "
-        "rows costs a sixtieth of the run; the last column has `all` trained for so much longer."
-    )
-    lines += ["", "| case | steps | loss of `all` | begun − all | steps saved | verdict | at equal cost |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for case in start["cases"]:
-        cells = (
+    rows = (
+        (
             f"{case_name(case)} {case['budget'].removeprefix('like=')}",
             case["steps"],
             f"{case['loss_of_all']:.4f}",
@@ -231,8 +231,10 @@ def _begun(start: Mapping[str, Any] | None) -> list[str]:
             case["verdict"],
             _cell(case["minus_all_after_its_cost"], "+.4f"),
         )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
+        for case in start["cases"]
+    )
+    head = ["case", "steps", "loss of `all`", "begun − all", "steps saved", "verdict", "at equal cost"]
+    return lines + table(head, rows)
 
 
 def _added(cases: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -254,16 +256,13 @@ def _added(cases: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{start['cases']} cases and worse in {start['worse']}; `auto` is better than it in "
             f"{autos[arm]['better']} and worse in {autos[arm]['worse']}."
         )
-    lines += [
-        "",
-        "| case | arm | rate | arm − same ranks | arm − all | auto − arm |",
-        "|---|---|---|---|---|---|",
-    ]
-    for case in known:
-        for arm, found in case["added"].items():
-            apart = (_interval(found[key], "+.4f") for key in ("minus_same_ranks", "minus_all", "auto_minus"))
-            lines.append(f"| {' | '.join((case_name(case), arm, format(found['rate'], 'g'), *apart))} |")
-    return lines
+    columns = ("minus_same_ranks", "minus_all", "auto_minus")
+    rows = (
+        (case_name(case), arm, f"{found['rate']:g}", *(_interval(found[key], "+.4f") for key in columns))
+        for case in known
+        for arm, found in case["added"].items()
+    )
+    return lines + table(["case", "arm", "rate", "arm − same ranks", "arm − all", "auto − arm"], rows)
 
 
 def _sought(cases: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -282,21 +281,18 @@ def _sought(cases: Sequence[Mapping[str, Any]]) -> list[str]:
         f"tuning seed was found in {len(found)} of {len(known)} cases; on the fresh seeds it is better than the plan "
         f"that the search began with in {apart['better']} of these and worse in {apart['worse']}."
     )
-    lines += [
-        "",
-        "| case | began with | rate | found − it | found − all | auto − found |",
-        "|---|---|---|---|---|---|",
-    ]
-    for case in known:
-        search = case["sought"]
-        differences = (
-            _interval(search[key], "+.4f") if search["found"] else "–"
-            for key in ("minus_start", "minus_all", "auto_minus")
+    columns = ("minus_start", "minus_all", "auto_minus")
+    rows = (
+        (
+            case_name(case),
+            search["start"],
+            f"{search['rate']:g}",
+            *(_interval(search[key], "+.4f") if search["found"] else "–" for key in columns),
         )
-        lines.append(
-            f"| {' | '.join((case_name(case), search['start'], format(search['rate'], 'g'), *differences))} |"
-        )
-    return lines
+        for case in known
+        for search in [case["sought"]]
+    )
+    return lines + table(["case", "began with", "rate", "found − it", "found − all", "auto − found"], rows)
 
 
 def _real(pictures: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -15,16 +15,13 @@ from loratlas.adapters.peft_targets import adapted
 from loratlas.errors import SettingsError
 from loratlas.modeling import device_of, modes_kept
 from loratlas.signals.sketch import eigenvectors
+from loratlas.training.settings import EVA, Settings
 
 if TYPE_CHECKING:
     import torch
 
     from loratlas.data.batches.batch import Batch
     from loratlas.data.examples import Encoded
-    from loratlas.training.settings import Settings
-
-EVA = "eva"
-"""PEFT's name of this start."""
 
 SHARE = 0.05
 """Rows that are read, as a share of those that the run trains on; a forward pass is a third of a step's work."""

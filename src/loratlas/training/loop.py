@@ -14,13 +14,13 @@ from loratlas.anatomy.config_sizes import sizes
 from loratlas.errors import SettingsError
 from loratlas.interruption import interruptible
 from loratlas.training.checkpoint import describe_base
-from loratlas.training.input_start import EVA, begin_along_inputs
+from loratlas.training.input_start import begin_along_inputs
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.rate_search import RateSearch, rate_search
 from loratlas.training.run import RunState
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
-from loratlas.training.settings import Settings
+from loratlas.training.settings import EVA, Settings
 from loratlas.training.site_rates import site_rate_hooks
 from loratlas.training.step.gradients import ModelGradients, no_examples
 from loratlas.training.trackers import reporters

@@ -20,6 +20,10 @@ SITE_RATES = ("equal", "curvature")
 REPORTERS = ("tensorboard", "wandb")
 
 
+EVA = "eva"
+"""PEFT's name of the start that `loratlas.training.input_start` makes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that decides a run besides model, plan and rows.
@@ -102,7 +106,7 @@ class Settings:
     @property
     def drawn(self) -> bool | str:
         """The initialisation that adapters are attached with, before any row is read."""
-        return True if self.init == "eva" else self.init
+        return True if self.init == EVA else self.init
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
