@@ -1,4 +1,4 @@
-"""Six made-up tasks that differ in what a model has to do, for cases that no rule was chosen on.
+"""Made-up tasks that differ in what a model has to do, for cases that no rule was chosen on.
 
 =============  =====================================================  =====================================
 task           what it asks                                           what it needs
@@ -11,8 +11,8 @@ long-copy      eight words that follow a name, out of sixty           a position
 table-to-text  a sentence about a row of a table                      a frame chosen by the values
 =============  =====================================================  =====================================
 
-Rows depend on (task, seed, split) alone. A prompt belongs to the evaluation split if its CRC-32 is divisible by 5, so
-that no prompt is in both.
+`benchmarks.common.further_tasks` has six more. Rows depend on (task, seed, split) alone. A prompt belongs to the
+evaluation split if its CRC-32 is divisible by 5, so that no prompt is in both.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from random import Random
 
+from benchmarks.common.further_tasks import FURTHER
 from loratlas.demo.words import ANIMALS, COLOURS, FOODS, LANDSCAPE, TOOLS, TRADES, names, source
 
 NAMES = 400
@@ -117,6 +118,7 @@ GENERATORS: Mapping[str, Callable[[Random, list[str]], tuple[str, str]]] = {
     "style": style,
     "long-copy": long_copy,
     "table-to-text": table_to_text,
+    **FURTHER,
 }
 
 

@@ -5,10 +5,12 @@
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic added --minutes 60   arms that were not registered
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic sought --minutes 60  a better plan, by local search
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic start --minutes 60   where adapters begin, registered alone
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic auto --minutes 60    auto with such a start, on its own cases
     python -m benchmarks.dynamic judge                                          placement.json and its page
 
-All take their orders from ``benchmarks/results/preregistered.json``, and ``start`` from a registration of its own,
-``preregistered_start.json``. Stopped anywhere, the same command goes on.
+All take their orders from ``benchmarks/results/preregistered.json``, but for ``start`` and ``auto``, which have
+registrations of their own, ``preregistered_start.json`` and ``preregistered_auto.json``. Stopped anywhere, the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from benchmarks.dynamic.finer import ARMS, next_finer
 from benchmarks.dynamic.judging.begun import judged_start
 from benchmarks.dynamic.judging.placement import FOLDERS, assemble, summary
 from benchmarks.dynamic.pages.placement_page import page
-from benchmarks.dynamic.preregistration import FILE, START, Preregistered, load
+from benchmarks.dynamic.preregistration import FILE, START, THIRD, Preregistered, load
 from benchmarks.dynamic.queue import Job, Protocol
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.sought import next_sought, plans_of
@@ -51,8 +53,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the folders of records")
     asked = parser.parse_args()
     registered = load()
-    if asked.what == "start":
-        run(load(START), asked)
+    if asked.what in ("start", "auto"):
+        run(load({"start": START, "auto": THIRD}[asked.what]), asked)
         return 0
     if asked.what != "judge":
         {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)

@@ -29,6 +29,8 @@ class Task:
         held_out: rows that are judged on.
         batch: rows of a step.
         limit: rows read of the training file.
+        skip: rows of the training file that are passed over, and of the held-out file an eighth of them, so that
+            they are others than those of the task that begins at the first row.
     """
 
     train: str
@@ -37,6 +39,7 @@ class Task:
     held_out: int = 200
     batch: int = 16
     limit: int = 8000
+    skip: int = 0
 
 
 def _shared(name: str, **more: Any) -> Task:
@@ -55,6 +58,8 @@ TASKS: Mapping[str, Task] = {
     "rules": Task(train="demo:rules"),
     "format": Task(train="demo:format"),
     "sst2": _shared("sst2", max_length=96),
+    "alpaca-later": _shared("alpaca", max_length=128, skip=8000),
+    "e2e-later": _shared("e2e", max_length=128, skip=8000),
     **{name: Task(train=MADE + name, limit=4000, max_length=192) for name in GENERATORS},
 }
 """By name; rows of ``made:…`` come from `benchmarks.common.made_tasks`."""
@@ -142,7 +147,15 @@ def _rows_of(task: Task) -> tuple[Rows, Rows]:
             open_rows(generate(name, split="train", rows=task.limit)),
             open_rows(generate(name, split="eval", rows=task.held_out)),
         )
-    train = open_rows(task.train, limit=task.limit)
+    train = _after(task.train, task.skip, task.limit)
     if task.eval is None:
         return train, open_rows(task.train, split="eval", limit=task.held_out)
-    return train, open_rows(task.eval, limit=task.held_out)
+    return train, _after(task.eval, task.skip // 8, task.held_out)
+
+
+def _after(source: str, skip: int, limit: int) -> Rows:
+    """So many rows of a file, after those that are passed over."""
+    from loratlas.sources import open_rows
+
+    rows = open_rows(source, limit=skip + limit)
+    return replace(rows, rows=rows.rows[skip:])

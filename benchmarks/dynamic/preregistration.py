@@ -25,6 +25,9 @@ FILE = Path(__file__).parents[1] / "results" / "preregistered.json"
 START = FILE.with_name("preregistered_start.json")
 """Another question, registered by itself: where adapters begin."""
 
+THIRD = FILE.with_name("preregistered_auto.json")
+"""The third edition: `auto` with adapters that begin along their inputs, on cases of its own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preregistered:

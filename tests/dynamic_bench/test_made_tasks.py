@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from benchmarks.common.further_tasks import DAYS, KINDS
 from benchmarks.common.made_tasks import GENERATORS, VERBS, generate, split_of
 
 
@@ -66,3 +69,52 @@ def test_table_to_text_says_every_field_but_the_age_in_numbers():
         age = int(fields.pop("age"))
         assert all(value in row["completion"] for value in fields.values())
         assert ("young" if age < 25 else "old" if age > 60 else "seasoned") in row["completion"]
+
+
+def test_counting_counts_every_kind():
+    for row in generate("counting", split="train", rows=50):
+        words = row["prompt"].removeprefix("Count: ").split()
+        counted = dict(reversed(part.split()) for part in row["completion"].split(", "))
+        assert {kind: int(count) for kind, count in counted.items()} == {
+            kind: sum(word in members for word in words) for kind, members in KINDS.items()
+        }
+
+
+def test_reversal_reverses():
+    for row in generate("reversal", split="train", rows=50):
+        assert row["completion"].split()[::-1] == row["prompt"].removeprefix("Backwards: ").split()
+
+
+def test_a_message_in_code_says_what_the_prompt_explains():
+    for row in generate("code", split="train", rows=50):
+        explained, sent = row["prompt"].split(". Read: ")
+        means = dict(pair.split(" is ") for pair in explained.split(", "))
+        assert row["completion"] == " ".join(means[word] for word in sent.split())
+
+
+def test_editing_exchanges_one_thing_everywhere_and_nothing_else():
+    for row in generate("editing", split="train", rows=50):
+        text, rule = row["prompt"].removesuffix(":").rsplit(" Write ", 1)
+        new, old = rule.split(" for ")
+        assert f" {old} " in text
+        before, after = text.split(), row["completion"].split()
+        assert [new if word == old else word for word in before] == after
+
+
+def test_the_calendar_goes_on_from_the_day_it_reached():
+    for row in generate("calendar", split="train", rows=50):
+        day, *spans = row["prompt"].removesuffix(":").split(", then ")
+        number, reached = DAYS.index(day), []
+        for span in spans:
+            number += int(span.split()[0])
+            reached.append(DAYS[number % 7])
+        assert row["completion"] == ", ".join(reached)
+
+
+def test_a_record_holds_what_the_sentence_says():
+    for row in generate("record", split="train", rows=50):
+        fields = json.loads(row["completion"])
+        assert list(fields) == ["age", "animal", "food", "name", "place", "trade"]
+        assert all(str(value) in row["prompt"] for value in fields.values() if value is not None)
+        assert ("fond of" in row["prompt"]) == (fields["food"] is not None)
+        assert (" with a " in row["prompt"]) == (fields["animal"] is not None)

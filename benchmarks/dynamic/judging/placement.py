@@ -38,6 +38,7 @@ FOLDERS = {
     "added": "placement_added",
     "sought": "placement_sought",
     "start": "placement_start",
+    "auto": "placement_auto",
 }
 """What is trained → its folder of records."""
 
