@@ -63,12 +63,12 @@ def founding() -> dict[Path, str]:
 
 def main() -> None:
     from loratlas.api.judge_claims import claims
-    from loratlas.claims.evidence_files import PLACEMENT, SPEED, STUDIES
+    from loratlas.claims.evidence_files import AUTO, PLACEMENT, SPEED, STUDIES
     from loratlas.files import write_json, write_text
 
     EVIDENCE.mkdir(exist_ok=True)
     write_json(EVIDENCE / STUDIES, collected())
-    for name in (SPEED, PLACEMENT):
+    for name in (SPEED, PLACEMENT, AUTO):
         if (ROOT / "benchmarks/results" / name).exists():
             shutil.copyfile(ROOT / "benchmarks/results" / name, EVIDENCE / name)
     write_text(PAGE, claims().page())

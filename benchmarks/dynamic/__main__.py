@@ -6,7 +6,7 @@
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic sought --minutes 60  a better plan, by local search
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic start --minutes 60   where adapters begin, registered alone
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic auto --minutes 60    auto with such a start, on its own cases
-    python -m benchmarks.dynamic judge                                          placement.json and its page
+    python -m benchmarks.dynamic judge                                          placement.json, placement-2.json, pages
 
 All take their orders from ``benchmarks/results/preregistered.json``, but for ``start`` and ``auto``, which have
 registrations of their own, ``preregistered_start.json`` and ``preregistered_auto.json``. Stopped anywhere, the same
@@ -29,8 +29,8 @@ from benchmarks.dynamic.cases import Opened
 from benchmarks.dynamic.finer import ARMS, next_finer
 from benchmarks.dynamic.judging.begun import judged_start
 from benchmarks.dynamic.judging.placement import FOLDERS, assemble, summary
-from benchmarks.dynamic.pages.placement_page import page
-from benchmarks.dynamic.preregistration import FILE, START, THIRD, Preregistered, load
+from benchmarks.dynamic.pages.placement_page import earlier_page, page
+from benchmarks.dynamic.preregistration import FILE, FOURTH, START, THIRD, Preregistered, load
 from benchmarks.dynamic.queue import Job, Protocol
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.sought import next_sought, plans_of
@@ -47,19 +47,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=(*FOLDERS, "judge"))
     parser.add_argument("--cases", nargs="+", help="names such as llama-mini-sorting-all1; all unless given")
+    parser.add_argument("--arms", nargs="+", help="of those that are registered; all unless given")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run later than this")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path("dynamic-work"), help="states of unfinished runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the folders of records")
     asked = parser.parse_args()
     registered = load()
-    if asked.what in ("start", "auto"):
-        run(load({"start": START, "auto": THIRD}[asked.what]), asked)
+    if asked.what in ("start", "auto", "head"):
+        run(load({"start": START, "auto": THIRD, "head": FOURTH}[asked.what]), asked)
         return 0
     if asked.what != "judge":
         {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)
         return 0
-    result = assemble(registered, asked.results)
+    before = assemble(registered, asked.results)
+    write_json(RESULTS / "placement-2.json", before)
+    write_text(PAGE.with_stem("placement-2"), earlier_page(before))
+    result = assemble(load(THIRD), asked.results, trained="auto")
     result["start"] = judged_start(load(START), asked.results / FOLDERS["start"])
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result, RESULTS))
@@ -70,8 +74,9 @@ def main() -> int:
 def run(registered: Preregistered, asked: argparse.Namespace) -> None:
     """Train what is missing: the first group of arms in all cases, then the next group."""
     until = time.monotonic() + 60 * asked.minutes
-    for arms in registered.content["arms"]:
-        for case, _ in registered.cases():
+    for group in registered.content["arms"]:
+        arms = [arm for arm in group if not asked.arms or arm in asked.arms]
+        for case, _ in registered.cases() if arms else ():
             if asked.cases and case.name not in asked.cases:
                 continue
             folder = asked.results / FOLDERS[asked.what] / case.name

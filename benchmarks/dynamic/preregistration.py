@@ -28,6 +28,9 @@ START = FILE.with_name("preregistered_start.json")
 THIRD = FILE.with_name("preregistered_auto.json")
 """The third edition: `auto` with adapters that begin along their inputs, on cases of its own."""
 
+FOURTH = FILE.with_name("preregistered_head.json")
+"""The fourth: `auto` that tries in its head how adapters begin; a real base is among its cases."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preregistered:
@@ -58,7 +61,7 @@ class Preregistered:
             ],
             tuning_lengths=[entry["steps"]],
             tuning_seeds=self.content["tuning_seeds"],
-            fresh_seeds=self.content["fresh_seeds"],
+            fresh_seeds=entry.get("fresh_seeds", self.content["fresh_seeds"]),
             first_fresh=first_fresh(case),
             drop_hopeless=False,
         )

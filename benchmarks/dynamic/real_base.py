@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.dynamic.arms import STATIC
 from benchmarks.dynamic.cases import TASKS, Case
+from benchmarks.dynamic.preregistration import THIRD, load
 from benchmarks.dynamic.queue import Protocol
 from benchmarks.dynamic.work import work_through
 
@@ -29,7 +30,12 @@ def main() -> int:
     parser.add_argument("tasks", nargs="+", choices=list(TASKS), help="one after the other")
     parser.add_argument("--base", default="real:smollm2-135m")
     parser.add_argument("--budget", default="like=all:2")
-    parser.add_argument("--arms", nargs="+", default=list(STATIC), help="the reference first")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=list(STATIC),
+        help="the reference first; policies are those registered last",
+    )
     parser.add_argument("--rates", nargs="+", type=float, default=[0.005, 0.008], help="tried at least")
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--seeds", type=int, default=3, help="fresh ones")
@@ -51,7 +57,15 @@ def main() -> int:
             tuning_lengths=[length for length in asked.lengths if length <= TUNING[-1]],
             fresh_seeds=asked.seeds,
         )
-        work_through(case, protocol, asked.results / case.name, asked.work, until=until, device=asked.device)
+        work_through(
+            case,
+            protocol,
+            asked.results / case.name,
+            asked.work,
+            until=until,
+            device=asked.device,
+            policies=load(THIRD).content["policies"],
+        )
     return 0
 
 

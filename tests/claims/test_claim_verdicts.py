@@ -197,6 +197,17 @@ def test_claims_5_and_7_follow_the_unseen_cases(better, worse, verdict):
     assert nothing[7].verdict == "not measured"
 
 
+def test_claims_5_and_7_tell_what_the_start_adds_to_the_moves_and_do_not_credit_them():
+    """The verdict is of placement alone; `auto` that also begins elsewhere is told beside it."""
+    pooled = {"share_lost": None, "better": 0, "worse": 1, "cases": 3}
+    since = {"better": 9, "worse": 0, "cases": 14, "auto_against": {"begun": {"better": 2, "worse": 1}}}
+    alone = {"cases": [case(-0.2, -0.1)], "pooled_unseen": pooled}
+    judged = verdicts(study(), placement=alone, auto={"pooled_unseen": since})
+    assert judged[5].verdict == judged[7].verdict == "does not hold"
+    assert "On 14 further ones it is better than `all` in 9 and worse in 0" in judged[5].because[-1]
+    assert "moves nothing, in 2 and 1." in judged[7].because[-1]
+
+
 def test_curves_cross_where_their_losses_meet():
     one = RankCurve(half="attention", points=((1, 100, 3.0, None), (2, 200, 2.8, None), (4, 400, 2.7, None)))
     other = RankCurve(
@@ -285,7 +296,7 @@ def tool():
 def test_the_evidence_and_the_page_are_what_the_committed_results_give(tool):
     assert json.loads(json.dumps(tool.collected())) == [dict(study) for study in packaged().studies]
     assert (ROOT / "docs/claims.md").read_text(encoding="utf-8") == loratlas.claims().page()
-    for name in ("placement_speed.json", "placement.json"):
+    for name in ("placement_speed.json", "placement-2.json", "placement.json"):
         source = ROOT / "benchmarks/results" / name
         if source.exists():
             assert source.read_bytes() == (tool.EVIDENCE / name).read_bytes(), name

@@ -62,14 +62,15 @@ def test_auto_is_advised_only_where_unseen_cases_say_so():
     from tools.founding.advice import advice
 
     evidence = packaged()
-    judged = dict(evidence.placement or {})
 
-    def last(better, worse):
-        pooled = {"better": better, "worse": worse, "cases": 9}
-        return advice(replace(evidence, placement={**judged, "pooled_unseen": pooled}))[-1].placement
+    def last(better, worse, **against):
+        pooled = {"better": better, "worse": worse, "cases": 9, "auto_against": against}
+        return advice(replace(evidence, auto={"pooled_unseen": pooled}))[-1]
 
-    assert last(6, 0) == "`auto`"
-    assert last(6, 1) == last(5, 0) == "`all`, and let `--lr auto` choose the rate"
+    assert last(5, 0).placement == "`auto`, or any placement with `--init eva`"
+    assert last(6, 1).placement == last(4, 0).placement == "`all`, and let `--lr auto` choose the rate"
+    assert "the moves among that in 1 and 2" in last(5, 0, begun={"better": 1, "worse": 2}).because
+    assert "moves among" not in last(5, 0).because
 
 
 def test_long_runs_are_one_row_until_feedforward_stays_ahead():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.dynamic.added import next_added
 from benchmarks.dynamic.judging.begun import judged_start
-from benchmarks.dynamic.pages.placement_page import page
+from benchmarks.dynamic.pages.placement_page import earlier_page, page
 from benchmarks.dynamic.queue import Job
 from benchmarks.dynamic.records import Record
 from tests.dynamic_bench.kept_records import (
@@ -53,7 +53,7 @@ def test_the_page_tells_of_it_and_no_other_figure_changes(tmp_path: Path):
     keep(tmp_path / "placement", with_gora())
     before = assembled(tmp_path)
     assert before["cases"][0]["added"] is None
-    assert "Added later" not in page(before, tmp_path)
+    assert "Added later" not in earlier_page(before)
     keep(tmp_path / "placement_added", added())
     after = assembled(tmp_path)
     found = after["cases"][0]["added"]["gora_start"]
@@ -63,7 +63,7 @@ def test_the_page_tells_of_it_and_no_other_figure_changes(tmp_path: Path):
         -0.3,
         0.2,
     ]
-    written = page(after, tmp_path)
+    written = earlier_page(after)
     assert "better in 1 of 1 cases and worse in 0; `auto` is better than it in 0 and worse in 1" in " ".join(
         written.split()
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.dynamic.finer import next_finer, refined
-from benchmarks.dynamic.pages.placement_page import page
+from benchmarks.dynamic.pages.placement_page import earlier_page
 from benchmarks.dynamic.queue import Job
 from benchmarks.dynamic.records import Record
 from tests.dynamic_bench.kept_records import CASE, FRESH, PROTOCOL, TOKENS, assembled, coarse, keep, record
@@ -43,10 +43,10 @@ def test_the_page_tells_the_finer_comparison_beside_the_registered_one(tmp_path:
     assert case["auto_minus_all"]["value"] < -0.05
     assert case["finer"]["rates"] == {"all": 0.0101, "auto": 0.008}
     assert case["finer"]["minus_all"]["auto"]["value"] > 0.05
-    assert "better than `all` in 0 of 1 and worse in 1" in page(result, tmp_path)
+    assert "better than `all` in 0 of 1 and worse in 1" in earlier_page(result)
     # Before the last run is there nothing is said.
     lines = (tmp_path / "placement_finer" / CASE.name / "runs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "placement_finer" / CASE.name / "runs.jsonl").write_text("".join(lines[:-1]))
     unfinished = assembled(tmp_path)
     assert unfinished["cases"][0]["finer"] is None
-    assert "1.26 apart" not in page(unfinished, tmp_path)
+    assert "1.26 apart" not in earlier_page(unfinished)

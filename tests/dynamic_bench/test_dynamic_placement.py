@@ -14,7 +14,7 @@ from benchmarks.dynamic.cases import Case
 from benchmarks.dynamic.judging import judge
 from benchmarks.dynamic.judging.placement import FOLDERS, assemble, losses_of
 from benchmarks.dynamic.pages.further_pages import sections
-from benchmarks.dynamic.pages.placement_page import page
+from benchmarks.dynamic.pages.placement_page import earlier_page, page
 from benchmarks.dynamic.preregistration import FILE, Preregistered, first_fresh, load
 from benchmarks.dynamic.records import Record, read_records
 
@@ -156,7 +156,7 @@ def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_wou
         "gora": (2, 0),
     }
     assert pooled["auto_against"]["feedforward"]["mean"]["value"] == pytest.approx(0.3, abs=0.01)
-    written = " ".join(page(result, tmp_path).split())
+    written = " ".join(earlier_page(result).split())
     assert "(flexlora), `auto` is better in 1 of 2 comparisons and worse in 1." in written
     assert "(gora), `auto` is better in 2 of 2 comparisons and worse in 0." in written
     assert "| case | all | attention | feedforward | gora |" in written
@@ -168,6 +168,22 @@ def test_auto_is_compared_with_every_arm_and_with_the_static_one_that_tuning_wou
         "| llama-mini sorting | 0.008 | 0.008 | -0.0" in written
         or "| llama-mini sorting | 0.008 | 0.008 | +0.0" in written
     )
+
+
+def test_a_later_registration_has_a_folder_of_its_own_and_its_start_alone_is_a_static_arm(tmp_path: Path):
+    case = judged(tmp_path, "sorting")
+    for arm, loss in (("begun", 1.85), ("auto", 1.9)):
+        keep(tmp_path / FOLDERS["run"] / case.name, arm, loss, 1, 100)
+    keep(tmp_path / FOLDERS["run"] / case.name, "begun", 1.85, first_fresh(case), 100)
+    keep(tmp_path / FOLDERS["run"] / case.name, "begun", 1.85, first_fresh(case) + 1, 100)
+    (tmp_path / FOLDERS["run"]).rename(tmp_path / FOLDERS["auto"])
+    assert assembled(tmp_path)["pooled_unseen"] is None
+    result = assemble(registered("sorting", "style"), tmp_path, trained="auto")
+    assert result["cases"][0]["best_static"]["arm"] == "begun"
+    written = " ".join(page(result, tmp_path).split())
+    assert "| case | all | begun |" in written
+    assert "preregistered_auto.json" in written
+    assert "preregistered.json" in earlier_page(result)
 
 
 def test_what_other_benches_found_stands_on_the_page(tmp_path: Path):

@@ -21,7 +21,7 @@ SPEC = {
     "arms": {
         "full": "all:1",
         "early": {"placement": "auto", "signal": "random", "head": 4},
-        "still": {"placement": "auto", "signal": "none", "head": 4},
+        "still": {"placement": "auto", "signal": "none", "head": 4, "init": True},
     },
     "reference": "full",
     "match": "params",

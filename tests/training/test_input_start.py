@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.tiny import tiny_model
+from tests.training.fleets import equals_its_runs_alone
 from tests.training.small import adapted, encoded, weights
 
 from loratlas.adapters.peft_targets import adapted as layers_of
+from loratlas.adapters.trained_heads import detach_adapters
 from loratlas.data.batches.batching import collate, training_order
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.evaluation.token_losses import token_losses
-from loratlas.training.fleet.members import Member, why_not_in_fleet
+from loratlas.placement.plan import place
+from loratlas.training.fleet.members import Member
 from loratlas.training.input_start import begin_along_inputs
 from loratlas.training.loop import fit
 from loratlas.training.settings import Settings
@@ -107,8 +111,20 @@ def test_a_run_begins_so_and_a_resumed_one_goes_on(tmp_path):
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
 
 
-def test_an_adapter_that_was_trained_is_refused_and_a_fleet_says_why():
+def test_an_adapter_that_was_trained_is_refused():
     with pytest.raises(SettingsError, match="trained already"):
         fit(adapted(), encoded(40), SETTINGS, packed=True)
-    member = Member(rows=[], settings=SETTINGS)
-    assert why_not_in_fleet(new().get_base_model(), member) == "init eva reads rows before the first step"
+
+
+def test_runs_of_a_fleet_begin_as_they_do_alone():
+    base = tiny_model("llama")
+    rows = place(base, "q,v,ffn:2").rows
+    settings = [replace(SETTINGS, steps=5, seed=1), replace(SETTINGS, steps=5, seed=2, init=None)]
+    fleet = equals_its_runs_alone(
+        base, encoded(12), [Member(rows=rows, settings=own) for own in settings], packed=True
+    )
+    for index, begun in enumerate((True, False)):
+        A = next(value for name, value in weights(fleet.peft_model(index)).items() if "lora_A" in name)
+        detach_adapters(fleet.model)
+        length = float(A.norm(dim=1).mean())
+        assert (length > 0.9) == begun  # rows of length 1, of which Kaiming's are 0.58

@@ -8,7 +8,7 @@ from typing import Any
 
 from tools.founding.pictures import fresh_points
 
-from loratlas.claims.comparisons import Contrast, contrasts, middle, tally, worth_having
+from loratlas.claims.comparisons import Contrast, contrasts, middle, tally
 from loratlas.claims.evidence_files import ClaimEvidence
 from loratlas.claims.study_extract import base_name
 
@@ -166,17 +166,21 @@ def _first_and_last(picture: Mapping[str, Any], points: Sequence[Mapping[str, An
 
 
 def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
-    pooled = (evidence.placement or {}).get("pooled_unseen")
+    """`auto` where it is better in half of the cases at least and worse in none."""
+    pooled = (evidence.auto or {}).get("pooled_unseen")
     if pooled is None:
         return []
-    again = pooled.get("finer")
+    pays = 2 * pooled["better"] >= pooled["cases"] and not pooled["worse"]
+    moves = evidence.moves
     return [
         Advice(
             situation="no idea, and rows of your own",
-            placement="`auto`" if worth_having(pooled) else "`all`, and let `--lr auto` choose the rate",
-            because=f"placement decided in the run's own first steps is better than `all` in {pooled['better']} and "
-            f"worse in {pooled['worse']} of {pooled['cases']} held-out cases"
-            + (f", at finer rates in {again['better']} and {again['worse']}" if again else ""),
+            placement="`auto`, or any placement with `--init eva`"
+            if pays
+            else "`all`, and let `--lr auto` choose the rate",
+            because=f"adapters that begin along their inputs and move in the run's own first steps are better than "
+            f"`all` in {pooled['better']} and worse in {pooled['worse']} of {pooled['cases']} held-out cases"
+            + (f", the moves among that in {moves['better']} and {moves['worse']}" if moves else ""),
         )
     ]
 

@@ -20,8 +20,8 @@ from benchmarks.oracle.published import RULES
 PUBLISHED = ("adalora", "igulora", "elalora", "flexlora")
 """Arms that move by a published rule."""
 
-STAYING = frozenset(STATIC) | frozenset(RULES)
-"""Arms whose ranks stay as they begin."""
+STAYING = frozenset(STATIC) | frozenset(RULES) | {"begun"}
+"""Arms whose ranks stay as they begin; ``begun`` has those of `all` and begins along its inputs."""
 
 DELTA = 0.01
 """Nats per token by which a loss may be higher and still count as no worse, as in a study."""

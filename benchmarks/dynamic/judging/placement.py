@@ -39,6 +39,7 @@ FOLDERS = {
     "sought": "placement_sought",
     "start": "placement_start",
     "auto": "placement_auto",
+    "head": "placement_head",
 }
 """What is trained → its folder of records."""
 
@@ -74,16 +75,17 @@ def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
     return record.lengths.get(steps, np.full(len(tokens), np.inf))
 
 
-def assemble(registered: Preregistered, results: Path) -> dict[str, Any]:
+def assemble(registered: Preregistered, results: Path, *, trained: str = "run") -> dict[str, Any]:
     """Everything that is judged so far, as plain data.
 
     Args:
         registered: what is judged.
         results: folder of the folders of records, `FOLDERS` and ``real_base``.
+        trained: which of these has the registered runs.
     """
     cases, judged, unseen = [], [], []
     for case, is_unseen in registered.cases():
-        folder = results / FOLDERS["run"] / case.name
+        folder = results / FOLDERS[trained] / case.name
         if (tokens := tokens_of(folder)) is None:
             continue
         protocol, records = registered.protocol(case, []), read_records(folder)

@@ -1,4 +1,4 @@
-"""The page of the preregistered cases: docs/results/placement.md."""
+"""The pages of the preregistered cases: docs/results/placement.md, and placement-2.md of the registration before."""
 
 from __future__ import annotations
 
@@ -23,41 +23,103 @@ def page(result: Mapping[str, Any], results: Path) -> str:
     """The result in words and tables.
 
     Args:
-        result: of `assemble`. results: folder with what other benches found.
+        result: of `assemble`, of the newest registration. results: folder with what other benches found.
     """
-    registered = result["preregistered"]
     lines = [
-        "# What placement inside the run is worth",
+        *_registered(
+            result, "What placement inside the run is worth", "placement.json", "preregistered_auto.json"
+        ),
+        *paragraph(
+            "`auto` begins its adapters along their inputs and decides in the head of the run which ranks move. "
+            "*begun* is the first half of that alone: the ranks of `all`, begun so, and nothing moves. `auto` − "
+            "`begun` is what the moves are worth. All other arms begin as they were published."
+        ),
         "",
-        "Written by `python -m benchmarks.dynamic judge` from",
-        "[placement.json](../../benchmarks/results/placement.json). Cases, arms, settings, rates and seeds were fixed",
-        "in [preregistered.json](../../benchmarks/results/preregistered.json) (SHA-256",
-        f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`) before the first judged run.",
+        *_judged(result),
+        *(_earlier(figure) for figure in result["earlier"]),
+        *paragraph(
+            "The registration before this one, where `auto` began as LoRA begins, has "
+            "[a page of its own](placement-2.md)."
+        ),
+        *_tables(result),
+        *_begun(result.get("start")),
+        *_real(result["real_base"]),
+        *sections(results),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def earlier_page(result: Mapping[str, Any]) -> str:
+    """The second registration in words and tables.
+
+    Args:
+        result: of `assemble`.
+    """
+    lines = [
+        *_registered(result, "Placement inside the run alone", "placement-2.json", "preregistered.json"),
+        *paragraph(
+            "`auto` here began as LoRA begins; [since then](placement.md) it begins along its inputs, which these "
+            "cases suggested."
+        ),
         "",
-        "Each arm has the same parameters, steps and rows, and its own learning rate (1.6 apart, extended until the",
-        "best has worse neighbours), tuned on a seed that is not judged. A policy decides inside the run and takes no",
-        "steps of its own, so equal steps are equal compute. Differences are nats per token on held-out rows, with",
-        "95 % intervals over seeds and rows. *Steps saved*: how many steps more `all` needs for the same loss.",
-        "*Share lost*: of the way from `all` to the best arm (chosen on the other seeds), what `auto` does not go: 0 %",
-        "is the best, 100 % is `all`.",
+        *_judged(result),
+        *(_earlier(figure) for figure in result["earlier"]),
+        *_tables(result),
+        *_unmoved(result),
+        *_finer(result),
+        *_added(result["cases"]),
+        *_sought(result["cases"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _registered(result: Mapping[str, Any], title: str, kept: str, orders: str) -> list[str]:
+    """Title, and what was fixed beforehand."""
+    registered = result["preregistered"]
+    return [
+        f"# {title}",
         "",
+        *paragraph(
+            f"Written by `python -m benchmarks.dynamic judge` from [{kept}](../../benchmarks/results/{kept}). Cases, "
+            f"arms, settings, rates and seeds were fixed in [{orders}](../../benchmarks/results/{orders}) (SHA-256 "
+            f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`) before the first judged run."
+        ),
+        "",
+        *paragraph(
+            "Each arm has the same parameters, steps and rows, and its own learning rate (1.6 apart, extended until "
+            "the best has worse neighbours), tuned on seeds that are not judged. A policy decides inside the run and "
+            "takes no steps of its own, so equal steps are equal compute. Differences are nats per token on held-out "
+            "rows, with 95 % intervals over seeds and rows. *Steps saved*: how many steps more `all` needs for the "
+            "same loss. *Share lost*: of the way from `all` to the best arm (chosen on the other seeds), what `auto` "
+            "does not go: 0 % is the best, 100 % is `all`."
+        ),
+        "",
+    ]
+
+
+def _judged(result: Mapping[str, Any]) -> list[str]:
+    """How many cases, and what they come to."""
+    return [
         f"Judged so far: {len(result['cases'])} of {result['registered_cases']} registered cases.",
         "",
         *_pooled_words(result["pooled_unseen"]),
-        *(_earlier(figure) for figure in result["earlier"]),
-        "| case | steps | auto − all | steps saved | share lost | verdict |",
-        "|---|---|---|---|---|---|",
     ]
-    for case in result["cases"]:
-        cells = [
+
+
+def _tables(result: Mapping[str, Any]) -> list[str]:
+    """Cases, losses of all arms, `auto` against each, and what rates are worth."""
+    rows = (
+        (
             f"{case_name(case)} {case['budget'].removeprefix('like=')}{'' if case['unseen'] else ' (chosen on)'}",
-            str(case["steps"]),
+            case["steps"],
             _interval(case["auto_minus_all"], "+.4f"),
             _interval(case["steps_saved"], "+.0f"),
             _interval(case["share_lost"], ".0%"),
             case["verdict"],
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        )
+        for case in result["cases"]
+    )
+    lines = table(["case", "steps", "auto − all", "steps saved", "share lost", "verdict"], rows)
     lines += ["", "Loss of every arm, nats per token, mean of the fresh seeds; first arms whose ranks stay:"]
     arms = list(dict.fromkeys(arm for case in result["cases"] for arm in case["arms"]))
     for chosen in ([arm for arm in arms if arm in STAYING], [arm for arm in arms if arm not in STAYING]):
@@ -67,15 +129,7 @@ def page(result: Mapping[str, Any], results: Path) -> str:
         )
         names = map(case_name, result["cases"])
         lines += table(["case", *chosen], ((name, *row) for name, row in zip(names, losses, strict=True)))
-    lines += _against(result)
-    lines += _unmoved(result)
-    lines += _finer(result)
-    lines += _begun(result.get("start"))
-    lines += _added(result["cases"])
-    lines += _sought(result["cases"])
-    lines += _real(result["real_base"])
-    lines += sections(results)
-    return "\n".join(lines) + "\n"
+    return [*lines, *_against(result)]
 
 
 def _pooled_words(pooled: Mapping[str, Any] | None) -> list[str]:
@@ -207,8 +261,9 @@ def _begun(start: Mapping[str, Any] | None) -> list[str]:
     registered, pooled = start["preregistered"], start["pooled"]
     lines = ["", "## Where adapters begin", ""]
     lines += paragraph(
-        "Of the arms above `eva` alone is far below `all`. Its ranks are nearly those of `all`; its own is that "
-        "A begins along the directions of each matrix's input (`--init eva`). So this was registered by itself "
+        "Of the arms that were [registered before](placement-2.md) `eva` alone is far below `all`. Its ranks are "
+        "nearly those of `all`; its own is that A begins along the directions of each matrix's input (`--init eva`). "
+        "So this was registered by itself, before `auto` began so "
         "([preregistered_start.json](../../benchmarks/results/preregistered_start.json), SHA-256 "
         f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`): `all` begun so against `all` begun as "
         f"LoRA begins it, on other cases. Judged so far: {len(start['cases'])} of {start['registered_cases']}."

@@ -6,7 +6,7 @@ Everything that can be refused is refused before the output folder is made: sett
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from loratlas.dynamic.policies.known_policies import DEFAULT
 from loratlas.errors import DataError, DivergedError, Interrupted, SettingsError
 from loratlas.files import write_json
 from loratlas.sources import DEMO, data_name, model_name
+from loratlas.training.settings import AUTO
 
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy
@@ -157,17 +158,29 @@ def places_itself(job: Job) -> bool:
     return is_auto(job.placement) and job.scores is None
 
 
-def note_rate(job: Job, *, width: int, examples: int, listener: Listener) -> None:
-    """Say how the run comes to its learning rate and what that costs, where none was given.
+def with_start(job: Job) -> Job:
+    """The same, with how its adapters begin where that was left open: the run tries it where it places them itself."""
+    if job.settings.init is not None:
+        return job
+    return replace(job, settings=replace(job.settings, init=AUTO if places_itself(job) else True))
+
+
+def note_rate(
+    job: Job, *, width: int, examples: int, hook: PlacementController | None, listener: Listener
+) -> None:
+    """Say how the run comes to its learning rate and its start and what that costs, where they are not given.
 
     Raises:
         SettingsError: several rates, and a run too short to try two.
     """
+    from loratlas.training.input_start import STARTS
     from loratlas.training.rate_search import RateSearch, rate_search
 
-    chosen = rate_search(job.settings, width=width, steps=job.settings.steps_for(examples))
+    steps = job.settings.steps_for(examples)
+    chosen = rate_search(job.settings, width=width, steps=steps, starts=lambda: {name: {} for name in STARTS})
     if isinstance(chosen, RateSearch):
-        listener.note(f"learning rate: {chosen.sentence()}")
+        if chosen.fits(() if hook is None else (hook,), steps):
+            listener.note(chosen.sentence())
     elif chosen is not None:
         listener.note(
             f"learning rate {chosen.rate:g}, chosen {chosen.reason}; the run is too short to try others; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from loratlas.claims.comparisons import contrasts
 from loratlas.claims.study_extract import extract
 from loratlas.errors import DataError
 
-STUDIES, SPEED, PLACEMENT = "studies.json", "placement_speed.json", "placement.json"
+STUDIES, SPEED = "studies.json", "placement_speed.json"
+PLACEMENT, AUTO = "placement-2.json", "placement.json"
+"""Of `auto` that only places, and of `auto` as it is now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +26,19 @@ class ClaimEvidence:
         studies: extracts (`loratlas.claims.study_extract`), by base and task.
         speed: of each published arm's step on DialoGPT-medium's shape, with PEFT's layers and ours; None: not measured.
         placement: placements decided inside the run against `all` on cases that chose nothing; None: not measured.
+        auto: the same of `auto` as it is now, which begins its adapters along their inputs as well, on other cases.
     """
 
     studies: tuple[Mapping[str, Any], ...]
     speed: Mapping[str, Any] | None
     placement: Mapping[str, Any] | None
+    auto: Mapping[str, Any] | None = None
+
+    @property
+    def moves(self) -> Mapping[str, Any] | None:
+        """`auto` against `all` that begins as it does and moves nothing: in how many cases ``better`` and ``worse``."""
+        pooled = (self.auto or {}).get("pooled_unseen") or {}
+        return pooled.get("auto_against", {}).get("begun")
 
     @property
     def standing(self) -> list[Mapping[str, Any]]:
@@ -49,7 +59,10 @@ def _question(study: Mapping[str, Any]) -> tuple[str, str]:
 def packaged() -> ClaimEvidence:
     """The evidence that this project's own studies and benchmarks left."""
     return ClaimEvidence(
-        studies=tuple(_packaged(STUDIES) or ()), speed=_packaged(SPEED), placement=_packaged(PLACEMENT)
+        studies=tuple(_packaged(STUDIES) or ()),
+        speed=_packaged(SPEED),
+        placement=_packaged(PLACEMENT),
+        auto=_packaged(AUTO),
     )
 
 
@@ -58,9 +71,7 @@ def with_studies(evidence: ClaimEvidence, studies: Sequence[Mapping[str, Any]]) 
     added = [extract(study) for study in studies]
     names = {study["name"] for study in added}
     kept = [study for study in evidence.studies if study["name"] not in names]
-    return ClaimEvidence(
-        studies=tuple(in_order([*kept, *added])), speed=evidence.speed, placement=evidence.placement
-    )
+    return replace(evidence, studies=tuple(in_order([*kept, *added])))
 
 
 def in_order(studies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -289,6 +289,13 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
             f"At learning rates 1.26 apart, read after the registered ones, it is better in {again['better']} and "
             f"worse in {again['worse']} of {again['cases']}."
         )
+    if evidence.auto and (moves := evidence.moves):
+        since = evidence.auto["pooled_unseen"]
+        because.append(
+            "Since these cases `auto` also begins its adapters along the directions of their inputs. On "
+            f"{since['cases']} further ones it is better than `all` in {since['better']} and worse in "
+            f"{since['worse']}; than `all` that begins so and moves nothing, in {moves['better']} and {moves['worse']}."
+        )
     rows = [
         (
             base_name(case["base"]), case["task"], str(case["budget"]), str(case["steps"]),

@@ -77,8 +77,9 @@ def train(
         typer.Option(
             "--init",
             metavar="NAME",
-            help="One of PEFT's initialisations, e.g. eva (along what the first rows put in), gaussian, pissa, olora; "
-            "its default unless given.",
+            help="How adapters begin: true (PEFT's default), wide (that, four times as large), eva (along what the "
+            "first rows put in), auto (the first steps try these two; so with --placement auto unless given), or e.g. "
+            "gaussian, pissa, olora.",
             rich_help_panel=options.PLACEMENT,
         ),
     ] = None,
@@ -253,7 +254,7 @@ def train(
         checkpointing=checkpointing,
         save_every=save_every,
         compile=compile.value,
-        init=True if init is None else init,
+        init=True if init == "true" else init,
         report_to=tuple(report_to or ()),
     )
     trained = run(

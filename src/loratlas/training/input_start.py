@@ -1,21 +1,24 @@
-"""Where adapters begin: A along the directions that the inputs of its matrix really have, B at 0.
+"""Where adapters begin: along the directions that the inputs of a matrix really have, or wider than PEFT begins them.
 
-A random A reads a random part of its input. Most of an input's energy lies in a few directions; an A that reads those
-lets B learn more in the same steps. The base does not change and the adapter begins at 0 as ever, so that what comes
-out is an ordinary adapter.
+A random A reads a random part of its input, and little of it: B learns slowly. Most of an input's energy lies in a few
+directions; an A that reads those lets B learn more in the same steps. Where these directions are no use, as in bases in
+which a few channels drown all others, an A that is drawn as ever and `WIDER` times as large does. Which of the two a
+base and its rows want is not known beforehand: the first steps of a run tell (`loratlas.training.rate_search`).
+
+The base does not change and the adapter begins at 0 either way, so that what comes out is an ordinary adapter.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.peft_targets import adapted
 from loratlas.errors import SettingsError
 from loratlas.modeling import device_of, modes_kept
 from loratlas.signals.sketch import eigenvectors
-from loratlas.training.settings import EVA, Settings
+from loratlas.training.settings import EVA, WIDE, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +31,45 @@ SHARE = 0.05
 
 FEWEST, MOST = 8, 64
 """Rows that are read at least and at most."""
+
+
+WIDER = 4.0
+"""Times PEFT's own A. With Adam it is a rate of B so many times higher and one of A so many times lower."""
+
+
+STARTS = (WIDE, EVA)
+"""Starts that ``init="auto"`` compares, in the order in which they are tried."""
+
+
+def begin(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int) -> None:
+    """Begin a run's adapters as its settings ask, where that is the run's own to do and needs no trial.
+
+    Args, raises: as `begin_along_inputs`.
+    """
+    if settings.init == EVA:
+        begin_along_inputs(model, data, settings, packed=packed, steps=steps)
+    elif settings.init == WIDE:
+        _write(model, wider(model))
+
+
+def starts_to_try(
+    model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Start → factors A by the names of their parameters, of the starts that ``init="auto"`` compares.
+
+    Args, raises: as `begin_along_inputs`. The model stays as it is.
+    """
+    along, _ = along_inputs(model, data, settings, packed=packed, steps=steps)
+    return dict(zip(STARTS, (wider(model), along), strict=True))
+
+
+def wider(model: Any) -> dict[str, torch.Tensor]:
+    """Every factor A of layers that read rows, `WIDER` times as large.
+
+    Source: what A begins at decides how fast features are learnt, Hayou et al. (2024), arXiv:2406.08447; with Adam it
+    is LoRA+ (arXiv:2402.12354) at a ratio of 16 and a quarter of the rate.
+    """
+    return {name: WIDER * factor.detach() for name, _, factor in _factors(model)}
 
 
 def begin_along_inputs(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int) -> int:
@@ -53,6 +95,15 @@ def begin_along_inputs(model: Any, data: Encoded, settings: Settings, *, packed:
     matrix to another; one pass and a sketch (`loratlas.signals.sketch.eigenvectors`) instead of an incremental
     decomposition until it settles.
     """
+    factors, rows = along_inputs(model, data, settings, packed=packed, steps=steps)
+    _write(model, factors)
+    return rows
+
+
+def along_inputs(
+    model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int
+) -> tuple[dict[str, torch.Tensor], int]:
+    """(factors by the names of their parameters, how many rows were read) of `begin_along_inputs`; nothing changes."""
     import torch
 
     from loratlas.data.batches.batching import collate, training_order
@@ -62,22 +113,15 @@ def begin_along_inputs(model: Any, data: Encoded, settings: Settings, *, packed:
         len(data), steps=steps, batch_size=settings.batch_size, seed=settings.seed, subset=settings.subset
     ).reshape(-1)
     chosen = order[: min(MOST, max(FEWEST, int(SHARE * order.size)))].tolist()
-    factors = {
-        name: (layer, layer.lora_A[adapter].weight)
-        for name, layer in adapted(model).items()
-        for adapter in layer.lora_A
-        if getattr(layer.lora_A[adapter], "weight", None) is not None and _reads_rows(layer)
-    }
-    trained = [
-        name for name, (layer, _) in factors.items() if any(B.weight.any() for B in layer.lora_B.values())
-    ]
+    found = list(_factors(model))
+    trained = [name for name, layer, _ in found if any(B.weight.any() for B in layer.lora_B.values())]
     if trained:
         raise SettingsError(
-            given=f"init {EVA}",
+            given=f"init {settings.init}",
             found=f"an adapter that was trained already (B at {trained[0]} is not 0)",
             instead="init true, or a new adapter",
         )
-    sums = {name: _Covariance(name, factor, settings.seed) for name, (_, factor) in factors.items()}
+    sums = {name: _Covariance(name, factor, settings.seed) for name, _, factor in found}
     size = settings.micro_batch or settings.batch_size
     with torch.no_grad(), modes_kept(model), model.disable_adapter():  # they are 0, and would only take time
         model.eval()
@@ -87,17 +131,37 @@ def begin_along_inputs(model: Any, data: Encoded, settings: Settings, *, packed:
             batch = batch.to(device_of(model))
             hooks = [
                 layer.register_forward_pre_hook(_reader(sums[name], batch), with_kwargs=True)
-                for name, (layer, _) in factors.items()
+                for name, layer, _ in found
             ]
             try:
                 token_losses(model, batch)
             finally:
                 for hook in hooks:
                     hook.remove()
-        for name, (_, factor) in factors.items():
-            found = sums[name].directions(factor.shape[0])
-            factor[: len(found)] = found.to(factor)
-    return len(chosen)
+        begun = {}
+        for name, _, factor in found:
+            directions = sums[name].directions(factor.shape[0])
+            begun[name] = torch.cat([directions.to(factor), factor[len(directions) :]])
+    return begun, len(chosen)
+
+
+def _factors(model: Any) -> Iterator[tuple[str, Any, torch.Tensor]]:
+    """(name of the parameter, layer, factor A) of every layer that multiplies rows by one matrix."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for layer in adapted(model).values():
+        for adapter in layer.lora_A:
+            factor = getattr(layer.lora_A[adapter], "weight", None)
+            if factor is not None and _reads_rows(layer):
+                yield names[id(factor)], layer, factor
+
+
+def _write(model: Any, factors: Mapping[str, torch.Tensor]) -> None:
+    """Put factors in the place of those that a model has."""
+    import torch
+
+    with torch.no_grad():
+        for name, _, factor in list(_factors(model)):
+            factor.copy_(factors[name])
 
 
 def _reads_rows(layer: Any) -> bool:

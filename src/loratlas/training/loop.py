@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,13 @@ from loratlas.anatomy.config_sizes import sizes
 from loratlas.errors import SettingsError
 from loratlas.interruption import interruptible
 from loratlas.training.checkpoint import describe_base
-from loratlas.training.input_start import begin_along_inputs
+from loratlas.training.input_start import begin, starts_to_try
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.rate_search import RateSearch, rate_search
 from loratlas.training.run import RunState
 from loratlas.training.run_events import FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
-from loratlas.training.settings import EVA, Settings
+from loratlas.training.settings import Settings
 from loratlas.training.site_rates import site_rate_hooks
 from loratlas.training.step.gradients import ModelGradients, no_examples
 from loratlas.training.trackers import reporters
@@ -77,14 +78,20 @@ def fit(
         raise no_examples(data)
     packed, reason = _packing(model, data, settings, packed)
     steps = settings.steps_for(len(data))
-    if settings.init == EVA:  # a resumed run overwrites it
-        begin_along_inputs(model, data, settings, packed=packed, steps=steps)
+    begin(model, data, settings, packed=packed, steps=steps)  # a resumed run overwrites it
     masters = MasterWeights(model, loraplus=settings.loraplus)
     hooks = (*site_rate_hooks(settings, steps), *hooks)
-    search = rate_search(settings, width=sizes(model.config).hidden, steps=steps)
+    search = rate_search(
+        settings,
+        width=sizes(model.config).hidden,
+        steps=steps,
+        starts=partial(starts_to_try, model, data, settings, packed=packed, steps=steps),
+    )
     if isinstance(search, RateSearch):
-        search.check(hooks, steps)
-        settings, hooks = replace(settings, lr=search.first), (*hooks, search)
+        if search.fits(hooks, steps):
+            settings, hooks = replace(settings, lr=search.first), (*hooks, search)
+        else:
+            search = None
     elif search is not None:
         settings = replace(settings, lr=search.rate)
     gradients = ModelGradients(model, data, masters, settings, packed=packed, steps=steps)

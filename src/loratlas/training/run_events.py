@@ -63,12 +63,14 @@ class RateTrial:
 
     Args:
         rate: the highest of its course.
+        start: how adapters began; None where that was not in question.
         steps: that it was tried for.
         nll: mean loss over the later half of these, nats; None where the first one diverged.
         outcome: ``"chosen"``, ``"tried"`` (it led for a while), ``"worse"`` or ``"diverged"``.
     """
 
     rate: float
+    start: str | None = None
     steps: int
     nll: float | None
     outcome: str
@@ -80,7 +82,7 @@ class RatesTried:
 
     Args:
         tried: in rising order of rates.
-        chosen: the rate that the run went on with.
+        chosen: the rate that the run went on with. start: of its adapters; None where that was not in question.
         head: steps that a rate was tried for at most.
         set_aside: the price: steps at the other rates.
         reason: why this one, in words.
@@ -88,6 +90,7 @@ class RatesTried:
 
     tried: list[RateTrial]
     chosen: float
+    start: str | None = None
     head: int
     set_aside: int
     reason: str
@@ -95,11 +98,13 @@ class RatesTried:
     def sentence(self) -> str:
         """For people, without its full stop."""
         tried = "; ".join(
-            f"{trial.rate:g}: "
+            f"{trial.rate:g}{f' {trial.start}' if trial.start else ''}: "
             + ("diverged" if trial.nll is None or trial.outcome == "diverged" else f"{trial.nll:.3f}")
             for trial in self.tried
         )
-        return f"learning rate {self.chosen:g}, {self.reason} ({tried}); {self.set_aside} steps went to the others"
+        begun = f"adapters begin {self.start}, " if self.start else ""
+        chosen = f"{begun}learning rate {self.chosen:g}, {self.reason} ({tried})"
+        return f"{chosen}; {self.set_aside} steps went to the others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

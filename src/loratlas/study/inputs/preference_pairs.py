@@ -67,7 +67,7 @@ def _faults(spec: StudySpec) -> Iterator[tuple[str, str, str]]:
                 "signals that are measured on a language model's own loss",
                 "a placement in words, such as all:8",
             )
-        if arm.init not in (True, "gaussian"):
+        elif arm.init not in (True, "gaussian"):
             yield (
                 f"arms.{name}.init: {arm.init}",
                 "an adapter that is not zero at the beginning, where the model has to be its own reference, or that "

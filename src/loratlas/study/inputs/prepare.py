@@ -373,10 +373,10 @@ def _check_arms(
     for name, plan in plans.items():
         arm = spec.arms[name]
         with naming(name):
-            special = {"dropout": arm.dropout, "init": arm.init}
-            own = {"loraplus": arm.loraplus, "site_rates": arm.site_rates, **special}
-            site_rate_hooks(Settings(**training(spec), lr=spec.learning_rates[0], **own), spec.steps)
-            plan.to_peft(config, **special, prove=False)
+            special = {"loraplus": arm.loraplus, "site_rates": arm.site_rates, "dropout": arm.dropout}
+            own = Settings(**training(spec), lr=spec.learning_rates[0], init=arm.init, **special)
+            site_rate_hooks(own, spec.steps)
+            plan.to_peft(config, dropout=own.dropout, init=own.drawn, prove=False)
             if is_auto(arm.placement) and name not in scanned:
                 wanted = shared_budget(spec, name, plans[spec.reference])
                 begun = started(spec, name, anatomy, budget=wanted, memory=memory)

@@ -18,6 +18,8 @@ from pydantic import (
 )
 
 from loratlas.files import digest
+from loratlas.scan.plan_from_scores import is_auto
+from loratlas.training.settings import AUTO
 
 FEWEST_TUNING_ROWS = 500
 FEWEST_TUNING_SEEDS = 2
@@ -59,7 +61,8 @@ class ArmSpec(_Section):
     rslora: bool = False
     dora: bool = False
     dropout: Share = 0.0
-    init: bool | str = True
+    init: bool | str
+    """True unless given, and ``auto`` where the adapters move."""
     loraplus: Positive | None = None
     site_rates: Literal["equal", "curvature"] = "equal"
     budget: str | None = None
@@ -67,6 +70,14 @@ class ArmSpec(_Section):
     head: str | float | None = None
     decide: str | int | None = None
     """These three of ``auto`` alone: what decides inside the run, and when."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begun(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("init") is not None:
+            return given
+        placement = given.get("placement")
+        return given | {"init": AUTO if isinstance(placement, str) and is_auto(placement) else True}
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from loratlas.training.fleet.adapter_bank import Bank
 from loratlas.training.fleet.equivalence_check import why_not_shared
 from loratlas.training.fleet.members import Member, why_not_in_fleet
 from loratlas.training.fleet.shared_passes import MemberGradients, SharedPasses
+from loratlas.training.input_start import begin
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.run import RunState
 from loratlas.training.run_context import training_mode
@@ -93,24 +94,23 @@ class Fleet:
 
     def _run(self, member: Member, *, packed: bool, weights: str | None) -> tuple[RunState, MemberGradients]:
         """A run of the fleet, and where its gradients will come from. Its adapter does not stay on the base."""
-        model = self._attached(member)
+        model, settings = self._attached(member), member.settings
+        steps = settings.steps_for(len(self.data))
         try:
-            masters = MasterWeights(model, loraplus=member.settings.loraplus)
+            begin(model, self.data, settings, packed=packed, steps=steps)  # a resumed run overwrites it
+            masters = MasterWeights(model, loraplus=settings.loraplus)
             masters.open()
             source = MemberGradients(member, model, masters)
             run = RunState(
                 self.model,
                 self.data,
-                member.settings,
+                settings,
                 source,
                 packed=packed,
                 packing_reason="decided by the caller",
                 base=lambda: describe_base(model, weights=weights),
                 out=member.out,
-                hooks=(
-                    *site_rate_hooks(member.settings, member.settings.steps_for(len(self.data))),
-                    *member.hooks,
-                ),
+                hooks=(*site_rate_hooks(settings, steps), *member.hooks),
             )
         finally:
             detach_adapters(model)
@@ -120,7 +120,7 @@ class Fleet:
         from loratlas.adapters.attach import attach
 
         settings = member.settings
-        options = {"rslora": member.rslora, "dropout": settings.dropout, "init": settings.init}
+        options = {"rslora": member.rslora, "dropout": settings.dropout, "init": settings.drawn}
         return attach(member.rows, self.model, seed=settings.seed, **options)
 
     def fit(
