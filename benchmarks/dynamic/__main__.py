@@ -6,11 +6,11 @@
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic sought --minutes 60  a better plan, by local search
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic start --minutes 60   where adapters begin, registered alone
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic auto --minutes 60    auto with such a start, on its own cases
-    python -m benchmarks.dynamic judge                                          placement.json, placement-2.json, pages
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic head --minutes 60    auto that tries starts, on its own cases
+    python -m benchmarks.dynamic judge                                          placement.json, -2, -3, and their pages
 
-All take their orders from ``benchmarks/results/preregistered.json``, but for ``start`` and ``auto``, which have
-registrations of their own, ``preregistered_start.json`` and ``preregistered_auto.json``. Stopped anywhere, the same
-command goes on.
+All take their orders from ``benchmarks/results/preregistered.json``, but for ``start``, ``auto`` and ``head``, which
+have registrations of their own, ``preregistered_start.json`` and so on. Stopped anywhere, the same command goes on.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ def main() -> int:
     if asked.what != "judge":
         {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)
         return 0
-    before = assemble(registered, asked.results)
-    write_json(RESULTS / "placement-2.json", before)
-    write_text(PAGE.with_stem("placement-2"), earlier_page(before))
-    result = assemble(load(THIRD), asked.results, trained="auto")
+    for name, (orders, trained) in {"placement-2": (FILE, "run"), "placement-3": (THIRD, "auto")}.items():
+        before = assemble(load(orders), asked.results, trained=trained)
+        write_json((RESULTS / name).with_suffix(".json"), before)
+        write_text(PAGE.with_stem(name), earlier_page(before, name))
+    result = assemble(load(FOURTH), asked.results, trained="head")
     result["start"] = judged_start(load(START), asked.results / FOLDERS["start"])
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result, RESULTS))

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.cases import Case
+from benchmarks.dynamic.curves import WARMUP
 from benchmarks.dynamic.queue import FIRST_FRESH, Protocol
 from loratlas.files import sha256
 
@@ -64,6 +65,8 @@ class Preregistered:
             fresh_seeds=entry.get("fresh_seeds", self.content["fresh_seeds"]),
             first_fresh=first_fresh(case),
             drop_hopeless=False,
+            warmup=self.content.get("warmup", WARMUP),
+            reference_judged=round(entry["steps"] * (1 + self.content.get("price", 0))),
         )
 
 

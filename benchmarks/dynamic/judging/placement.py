@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,18 @@ SCHEMA, VERSION = "loratlas.placement", 1
 
 
 def losses_of(
-    records: Sequence[Record], tokens: np.ndarray, steps: int, first_fresh: int, *, least: int = 2
+    records: Sequence[Record],
+    tokens: np.ndarray,
+    steps: int,
+    first_fresh: int,
+    *,
+    least: int = 2,
+    of_reference: int | None = None,
 ) -> CaseLosses | None:
     """The fresh seeds that all arms share; None where the reference has fewer than ``least``.
+
+    ``of_reference``: steps that the reference is judged after, where the arms are allowed to set some aside; ``steps``
+    unless given.
 
     An arm that has fewer seeds than the reference is left out as unfinished. A run that diverged has an
     infinite loss, so that its arm cannot win.
@@ -62,13 +72,14 @@ def losses_of(
     for arm in dict.fromkeys(record.arm for record in fresh):
         by_seed = {record.seed: record for record in fresh if record.arm == arm}
         if all(seed in by_seed for seed in seeds):
-            losses[arm] = np.stack([_at(by_seed[seed], steps, tokens) for seed in seeds])
+            length = of_reference if of_reference and arm == REFERENCE else steps
+            losses[arm] = np.stack([_at(by_seed[seed], length, tokens) for seed in seeds])
     reference = {record.seed: record for record in fresh if record.arm == REFERENCE}
     shared = [
         length for length in reference[seeds[0]].lengths if all(length in reference[s].lengths for s in seeds)
     ]
     curve = {length: np.stack([reference[seed].lengths[length] for seed in seeds]) for length in shared}
-    return CaseLosses(losses=losses, tokens=tokens, steps=steps, curve=curve)
+    return CaseLosses(losses=losses, tokens=tokens, steps=of_reference or steps, curve=curve)
 
 
 def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
@@ -96,7 +107,7 @@ def assemble(registered: Preregistered, results: Path, *, trained: str = "run") 
             what: told(protocol, records, read_records(results / FOLDERS[what] / case.name), tokens)
             for what, told in (("finer", _finer), ("added", _added), ("sought", _sought))
         }
-        cases.append(_case(case, is_unseen, losses, records, tokens) | beside)
+        cases.append(_case(case, is_unseen, losses, records, tokens, protocol.lengths[-1]) | beside)
         judged.append(losses)
         unseen.append(is_unseen)
     chosen = [losses for losses, is_unseen in zip(judged, unseen, strict=True) if is_unseen]
@@ -143,15 +154,16 @@ def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
 
 
 def _case(
-    case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray
+    case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray, steps: int
 ) -> dict[str, Any]:
-    hindsight = best_static(records, losses.steps, tokens, list(losses.losses))
+    hindsight = best_static(records, steps, tokens, list(losses.losses))
     to_all = difference(losses, AUTO)
     return {
         "base": case.base,
         "task": case.task,
         "budget": case.budget,
-        "steps": losses.steps,
+        "steps": steps,
+        "steps_of_all": losses.steps,
         "unseen": unseen,
         "seeds": losses.seeds,
         "auto_minus_all": to_all.to_json(),
@@ -170,8 +182,11 @@ def _case(
                 "moves": sum(len(r.moves) for r in records if r.arm == arm and r.seed >= FIRST_FRESH),
             }
             for arm in losses.losses
-            for curve in [tuned(records, arm, losses.steps, tokens, 1)]
+            for curve in [tuned(records, arm, steps, tokens, 1)]
         },
+        "starts": dict(
+            Counter(r.start for r in records if r.arm == AUTO and r.seed >= FIRST_FRESH and r.start)
+        ),
         "curve_of_all": {
             str(length): round(float(table.sum() / tokens.sum() / losses.seeds), 5)
             for length, table in losses.curve.items()
@@ -211,7 +226,14 @@ def _sought(
 
 def fresh_losses(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) -> CaseLosses | None:
     """`losses_of` at the judged length, of whole cases."""
-    return losses_of(records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds)
+    return losses_of(
+        records,
+        tokens,
+        protocol.lengths[-1],
+        protocol.first_fresh,
+        least=protocol.fresh_seeds,
+        of_reference=protocol.reference_judged,
+    )
 
 
 def case_name(case: Mapping[str, Any]) -> str:
