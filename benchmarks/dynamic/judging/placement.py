@@ -115,6 +115,7 @@ def assemble(registered: Preregistered, results: Path, *, trained: str = "run") 
         "schema": SCHEMA,
         "version": VERSION,
         "preregistered": {"digest": registered.digest, "commit": registered.commit},
+        "price": registered.content.get("price", 0),
         "earlier": registered.content.get("earlier", []),
         "cases": cases,
         "registered_cases": len(registered.cases()),
@@ -138,7 +139,8 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     columns = {column: entry["share_lost"] for column, entry in result["scans"]["columns"].items()}
     names = [name.removesuffix("-all1").replace("mini-", "mini ") for name in result["scans"]["cases"]]
     again = (result["pooled_unseen"] or {}).get("finer")
-    return {"inside": {"cases": cases, "finer": again}, "scans": {"cases": names, "columns": columns}}
+    inside = {"cases": cases, "finer": again, "price": result["price"]}
+    return {"inside": inside, "scans": {"cases": names, "columns": columns}}
 
 
 def _of_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
