@@ -6,11 +6,11 @@
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic sought --minutes 60  a better plan, by local search
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic start --minutes 60   where adapters begin, registered alone
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic auto --minutes 60    auto with such a start, on its own cases
-    LORATLAS_SHARED=../shared python -m benchmarks.dynamic head --minutes 60    auto that tries starts, on its own cases
-    python -m benchmarks.dynamic judge                                          placement.json, -2, -3, and their pages
+    python -m benchmarks.dynamic judge                                          placement.json, placement-2.json, pages
 
-All take their orders from ``benchmarks/results/preregistered.json``, but for ``start``, ``auto`` and ``head``, which
-have registrations of their own, ``preregistered_start.json`` and so on. Stopped anywhere, the same command goes on.
+All take their orders from ``benchmarks/results/preregistered.json``, but for ``start`` and ``auto``, which have
+registrations of their own, ``preregistered_start.json`` and ``preregistered_auto.json``. Stopped anywhere, the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.dynamic.finer import ARMS, next_finer
 from benchmarks.dynamic.judging.begun import judged_start
 from benchmarks.dynamic.judging.placement import FOLDERS, assemble, summary
 from benchmarks.dynamic.pages.placement_page import earlier_page, page
-from benchmarks.dynamic.preregistration import FILE, FOURTH, START, THIRD, Preregistered, load
+from benchmarks.dynamic.preregistration import FILE, START, THIRD, Preregistered, load
 from benchmarks.dynamic.queue import Job, Protocol
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.sought import next_sought, plans_of
@@ -54,17 +54,16 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the folders of records")
     asked = parser.parse_args()
     registered = load()
-    if asked.what in ("start", "auto", "head"):
-        run(load({"start": START, "auto": THIRD, "head": FOURTH}[asked.what]), asked)
+    if asked.what in ("start", "auto"):
+        run(load({"start": START, "auto": THIRD}[asked.what]), asked)
         return 0
     if asked.what != "judge":
         {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)
         return 0
-    for name, (orders, trained) in {"placement-2": (FILE, "run"), "placement-3": (THIRD, "auto")}.items():
-        before = assemble(load(orders), asked.results, trained=trained)
-        write_json((RESULTS / name).with_suffix(".json"), before)
-        write_text(PAGE.with_stem(name), earlier_page(before, name))
-    result = assemble(load(FOURTH), asked.results, trained="head")
+    before = assemble(registered, asked.results)
+    write_json(RESULTS / "placement-2.json", before)
+    write_text(PAGE.with_stem("placement-2"), earlier_page(before))
+    result = assemble(load(THIRD), asked.results, trained="auto")
     result["start"] = judged_start(load(START), asked.results / FOLDERS["start"])
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result, RESULTS))

@@ -17,7 +17,6 @@ from typing import Any
 
 from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.cases import Case
-from benchmarks.dynamic.curves import WARMUP
 from benchmarks.dynamic.queue import FIRST_FRESH, Protocol
 from loratlas.files import sha256
 
@@ -28,9 +27,6 @@ START = FILE.with_name("preregistered_start.json")
 
 THIRD = FILE.with_name("preregistered_auto.json")
 """The third edition: `auto` with adapters that begin along their inputs, on cases of its own."""
-
-FOURTH = FILE.with_name("preregistered_head.json")
-"""The fourth: `auto` that tries in its head how adapters begin; a real base is among its cases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +58,9 @@ class Preregistered:
             ],
             tuning_lengths=[entry["steps"]],
             tuning_seeds=self.content["tuning_seeds"],
-            fresh_seeds=entry.get("fresh_seeds", self.content["fresh_seeds"]),
+            fresh_seeds=self.content["fresh_seeds"],
             first_fresh=first_fresh(case),
             drop_hopeless=False,
-            warmup=self.content.get("warmup", WARMUP),
-            reference_judged=round(entry["steps"] * (1 + self.content.get("price", 0))),
         )
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
-from benchmarks.dynamic.curves import WARMUP
 from benchmarks.dynamic.records import Record
 
 STEP = 1.6
@@ -42,9 +41,6 @@ class Protocol:
         first_fresh: the first of the fresh ones, `FIRST_FRESH` or above.
         head_of: steps that heads are a share of; None for the longest of ``lengths``.
         drop_hopeless: whether arms that `hopeless` finds so are spared the fresh seeds.
-        warmup: steps in which the rate rises.
-        reference_judged: steps that fresh runs of the reference are judged after, one of ``reference_lengths``; None
-            for those of the other arms.
     """
 
     arms: Sequence[str]
@@ -57,8 +53,6 @@ class Protocol:
     first_fresh: int = FIRST_FRESH
     drop_hopeless: bool = True
     head_of: int | None = None
-    reference_judged: int | None = None
-    warmup: int = WARMUP
 
     def judged(self, arm: str) -> Sequence[int]:
         """Lengths of an arm's fresh runs."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.dynamic.arms import STATIC
 from benchmarks.dynamic.cases import TASKS, Case
-from benchmarks.dynamic.preregistration import FOURTH, load
+from benchmarks.dynamic.preregistration import THIRD, load
 from benchmarks.dynamic.queue import Protocol
 from benchmarks.dynamic.work import work_through
 
@@ -64,7 +64,7 @@ def main() -> int:
             asked.work,
             until=until,
             device=asked.device,
-            policies=load(FOURTH).content["policies"],
+            policies=load(THIRD).content["policies"],
         )
     return 0
 

@@ -29,7 +29,6 @@ class Record:
         seconds: T → seconds of training until then, those of other lengths' decays excluded.
         moves: changes of rank inside the run, as plain data.
         diverged: whether it did.
-        start: how its adapters began, where its first steps decided that.
     """
 
     arm: str
@@ -41,7 +40,6 @@ class Record:
     seconds: Mapping[int, float] = field(default_factory=dict)
     moves: Sequence[Mapping[str, Any]] = ()
     diverged: bool = False
-    start: str | None = None
 
     def write(self, folder: Path) -> None:
         """Add it to the folder's file, a line each."""
@@ -58,8 +56,6 @@ class Record:
                 str(length): [round(float(loss), 3) for loss in nll] for length, nll in self.lengths.items()
             },
         }
-        if self.start is not None:
-            result["start"] = self.start
         path = folder / RUNS
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         write_text(path, before + json.dumps(result, ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -83,5 +79,4 @@ def _record(kept: Mapping[str, Any]) -> Record:
         seconds={int(length): value for length, value in kept["seconds"].items()},
         moves=[dict(zip(MOVED, move, strict=True)) for move in kept["moves"]],
         diverged=kept["diverged"],
-        start=kept.get("start"),
     )

@@ -25,7 +25,6 @@ def train_run(
     plans: Plans | None = None,
     policies: Policies | None = None,
     work: Path | None = None,
-    warmup: int = WARMUP,
     watch: Callable[[int, dict[str, Any]], object] = lambda length, point: None,
 ) -> Record:
     """Train an arm once and say how runs of each length end.
@@ -37,7 +36,6 @@ def train_run(
         judged: steps that the heads of policies are a share of; None for the longest.
         plans, policies: further arms.
         work: folder for the state of an unfinished run; it is removed at the end.
-        warmup: steps in which the rate rises.
         watch: called after every length.
     """
     from loratlas.adapters.trained_heads import detach_adapters
@@ -57,7 +55,7 @@ def train_run(
         batch_size=batch,
         seed=seed,
         schedule="constant",
-        warmup=max(min(warmup, longest - 1) - 0.5, 0) / longest,  # rounded up to whole steps
+        warmup=max(min(WARMUP, longest - 1) - 0.5, 0) / longest,  # rounded up to whole steps
         dtype="bfloat16",
         compile="off",
         init=(policies or {}).get(arm, {}).get("init", True),
@@ -91,5 +89,4 @@ def train_run(
         seconds={length: point["seconds"] for length, point in branches.points.items()},
         moves=[move.to_json() for hook in deciding for move in getattr(hook, "moves", ())],
         diverged=result.diverged,
-        start=None if result.rates is None else result.rates.start,
     )

@@ -75,7 +75,6 @@ def work_through(
             plans={**plans, **made(job, opened, records)},
             policies=policies,
             work=work / case.name,
-            warmup=protocol.warmup,
             watch=watch,
         )
         record.write(folder)

@@ -84,37 +84,17 @@ def test_the_api_says_and_draws_the_same():
     assert "sites whose rank moved" in str(run)
 
 
-def test_a_run_that_places_itself_tries_how_to_begin_unless_told(cli, tmp_path: Path):
-    words = (
-        "train",
-        MODEL,
-        DATA,
-        "--placement",
-        "auto",
-        "--budget",
-        "like=all:1",
-        "--steps",
-        "60",
-        "--lr",
-        "0.01",
-    )
-    words = (*words, "--batch-size", "2", "--max-length", "48", "--limit", "64", "--compile", "off", "--json")
-    outcome = cli(*words, "--out", tmp_path / "tried")
+def test_a_run_that_places_itself_decides_how_to_begin_unless_told(cli, tmp_path: Path):
+    outcome = cli(*AUTO, "--out", tmp_path / "decided", "--json")
     assert outcome.code == 0, outcome.err
-    said = " ".join(outcome.err.split())
-    assert "how adapters begin is decided in the run's first 4 steps, wide or eva" in said
-    rates = outcome.json["rates"]
-    assert {trial["start"] for trial in rates["tried"]} == {"wide", "eva"}
-    assert f"adapters begin {rates['start']}" in said
+    assert outcome.json["start"]["init"] == "eva"
     assert outcome.json["settings"]["init"] == "auto"
-    plain = cli(*words, "--init", "true", "--out", tmp_path / "plain")
+    assert "adapters began along their inputs" in " ".join(outcome.err.split())
+    plain = cli(*AUTO, "--init", "true", "--out", tmp_path / "plain", "--json")
     assert plain.code == 0, plain.err
-    assert plain.json["rates"] is None
+    assert plain.json["start"] is None
     assert plain.json["settings"]["init"] is True
-    assert "adapters begin" not in plain.err
-    other = cli(*words, "--init", "true", "--placement", "all:1", "--out", tmp_path / "still")
-    assert other.code == 0, other.err
-    assert other.json["settings"]["init"] is True
+    assert "adapters began" not in plain.err
 
 
 REFUSED = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,36 +182,8 @@ def test_a_later_registration_has_a_folder_of_its_own_and_its_start_alone_is_a_s
     assert result["cases"][0]["best_static"]["arm"] == "begun"
     written = " ".join(page(result, tmp_path).split())
     assert "| case | all | begun |" in written
-    assert "preregistered_head.json" in written
+    assert "preregistered_auto.json" in written
     assert "preregistered.json" in earlier_page(result)
-    assert "preregistered_auto.json" in earlier_page(result, "placement-3")
-
-
-def test_all_gets_the_steps_that_auto_may_set_aside(tmp_path: Path):
-    """Judged after 150 steps, where the rest is judged after 100, `all` is as good as an `auto` that is 0.1 better."""
-    case = judged(tmp_path, "sorting")
-    asked = registered("sorting", "style")
-    paid = Preregistered(digest=asked.digest, commit=asked.commit, content={**asked.content, "price": 0.5})
-    before, after = assemble(asked, tmp_path)["cases"][0], assemble(paid, tmp_path)["cases"][0]
-    assert (before["steps_of_all"], after["steps_of_all"], after["steps"]) == (100, 150, 100)
-    assert round(before["auto_minus_all"]["value"], 1) == -0.1
-    assert round(after["auto_minus_all"]["value"], 1) == 0.0
-    assert abs(after["steps_saved"]["value"]) < 5
-    record = read_records(tmp_path / FOLDERS["run"] / case.name)
-    assert before["starts"] == {}
-    assert all(one.start is None for one in record)
-
-
-def test_the_start_that_a_run_chose_is_kept_and_told(tmp_path: Path):
-    case = judged(tmp_path, "sorting")
-    folder = tmp_path / FOLDERS["run"] / case.name
-    runs = [replace(one, start="eva" if one.arm == "auto" else None) for one in read_records(folder)]
-    (folder / "runs.jsonl").unlink()
-    for one in runs:
-        one.write(folder)
-    result = assembled(tmp_path)
-    assert result["cases"][0]["starts"] == {"eva": 2}
-    assert "| eva 2 |" in page(result, tmp_path)
 
 
 def test_what_other_benches_found_stands_on_the_page(tmp_path: Path):

@@ -38,9 +38,6 @@ def test_what_auto_is_worth_names_all_verdicts_and_both_ends(monkeypatch: pytest
     assert "-0.050 (-0.060 to -0.040; a)" in said
     assert "+0.200 (+0.190 to +0.210; b)" in said
     assert "finer" not in said
-    assert "`all` at equal steps and parameters, on 3 held-out cases" in said
-    monkeypatch.setattr(advice, "judged", lambda: {"inside": {"cases": cases, "price": 0.1}})
-    assert "`all` trained for 10% more steps, at equal parameters, on 3" in auto_record()
     again = {"better": 1, "worse": 2, "cases": 3}
     monkeypatch.setattr(advice, "judged", lambda: {"inside": {"cases": cases, "finer": again}})
     assert "tuned finer: better in 1, worse in 2." in auto_record()

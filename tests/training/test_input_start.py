@@ -16,10 +16,9 @@ from loratlas.data.batches.batching import collate, training_order
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.evaluation.token_losses import token_losses
 from loratlas.placement.plan import place
-from loratlas.training.fleet.members import Member, why_not_in_fleet
-from loratlas.training.input_start import begin, begin_along_inputs
+from loratlas.training.fleet.members import Member
+from loratlas.training.input_start import LEAST_SPREAD, _spread, begin_along_inputs
 from loratlas.training.loop import fit
-from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
 
 SETTINGS = Settings(steps=40, batch_size=4, lr=1e-2, dtype="float32", compile="off", init="eva")
@@ -120,7 +119,7 @@ def test_an_adapter_that_was_trained_is_refused():
 def test_runs_of_a_fleet_begin_as_they_do_alone():
     base = tiny_model("llama")
     rows = place(base, "q,v,ffn:2").rows
-    settings = [replace(SETTINGS, steps=5, seed=1), replace(SETTINGS, steps=5, seed=2, init=None)]
+    settings = [replace(SETTINGS, steps=5, seed=n, init=init) for n, init in enumerate(("auto", None))]
     fleet = equals_its_runs_alone(
         base, encoded(12), [Member(rows=rows, settings=own) for own in settings], packed=True
     )
@@ -131,86 +130,64 @@ def test_runs_of_a_fleet_begin_as_they_do_alone():
         assert (length > 0.9) == begun  # rows of length 1, of which Kaiming's are 0.58
 
 
-TRIED = replace(SETTINGS, init="auto", steps=60, save_every=3)
-"""Heads of 4 steps, at most 6 of another start."""
-
-
-def begun(init, **more):
+def begun(init, model=None, **more):
     """(result, weights) of a run on 40 rows."""
-    model = new()
-    result = fit(model, encoded(40), replace(TRIED, init=init, **more), packed=True)
+    model = new() if model is None else model
+    result = fit(model, encoded(40), replace(SETTINGS, init=init, steps=6, **more), packed=True)
     return result, weights(model)
+
+
+def drowned():
+    """A model in which one channel of the residual stream drowns all others, as pretrained bases have them."""
+    model = new()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 100.0
+    return model
 
 
 def equal(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_the_run_is_the_one_of_the_start_that_ended_its_head_lower():
+def test_a_run_that_decides_begins_along_inputs_that_are_spread_and_as_peft_does_otherwise():
     result, trained = begun("auto")
-    assert result.rates is not None
-    losses = {trial.start: trial.nll for trial in result.rates.tried}
-    assert list(losses) == ["wide", "eva"]
-    assert result.rates.start == min(losses, key=lambda start: losses[start])
-    assert 0 < result.rates.set_aside <= 6
-    given, other = begun(result.rates.start), begun(next(s for s in losses if s != result.rates.start))
-    assert (result.train_nll, result.lr) == (given[0].train_nll, given[0].lr)
-    assert equal(trained, given[1])
-    assert not equal(trained, other[1])
-    assert f"adapters begin {result.rates.start}" in result.rates.sentence()
+    assert result.start is not None
+    assert result.start.init == "eva"
+    assert LEAST_SPREAD < result.start.spread <= 1
+    assert equal(trained, begun("eva")[1])
+    assert not equal(trained, begun(True)[1])
+    assert "adapters began along their inputs" in result.start.sentence()
+    result, trained = begun("auto", drowned())
+    assert result.start is not None
+    assert result.start.init is True
+    assert result.start.spread < LEAST_SPREAD
+    assert equal(trained, begun(True, drowned())[1])
+    assert "began as PEFT begins them" in result.start.sentence()
 
 
-def test_a_wide_start_is_the_drawn_one_four_times_as_large():
-    model = new()
-    drawn = weights(model)
-    begin(model, encoded(40), replace(SETTINGS, init="wide"), packed=True, steps=40)
-    for name, value in weights(model).items():
-        assert torch.equal(value, 4 * drawn[name] if "lora_A" in name else drawn[name])
+def test_a_start_that_was_asked_for_is_no_decision():
+    assert [begun(init)[0].start for init in (True, "eva", None)] == [None] * 3
 
 
-@pytest.mark.parametrize("after", [1, 4, 6])
-def test_killed_while_starts_are_tried_and_resumed(tmp_path, after):
-    reference, trained = begun("auto")
-    left = [after]
+def test_the_spread_of_a_direction_counts_its_channels():
+    even, alone = torch.full((2, 8), 0.25), torch.eye(8)[:2]
+    assert _spread(even) == pytest.approx(1.0)
+    assert _spread(alone) == pytest.approx(1 / 8)
+    two = torch.tensor([[1.0, 1.0, 0, 0]])
+    assert _spread(two) == pytest.approx(2 / 4)
 
-    def stop(*_):
-        left[0] -= 1
-        if not left[0]:
+
+def test_a_run_that_decided_and_was_killed_goes_on(tmp_path):
+    settings = replace(SETTINGS, init="auto")
+    whole, resumed = new(), new()
+    reference = fit(whole, encoded(40), settings, packed=True)
+
+    def stop(event):
+        if event.step == 9:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted):
-        fit(new(), encoded(40), TRIED, out=tmp_path, on_trial=stop, packed=True)
-    resumed = new()
-    result = fit(resumed, encoded(40), TRIED, out=tmp_path, resume=True, packed=True)
-    assert (result.rates, result.train_nll) == (reference.rates, reference.train_nll)
-    assert equal(trained, weights(resumed))
-
-
-def test_rates_are_tried_from_the_better_start_on_and_the_price_stays():
-    result, trained = begun("auto", lr=(0.005, 0.01, 0.02), steps=200)
-    assert result.rates is not None
-    assert {trial.start for trial in result.rates.tried} == {"wide", "eva"}
-    of_start = [trial.rate for trial in result.rates.tried if trial.start == result.rates.start]
-    assert len(set(of_start)) > 1
-    assert result.rates.set_aside <= 20
-    assert equal(trained, begun(result.rates.start, lr=result.lr, steps=200)[1])
-
-
-def test_a_run_too_short_to_try_begins_as_ever():
-    (result, trained), (_, plain) = begun("auto", steps=20), begun(True, steps=20)
-    assert result.rates is None
-    assert equal(trained, plain)
-
-
-def test_where_ranks_move_before_a_start_is_chosen_none_is_tried():
-    class Early(RunHook):
-        name = "early"
-
-        def first_change(self, steps):
-            return 4
-
-    model = new()
-    assert fit(model, encoded(40), TRIED, hooks=[Early()], packed=True).rates is None
-    with pytest.raises(SettingsError, match="a later change"):
-        fit(new(), encoded(40), replace(TRIED, lr="auto"), hooks=[Early()], packed=True)
-    assert why_not_in_fleet(tiny_model("llama"), Member(rows=[], settings=TRIED)) is not None
+        fit(new(), encoded(40), settings, out=tmp_path, on_step=stop, packed=True)
+    result = fit(resumed, encoded(40), settings, out=tmp_path, resume=True, packed=True)
+    assert (result.start, result.train_nll) == (reference.start, reference.train_nll)
+    assert equal(weights(whole), weights(resumed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ FOLDERS = {
     "sought": "placement_sought",
     "start": "placement_start",
     "auto": "placement_auto",
-    "head": "placement_head",
 }
 """What is trained → its folder of records."""
 
@@ -48,18 +46,9 @@ SCHEMA, VERSION = "loratlas.placement", 1
 
 
 def losses_of(
-    records: Sequence[Record],
-    tokens: np.ndarray,
-    steps: int,
-    first_fresh: int,
-    *,
-    least: int = 2,
-    of_reference: int | None = None,
+    records: Sequence[Record], tokens: np.ndarray, steps: int, first_fresh: int, *, least: int = 2
 ) -> CaseLosses | None:
     """The fresh seeds that all arms share; None where the reference has fewer than ``least``.
-
-    ``of_reference``: steps that the reference is judged after, where the arms are allowed to set some aside; ``steps``
-    unless given.
 
     An arm that has fewer seeds than the reference is left out as unfinished. A run that diverged has an
     infinite loss, so that its arm cannot win.
@@ -72,14 +61,13 @@ def losses_of(
     for arm in dict.fromkeys(record.arm for record in fresh):
         by_seed = {record.seed: record for record in fresh if record.arm == arm}
         if all(seed in by_seed for seed in seeds):
-            length = of_reference if of_reference and arm == REFERENCE else steps
-            losses[arm] = np.stack([_at(by_seed[seed], length, tokens) for seed in seeds])
+            losses[arm] = np.stack([_at(by_seed[seed], steps, tokens) for seed in seeds])
     reference = {record.seed: record for record in fresh if record.arm == REFERENCE}
     shared = [
         length for length in reference[seeds[0]].lengths if all(length in reference[s].lengths for s in seeds)
     ]
     curve = {length: np.stack([reference[seed].lengths[length] for seed in seeds]) for length in shared}
-    return CaseLosses(losses=losses, tokens=tokens, steps=of_reference or steps, curve=curve)
+    return CaseLosses(losses=losses, tokens=tokens, steps=steps, curve=curve)
 
 
 def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
@@ -107,7 +95,7 @@ def assemble(registered: Preregistered, results: Path, *, trained: str = "run") 
             what: told(protocol, records, read_records(results / FOLDERS[what] / case.name), tokens)
             for what, told in (("finer", _finer), ("added", _added), ("sought", _sought))
         }
-        cases.append(_case(case, is_unseen, losses, records, tokens, protocol.lengths[-1]) | beside)
+        cases.append(_case(case, is_unseen, losses, records, tokens) | beside)
         judged.append(losses)
         unseen.append(is_unseen)
     chosen = [losses for losses, is_unseen in zip(judged, unseen, strict=True) if is_unseen]
@@ -115,7 +103,6 @@ def assemble(registered: Preregistered, results: Path, *, trained: str = "run") 
         "schema": SCHEMA,
         "version": VERSION,
         "preregistered": {"digest": registered.digest, "commit": registered.commit},
-        "price": registered.content.get("price", 0),
         "earlier": registered.content.get("earlier", []),
         "cases": cases,
         "registered_cases": len(registered.cases()),
@@ -139,8 +126,7 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     columns = {column: entry["share_lost"] for column, entry in result["scans"]["columns"].items()}
     names = [name.removesuffix("-all1").replace("mini-", "mini ") for name in result["scans"]["cases"]]
     again = (result["pooled_unseen"] or {}).get("finer")
-    inside = {"cases": cases, "finer": again, "price": result["price"]}
-    return {"inside": inside, "scans": {"cases": names, "columns": columns}}
+    return {"inside": {"cases": cases, "finer": again}, "scans": {"cases": names, "columns": columns}}
 
 
 def _of_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -156,16 +142,15 @@ def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
 
 
 def _case(
-    case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray, steps: int
+    case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray
 ) -> dict[str, Any]:
-    hindsight = best_static(records, steps, tokens, list(losses.losses))
+    hindsight = best_static(records, losses.steps, tokens, list(losses.losses))
     to_all = difference(losses, AUTO)
     return {
         "base": case.base,
         "task": case.task,
         "budget": case.budget,
-        "steps": steps,
-        "steps_of_all": losses.steps,
+        "steps": losses.steps,
         "unseen": unseen,
         "seeds": losses.seeds,
         "auto_minus_all": to_all.to_json(),
@@ -184,11 +169,8 @@ def _case(
                 "moves": sum(len(r.moves) for r in records if r.arm == arm and r.seed >= FIRST_FRESH),
             }
             for arm in losses.losses
-            for curve in [tuned(records, arm, steps, tokens, 1)]
+            for curve in [tuned(records, arm, losses.steps, tokens, 1)]
         },
-        "starts": dict(
-            Counter(r.start for r in records if r.arm == AUTO and r.seed >= FIRST_FRESH and r.start)
-        ),
         "curve_of_all": {
             str(length): round(float(table.sum() / tokens.sum() / losses.seeds), 5)
             for length, table in losses.curve.items()
@@ -228,14 +210,7 @@ def _sought(
 
 def fresh_losses(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) -> CaseLosses | None:
     """`losses_of` at the judged length, of whole cases."""
-    return losses_of(
-        records,
-        tokens,
-        protocol.lengths[-1],
-        protocol.first_fresh,
-        least=protocol.fresh_seeds,
-        of_reference=protocol.reference_judged,
-    )
+    return losses_of(records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds)
 
 
 def case_name(case: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The pages of the preregistered cases: docs/results/placement.md, and one for each registration before."""
+"""The pages of the preregistered cases: docs/results/placement.md, and placement-2.md of the one before."""
 
 from __future__ import annotations
 
@@ -19,23 +19,6 @@ BEGIN_AS_ALL = ("auto", "energy", "descent", "elalora", "flexlora")
 """Arms that are `all` until they move something; AdaLoRA and IGU-LoRA begin larger."""
 
 
-EARLIER = {
-    "placement-2": (
-        "Placement inside the run alone",
-        "preregistered.json",
-        "`auto` here began as LoRA begins.",
-    ),
-    "placement-3": (
-        "Placement inside the run, begun along the inputs",
-        "preregistered_auto.json",
-        "`auto` here always began its adapters along their inputs. *begun* is the first half of that alone: the ranks "
-        "of `all`, begun so, and nothing moves; `auto` − `begun` is what the moves are worth. All other arms begin as "
-        "they were published.",
-    ),
-}
-"""Page → title, what was registered, and what `auto` did, of registrations before the newest."""
-
-
 def page(result: Mapping[str, Any], results: Path) -> str:
     """The result in words and tables.
 
@@ -44,22 +27,24 @@ def page(result: Mapping[str, Any], results: Path) -> str:
     """
     lines = [
         *_registered(
-            result, "What placement inside the run is worth", "placement.json", "preregistered_head.json"
+            result, "What placement inside the run is worth", "placement.json", "preregistered_auto.json"
         ),
         *paragraph(
-            "`auto` tries in its first steps how its adapters begin (`--init auto`: drawn wider than PEFT draws them, "
-            "or along the inputs), goes on with the better start, and decides at the end of the head which ranks "
-            "move. A trial takes at most a tenth of the run's steps, so **`all` is trained for a tenth more steps** "
-            "in every comparison, whether `auto` took them or not. *wide* and *begun* are the two starts alone: the "
-            "ranks of `all`, and nothing moves."
+            "`auto` begins its adapters along their inputs and decides in the head of the run which ranks move. "
+            "*begun* is the first half of that alone: the ranks of `all`, begun so, and nothing moves; `auto` − "
+            "`begun` is what the moves are worth. All other arms begin as they were published."
+        ),
+        "",
+        *paragraph(
+            "**All of this is on bases of 8 million parameters.** In SmolLM2-135M and Gemma 3 270M a few channels "
+            "drown all others, and adapters that begin along them end far above `all` "
+            "([figures](../journal.md#beginning-along-the-inputs-on-real-bases-november-2026)). `auto` looks at that "
+            "in its first rows, and begins as PEFT begins where it is so: there it is what "
+            "[the earlier registration](placement-2.md) judged, moves alone."
         ),
         "",
         *_judged(result),
         *(_earlier(figure) for figure in result["earlier"]),
-        *paragraph(
-            "Pages of earlier registrations: [begun along the inputs](placement-3.md), "
-            "[moves alone](placement-2.md)."
-        ),
         *_tables(result),
         *_begun(result.get("start")),
         *_real(result["real_base"]),
@@ -68,21 +53,23 @@ def page(result: Mapping[str, Any], results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def earlier_page(result: Mapping[str, Any], name: str = "placement-2") -> str:
-    """A registration before the newest, in words and tables.
+def earlier_page(result: Mapping[str, Any]) -> str:
+    """The second registration in words and tables.
 
     Args:
-        result: of `assemble`. name: of the page, one of `EARLIER`.
+        result: of `assemble`.
     """
-    title, orders, words = EARLIER[name]
     lines = [
-        *_registered(result, title, f"{name}.json", orders),
-        *paragraph(f"{words} What it does now: [the newest registration](placement.md)."),
+        *_registered(result, "Placement inside the run alone", "placement-2.json", "preregistered.json"),
+        *paragraph(
+            "`auto` here began as LoRA begins; [since then](placement.md) it begins along its inputs where these are "
+            "spread over many channels, which these cases suggested."
+        ),
         "",
         *_judged(result),
         *(_earlier(figure) for figure in result["earlier"]),
         *_tables(result),
-        *(_unmoved(result) if name == "placement-2" else ()),
+        *_unmoved(result),
         *_finer(result),
         *_added(result["cases"]),
         *_sought(result["cases"]),
@@ -125,12 +112,10 @@ def _judged(result: Mapping[str, Any]) -> list[str]:
 
 def _tables(result: Mapping[str, Any]) -> list[str]:
     """Cases, losses of all arms, `auto` against each, and what rates are worth."""
-    tried = any(case["starts"] for case in result["cases"])
     rows = (
         (
             f"{case_name(case)} {case['budget'].removeprefix('like=')}{'' if case['unseen'] else ' (chosen on)'}",
             case["steps"],
-            *([", ".join(f"{start} {runs}" for start, runs in case["starts"].items())] if tried else ()),
             _interval(case["auto_minus_all"], "+.4f"),
             _interval(case["steps_saved"], "+.0f"),
             _interval(case["share_lost"], ".0%"),
@@ -138,8 +123,7 @@ def _tables(result: Mapping[str, Any]) -> list[str]:
         )
         for case in result["cases"]
     )
-    head = ["case", "steps", *(["starts chosen"] if tried else ())]
-    lines = table([*head, "auto − all", "steps saved", "share lost", "verdict"], rows)
+    lines = table(["case", "steps", "auto − all", "steps saved", "share lost", "verdict"], rows)
     lines += ["", "Loss of every arm, nats per token, mean of the fresh seeds; first arms whose ranks stay:"]
     arms = list(dict.fromkeys(arm for case in result["cases"] for arm in case["arms"]))
     for chosen in ([arm for arm in arms if arm in STAYING], [arm for arm in arms if arm not in STAYING]):

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 INITS = ("gaussian", "olora", "orthogonal", "pissa", "pissa_niter_[n]")
 """PEFT's initialisations that need the base's weights at most. True (Kaiming A, zero B) is the default."""
 
-_KNOWN = f"true or {', '.join(INITS)}; for a run to train, wide, eva or auto as well"
+_KNOWN = f"true or {', '.join(INITS)}; for a run to train, eva or auto as well"
 
 _NEEDS_MORE = {
     "eva": "activations on data, which a run reads itself (`loratlas train --init eva`, Settings(init='eva'))",

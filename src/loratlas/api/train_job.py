@@ -159,28 +159,23 @@ def places_itself(job: Job) -> bool:
 
 
 def with_start(job: Job) -> Job:
-    """The same, with how its adapters begin where that was left open: the run tries it where it places them itself."""
+    """The same, with how its adapters begin where that was left open: a run that places them itself decides it."""
     if job.settings.init is not None:
         return job
     return replace(job, settings=replace(job.settings, init=AUTO if places_itself(job) else True))
 
 
-def note_rate(
-    job: Job, *, width: int, examples: int, hook: PlacementController | None, listener: Listener
-) -> None:
-    """Say how the run comes to its learning rate and its start and what that costs, where they are not given.
+def note_rate(job: Job, *, width: int, examples: int, listener: Listener) -> None:
+    """Say how the run comes to its learning rate and what that costs, where none was given.
 
     Raises:
         SettingsError: several rates, and a run too short to try two.
     """
-    from loratlas.training.input_start import STARTS
     from loratlas.training.rate_search import RateSearch, rate_search
 
-    steps = job.settings.steps_for(examples)
-    chosen = rate_search(job.settings, width=width, steps=steps, starts=lambda: {name: {} for name in STARTS})
+    chosen = rate_search(job.settings, width=width, steps=job.settings.steps_for(examples))
     if isinstance(chosen, RateSearch):
-        if chosen.fits(() if hook is None else (hook,), steps):
-            listener.note(chosen.sentence())
+        listener.note(f"learning rate: {chosen.sentence()}")
     elif chosen is not None:
         listener.note(
             f"learning rate {chosen.rate:g}, chosen {chosen.reason}; the run is too short to try others; "
@@ -284,8 +279,9 @@ def fit_job(
         raise Interrupted(
             given=stopped.given, found=stopped.found, instead="the same command with --resume"
         ) from None
-    if result.rates is not None:
-        listener.note(result.rates.sentence())
+    for decided in (result.start, result.rates):
+        if decided is not None:
+            listener.note(decided.sentence())
     return result
 
 
@@ -325,6 +321,7 @@ def finish(
         "from": str(job.adapter) if job.adapter else None,
         "settings": settings,
         "rates": None if result.rates is None else asdict(result.rates),
+        "start": None if result.start is None else asdict(result.start),
         "steps": result.steps,
         "tokens": result.tokens,
         "labelled_tokens": result.labelled_tokens,

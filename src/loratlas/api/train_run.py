@@ -246,6 +246,7 @@ def _run(job: Job, listener: Held, temporary: Any) -> Run:
     other = rows_to_judge(job.forgetting, split=None, columns={}, limit=None) if job.forgetting else None
     kept = None if other is None else prepare(other)
     described = config or load_config(source)
+    note_rate(job, width=sizes(described).hidden, examples=len(train), listener=listener)
     anatomy = read_named(job.model, config) if job.adapter is None else None
     plan: Plan | None = None
     hook = None
@@ -258,7 +259,6 @@ def _run(job: Job, listener: Held, temporary: Any) -> Run:
             hook = controller(job.moving, begun, config or source, steps=steps, listener=listener)
         else:
             plan = plan_of(job, anatomy, memory, listener)
-    note_rate(job, width=sizes(described).hidden, examples=len(train), hook=hook, listener=listener)
     listener.release()
     base = open_base(
         job.model,

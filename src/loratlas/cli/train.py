@@ -77,9 +77,8 @@ def train(
         typer.Option(
             "--init",
             metavar="NAME",
-            help="How adapters begin: true (PEFT's default), wide (that, four times as large), eva (along what the "
-            "first rows put in), auto (the first steps try these two; so with --placement auto unless given), or e.g. "
-            "gaussian, pissa, olora.",
+            help="How adapters begin: true (PEFT's default), eva (along what the first rows put in), auto (eva where "
+            "that is spread over many channels, else true; with --placement auto unless given), or e.g. gaussian, pissa.",
             rich_help_panel=options.PLACEMENT,
         ),
     ] = None,

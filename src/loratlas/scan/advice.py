@@ -17,8 +17,7 @@ DECIDES = "probe_yield"
 """The column that places adapters unless another is asked for."""
 
 JUDGED = Path(__file__).with_name("judged.json")
-"""``inside``: of ``auto``, which places inside the run, by case, and ``price``, the share of its steps that `all` was
-trained longer; ``scans``: of scores, by column."""
+"""``inside``: of ``auto``, which places inside the run, by case; ``scans``: of scores, by column."""
 
 
 @cache
@@ -28,11 +27,11 @@ def judged() -> Mapping[str, Any]:
 
 
 def auto_record() -> str:
-    """What ``auto`` was worth against `all` at the same cost, parameters and rows, in a sentence.
+    """What ``auto`` was worth against `all` at the same steps, parameters and rows, in a sentence.
 
     Example:
-        >>> auto_record()[:22]
-        'Measured against `all`'
+        >>> auto_record()[:35]
+        'Measured against `all` at equal ste'
     """
     inside = judged()["inside"]
     cases, again = inside["cases"], inside.get("finer")
@@ -53,10 +52,8 @@ def auto_record() -> str:
             f" Where learning rates are tuned finer: better in {again['better']}, worse in {again['worse']}."
         )
     open_cases = len(cases) - count["better"] - count["worse"]
-    price = inside.get("price")
-    cost = f"trained for {price:.0%} more steps, at equal" if price else "at equal steps and"
     return (
-        f"Measured against `all` {cost} parameters, on {len(cases)} held-out cases: "
+        f"Measured against `all` at equal steps and parameters, on {len(cases)} held-out cases: "
         f"better in {count['better']}, worse in {count['worse']}, undetermined in {open_cases}; between {bounds} nats "
         f"per token.{finer} A study compares both on your rows."
     )

@@ -1,24 +1,25 @@
-"""Where adapters begin: along the directions that the inputs of a matrix really have, or wider than PEFT begins them.
+"""Where adapters begin: A along the directions that the inputs of its matrix really have, B at 0.
 
 A random A reads a random part of its input, and little of it: B learns slowly. Most of an input's energy lies in a few
-directions; an A that reads those lets B learn more in the same steps. Where these directions are no use, as in bases in
-which a few channels drown all others, an A that is drawn as ever and `WIDER` times as large does. Which of the two a
-base and its rows want is not known beforehand: the first steps of a run tell (`loratlas.training.rate_search`).
-
-The base does not change and the adapter begins at 0 either way, so that what comes out is an ordinary adapter.
+directions; an A that reads those lets B learn more in the same steps, if the directions are spread over many channels.
+In large pretrained bases a few channels drown all others; their leading direction is one of these, and an A along it
+ends worse than a random one. The base does not change and the adapter begins at 0 either way, so that what comes out is
+an ordinary adapter.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.peft_targets import adapted
 from loratlas.errors import SettingsError
 from loratlas.modeling import device_of, modes_kept
 from loratlas.signals.sketch import eigenvectors
-from loratlas.training.settings import EVA, WIDE, Settings
+from loratlas.training.run_events import Start
+from loratlas.training.settings import AUTO, EVA, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -33,43 +34,43 @@ FEWEST, MOST = 8, 64
 """Rows that are read at least and at most."""
 
 
-WIDER = 4.0
-"""Times PEFT's own A. With Adam it is a rate of B so many times higher and one of A so many times lower."""
+LEAST_SPREAD = 0.04
+"""Share of its channels that the leading direction of a matrix's input has to be spread over, in the middle of all
+matrices, for ``init="auto"`` to begin along it. Bases of 8 million parameters have 0.17 to 0.3, SmolLM2-135M and
+Gemma 3 270M 0.004 to 0.008."""
 
 
-STARTS = (WIDE, EVA)
-"""Starts that ``init="auto"`` compares, in the order in which they are tried."""
+def begin(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int) -> Start | None:
+    """Begin a run's adapters as its settings ask, where that is the run's own to do.
 
+    ``init="auto"`` begins along the inputs where the median over matrices of
 
-def begin(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int) -> None:
-    """Begin a run's adapters as its settings ask, where that is the run's own to do and needs no trial.
+        spread = 1 / (d Σ_i v_i⁴),    v the leading direction of an input of d channels
+
+    the participation ratio of v as a share of the channels, is `LEAST_SPREAD` or more, and as PEFT does otherwise.
 
     Args, raises: as `begin_along_inputs`.
+
+    Returns:
+        What was decided; None where nothing was to be.
+
+    Source: few channels of enormous size in pretrained bases, Sun et al. (2024), arXiv:2402.17762.
     """
     if settings.init == EVA:
         begin_along_inputs(model, data, settings, packed=packed, steps=steps)
-    elif settings.init == WIDE:
-        _write(model, wider(model))
+    if settings.init != AUTO:
+        return None
+    factors, _ = along_inputs(model, data, settings, packed=packed, steps=steps)
+    spread = median([_spread(factor) for factor in factors.values()] or [0.0])
+    if spread >= LEAST_SPREAD:
+        _write(model, factors)
+    return Start(init=EVA if spread >= LEAST_SPREAD else True, spread=spread)
 
 
-def starts_to_try(
-    model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Start → factors A by the names of their parameters, of the starts that ``init="auto"`` compares.
-
-    Args, raises: as `begin_along_inputs`. The model stays as it is.
-    """
-    along, _ = along_inputs(model, data, settings, packed=packed, steps=steps)
-    return dict(zip(STARTS, (wider(model), along), strict=True))
-
-
-def wider(model: Any) -> dict[str, torch.Tensor]:
-    """Every factor A of layers that read rows, `WIDER` times as large.
-
-    Source: what A begins at decides how fast features are learnt, Hayou et al. (2024), arXiv:2406.08447; with Adam it
-    is LoRA+ (arXiv:2402.12354) at a ratio of 16 and a quarter of the rate.
-    """
-    return {name: WIDER * factor.detach() for name, _, factor in _factors(model)}
+def _spread(factor: torch.Tensor) -> float:
+    """Participation ratio of the first row of A, as a share of its channels."""
+    first = factor[0].detach().double()
+    return float(first.square().sum().square() / first.pow(4).sum() / len(first))
 
 
 def begin_along_inputs(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int) -> int:

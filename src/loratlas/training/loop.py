@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from loratlas.anatomy.config_sizes import sizes
 from loratlas.errors import SettingsError
 from loratlas.interruption import interruptible
 from loratlas.training.checkpoint import describe_base
-from loratlas.training.input_start import begin, starts_to_try
+from loratlas.training.input_start import begin
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.rate_search import RateSearch, rate_search
 from loratlas.training.run import RunState
@@ -78,20 +77,13 @@ def fit(
         raise no_examples(data)
     packed, reason = _packing(model, data, settings, packed)
     steps = settings.steps_for(len(data))
-    begin(model, data, settings, packed=packed, steps=steps)  # a resumed run overwrites it
+    start = begin(model, data, settings, packed=packed, steps=steps)  # a resumed run overwrites it
     masters = MasterWeights(model, loraplus=settings.loraplus)
     hooks = (*site_rate_hooks(settings, steps), *hooks)
-    search = rate_search(
-        settings,
-        width=sizes(model.config).hidden,
-        steps=steps,
-        starts=partial(starts_to_try, model, data, settings, packed=packed, steps=steps),
-    )
+    search = rate_search(settings, width=sizes(model.config).hidden, steps=steps)
     if isinstance(search, RateSearch):
-        if search.fits(hooks, steps):
-            settings, hooks = replace(settings, lr=search.first), (*hooks, search)
-        else:
-            search = None
+        search.check(hooks, steps)
+        settings, hooks = replace(settings, lr=search.first), (*hooks, search)
     elif search is not None:
         settings = replace(settings, lr=search.rate)
     gradients = ModelGradients(model, data, masters, settings, packed=packed, steps=steps)
@@ -141,7 +133,7 @@ def fit(
         run.save()
         if stop.requested:  # after the last step: what follows a run's steps can be done later
             raise run.interrupted(stop.by)
-        result = run.result(setup, peak.bytes(run.lasting()))
+        result = replace(run.result(setup, peak.bytes(run.lasting())), start=start)
         return replace(result, rates=search.result()) if isinstance(search, RateSearch) else result
 
 

@@ -56,18 +56,6 @@ class SearchBudget:
         head = max(FEWEST, warm + 2, most // others)
         return cls(head=head, most=most, warm=warm) if head < most else None
 
-    @classmethod
-    def of_starts(cls, settings: Settings, steps: int) -> SearchBudget | None:
-        """Where one other start is tried and no other rate; None where that takes more than `SHARE` allows.
-
-        >>> from loratlas.training.settings import Settings
-        >>> SearchBudget.of_starts(Settings(), 60), SearchBudget.of_starts(Settings(), 30)
-        (SearchBudget(head=4, most=6, warm=2), None)
-        """
-        most, warm = int(SHARE * steps), warm_steps(settings, steps)
-        head = max(FEWEST, warm + 2, most // 2)
-        return cls(head=head, most=most, warm=warm) if head <= most else None
-
 
 def worse(losses: Sequence[float], others: Sequence[float]) -> bool:
     """Whether one rate's losses lie above another's over the later half of the head, by more than chance:

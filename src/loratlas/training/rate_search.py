@@ -1,8 +1,6 @@
-"""A run's learning rate and how its adapters begin, decided in its own first steps: what is in question trains them in
-turn, the best goes on.
+"""A run's learning rate, decided in its own first steps: neighbouring rates train them in turn, the best one goes on.
 
-Starts, where several are to be tried, come first, at one rate: the one whose losses end the head lower leads. All rates
-begin with the same weights and train on the same rows with the same masks, so that their losses are
+All rates begin with the same weights and train on the same rows with the same masks, so that their losses are
 compared step by step. The run begins at one rate and climbs as long as the next higher one ends the head no worse;
 where the first climb fails it goes down as long as the next lower one ends clearly better. What goes on is the state
 at the end of the head, weights, moments, counts and what hooks have gathered: the run is bit for bit the one that had
@@ -15,7 +13,7 @@ do, at the same price in computed rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -33,7 +31,6 @@ from loratlas.training.rate_rules import (
 )
 from loratlas.training.run_events import RatesTried, RateTrial, StepEvent
 from loratlas.training.run_hooks import RunHook, Tensors
-from loratlas.training.settings import AUTO
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +45,6 @@ class _Trial:
     """A rate, and the steps that it has taken so far."""
 
     index: int
-    start: int = 0
     losses: list[float] = field(default_factory=list)
     events: list[StepEvent] = field(default_factory=list)
     outcome: str = ""
@@ -73,15 +69,13 @@ class _Kept:
 
 
 class RateSearch(RunHook):
-    """Tries rates, and starts of the adapters, in the first steps of a run.
+    """Tries rates in the first steps of a run.
 
     Args:
-        rates: in rising order; a single one where starts alone are tried.
+        rates: in rising order.
         first: index of the one that is tried first.
         budget: what it may cost.
         reason: why the run begins with that one.
-        starts: name → the factors A that a start begins with, by the names of their parameters, in the order in which
-            they are tried; none: the run begins as it stands.
 
     Attributes:
         over: whether the rate is decided.
@@ -92,16 +86,8 @@ class RateSearch(RunHook):
 
     name = "rates"
 
-    def __init__(
-        self,
-        rates: tuple[float, ...],
-        first: int,
-        budget: SearchBudget,
-        reason: str,
-        starts: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
-    ) -> None:
+    def __init__(self, rates: tuple[float, ...], first: int, budget: SearchBudget, reason: str) -> None:
         self.rates, self.budget, self.reason = rates, budget, reason
-        self.starts = dict(starts or {})
         self._first = first
         self.over = False
         self.trials: list[_Trial] = [_Trial(index=first)]
@@ -109,24 +95,21 @@ class RateSearch(RunHook):
         self._start: _Kept | None = None
         self._leader: _Kept | None = None
 
-    def fits(self, hooks: Sequence[RunHook], steps: int) -> bool:
-        """Whether no hook changes what is trained before the search is over; where one does, a start goes untried.
+    def check(self, hooks: Sequence[RunHook], steps: int) -> None:
+        """Refuse hooks that change what is trained before the rate is decided.
 
         Raises:
-            SettingsError: one does, and a rate has to be decided.
+            SettingsError: one that does.
         """
         for hook in hooks:
             change = hook.first_change(steps)
             if change is not None and change <= self.budget.head:
-                if len(self.rates) == 1:
-                    return False
                 raise SettingsError(
                     given=f"a learning rate and a change of what is trained ({hook.name}), both in the head of a run",
                     found=f"the change comes after step {change}, the rate is decided after step {self.budget.head}",
                     instead=f"a later change (--head {self.budget.head + 1}), "
                     f"or a rate, such as --lr {self.first:g}",
                 )
-        return True
 
     @property
     def first(self) -> float:
@@ -135,21 +118,13 @@ class RateSearch(RunHook):
 
     def sentence(self) -> str:
         """What will be done and what it costs, for people; a clause without its full stop."""
-        price = f"take at most {self.budget.most} steps ({SHARE:.0%} of the run)"
-        if len(self.rates) == 1:
-            return (
-                f"how adapters begin is decided in the run's first {self.budget.head} steps, "
-                f"{' or '.join(self.starts)}; trials of another start {price}"
-            )
-        also = f", and how adapters begin, {' or '.join(self.starts)}" if self.starts else ""
         return (
-            f"learning rate: decided in the run's first {self.budget.head} steps, from {self.first:g} on, chosen "
-            f"{self.reason}{also}; trials at other rates {'or of another start ' if also else ''}{price}"
+            f"decided in the run's first {self.budget.head} steps, from {self.first:g} on, chosen {self.reason}; "
+            f"trials at other rates take at most {self.budget.most} steps ({SHARE:.0%} of the run)"
         )
 
     def identity(self) -> dict[str, Any]:
-        known = {"starts": list(self.starts)} if self.starts else {}
-        return {"rates": list(self.rates), "first": self._first, **asdict(self.budget), **known}
+        return {"rates": list(self.rates), "first": self._first, **asdict(self.budget)}
 
     def after_step(self, run: HookedRun, event: StepEvent) -> None:
         if not self.over:
@@ -204,7 +179,6 @@ class RateSearch(RunHook):
             return []
         if self._start is None:
             self._start = _Kept.of(run, self)
-            self._begin(run, self.trials[-1])
         while not self.over:
             trial = self.trials[-1]
             while not self._ended(trial):
@@ -248,18 +222,9 @@ class RateSearch(RunHook):
             run.restore(self._leader.tensors, self._leader.values, without=self)
             self._start = self._leader = None
         else:
-            self.trials.append(following)
-            self._begin(run, following)
+            self.trials.append(_Trial(index=following))
+            run.restore(self._start.tensors, self._start.values, without=self)
         self._go_on_with(run)
-
-    def _begin(self, run: RunState, trial: _Trial) -> None:
-        """Put the run where a trial begins."""
-        assert self._start is not None
-        tensors = self._start.tensors
-        if self.starts:
-            begun = list(self.starts.values())[trial.start]
-            tensors = tensors | {f"adapter.{name}": factor for name, factor in begun.items()}
-        run.restore(tensors, self._start.values, without=self)
 
     def _go_on_with(self, run: HookedRun) -> None:
         """Set the run's rate, and how many steps were taken at others."""
@@ -269,35 +234,28 @@ class RateSearch(RunHook):
         run.set_aside = sum(len(trial.losses) for trial in self.trials if trial is not current)
 
     def _better(self, trial: _Trial, best: _Trial) -> bool:
-        """Whether a trial takes the lead: another start if it ended lower; a higher rate unless it is worse, a lower
-        one only if the other is.
-        """
+        """Whether a trial takes the lead: a higher rate unless it is worse, a lower one only if the other is."""
         if best.outcome == "diverged":
             return True  # only lower ones are tried after it
         if trial.outcome == "diverged":
             return False
         if len(trial.losses) < self.budget.head:
             return False
-        if trial.start != best.start:
-            return _late(trial.losses) < _late(best.losses)
         higher, lower = (trial, best) if trial.index > best.index else (best, trial)
         return worse(higher.losses, lower.losses) == (higher is best)
 
-    def _next(self) -> _Trial | None:
-        """What to try next; None when the search is over."""
+    def _next(self) -> int | None:
+        """Index of the rate to try next; None when the search is over."""
         assert self._best is not None
         best = self.trials[self._best]
-        tried = {trial.index for trial in self.trials if trial.start == best.start}
+        tried = {trial.index for trial in self.trials}
         used = sum(len(trial.losses) for trial in self.trials if trial is not best)
         if best.outcome != "diverged" and used + self.budget.head > self.budget.most:
             return None
-        started = {trial.start for trial in self.trials}
-        if len(started) < len(self.starts):
-            return _Trial(index=self._first, start=len(started))
         above, below = best.index + 1, best.index - 1
         if best.outcome != "diverged" and above < len(self.rates) and above not in tried:
-            return _Trial(index=above, start=best.start)
-        return _Trial(index=below, start=best.start) if below >= 0 and below not in tried else None
+            return above
+        return below if below >= 0 and below not in tried else None
 
     def result(self) -> RatesTried:
         """What was tried and chosen; of a search that is over."""
@@ -306,31 +264,24 @@ class RateSearch(RunHook):
         tried = [
             RateTrial(
                 rate=self.rates[trial.index],
-                start=self._start_of(trial),
                 steps=len(trial.losses),
                 nll=_late(trial.losses) if trial.losses else None,
                 outcome="chosen" if trial is best else trial.outcome,
             )
-            for trial in sorted(self.trials, key=lambda trial: (trial.index, trial.start))
+            for trial in sorted(self.trials, key=lambda trial: trial.index)
         ]
         aside = sum(trial.steps for trial in tried if trial.outcome != "chosen")
         return RatesTried(
             tried=tried,
             chosen=self.rates[best.index],
-            start=self._start_of(best),
             head=self.budget.head,
             set_aside=aside,
             reason=self._reason(best),
         )
 
-    def _start_of(self, trial: _Trial) -> str | None:
-        return list(self.starts)[trial.start] if self.starts else None
-
     def _reason(self, best: _Trial) -> str:
         if best.outcome == "diverged":
             return "every rate that was tried diverged, and this is the lowest"
-        if len(self.rates) == 1:
-            return self.reason
         higher = [trial for trial in self.trials if trial.index > best.index]
         if not higher:
             return "no higher rate was tried, and the lower ones were no better"
@@ -341,20 +292,13 @@ def _late(losses: list[float]) -> float:
     return mean(losses[len(losses) // 2 :])
 
 
-def rate_search(
-    settings: Settings,
-    *,
-    width: int,
-    steps: int,
-    starts: Callable[[], Mapping[str, Mapping[str, torch.Tensor]]] = dict,
-) -> RateSearch | ChosenRate | None:
-    """How a run comes to its learning rate, and to the start of its adapters where several are to be tried.
+def rate_search(settings: Settings, *, width: int, steps: int) -> RateSearch | ChosenRate | None:
+    """How a run comes to its learning rate.
 
     Args:
         settings: of the run.
         width: of the residual stream of its base.
         steps: of the whole run.
-        starts: makes those that ``init="auto"`` tries; called if there are steps to try them in.
 
     Returns:
         A search; a rate without one, where the run is too short; None where the settings give one.
@@ -368,10 +312,8 @@ def rate_search(
     >>> rate_search(Settings(), width=256, steps=10).rate
     0.01
     """
-    asked = settings.init == AUTO
     if isinstance(settings.lr, float | int):
-        alone = SearchBudget.of_starts(settings, steps) if asked else None
-        return None if alone is None else RateSearch((settings.lr,), 0, alone, "as given", starts())
+        return None
     budget = SearchBudget.of(settings, steps)
     if isinstance(settings.lr, tuple):
         middle = (len(settings.lr) - 1) // 2
@@ -383,10 +325,9 @@ def rate_search(
                 f"{SHARE:.0%} of the run that trying rates may cost",
                 instead=f"--lr {settings.lr[middle]:g}, or a run of at least {long_enough(settings)} steps",
             )
-        reason = "as the middle one of those that were given"
-        return RateSearch(settings.lr, middle, budget, reason, starts() if asked else None)
+        return RateSearch(settings.lr, middle, budget, "as the middle one of those that were given")
     guess = default_rate(width=width, batch_size=settings.batch_size)
     if budget is None:
         return guess
     rates = neighbours(guess.rate)
-    return RateSearch(rates, rates.index(guess.rate), budget, guess.reason, starts() if asked else None)
+    return RateSearch(rates, rates.index(guess.rate), budget, guess.reason)

@@ -63,14 +63,12 @@ class RateTrial:
 
     Args:
         rate: the highest of its course.
-        start: how adapters began; None where that was not in question.
         steps: that it was tried for.
         nll: mean loss over the later half of these, nats; None where the first one diverged.
         outcome: ``"chosen"``, ``"tried"`` (it led for a while), ``"worse"`` or ``"diverged"``.
     """
 
     rate: float
-    start: str | None = None
     steps: int
     nll: float | None
     outcome: str
@@ -82,7 +80,7 @@ class RatesTried:
 
     Args:
         tried: in rising order of rates.
-        chosen: the rate that the run went on with. start: of its adapters; None where that was not in question.
+        chosen: the rate that the run went on with.
         head: steps that a rate was tried for at most.
         set_aside: the price: steps at the other rates.
         reason: why this one, in words.
@@ -90,7 +88,6 @@ class RatesTried:
 
     tried: list[RateTrial]
     chosen: float
-    start: str | None = None
     head: int
     set_aside: int
     reason: str
@@ -98,13 +95,31 @@ class RatesTried:
     def sentence(self) -> str:
         """For people, without its full stop."""
         tried = "; ".join(
-            f"{trial.rate:g}{f' {trial.start}' if trial.start else ''}: "
+            f"{trial.rate:g}: "
             + ("diverged" if trial.nll is None or trial.outcome == "diverged" else f"{trial.nll:.3f}")
             for trial in self.tried
         )
-        begun = f"adapters begin {self.start}, " if self.start else ""
-        chosen = f"{begun}learning rate {self.chosen:g}, {self.reason} ({tried})"
-        return f"{chosen}; {self.set_aside} steps went to the others"
+        return f"learning rate {self.chosen:g}, {self.reason} ({tried}); {self.set_aside} steps went to the others"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How a run that decides it itself began its adapters (`loratlas.training.input_start`).
+
+    Args:
+        init: ``"eva"``, along its inputs, or True, as PEFT begins them.
+        spread: share of the channels that the inputs' leading directions lie in, of the middle matrix.
+    """
+
+    init: str | bool
+    spread: float
+
+    def sentence(self) -> str:
+        """For people, without its full stop."""
+        where = f"which lie in {self.spread:.1%} of the channels (median over matrices)"
+        if self.init is True:
+            return f"adapters began as PEFT begins them, not along their inputs, {where}"
+        return f"adapters began along their inputs, {where}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,4 +174,5 @@ class FitResult:
     eval_nll: float | None = None
     lr: float = 0.0
     rates: RatesTried | None = None
+    start: Start | None = None
     curve: list[CurvePoint] = field(default_factory=list)

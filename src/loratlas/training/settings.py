@@ -23,9 +23,6 @@ REPORTERS = ("tensorboard", "wandb")
 EVA = "eva"
 """PEFT's name of the start that `loratlas.training.input_start` makes."""
 
-WIDE = "wide"
-"""The start whose A is drawn as PEFT draws it, times `loratlas.training.input_start.WIDER`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -54,8 +51,8 @@ class Settings:
         site_rates: ``"equal"``, or ``"curvature"``: after the first tenth of the steps each site's rate is scaled by
             the curvature that it has met (`loratlas.training.site_rates`).
         init: PEFT's initialisation, kept for the record like ``dropout``, True for its default. The run's own to do are
-            ``"eva"``, along what its first rows put in, ``"wide"``, as PEFT draws but larger, and ``"auto"``: both are
-            tried in the first steps, and the better one goes on (`loratlas.training.input_start`). None: PEFT's
+            ``"eva"``, along what its first rows put in, and ``"auto"``: ``"eva"`` where that helps, else PEFT's default
+            (`loratlas.training.input_start`). None: PEFT's
             default, and in `loratlas.train` ``"auto"`` where the run places its adapters itself.
         subset: train on so many examples only, drawn by the seed.
         packing: ``"auto"`` packs where the model proves that it is exact, ``"on"`` insists, ``"off"`` pads.
@@ -111,7 +108,7 @@ class Settings:
     @property
     def drawn(self) -> bool | str:
         """The initialisation that adapters are attached with, before any row is read."""
-        return True if self.init in (None, EVA, WIDE, AUTO) else self.init
+        return True if self.init in (None, EVA, AUTO) else self.init
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:

@@ -37,14 +37,8 @@ def show_run(numbers: Mapping[str, Any], *, verbose: bool = False) -> None:
     drawn.add_row("steps", formats.count(numbers["steps"]))
     drawn.add_row("learning rate", f"{numbers['settings']['lr']:g}")
     if rates := numbers["rates"]:
-        others = ", ".join(
-            " ".join(filter(None, (trial["start"], f"{trial['rate']:g}")))
-            for trial in rates["tried"]
-            if trial["outcome"] != "chosen"
-        )
-        if rates["start"]:
-            drawn.add_row("adapters begin", rates["start"])
-        drawn.add_row(f"steps of other trials ({others})", formats.count(rates["set_aside"]))
+        others = " ".join(f"{trial['rate']:g}" for trial in rates["tried"] if trial["outcome"] != "chosen")
+        drawn.add_row(f"steps at other rates ({others})", formats.count(rates["set_aside"]))
     drawn.add_row("training loss, last steps", f"{numbers['train_nll']:.4f}")
     if numbers["samples"]:
         for name, value in sample_scores(numbers["samples"]):

@@ -14,7 +14,7 @@ from loratlas.models.heads import head_modules
 from loratlas.training.fleet import expert_lora
 from loratlas.training.fleet.segmented_lora import MATRICES
 from loratlas.training.run_hooks import RunHook
-from loratlas.training.settings import AUTO, Settings
+from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
     from loratlas.adapters.plan_row import PlanRow
@@ -49,8 +49,6 @@ def why_not_in_fleet(model: Any, member: Member) -> str | None:
     settings = member.settings
     if takes_from_base(settings.init):
         return f"init {settings.init} changes the base, which a fleet shares"
-    if settings.init == AUTO:
-        return "how its adapters begin is decided in its own first steps"
     if not isinstance(settings.lr, float | int):
         return "its learning rate is decided in its own first steps"
     if settings.early_stop is not None or settings.evaluate_every is not None:
