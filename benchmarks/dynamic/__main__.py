@@ -67,7 +67,7 @@ def main() -> int:
     result["start"] = judged_start(load(START), asked.results / FOLDERS["start"])
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result, RESULTS))
-    write_json(JUDGED, summary(result))
+    write_json(JUDGED, summary(result, before))
     return 0
 
 

@@ -67,7 +67,7 @@ def test_auto_is_advised_only_where_unseen_cases_say_so():
         pooled = {"better": better, "worse": worse, "cases": 9, "auto_against": against}
         return advice(replace(evidence, auto={"pooled_unseen": pooled}))[-1]
 
-    assert last(5, 0).placement == "`auto`, or any placement with `--init eva`"
+    assert last(5, 0).placement == "`auto`, or any placement with `--init auto`"
     assert last(6, 1).placement == last(4, 0).placement == "`all`, and let `--lr auto` choose the rate"
     assert "the moves among that in 1 and 2" in last(5, 0, begun={"better": 1, "worse": 2}).because
     assert "moves among" not in last(5, 0).because

@@ -175,12 +175,13 @@ def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
     return [
         Advice(
             situation="no idea, and rows of your own",
-            placement="`auto`, or any placement with `--init eva`"
+            placement="`auto`, or any placement with `--init auto`"
             if pays
             else "`all`, and let `--lr auto` choose the rate",
             because=f"adapters that begin along their inputs and move in the run's own first steps are better than "
-            f"`all` in {pooled['better']} and worse in {pooled['worse']} of {pooled['cases']} held-out cases"
-            + (f", the moves among that in {moves['better']} and {moves['worse']}" if moves else ""),
+            f"`all` in {pooled['better']} and worse in {pooled['worse']} of {pooled['cases']} held-out cases of small bases"
+            + (f", the moves among that in {moves['better']} and {moves['worse']}" if moves else "")
+            + "; large pretrained ones begin as PEFT begins, and gain nothing from it",
         )
     ]
 

@@ -112,8 +112,12 @@ def assemble(registered: Preregistered, results: Path, *, trained: str = "run") 
     }
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the product says of its placements: unseen cases only, as `loratlas.scan.advice` reads it."""
+def summary(result: Mapping[str, Any], moves: Mapping[str, Any]) -> dict[str, Any]:
+    """What the product says of its placements: unseen cases only, as `loratlas.scan.advice` reads it.
+
+    Args:
+        result: of the newest registration. moves: of the one in which `auto` began as PEFT begins.
+    """
     cases = [
         {
             "name": f"{case_name(case)} {case['budget'].removeprefix('like=')}",
@@ -125,8 +129,9 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     ]
     columns = {column: entry["share_lost"] for column, entry in result["scans"]["columns"].items()}
     names = [name.removesuffix("-all1").replace("mini-", "mini ") for name in result["scans"]["cases"]]
-    again = (result["pooled_unseen"] or {}).get("finer")
-    return {"inside": {"cases": cases, "finer": again}, "scans": {"cases": names, "columns": columns}}
+    alone = moves["pooled_unseen"] or {}
+    counts = {key: alone.get(key) for key in ("better", "worse", "cases", "finer")}
+    return {"inside": {"cases": cases, "moves": counts}, "scans": {"cases": names, "columns": columns}}
 
 
 def _of_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -293,7 +293,7 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
         since = evidence.auto["pooled_unseen"]
         because.append(
             "Since these cases `auto` also begins its adapters along the directions of their inputs. On "
-            f"{since['cases']} further ones it is better than `all` in {since['better']} and worse in "
+            f"{since['cases']} further ones, of small bases, it is better than `all` in {since['better']} and worse in "
             f"{since['worse']}; than `all` that begins so and moves nothing, in {moves['better']} and {moves['worse']}."
         )
     rows = [

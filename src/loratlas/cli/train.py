@@ -78,7 +78,7 @@ def train(
             "--init",
             metavar="NAME",
             help="How adapters begin: true (PEFT's default), eva (along what the first rows put in), auto (eva where "
-            "that is spread over many channels, else true; with --placement auto unless given), or e.g. gaussian, pissa.",
+            "that spreads over many channels, else true; with --placement auto unless given), or e.g. gaussian, pissa.",
             rich_help_panel=options.PLACEMENT,
         ),
     ] = None,

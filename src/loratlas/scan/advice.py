@@ -17,7 +17,8 @@ DECIDES = "probe_yield"
 """The column that places adapters unless another is asked for."""
 
 JUDGED = Path(__file__).with_name("judged.json")
-"""``inside``: of ``auto``, which places inside the run, by case; ``scans``: of scores, by column."""
+"""``inside``: of ``auto``, which places inside the run, by case, and ``moves``: counts of the same where adapters begin
+as PEFT begins them; ``scans``: of scores, by column."""
 
 
 @cache
@@ -34,7 +35,7 @@ def auto_record() -> str:
         'Measured against `all` at equal ste'
     """
     inside = judged()["inside"]
-    cases, again = inside["cases"], inside.get("finer")
+    cases, moves = inside["cases"], inside["moves"]
     if not cases:
         return (
             "How well placement inside the run works was not measured yet; compare it with `all` in a study."
@@ -46,16 +47,19 @@ def auto_record() -> str:
         f"{case['name']})"
         for case in ends
     )
-    finer = ""
-    if again:
-        finer = (
-            f" Where learning rates are tuned finer: better in {again['better']}, worse in {again['worse']}."
-        )
+    again = moves["finer"]
+    finer = f", with rates tuned finer in {again['better']} and {again['worse']}" if again else ""
+    alone = (
+        f" Moves alone, as where adapters begin as PEFT begins them: better in {moves['better']}, worse in "
+        f"{moves['worse']} of {moves['cases']}{finer}."
+        if moves["cases"]
+        else ""
+    )
     open_cases = len(cases) - count["better"] - count["worse"]
     return (
-        f"Measured against `all` at equal steps and parameters, on {len(cases)} held-out cases: "
-        f"better in {count['better']}, worse in {count['worse']}, undetermined in {open_cases}; between {bounds} nats "
-        f"per token.{finer} A study compares both on your rows."
+        f"Measured against `all` at equal steps and parameters, adapters begun along their inputs, on {len(cases)} "
+        f"held-out cases of small bases: better in {count['better']}, worse in {count['worse']}, undetermined in "
+        f"{open_cases}; between {bounds} nats per token.{alone} A study compares both on your rows."
     )
 
 
