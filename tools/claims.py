@@ -25,6 +25,15 @@ ADVISING = (ROOT / "README.md", ROOT / "docs/guide/placement.md")
 """Pages with the table of placements."""
 
 
+RESULTS = ROOT / "benchmarks/results"
+SOURCES = {
+    "placement_speed.json": RESULTS,
+    "placement-2.json": RESULTS / "earlier",
+    "placement.json": RESULTS,
+}
+"""Evidence of benches → the folder that it is copied from."""
+
+
 def collected() -> list[Any]:
     """The extract of every committed study."""
     from loratlas.claims.evidence_files import in_order
@@ -63,14 +72,14 @@ def founding() -> dict[Path, str]:
 
 def main() -> None:
     from loratlas.api.judge_claims import claims
-    from loratlas.claims.evidence_files import AUTO, PLACEMENT, SPEED, STUDIES
+    from loratlas.claims.evidence_files import STUDIES
     from loratlas.files import write_json, write_text
 
     EVIDENCE.mkdir(exist_ok=True)
     write_json(EVIDENCE / STUDIES, collected())
-    for name in (SPEED, PLACEMENT, AUTO):
-        if (ROOT / "benchmarks/results" / name).exists():
-            shutil.copyfile(ROOT / "benchmarks/results" / name, EVIDENCE / name)
+    for name, folder in SOURCES.items():
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, EVIDENCE / name)
     write_text(PAGE, claims().page())
     for path, text in founding().items():
         write_text(path, text)

@@ -61,7 +61,7 @@ def main() -> int:
         {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)
         return 0
     before = assemble(registered, asked.results)
-    write_json(RESULTS / "placement-2.json", before)
+    write_json(RESULTS / "earlier" / "placement-2.json", before)
     write_text(PAGE.with_stem("placement-2"), earlier_page(before))
     result = assemble(load(THIRD), asked.results, trained="auto")
     result["start"] = judged_start(load(START), asked.results / FOLDERS["start"])

@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 def test_the_advice_is_the_newest_result():
     kept, moves = (
         json.loads((RESULTS / name).read_text(encoding="utf-8"))
-        for name in ("placement.json", "placement-2.json")
+        for name in ("placement.json", "earlier/placement-2.json")
     )
     assert json.loads(json.dumps(summary(kept, moves))) == judged()
     assert all(case["unseen"] for case in kept["cases"])

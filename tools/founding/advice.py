@@ -179,7 +179,8 @@ def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
             if pays
             else "`all`, and let `--lr auto` choose the rate",
             because=f"adapters that begin along their inputs and move in the run's own first steps are better than "
-            f"`all` in {pooled['better']} and worse in {pooled['worse']} of {pooled['cases']} held-out cases of small bases"
+            f"`all` in {pooled['better']} and worse in {pooled['worse']} of {pooled['cases']} held-out cases of small "
+            "bases"
             + (f", the moves among that in {moves['better']} and {moves['worse']}" if moves else "")
             + "; large pretrained ones begin as PEFT begins, and gain nothing from it",
         )

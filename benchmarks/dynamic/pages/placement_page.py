@@ -60,7 +60,9 @@ def earlier_page(result: Mapping[str, Any]) -> str:
         result: of `assemble`.
     """
     lines = [
-        *_registered(result, "Placement inside the run alone", "placement-2.json", "preregistered.json"),
+        *_registered(
+            result, "Placement inside the run alone", "earlier/placement-2.json", "preregistered.json"
+        ),
         *paragraph(
             "`auto` here began as LoRA begins; [since then](placement.md) it begins along its inputs where these are "
             "spread over many channels, which these cases suggested."
@@ -152,7 +154,7 @@ def _earlier(figure: Mapping[str, Any]) -> str:
     return (
         f"Registered before (commit `{figure['commit'][:12]}`, {figure['policy']}): better in {figure['better']} of "
         f"{figure['cases']} cases, worse in {figure['worse']} "
-        f"([results](../../benchmarks/results/{figure['results']})).\n"
+        f"([results](../../benchmarks/results/earlier/{figure['results']})).\n"
     )
 
 

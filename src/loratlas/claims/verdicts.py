@@ -286,15 +286,14 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
     ]
     if again:
         because.append(
-            f"At learning rates 1.26 apart, read after the registered ones, it is better in {again['better']} and "
-            f"worse in {again['worse']} of {again['cases']}."
+            f"At rates 1.26 apart, read afterwards, it is better in {again['better']} and worse in {again['worse']} of "
+            f"{again['cases']}."
         )
     if evidence.auto and (moves := evidence.moves):
         since = evidence.auto["pooled_unseen"]
         because.append(
-            "Since these cases `auto` also begins its adapters along the directions of their inputs. On "
-            f"{since['cases']} further ones, of small bases, it is better than `all` in {since['better']} and worse in "
-            f"{since['worse']}; than `all` that begins so and moves nothing, in {moves['better']} and {moves['worse']}."
+            f"Since then `auto` begins along its inputs: on {since['cases']} further cases, of small bases, better than `all` "
+            f"in {since['better']}, worse in {since['worse']}; than that start alone in {moves['better']}, {moves['worse']}."
         )
     rows = [
         (

@@ -18,7 +18,7 @@ from loratlas.adapters.peft_targets import adapted
 from loratlas.errors import SettingsError
 from loratlas.modeling import device_of, modes_kept
 from loratlas.signals.sketch import eigenvectors
-from loratlas.training.run_events import Start
+from loratlas.training.run_events import ChosenStart
 from loratlas.training.settings import AUTO, EVA, Settings
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ matrices, for ``init="auto"`` to begin along it. Bases of 8 million parameters h
 Gemma 3 270M 0.004 to 0.008."""
 
 
-def begin(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int) -> Start | None:
+def begin(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps: int) -> ChosenStart | None:
     """Begin a run's adapters as its settings ask, where that is the run's own to do.
 
     ``init="auto"`` begins along the inputs where the median over matrices of
@@ -64,7 +64,7 @@ def begin(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps:
     spread = median([_spread(factor) for factor in factors.values()] or [0.0])
     if spread >= LEAST_SPREAD:
         _write(model, factors)
-    return Start(init=EVA if spread >= LEAST_SPREAD else True, spread=spread)
+    return ChosenStart(init=EVA if spread >= LEAST_SPREAD else True, spread=spread)
 
 
 def _spread(factor: torch.Tensor) -> float:

@@ -103,7 +103,7 @@ class RatesTried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class ChosenStart:
     """How a run that decides it itself began its adapters (`loratlas.training.input_start`).
 
     Args:
@@ -174,5 +174,5 @@ class FitResult:
     eval_nll: float | None = None
     lr: float = 0.0
     rates: RatesTried | None = None
-    start: Start | None = None
+    start: ChosenStart | None = None
     curve: list[CurvePoint] = field(default_factory=list)
