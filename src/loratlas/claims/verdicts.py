@@ -290,10 +290,10 @@ def _by_placement(evidence: ClaimEvidence, number: int, what: str) -> ClaimVerdi
             f"{again['cases']}."
         )
     if evidence.auto and (moves := evidence.moves):
-        since = evidence.auto["pooled_unseen"]
+        now = evidence.auto["pooled_unseen"]
         because.append(
-            f"Since then `auto` begins along its inputs: on {since['cases']} further cases, of small bases, better than `all` "
-            f"in {since['better']}, worse in {since['worse']}; than that start alone in {moves['better']}, {moves['worse']}."
+            f"Since then `auto` begins along its inputs: on {now['cases']} further cases of small bases better than "
+            f"`all` in {now['better']}, worse in {now['worse']}; its moves in {moves['better']} and {moves['worse']}."
         )
     rows = [
         (
