@@ -15,22 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from loratlas.claims.evidence_files import AUTO, PLACEMENT, SPEED, STUDIES
+
 ROOT = Path(__file__).resolve().parents[1]
 EVIDENCE = ROOT / "src/loratlas/claims/evidence"
 PAGE = ROOT / "docs/claims.md"
 STUDY = ROOT / "docs/results/founding-study.md"
 LEDGERS = ROOT / "docs/results/studies.md"
 IMAGES = ROOT / "docs/images"
+RESULTS = ROOT / "benchmarks/results"
 ADVISING = (ROOT / "README.md", ROOT / "docs/guide/placement.md")
 """Pages with the table of placements."""
 
-
-RESULTS = ROOT / "benchmarks/results"
-SOURCES = {
-    "placement_speed.json": RESULTS,
-    "placement-2.json": RESULTS / "earlier",
-    "placement.json": RESULTS,
-}
+SOURCES = {SPEED: RESULTS, PLACEMENT: RESULTS / "earlier", AUTO: RESULTS}
 """Evidence of benches → the folder that it is copied from."""
 
 
@@ -72,7 +69,6 @@ def founding() -> dict[Path, str]:
 
 def main() -> None:
     from loratlas.api.judge_claims import claims
-    from loratlas.claims.evidence_files import STUDIES
     from loratlas.files import write_json, write_text
 
     EVIDENCE.mkdir(exist_ok=True)

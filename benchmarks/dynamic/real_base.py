@@ -10,13 +10,14 @@ of a run as well.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.dynamic.arms import STATIC
 from benchmarks.dynamic.cases import TASKS, Case
-from benchmarks.dynamic.preregistration import THIRD, load
+from benchmarks.dynamic.preregistration import THIRD
 from benchmarks.dynamic.queue import Protocol
 from benchmarks.dynamic.work import work_through
 
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     until = time.monotonic() + 60 * asked.minutes
+    policies = json.loads(THIRD.read_text(encoding="utf-8"))["policies"]
     for task in asked.tasks:
         case = Case(base=asked.base, task=task, budget=asked.budget, batch=asked.batch, held_out=asked.rows)
         protocol = Protocol(
@@ -64,7 +66,7 @@ def main() -> int:
             asked.work,
             until=until,
             device=asked.device,
-            policies=load(THIRD).content["policies"],
+            policies=policies,
         )
     return 0
 

@@ -59,8 +59,8 @@ def controller(
     due, plan = hook.schedule.steps(steps), begun.plan
     times = f"after {due[0]} of {steps} steps" + (f", and {len(due) - 1} times later" if due[1:] else "")
     listener.note(
-        f"auto: the run begins with {plan.trainable:,} parameters at {len(plan.rows)} sites and decides "
-        f"{times} by {moving.signal or DEFAULT} which ranks move; no step is added"
+        f"auto: the run begins with {plan.trainable:,} parameters at {len(plan.rows)} sites and decides {times} by "
+        f"{moving.signal or DEFAULT} which ranks move; no step is added"
     )
     if begun.peak > 1:
         listener.note(f"auto: {begun.budget:,} parameters are left at the end")

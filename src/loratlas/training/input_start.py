@@ -62,9 +62,10 @@ def begin(model: Any, data: Encoded, settings: Settings, *, packed: bool, steps:
         return None
     factors, _ = along_inputs(model, data, settings, packed=packed, steps=steps)
     spread = median([_spread(factor) for factor in factors.values()] or [0.0])
-    if spread >= LEAST_SPREAD:
-        _write(model, factors)
-    return ChosenStart(init=EVA if spread >= LEAST_SPREAD else True, spread=spread)
+    if spread < LEAST_SPREAD:
+        return ChosenStart(init=True, spread=spread)
+    _write(model, factors)
+    return ChosenStart(init=EVA, spread=spread)
 
 
 def _spread(factor: torch.Tensor) -> float:
@@ -161,8 +162,8 @@ def _write(model: Any, factors: Mapping[str, torch.Tensor]) -> None:
     import torch
 
     with torch.no_grad():
-        for name, _, factor in list(_factors(model)):
-            factor.copy_(factors[name])
+        for name, factor in factors.items():
+            model.get_parameter(name).copy_(factor)
 
 
 def _reads_rows(layer: Any) -> bool:

@@ -133,8 +133,8 @@ def fit(
         run.save()
         if stop.requested:  # after the last step: what follows a run's steps can be done later
             raise run.interrupted(stop.by)
-        result = replace(run.result(setup, peak.bytes(run.lasting())), start=start)
-        return replace(result, rates=search.result()) if isinstance(search, RateSearch) else result
+        rates = search.result() if isinstance(search, RateSearch) else None
+        return replace(run.result(setup, peak.bytes(run.lasting())), start=start, rates=rates)
 
 
 def _packing(model: Any, data: Encoded, settings: Settings, packed: bool | None) -> tuple[bool, str]:

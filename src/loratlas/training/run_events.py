@@ -150,6 +150,7 @@ class FitResult:
         eval_nll: last loss on the evaluation rows within the run, nats.
         lr: highest learning rate, given or decided in the run.
         rates: how it was decided; None where it was given or the run was too short to try any.
+        start: how it began its adapters; None where that was not for it to decide.
         curve: the training curve.
     """
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from loratlas.errors import SettingsError
 
 AUTO: Literal["auto"] = "auto"
-"""The learning rate of a run that decides it in its own first steps."""
+"""A learning rate, or a start of the adapters, that a run decides itself."""
 
 SCHEDULES = ("cosine", "constant")
 DTYPES = ("bfloat16", "float32")
@@ -52,8 +52,8 @@ class Settings:
             the curvature that it has met (`loratlas.training.site_rates`).
         init: PEFT's initialisation, kept for the record like ``dropout``, True for its default. The run's own to do are
             ``"eva"``, along what its first rows put in, and ``"auto"``: ``"eva"`` where that helps, else PEFT's default
-            (`loratlas.training.input_start`). None: PEFT's
-            default, and in `loratlas.train` ``"auto"`` where the run places its adapters itself.
+            (`loratlas.training.input_start`). None: PEFT's default, and in `loratlas.train` ``"auto"`` where the run
+            places its adapters itself.
         subset: train on so many examples only, drawn by the seed.
         packing: ``"auto"`` packs where the model proves that it is exact, ``"on"`` insists, ``"off"`` pads.
         compile: ``"on"`` and ``"off"`` say whether layers go through torch.compile; ``"auto"`` lets the run judge by
