@@ -148,7 +148,7 @@ def test_initialisations_without_data(init):
     assert trainable(adapted) == sum(row.trainable for row in rows_of("gpt2", "all:4"))
 
 
-@pytest.mark.parametrize("init", ["eva", "corda", "lora_ga", "loftq", "pissa_niter_x", "kaiming"])
+@pytest.mark.parametrize("init", ["eva", "corda", "lora_ga", "loftq", "pissa_niter_x", "kaiming", None])
 def test_initialisations_that_need_more_are_refused(init):
     with pytest.raises(SettingsError):
         attach(rows_of("gpt2", "all:4"), tiny_model("gpt2"), init=init)

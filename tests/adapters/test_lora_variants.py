@@ -93,7 +93,7 @@ def test_forward_gradients_and_steps_are_those_of_peft_under_the_trainer(alone, 
     asked, data, folder = settings(**training), encoded(8), alone[name]
     wanted = json.loads((folder / "result.json").read_text())
     assert wanted["foreign"] == []
-    model = planned(**options).attach(tiny_model("llama"), seed=asked.seed, init=asked.init)
+    model = planned(**options).attach(tiny_model("llama"), seed=asked.seed, init=asked.drawn)
     batch = collate(rows_of(data))
     with lean(model):
         output = model(**batch)

@@ -77,7 +77,6 @@ DIFFERENT = {
     ),
     ("scan", "yes"): "no `minutes` in Python",
     ("scan", "minutes"): "who types waits; a function has no limit unless it gets one",
-    ("train", "init"): "PEFT calls its own True",
     ("train", "dtype"): "auto is asked of the machine, once, before the settings are made",
     ("eval", "dtype"): "the same",
     ("scan", "dtype"): "the same",

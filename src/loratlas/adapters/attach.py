@@ -243,6 +243,8 @@ def _check(rows: Sequence[PlanRow], dropout: float, init: bool | str) -> None:
         raise SettingsError(
             given=f"dropout {dropout}", found="no probability below 1", instead="0, or e.g. 0.05"
         )
+    if not isinstance(init, (bool, str)):  # PEFT would begin with a B that is not zero
+        raise SettingsError(given=f"init {init}", found="no initialisation", instead=_KNOWN)
     if isinstance(init, str):
         name = init.lower()
         odd = [row for row in rows if row.rank % 2]
