@@ -19,7 +19,7 @@ from loratlas.scan.plan_from_scores import candidates, gains, plan_from
 from loratlas.scan.run_scan import calibration, scan
 from loratlas.scan.scores import STEP, Scan
 from loratlas.scan.trial_runs import BATCH, SEEDS, STEPS, TrialListener
-from loratlas.scan.trial_training import probe
+from loratlas.scan.trial_training import probe, yields
 from loratlas.signals.registry import untrained
 from loratlas.study.execution.ledger import Ledger
 from loratlas.study.inputs import prepare as preparing
@@ -151,6 +151,24 @@ def test_what_overshoots_yields_nothing():
     against = [path for path, fell in readings["probe_descent"].values.items() if fell < 0]
     assert against
     assert {readings["probe_yield"].values[path] for path in against} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("energies", "descents", "value", "error"),
+    [
+        ((1.0, 9.0), (9.0, 1.0), 5.0, 4.0),  # each trial by itself gives 3
+        ((1.0, 9.0), (1.0, 9.0), 5.0, 4.0),
+        ((4.0, 4.0), (1.0, 9.0), 20**0.5, (36**0.5 - 4**0.5) / 2),
+        ((4.0, 4.0), (-2.0, 2.0), 0.0, 8**0.5 / 2),  # nothing gained on average, though one trial gained
+        ((4.0, 6.0), (-2.0, -1.0), 0.0, 0.0),
+        ((4.0, 4.0), (9.0, 9.0), 6.0, 0.0),
+    ],
+)
+def test_a_yield_and_its_error_belong_to_the_same_means(energies, descents, value, error):
+    """Of two trials the means plus and minus their standard errors are the larger and the smaller trial."""
+    both = yields([{"a": e} for e in energies], [{"a": d} for d in descents])
+    assert both.values["a"] == pytest.approx(value)
+    assert both.errors["a"] == pytest.approx(error)
 
 
 def test_a_probe_knows_that_a_dead_site_is_worth_nothing():

@@ -65,9 +65,10 @@ def probe(
         probe_descent = −Σ_t ⟨g_t, θ_t − θ_{t−1}⟩ over the trial's later steps, see `LossChangeAllocation`
         probe_yield   = √(probe_energy · max(probe_descent, 0))
 
-    each, but the last, a mean over trials. An energy says how far a site went, and Adam takes large matrices further
-    than small ones whatever they are good for; a descent says what the loss gained by it, as far as a short trial can
-    see. Their mean is neither led by size alone nor by the first falls of the loss.
+    each, but the last, a mean over trials; the last is of the two means, see `yields`. An energy says how far a site
+    went, and Adam takes large matrices further than small ones whatever they are good for; a descent says what the loss
+    gained by it, as far as a short trial can see. Their mean is neither led by size alone nor by the first falls of the
+    loss.
 
     Adam's geometry is taken into account: the trial is trained with AdamW. Unlike the other signals these see how
     sites act together, at these few steps.
@@ -135,11 +136,8 @@ def probe(
             model.eval()
     if lost_at is not None:
         _refuse(model, sites, batches, lost_at)
-    pairs = zip(scores["probe_energy"], scores["probe_descent"], strict=True)
-    scores["probe_yield"] = [_yield(energy, descent) for energy, descent in pairs]
     readings = {name: _reading(TRIAL_COLUMNS[name], each) for name, each in scores.items() if each}
-    means = [readings[name].values for name in ("probe_energy", "probe_descent")]
-    readings["probe_yield"] = replace(readings["probe_yield"], values=_yield(*means))
+    readings["probe_yield"] = yields(scores["probe_energy"], scores["probe_descent"])
     forward = len(sites) * sum(len(b.lengths) for b in batches) / 2 if removals else 0.0
     return Probed(
         readings=readings,
@@ -207,9 +205,44 @@ def _by_site(
     return {path: of(same[0]) for path, same in named.items()}
 
 
+def yields(energies: Sequence[Mapping[str, float]], descents: Sequence[Mapping[str, float]]) -> Reading:
+    """Both of a site in one score, and the error of that score.
+
+        value = √(ē · max(d̄, 0))
+        error = ½ (√((ē + s_e) · max(d̄ + s_d, 0)) − √(max(ē − s_e, 0) · max(d̄ − s_d, 0)))
+
+    with means ē, d̄ over trials and their standard errors s_e, s_d. To first order that is the error if both go
+    together, and an upper bound if they do not. Two trials cannot say which: their correlation is 1 or −1 whatever is
+    true, and what uses it (the delta method, leaving out a trial at a time) gives no error at all where energies rise
+    as descents fall. Whether the order repeats is asked of √(e_t · max(d_t, 0)), trial by trial.
+
+    Args:
+        energies, descents: path → score, one of each for a trial.
+
+    >>> both = yields([{"a": 1.0}, {"a": 9.0}], [{"a": 9.0}, {"a": 1.0}])
+    >>> both.values["a"], both.errors["a"]
+    (5.0, 4.0)
+    """
+    means = (
+        _reading(TRIAL_COLUMNS["probe_energy"], energies),
+        _reading(TRIAL_COLUMNS["probe_descent"], descents),
+    )
+
+    def shifted(errors: float) -> dict[str, float]:
+        return _yield(*({p: v + errors * mean.errors[p] for p, v in mean.values.items()} for mean in means))
+
+    above, below = shifted(1.0), shifted(-1.0)
+    by_trial = [_yield(*pair) for pair in zip(energies, descents, strict=True)]
+    return replace(
+        _reading(TRIAL_COLUMNS["probe_yield"], by_trial),
+        values=shifted(0.0),
+        errors={path: (above[path] - below[path]) / 2 for path in above},
+    )
+
+
 def _yield(energies: Mapping[str, float], descents: Mapping[str, float]) -> dict[str, float]:
     """The geometric mean of both; 0 where the loss did not fall."""
-    return {path: math.sqrt(energy * max(descents[path], 0.0)) for path, energy in energies.items()}
+    return {path: math.sqrt(max(energy, 0.0) * max(descents[path], 0.0)) for path, energy in energies.items()}
 
 
 def _reading(column: Column, trials: Sequence[Mapping[str, float]]) -> Reading:
