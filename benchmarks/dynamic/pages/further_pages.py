@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist, mean
+from statistics import mean
 from textwrap import wrap
 from typing import Any
 
-Z = NormalDist().inv_cdf(0.975)
+from scipy.stats import t as student
 
 
 def sections(results: Path) -> list[str]:
@@ -57,10 +57,14 @@ def _cost(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _controls(measured: Mapping[str, Any]) -> list[str]:
+    freedom = len(measured["seeds"]) - 1
+    # With few seeds the normal quantile, 1.96, would call noise a difference.
+    quantile = float(student.ppf(0.975, freedom))
     lines = paragraph(
         f"Arm − `all`, nats per token on {measured['task']}; same rate, steps, rows and final parameters, "
-        f"paired over {len(measured['seeds'])} seeds; ± is {Z:.2f} standard errors, a rough word for the noise of so "
-        f"few. *Shift*: the first {_percent(measured['shift'])} of the steps see Alpaca."
+        f"paired over {freedom + 1} seeds; ± is half of the 95 % interval of Student's t with {freedom} degrees of "
+        f"freedom, {quantile:.2f} standard errors, seeds only. *Shift*: the first {_percent(measured['shift'])} of "
+        "the steps see Alpaca."
     )
     for scenario in measured["scenarios"]:
         lines += [
@@ -71,7 +75,7 @@ def _controls(measured: Mapping[str, Any]) -> list[str]:
             "|---|---|---|---|",
         ]
         for arm in scenario["arms"]:
-            apart = f"{arm['minus_all']:+.4f} ± {Z * arm['standard_error']:.4f}"
+            apart = f"{arm['minus_all']:+.4f} ± {quantile * arm['standard_error']:.4f}"
             cells = (arm["arm"], f"{mean(arm['moves']):.1f}", f"{arm['nll']:.4f}", apart)
             lines.append(f"| {' | '.join((*cells[:3], '–') if arm['arm'] == 'all' else cells)} |")
     return lines
