@@ -139,6 +139,39 @@ def test_a_budget_falls_from_decision_to_decision():
     assert used[-1] > 0.9 * target
 
 
+LEAST = sum(site.lora_parameters(1) for site in SITES)
+
+
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_ends_within_a_budget_below_what_it_began_with(name, every):
+    """Also below rank 1 everywhere, and also where the policy by itself moves nothing."""
+    budget = LEAST * 3 // 4
+    schedule = DecisionSchedule(head=4, every=every, until=0.9, peak=1.5)
+    controller = PlacementController(SITES, policy_named(name), budget=budget, schedule=schedule)
+    model = adapted(rank=1)
+    run(model, controller)
+    due = schedule.steps(STEPS)
+    assert len(controller.decisions) == len(due) == (1 if every is None else 4)
+    for number, decision in enumerate(controller.decisions, 1):
+        assert decision.parameters <= schedule.allowed(budget, number, len(due))
+        assert all(move.reason for move in decision.moves)
+    left = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert left == controller.decisions[-1].parameters <= budget
+
+
+def test_halves_that_disagree_do_not_keep_what_the_budget_does_not_leave(monkeypatch):
+    monkeypatch.setattr("loratlas.dynamic.policies.head.kappa", lambda tau: 0.0)
+    controller = PlacementController(
+        SITES, policy_named("weighted"), budget=USED // 2, schedule=DecisionSchedule(head=4)
+    )
+    run(adapted(), controller)
+    (decision,) = controller.decisions
+    assert decision.note == "no signal; the budget takes ranks"
+    assert 0.9 * USED / 2 < decision.parameters <= USED // 2
+    assert {move.reason for move in decision.moves} == {"the budget"}
+
+
 def test_at_most_so_many_sites_change():
     controller = hook("energy", most=2)
     run(adapted(), controller)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from loratlas.anatomy.sites import Site
-from loratlas.dynamic.moves import Scored, improved
+from loratlas.dynamic.moves import Decided, Scored, improved
 from loratlas.dynamic.policies.base import ScorePolicy, departure
 from loratlas.dynamic.policies.head import Descent, Energy, Weighted
 from loratlas.dynamic.policies.known_policies import POLICIES, policy_named
@@ -19,6 +19,7 @@ from loratlas.dynamic.policies.published import (
     entropy,
 )
 from loratlas.dynamic.run_evidence import Evidence, Measured, kappa, pooled, standardised
+from loratlas.dynamic.within_budget import within_budget
 from loratlas.errors import SettingsError
 
 
@@ -220,6 +221,21 @@ def test_flexlora_goes_from_narrow_to_wide_spectra():
     assert [decided.ranks[path] for path in paths] == [1, 1, 1, 1, 1, 2, 3, 3, 3, 3]
     alike = two(spectra={A: [1.0, 0.0], B: [2.0, 0.0]})
     assert FlexLoraRule().decide(alike, allowed=64, most=0).ranks == {A: 2, B: 2}
+
+
+def test_the_budget_takes_the_directions_that_did_least_for_their_parameters():
+    """σ²/c: 16, 1 and 25, 4 of 16 parameters each; a third direction of a has not begun yet and goes first."""
+    known = two(spectra={A: [4.0, 1.0], B: [5.0, 2.0]})
+    wanted = Decided(ranks={A: 3, B: 2}, reasons={A: "more"}, gains={A: 0.5})
+    assert within_budget(wanted, known, 80) is wanted
+    expected = {64: {A: 2, B: 2}, 48: {A: 1, B: 2}, 47: {A: 1, B: 1}, 32: {A: 1, B: 1}, 31: {A: 0, B: 1}}
+    for allowed, ranks in expected.items():
+        kept = within_budget(wanted, known, allowed)
+        assert kept.ranks == ranks
+        changed = {path for path in ranks if ranks[path] != 2}
+        assert kept.reasons == dict.fromkeys(changed, "the budget")
+        assert kept.gains == {}
+    assert within_budget(wanted, known, 3).ranks == {A: 1, B: 0}  # PEFT needs one
 
 
 def test_no_such_policy():

@@ -17,6 +17,7 @@ from loratlas.dynamic.peers import Peers
 from loratlas.dynamic.policies.base import Policy
 from loratlas.dynamic.run_evidence import Evidence
 from loratlas.dynamic.site_statistics import SiteStatistics
+from loratlas.dynamic.within_budget import within_budget
 from loratlas.errors import SettingsError
 from loratlas.modeling import device_of
 from loratlas.training.run_events import StepEvent
@@ -212,7 +213,8 @@ class PlacementController(RunHook):
         before = rows.loss()
         evidence = self._evidence(run, step, rows)
         allowed = self.schedule.allowed(self.budget, number, len(due))
-        decided = self._agreed(self.policy.decide(evidence, allowed=allowed, most=self.most))
+        wanted = self.policy.decide(evidence, allowed=allowed, most=self.most)
+        decided = self._agreed(within_budget(wanted, evidence, allowed))
         changed = {path: rank for path, rank in decided.ranks.items() if rank != evidence.ranks[path]}
         done = self._move(run, changed, step)
         after = rows.loss() if changed else before

@@ -12,7 +12,10 @@ from loratlas.dynamic.run_evidence import Evidence
 
 @final
 class Nothing(Policy):
-    """Ranks stay as they are: a run without moves, with all else the same."""
+    """Ranks stay as they are: a run without moves, with all else the same.
+
+    Begun above its budget, it gives up only what the budget does not leave (`loratlas.dynamic.within_budget`).
+    """
 
     name = "none"
 
