@@ -20,6 +20,7 @@ from benchmarks.dynamic.cases import Case
 from benchmarks.dynamic.queue import FIRST_FRESH, Protocol
 from loratlas.files import sha256
 
+ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).parents[1] / "results" / "preregistered.json"
 
 START = FILE.with_name("preregistered_start.json")
@@ -87,6 +88,23 @@ def load(path: Path = FILE) -> Preregistered:
     return Preregistered(
         digest=sha256(path), commit=commit, content=json.loads(path.read_text(encoding="utf-8"))
     )
+
+
+def code_changed(registered: Preregistered, root: Path = ROOT) -> list[str]:
+    """The registered files that are not what was registered: changed since, or gone.
+
+    What is judged with other code than was registered says which code that is.
+
+    Args:
+        registered: ``code`` of its content has each file's path in the repository and the first digits of its
+            SHA-256; a registration without it names no file.
+        root: the repository.
+    """
+    return [
+        name
+        for name, prefix in registered.content.get("code", {}).items()
+        if not ((root / name).is_file() and sha256(root / name).startswith(prefix))
+    ]
 
 
 def _case(entry: Mapping[str, Any]) -> Case:
