@@ -179,7 +179,7 @@ def test_at_most_so_many_sites_change():
 
 
 def test_a_head_longer_than_the_run():
-    with pytest.raises(SettingsError, match="a run of 12"):
+    with pytest.raises(SettingsError, match="a run of 12 steps"):
         hook(schedule=DecisionSchedule(head=12)).check(STEPS)
     with pytest.raises(SettingsError, match="too few"):
         hook(schedule=DecisionSchedule(head=2)).check(STEPS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from loratlas.dynamic.moves import Decided, Move
 from loratlas.dynamic.next_rows import NextRows, ProbedRows
 from loratlas.dynamic.peers import Peers
 from loratlas.dynamic.policies.base import Policy
-from loratlas.dynamic.run_evidence import Evidence
+from loratlas.dynamic.run_evidence import Evidence, ceiling_of
 from loratlas.dynamic.site_statistics import SiteStatistics
 from loratlas.dynamic.within_budget import within_budget
 from loratlas.errors import SettingsError
@@ -100,6 +100,7 @@ class PlacementController(RunHook):
 
     Attributes:
         decisions: so far.
+        ceiling: most ranks of a site, as far as its matrix allows.
 
     Raises:
         SettingsError: no site.
@@ -129,6 +130,7 @@ class PlacementController(RunHook):
         self.sites, self.policy, self.budget = tuple(sites), policy, budget
         self.schedule = schedule or DecisionSchedule(peak=policy.peak)
         self.most = max(2, math.ceil(len(self.sites) * MOST_CHANGED)) if most is None else most
+        self.ceiling = ceiling_of(self.sites, budget)
         self.decisions: list[Decision] = []
         self._heard, self._rows, self._peers = on_decision, rows, peers or Peers()
         modules = {site.path: site.module for site in self.sites}
@@ -148,6 +150,14 @@ class PlacementController(RunHook):
 
         now = ranks_of(model)
         return {path: now.get(module, 0) for path, module in self._modules.items()}
+
+    def full(self, ranks: Mapping[str, int]) -> bool:
+        """Whether no site could have another rank: none can move then.
+
+        Args:
+            ranks: path → rank.
+        """
+        return all(ranks.get(site.path, 0) >= min(site.max_rank, self.ceiling) for site in self.sites)
 
     def check(self, steps: int) -> None:
         """Refuse a schedule that does not fit a run of so many steps.
@@ -302,6 +312,7 @@ class PlacementController(RunHook):
             directions=self._statistics.directions(run),
             spectra=self._statistics.spectra(run),
             seed=run.settings.seed,
+            ceiling=self.ceiling,
         )
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:

@@ -69,15 +69,15 @@ class DecisionSchedule:
         head = max(LEAST, round(self.head * steps)) if self.head < 1 else int(self.head)
         if head >= steps:
             raise SettingsError(
-                given=f"a head of {head} steps",
-                found=f"a run of {steps}",
+                given=f"a head of {_steps(head)}",
+                found=f"a run of {_steps(steps)}",
                 instead=f"--steps {10 * LEAST} or more, or a placement in words, such as all:8"
                 if steps <= LEAST
                 else f"--head {max(LEAST, steps // 10)}",
             )
         if head < LEAST:
             raise SettingsError(
-                given=f"a head of {head} steps",
+                given=f"a head of {_steps(head)}",
                 found="too few to tell a site's signal from noise",
                 instead=f"--head {LEAST} or more",
             )
@@ -120,7 +120,17 @@ def parse_head(text: str | float | None) -> float:
         raise SettingsError(
             given=f"--head {text}", found="neither a share nor a count of steps", instead="--head 10%"
         )
-    return float(read[1]) / (100 if read[2] else 1)
+    if not read[2]:
+        return float(read[1])
+    if float(read[1]) >= 100:  # as a number it would be read as a count of steps
+        raise SettingsError(
+            given=f"--head {text}", found="a share that leaves nothing of the run", instead="--head 10%"
+        )
+    return float(read[1]) / 100
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"
 
 
 def parse_every(text: str | int | None) -> int | None:

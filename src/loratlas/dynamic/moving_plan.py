@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.peft_targets import renamed_leaves
 from loratlas.dynamic.decision_schedule import DecisionSchedule, parse_every, parse_head
 from loratlas.dynamic.policies.known_policies import policy_named
+from loratlas.dynamic.run_evidence import parameters_at
 from loratlas.errors import BudgetError, SettingsError
 from loratlas.placement.budget import LIKE, allowance, parse_budget
 from loratlas.placement.plan import Plan, place
@@ -17,7 +18,7 @@ from loratlas.placement.plan import Plan, place
 if TYPE_CHECKING:
     from loratlas.anatomy.sites import Anatomy, Site
     from loratlas.dynamic.controller import Decision, PlacementController
-    from loratlas.placement.budget import Memory
+    from loratlas.placement.budget import Budget, Memory
 
 HIGHEST = 1.5
 """Parameters at the start over those at the end, at most."""
@@ -97,7 +98,7 @@ def start(
         alpha, rslora, allow_unresolved, memory: as for `loratlas.placement.plan.place`.
 
     Raises:
-        BudgetError: less than that, or a budget that does not parse.
+        BudgetError: less than that, more than ranks can take, or a budget that does not parse.
 
     >>> from loratlas.sources import read
     >>> whole = read("demo:llama-mini")
@@ -115,6 +116,7 @@ def start(
     peak = moving.schedule.peak
     if wanted.quantity == "params":
         least, allowed = place(anatomy, "all:1", **options), allowance(wanted, anatomy)
+        _refuse_more(least, wanted, allowed)
         if least.trainable > allowed:
             if least.trainable > HIGHEST * allowed:
                 enough = math.ceil(least.trainable / HIGHEST)
@@ -130,6 +132,23 @@ def start(
         return Start(plan=plan, budget=plan.trainable)
     high = place(anatomy, "all", budget=f"params={int(peak * plan.trainable)}", **options)
     return Start(plan=high, budget=plan.trainable)
+
+
+def _refuse_more(least: Plan, wanted: Budget, allowed: int) -> None:
+    """Refuse a budget that no ranks could use.
+
+    Args:
+        least: rank 1 at each site. wanted, allowed: the budget, and its parameters.
+    """
+    sites = [row.site for row in least.rows]
+    widest = max(site.max_rank for site in sites)
+    most = parameters_at(sites, widest)
+    if allowed > most:
+        raise BudgetError(
+            given=f"--placement auto with a budget of {wanted.text} ({allowed:,} parameters)",
+            found=f"ranks up to {widest} at each of {len(sites)} sites, as far as matrices allow, which take {most:,}",
+            instead=f"at most params={most}",
+        )
 
 
 def controller_of(

@@ -15,6 +15,9 @@ from loratlas.anatomy.sites import Site
 Values = Mapping[str, float]
 """Path → number."""
 
+CEILING = 64
+"""Most ranks that a policy gives to one site, where it does not begin with more than half of them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -41,6 +44,7 @@ class Evidence:
         directions: statistic's name → path → one number for each direction of the site's adapter.
         spectra: path → singular values of the site's ΔW, falling.
         seed: of whatever is drawn.
+        ceiling: most ranks of a site, as far as its matrix allows.
     """
 
     step: int
@@ -50,6 +54,7 @@ class Evidence:
     directions: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seed: int = 0
+    ceiling: int = CEILING
 
     @property
     def prices(self) -> dict[str, int]:
@@ -57,10 +62,37 @@ class Evidence:
         return {site.path: site.lora_parameters(1) for site in self.sites}
 
     @property
+    def limits(self) -> dict[str, int]:
+        """Path → most ranks."""
+        return {site.path: min(site.max_rank, self.ceiling) for site in self.sites}
+
+    @property
     def used(self) -> int:
         """Parameters now."""
         prices = self.prices
         return sum(prices[path] * rank for path, rank in self.ranks.items())
+
+
+def ceiling_of(sites: Sequence[Site], parameters: int) -> int:
+    """Most ranks of a site in a run of so many parameters: `CEILING`, or twice the rank that they give all sites alike.
+
+    With all sites at the ceiling none could gain what another gives.
+
+    >>> site = Site(path="q.weight", module="q", layer=0, scope="decoder", role="attn.q", shape=(512, 512),
+    ...             kind="linear")
+    >>> [ceiling_of([site], site.lora_parameters(rank)) for rank in (8, 32, 100, 512)]
+    [64, 64, 200, 512]
+    """
+    most = max(site.max_rank for site in sites)
+    alike = 0
+    while alike < most and parameters_at(sites, alike + 1) <= parameters:
+        alike += 1
+    return max(CEILING, min(2 * alike, most))
+
+
+def parameters_at(sites: Sequence[Site], rank: int) -> int:
+    """Parameters of sites that all have this rank, as far as their matrices allow."""
+    return sum(site.lora_parameters(min(rank, site.max_rank)) for site in sites)
 
 
 def common(one: Values, two: Values) -> tuple[dict[str, float], dict[str, float]]:

@@ -11,9 +11,6 @@ from loratlas.dynamic.moves import Decided, Scored, improved
 from loratlas.dynamic.run_evidence import Evidence, Measured, common, pooled
 from loratlas.signals.rank_correlation import tau
 
-CEILING = 64
-"""Most ranks that a policy gives to one site."""
-
 
 class Policy(ABC):
     """A rule that turns what a run's steps said about its sites into new ranks.
@@ -79,7 +76,7 @@ class ScorePolicy(Policy):
             second=scores(departures.second),
         )
         decided = improved(
-            evidence.sites, evidence.ranks, scored, allowed=allowed, most=most, ceiling=CEILING
+            evidence.sites, evidence.ranks, scored, allowed=allowed, most=most, ceiling=evidence.ceiling
         )
         note = f"{self.name}: two halves of the steps agree by τ = {agreement:.2f}"
         return Decided(ranks=decided.ranks, reasons=decided.reasons, gains=decided.gains, note=note)

@@ -6,7 +6,7 @@ import random
 from typing import final
 
 from loratlas.dynamic.moves import Decided
-from loratlas.dynamic.policies.base import CEILING, Policy
+from loratlas.dynamic.policies.base import Policy
 from loratlas.dynamic.run_evidence import Evidence
 
 
@@ -32,8 +32,7 @@ class RandomMoves(Policy):
     def decide(self, evidence: Evidence, *, allowed: int, most: int) -> Decided:
         draw = random.Random(f"{evidence.seed} {evidence.step}")
         ranks, prices = dict(evidence.ranks), evidence.prices
-        limits = {site.path: min(site.max_rank, CEILING) for site in evidence.sites}
-        paths = list(ranks)
+        limits, paths = evidence.limits, list(ranks)
         draw.shuffle(paths)
         chosen = paths[: max(2, min(most, len(paths)))]
         givers, takers = chosen[::2], chosen[1::2]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 from loratlas.dynamic.moves import Decided
-from loratlas.dynamic.policies.base import CEILING, Policy
+from loratlas.dynamic.policies.base import Policy
 from loratlas.dynamic.run_evidence import Evidence
 
 WEAKEST, EXCHANGED = 2, 4
@@ -143,7 +143,7 @@ def _best_directions(evidence: Evidence, scores: Mapping[str, Sequence[float]], 
 
 def _exchanged(evidence: Evidence, down: Sequence[str], up: Sequence[str], allowed: int, why: str) -> Decided:
     """Take a rank for each site named in ``down`` and, as far as parameters allow, give one for each in ``up``."""
-    prices, limits = evidence.prices, {s.path: min(s.max_rank, CEILING) for s in evidence.sites}
+    prices, limits = evidence.prices, evidence.limits
     ranks = dict(evidence.ranks)
     for path in down:
         ranks[path] -= 1

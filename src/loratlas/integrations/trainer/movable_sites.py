@@ -9,7 +9,7 @@ from loratlas.adapters.resize import ranks_of
 from loratlas.anatomy.read import read
 from loratlas.anatomy.sites import Anatomy, Site
 from loratlas.dynamic.moving_plan import can_move
-from loratlas.dynamic.policies.base import CEILING
+from loratlas.dynamic.run_evidence import parameters_at
 from loratlas.errors import BudgetError
 from loratlas.modeling import unwrap
 from loratlas.placement.budget import allowance, parse_budget
@@ -70,12 +70,13 @@ def budget_of(budget: str | int | None, sites: list[Site], anatomy: Anatomy, mod
     )
     allowed = allowance(parsed, anatomy) - kept
     least = min((site.lora_parameters(1) for site in sites), default=0)
-    most = sum(site.lora_parameters(min(site.max_rank, CEILING)) for site in sites)
+    widest = max((site.max_rank for site in sites), default=0)
+    most = parameters_at(sites, widest)
     if not least <= allowed <= most:
         raise BudgetError(
             given=f"budget={text!r} ({allowed + kept:,} parameters)",
-            found=f"ranks from 1 at one site to {CEILING} at each of {len(sites)}, which take {least + kept:,} to "
-            f"{most + kept:,}",
+            found=f"ranks from 1 at one site to {widest} at each of {len(sites)}, as far as matrices allow, which take "
+            f"{least + kept:,} to {most + kept:,}",
             instead=f'budget="params={min(max(allowed, least), most) + kept}"',
         )
     return allowed
