@@ -131,6 +131,18 @@ def test_what_a_fused_kernel_would_bypass_is_refused_by_name():
         plan.to_peft(config("mamba2"))
 
 
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2"])
+def test_a_refused_placement_says_one_that_works(model_type):
+    """Before PEFT refuses it in its own words, and with the model as it was."""
+    live = model(model_type)
+    with pytest.raises(AttachError) as caught:
+        place(anatomy(model_type), "all:2").attach(live)
+    assert not getattr(live, "peft_config", None)
+    written = caught.value.instead.rpartition("such as ")[2]
+    assert written == "all:2 - mixer.out"
+    place(anatomy(model_type), written).attach(live)
+
+
 @pytest.mark.parametrize(
     ("model_type", "task"), [("t5", "SEQ_2_SEQ_LM"), ("bert", None), ("gpt2", "CAUSAL_LM")]
 )

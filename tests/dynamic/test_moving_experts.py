@@ -1,4 +1,4 @@
-"""Adapters that move on a mixture of experts: stacks keep their ranks, others move, and PEFT reads what comes out."""
+"""Adapters that move where not all can: stacks of experts keep their ranks, and what PEFT refuses is left out."""
 
 from __future__ import annotations
 
@@ -97,3 +97,19 @@ def test_a_budget_that_stacks_use_up_is_refused_before_the_first_step(mixtral, t
     assert all(
         torch.equal(value, before[name]) for name, value in mixtral.named_parameters() if name in before
     )
+
+
+@pytest.fixture
+def mamba(tokenizer):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 6}
+    config = AutoConfig.for_model("mamba", vocab_size=len(tokenizer), **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False)
+
+
+def test_what_peft_refuses_in_a_mamba_is_left_out(mamba, tokenizer):
+    run = train(mamba, tokenizer, budget="params=3000", signal="random")
+    assert run.moves
+    assert run.plan.trainable <= 3000
+    assert {row.site.role for row in run.plan.rows} == {"mixer.in"}

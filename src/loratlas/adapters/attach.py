@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.adapters.patterns import default_and_patterns
 from loratlas.adapters.peft_check import differences, expected_warnings, prove_on_meta, some
 from loratlas.adapters.peft_targets import adapted as adapted_layers
-from loratlas.adapters.peft_targets import targets, task_type
+from loratlas.adapters.peft_targets import refused_sites, targets, task_type
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.adapters.stored.plain_lora import keep_initial_factors
 from loratlas.adapters.tied_weights import align, share
@@ -93,6 +93,7 @@ def lora_config(
     from peft import LoraConfig
 
     _check(rows, dropout, init)
+    _refuse_bypassed(rows, model)
     heads = heads_of(model)
     refuse_head_rows(rows, heads)
     named = targets(rows, model)
@@ -209,6 +210,20 @@ def _drop_out(adapted: Any, adapter_name: str, dropout: float) -> None:
     for layer in adapted_layers(adapted).values():
         if not isinstance(layer, ParamWrapper):
             layer.lora_dropout[adapter_name] = torch.nn.Dropout(dropout)
+
+
+def _refuse_bypassed(rows: Sequence[PlanRow], model: Any) -> None:
+    """Sites that PEFT refuses for this type of model, before it does so in its own words."""
+    kind = str(getattr(getattr(model, "config", model), "model_type", None))
+    refused = refused_sites((row.site for row in rows), kind)
+    if refused:
+        roles = " - ".join(dict.fromkeys(site.role for site in refused))
+        raise AttachError(
+            given=f"a plan of {len(rows)} sites",
+            found=f"{some([site.module for site in refused])}, which the fused kernels of a {kind} model go around, so "
+            "that PEFT puts no adapter there",
+            instead=f"the same without them, such as all:{rows[0].rank} - {roles}",
+        )
 
 
 def _check(rows: Sequence[PlanRow], dropout: float, init: bool | str) -> None:

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.patterns import anchored
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.modeling import unwrap
+
+if TYPE_CHECKING:
+    from loratlas.anatomy.sites import Site
 
 _TASKS = {"Seq2SeqLM": "SEQ_2_SEQ_LM", "CausalLM": "CAUSAL_LM", "SequenceClassification": "SEQ_CLS"}
 
@@ -67,6 +71,40 @@ def renamed_leaves(model: Any) -> frozenset[str]:
     if family is None or not conversion._MOE_FUSED_TARGETS.get(family):
         return frozenset()
     return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(family) or ())
+
+
+def refused_sites(sites: Iterable[Site], model_type: str | None) -> list[Site]:
+    """Those that PEFT refuses an adapter for this type of model: what mamba's fused kernels would bypass.
+
+    PEFT names the leaves inside of a function, which is asked for each. Where another release has none, nothing is
+    refused.
+
+    Args:
+        sites: of the model. model_type: transformers' name of it.
+
+    >>> from loratlas.anatomy.sites import Site
+    >>> site = Site(path="b.out_proj.weight", module="b.out_proj", layer=0, scope="decoder", role="mixer.out",
+    ...             shape=(8, 8), kind="linear")
+    >>> len(refused_sites([site], "mamba")), len(refused_sites([site], "llama"))
+    (1, 0)
+    """
+    from peft.tuners import tuners_utils
+
+    check = vars(tuners_utils).get("_check_lora_target_modules_mamba")
+    if check is None:
+        return []
+    asked = SimpleNamespace(peft_type="LORA"), SimpleNamespace(config=SimpleNamespace(model_type=model_type))
+
+    def refused(leaf: str) -> bool:
+        try:
+            check(*asked, leaf)
+        except ValueError:
+            return True
+        return False
+
+    listed = list(sites)
+    leaves = {leaf for leaf in {site.module.rpartition(".")[2] for site in listed} if refused(leaf)}
+    return [site for site in listed if site.module.rpartition(".")[2] in leaves]
 
 
 def task_type(model: Any) -> str | None:

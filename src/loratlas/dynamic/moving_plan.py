@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from loratlas.adapters.peft_targets import renamed_leaves
+from loratlas.adapters.peft_targets import refused_sites, renamed_leaves
 from loratlas.dynamic.decision_schedule import DecisionSchedule, parse_every, parse_head
 from loratlas.dynamic.policies.known_policies import policy_named
 from loratlas.dynamic.run_evidence import parameters_at
@@ -114,8 +114,11 @@ def start(
         "memory": memory,
     }
     peak = moving.schedule.peak
+    # What PEFT refuses in this type of model is left out, as nobody would write it.
+    without = "".join(f" - {role}" for role in _refused_roles(anatomy))
+    everywhere, least_text = f"all{without}", f"all:1{without}"
     if wanted.quantity == "params":
-        least, allowed = place(anatomy, "all:1", **options), allowance(wanted, anatomy)
+        least, allowed = place(anatomy, least_text, **options), allowance(wanted, anatomy)
         _refuse_more(least, wanted, allowed)
         if least.trainable > allowed:
             if least.trainable > HIGHEST * allowed:
@@ -127,11 +130,17 @@ def start(
                     instead=f"at least params={enough}, or a placement of fewer sites in words",
                 )
             return Start(plan=replace(least, budget=wanted.text), budget=allowed)
-    plan = place(anatomy, "all", budget=wanted, **options)
+    plan = place(anatomy, everywhere, budget=wanted, **options)
     if peak == 1:
         return Start(plan=plan, budget=plan.trainable)
-    high = place(anatomy, "all", budget=f"params={int(peak * plan.trainable)}", **options)
+    high = place(anatomy, everywhere, budget=f"params={int(peak * plan.trainable)}", **options)
     return Start(plan=high, budget=plan.trainable)
+
+
+def _refused_roles(anatomy: Anatomy) -> list[str]:
+    named = place(anatomy, "all:1", allow_unresolved=True).rows
+    refused = refused_sites((row.site for row in named), anatomy.model_type)
+    return list(dict.fromkeys(site.role for site in refused))
 
 
 def _refuse_more(least: Plan, wanted: Budget, allowed: int) -> None:
