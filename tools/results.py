@@ -41,8 +41,12 @@ def arms(study: dict[str, Any]) -> str:
     return table(["arm", "ranks", "trainable", "learning rate", "loss", "95 % interval", "step time"], rows)
 
 
-def findings(study: dict[str, Any]) -> str:
-    """Findings: the difference to the reference, its simultaneous interval, adjusted p, steps saved, verdict, power."""
+def findings(study: dict[str, Any], mark: str = "") -> str:
+    """Findings: the difference to the reference, its simultaneous interval, adjusted p, steps saved, verdict, power.
+
+    Args:
+        mark: what stands behind every verdict.
+    """
     unit = study.get("task", {}).get("unit", "nats per token")
     rows = []
     for found in study["findings"]:
@@ -54,7 +58,7 @@ def findings(study: dict[str, Any]) -> str:
                 f"{low:+.4f} to {high:+.4f}",
                 probability(found["p_holm"]),
                 _steps(found.get("steps_saved")),
-                f"**{found['verdict']}**",
+                f"**{found['verdict']}**{mark}",
                 f"{found['detectable']:.4f}",
             ]
         )

@@ -16,6 +16,7 @@ from loratlas.claims.claims_page import standing
 from loratlas.claims.comparisons import RankCurve, contrasts, crossing, selector
 from loratlas.claims.evidence_files import ClaimEvidence, packaged
 from loratlas.claims.published_claims import counts, readings
+from loratlas.claims.study_extract import tuning_seeds
 from loratlas.claims.verdicts import judge_claims
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def study(name="s", *, base="toy", model_type="llama", task="rows", attention=0.
     return {
         "name": name, "base": base, "model_type": model_type, "parameters": 10**6, "task": task, "kind": "causal",
         "steps": 100, "batch_size": 16, "match": "params", "delta": 0.01, "reference": "full", "complete": True,
-        "superseded": False, "base_nll": 4.0,
+        "superseded": False, "tuning_seeds": 3, "base_nll": 4.0,
         "arms": [arm("full", "all:8", 3.0), arm("attention", "attention", 3.0 + attention),
                  arm("feedforward", "mlp", 3.0 + feedforward)],
         "findings": [finding("attention", attention), finding("feedforward", feedforward)],
@@ -280,6 +281,35 @@ def test_claim_3_says_for_which_figures_it_holds():
     far = published(listed=0.0)
     near = {**published(listed=0.5), "name": "far", "task": "other"}
     assert verdicts(far, near)[3].verdict.endswith("and then for the reduction and the cost alone")
+
+
+def test_a_verdict_whose_rates_were_chosen_by_too_few_seeds_says_so():
+    def said(**more):
+        evidence = ClaimEvidence(studies=(study(**more),), speed=None, placement=None)
+        (table,) = verdicts(study(**more))[1].tables
+        return {row[8] for row in table.rows}, standing(evidence)
+
+    assert said() == ({"worse", "better"}, "1 finished studies are behind these verdicts.")
+    marked, line = said(tuning_seeds=2)
+    mark = "(short of the protocol: 2 tuning seeds near an optimum)"
+    assert marked == {f"worse {mark}", f"better {mark}"}
+    assert "1 of them chose learning rates by fewer tuning seeds than the protocol asks for" in line
+    # The first edition asked for two.
+    assert said(tuning_seeds=2, superseded=True)[0] == {"worse (superseded)", "better (superseded)"}
+
+
+def test_tuning_seeds_are_counted_where_the_rate_was_chosen():
+    """A file that asks for two has three near each optimum; rates far from it have one in every study."""
+    given = json.loads((ROOT / "docs/results/rank-sweep.json").read_text(encoding="utf-8"))
+    assert given["spec"]["tuning"]["seeds"] == 2
+    assert tuning_seeds(given) == 3
+    arm = given["arms"][4]
+    gone = arm["near"][2], arm["tuning"][0]["seed"]
+    arm["tuning"] = [run for run in arm["tuning"] if (run["lr"], run["seed"]) != gone]
+    assert tuning_seeds(given) == 2
+    for arm in given["arms"]:
+        arm["tuning"] = []
+    assert tuning_seeds(given) is None
 
 
 @pytest.fixture(scope="module")

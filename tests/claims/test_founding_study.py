@@ -42,6 +42,41 @@ def test_pages_and_figures_are_what_the_committed_results_give():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python tools/claims.py"
 
 
+def committed(*names: str):
+    from tools.claims import committed as every
+
+    return [copy.deepcopy(study) for study in every() if study["name"] in names]
+
+
+def test_superseded_verdicts_are_marked_and_counted_by_themselves():
+    from tools.founding.studies import studies_page
+
+    written = studies_page(committed("gpt2-mini-nl2bash", "gpt2-mini-alpaca"))
+    assert "(-0.0796 to -0.0403), -2.0 %: **better** (superseded) |" in written
+    assert "+9.5 %: **worse** |" in written
+    assert "| attention | second edition | 0 | 0 | 1 | 0 |" in written
+    assert "| attention | superseded | 0 | 0 | 1 | 0 |" in written
+    assert "| feed-forward | second edition | 0 | 0 | 0 | 1 |" in written
+    assert "| feed-forward | superseded | 1 | 0 | 0 | 0 |" in written
+    assert "| feed-forward < all < attention | 0 | 1 |" in written
+    assert "superseded |" not in studies_page(committed("gpt2-mini-alpaca"))
+
+
+def test_a_study_whose_rates_were_chosen_by_too_few_seeds_is_marked():
+    from tools.founding.studies import studies_page
+
+    (study,) = committed("smollm2-nl2bash")
+    assert "second edition, 3 tuning seeds near each optimum" in " ".join(studies_page([study]).split())
+    seed = study["arms"][0]["tuning"][-1]["seed"]
+    for arm in study["arms"]:
+        kept = [run for run in arm["tuning"] if run["lr"] not in arm["near"]]
+        arm["tuning"] = kept + [{**kept[0], "lr": lr, "seed": seed + s} for lr in arm["near"] for s in (0, 1)]
+    written = studies_page([study])
+    mark = "(short of the protocol: 2 tuning seeds near an optimum)"
+    assert written.count(f"**worse** {mark}") == 2  # side by side, and with the study's own findings
+    assert "| attention | second edition, short of it | 0 | 0 | 1 | 0 |" in written
+
+
 def test_the_table_follows_the_findings():
     from tools.founding.advice import advice
 

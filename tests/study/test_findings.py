@@ -13,6 +13,7 @@ from loratlas.study.results.estimator import Estimate
 from loratlas.study.results.findings import Comparison, decide, judge, pareto
 from loratlas.study.results.study_notes import scan_record, study_notes
 from loratlas.study.spec.spec_file import parse_spec
+from loratlas.study.spec.study_spec import StudySpec
 
 
 def estimate(value: float, error: float, *, seeds: int = 5, df: float = 30.0) -> Estimate:
@@ -157,10 +158,21 @@ SCANNED = parse_spec(
 ROWS = {"cut": 0, "dropped": 0, "source": "a"}
 
 
-def notes_of(scan: dict) -> list[str]:
+def replace_tuning(spec: StudySpec, **more: int) -> StudySpec:
+    return spec.model_copy(update={"tuning": spec.tuning.model_copy(update=more)})
+
+
+def notes_of(scan: dict, spec: StudySpec = SCANNED) -> list[str]:
     about = {"scan": scan, "matches": {}, "data": {"train": ROWS, "evaluation": ROWS}}
-    state = Schedule(pending=(), planned=0, rates=SCANNED.learning_rates, chosen={}, at_edge=frozenset())
-    return study_notes(SCANNED, about, state)
+    state = Schedule(pending=(), planned=0, rates=spec.learning_rates, chosen={}, at_edge=frozenset())
+    return study_notes(spec, about, state)
+
+
+def test_tuning_seeds_that_the_file_did_not_ask_for_are_said_to_have_been_trained():
+    few = replace_tuning(SCANNED, seeds=2)
+    (said,) = [note for note in notes_of({}, few) if "tuning seeds" in note]
+    assert said.startswith("3 tuning seeds were trained near each optimum, where the study's file asks for 2")
+    assert not [note for note in notes_of({}, replace_tuning(SCANNED, seeds=3)) if "tuning seeds" in note]
 
 
 @pytest.mark.parametrize("by", ["gradient", "probe_energy", "probe_yield"])

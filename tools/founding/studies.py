@@ -9,7 +9,7 @@ from typing import Any
 from tools.founding.page import filled
 from tools.results import arms, findings, table, tuning
 
-from loratlas.claims.claim_tables import word
+from loratlas.claims.claim_tables import mark, short_of_protocol, word
 from loratlas.claims.comparisons import HALVES, Contrast, contrasts
 from loratlas.claims.study_extract import base_name, extract, task_name
 from loratlas.report.sentences import VERDICTS
@@ -29,6 +29,8 @@ intervals. Where curves are as steep as nl2bash's, such studies call arms better
 ([calibration](../method/statistics.md)). Large differences are beyond what a rate can do; small ones are not settled by
 them.
 """
+
+EDITIONS = ("second edition", "second edition, short of it", "superseded")
 
 LAST = """
 The findings are about these bases, these tasks, these budgets and these lengths of training. They say nothing about
@@ -61,11 +63,14 @@ def place(study: Mapping[str, Any]) -> str:
 
 
 def overview(studies: Sequence[Mapping[str, Any]]) -> str:
-    """Each half of a model against all layers at equal parameters, a study a row; and verdicts and orders counted."""
-    rows, orders, equal = [], Counter[str](), []
+    """Each half of a model against all layers at equal parameters, a study a row; verdicts and orders are counted for
+    each edition of the protocol by itself, since a verdict of the first may turn in the second."""
+    rows, orders, verdicts = [], Counter[tuple[str, str]](), Counter[tuple[str, str, str]]()
     for study in studies:
-        found = {one.half: one for one in contrasts([extract(study)]) if one.equal}
-        equal += found.values()
+        short = extract(study)
+        found = {one.half: one for one in contrasts([short]) if one.equal}
+        edition = edition_of(short)
+        verdicts.update((half, edition, one.finding["verdict"]) for half, one in found.items())
         reference = next(arm for arm in study["arms"] if arm["name"] == study["reference"])
         rows.append(
             [
@@ -80,7 +85,7 @@ def overview(studies: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
         if len(found) == len(HALVES):
-            orders[order(found)] += 1
+            orders[order(found), edition] += 1
     head = [
         "study",
         "base",
@@ -92,11 +97,14 @@ def overview(studies: Sequence[Mapping[str, Any]]) -> str:
         "attention − all",
         "feed-forward − all",
     ]
-    counts = []
-    for half in HALVES:
-        verdicts = Counter(one.finding["verdict"] for one in equal if one.half == half)
-        counts.append([word(half), *(str(verdicts[verdict]) for verdict in VERDICTS)])
-    common = [[words, str(number)] for words, number in orders.most_common()]
+    editions = [edition for edition in EDITIONS if any(counted == edition for _, counted, _ in verdicts)]
+    counts = [
+        [word(half), edition, *(str(verdicts[half, edition, verdict]) for verdict in VERDICTS)]
+        for half in HALVES
+        for edition in editions
+    ]
+    listed = sorted({words for words, _ in orders}, key=lambda words: [-orders[words, e] for e in editions])
+    common = [[words, *(str(orders[words, edition]) for edition in editions)] for words in listed]
     return f"""## Side by side
 
 At equal parameters; losses are nats per answer token, of classifiers nats per row, and the share is of what `all` gains
@@ -104,11 +112,11 @@ over the base.
 
 {table(head, rows)}
 
-{table(["arm", *VERDICTS], counts)}
+{table(["arm", "edition", *VERDICTS], counts)}
 
-Orders, lowest loss first, whether or not their differences are findings:
+Orders, lowest loss first, whether or not their differences are findings, in studies of each edition:
 
-{table(["order", "studies"], common)}
+{table(["order", *editions], common)}
 """
 
 
@@ -116,8 +124,18 @@ def difference(one: Contrast) -> str:
     low, high = one.finding["ci"]
     share = "" if one.share is None else f", {100 * one.share:+.1f} %"
     return (
-        f"{one.finding['difference']:+.4f} ({low:+.4f} to {high:+.4f}){share}: **{one.finding['verdict']}**"
+        f"{one.finding['difference']:+.4f} ({low:+.4f} to {high:+.4f}){share}: "
+        f"**{one.finding['verdict']}**{mark(one.study)}"
     )
+
+
+def edition_of(short: Mapping[str, Any]) -> str:
+    """Which edition of the protocol a study was run by, and whether it did less than that asks for.
+
+    Args:
+        short: the study's extract.
+    """
+    return EDITIONS[2] if short["superseded"] else EDITIONS[1] if short_of_protocol(short) else EDITIONS[0]
 
 
 def order(found: Mapping[str, Contrast]) -> str:
@@ -131,21 +149,24 @@ def section(study: Mapping[str, Any]) -> str:
     spec, machine = study["spec"], study["machine"]
     unit = study.get("task", {}).get("unit", "nats per token")
     seeds = max(len(arm["runs"]) for arm in study["arms"])
-    state = "superseded" if study.get("superseded") else "second edition"
+    short = extract(study)
+    tuned = f"{short['tuning_seeds'] or 'no'} tuning seeds "
+    tuned += "at each rate" if short["superseded"] else "near each optimum"
     about = (
         f"{base_name(study['base']['model'])} ({study['base']['parameters']:,} parameters), {spec['steps']:,} steps of "
         f"{spec['batch_size']} rows, {spec['dtype']}, judged on {seeds} seeds × "
         f"{study['data']['evaluation']['rows']:,} rows; loss before training {study['base_nll']:.3f} {unit}; "
-        f"{study['runs']['finished']} runs on {machine['cores']} cores of {machine['processor']}; {state}."
+        f"{study['runs']['finished']} runs on {machine['cores']} cores of {machine['processor']}; "
+        f"{edition_of(short)}, {tuned}."
     )
     measures = [metrics(study)] if any(arm.get("metrics") for arm in study["arms"]) else []
     notes = [
         f"- {note.replace('${LORATLAS_SHARED}/data/', '')}"
         for note in study["notes"]
-        if not note.startswith("The findings are about")
+        if not note.startswith("The findings are about") and "near each optimum" not in note
     ]
     parts = [
-        f"## {study['name']}: {place(study)}", filled(about), arms(study), findings(study), *measures,
+        f"## {study['name']}: {place(study)}", filled(about), arms(study), findings(study, mark(short)), *measures,
         "Tuning, mean of the seeds:", tuning(study), filled(reversals(study)),
         "\n".join(notes),
     ]  # fmt: skip

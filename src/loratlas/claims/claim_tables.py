@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loratlas.claims.claim_verdict import ClaimTable
@@ -30,7 +30,7 @@ def contrast_table(title: str, found: list[Contrast]) -> ClaimTable:
             f"{one.finding['difference']:+.4f}", interval(one.finding["ci"]),
             "–" if one.share is None else f"{one.share:+.1%}",
             estimate(one.finding.get("steps_saved"), ".0f"),
-            one.finding["verdict"] + (" (superseded)" if one.study["superseded"] else ""),
+            one.finding["verdict"] + mark(one.study),
             "–" if one.finding["detectable"] is None else f"{one.finding['detectable']:.4f}",
         )
         for one in found
@@ -61,7 +61,7 @@ def listed_table(title: str, listed: list[Contrast], roles: list[Contrast]) -> C
                 (
                     one.study["base"], one.study["task"], str(one.study["steps"]), arm["placement"],
                     count(arm["trainable"]), f"{each.finding['difference']:+.4f}", interval(each.finding["ci"]),
-                    each.finding["verdict"], f"{arm['lr']:.2g}",
+                    each.finding["verdict"] + mark(each.study), f"{arm['lr']:.2g}",
                 )
             )  # fmt: skip
     columns = ("base", "task", "steps", "placement", "parameters", "nats", "interval", "verdict", "rate")
@@ -129,6 +129,31 @@ def speed_table(evidence: ClaimEvidence) -> ClaimTable:
         "transformers' layers, some of which our step replaces"
     )
     return ClaimTable(title=title, columns=columns, rows=tuple(rows))
+
+
+def short_of_protocol(study: Mapping[str, Any]) -> bool:
+    """Whether a study of the second edition chose a learning rate by fewer seeds than that asks for.
+
+    Args:
+        study: the extract.
+    """
+    from loratlas.study.spec.rates_and_seeds import FEWEST_NEAR
+
+    seeds = study["tuning_seeds"]
+    return not study["superseded"] and seeds is not None and seeds < FEWEST_NEAR
+
+
+def mark(study: Mapping[str, Any]) -> str:
+    """What stands behind a study's verdicts where they were not reached as the protocol asks; else nothing.
+
+    Args:
+        study: the extract.
+    """
+    if study["superseded"]:
+        return " (superseded)"
+    seeds = study["tuning_seeds"]
+    few = f"{seeds} tuning seed{'' if seeds == 1 else 's'} near an optimum"
+    return f" (short of the protocol: {few})" if short_of_protocol(study) else ""
 
 
 def tallied(found: list[Contrast]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from loratlas.claims.claim_tables import short_of_protocol
 from loratlas.claims.claim_verdict import ClaimVerdict
 from loratlas.claims.evidence_files import ClaimEvidence
 
@@ -38,6 +39,9 @@ def standing(evidence: ClaimEvidence) -> str:
         )
     elif left:
         text += f"; {left} of the protocol's first edition are superseded and left out"
+    short = sum(short_of_protocol(study) for study in judged)
+    if short:
+        text += f"; {short} of them chose learning rates by fewer tuning seeds than the protocol asks for"
     if unfinished:
         text += f"; {unfinished} are unfinished and left out"
     return text + "."

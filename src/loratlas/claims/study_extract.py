@@ -38,6 +38,7 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
         "complete": study["complete"],
         # A result that names no protocol was written before there was a second edition.
         "superseded": study.get("protocol", 1) == 1,
+        "tuning_seeds": tuning_seeds(study),
         "base_nll": study["base_nll"],
         "arms": [
             {name: arm.get(name) for name in ARM} | {"all_layers": _all_layers(arm), "tuning": _tuning(arm)}
@@ -49,6 +50,22 @@ def extract(study: Mapping[str, Any]) -> dict[str, Any]:
         "runs": study["runs"],
         "spec_digest": study["spec_digest"],
     }
+
+
+def tuning_seeds(study: Mapping[str, Any]) -> int | None:
+    """The fewest seeds that any arm's learning rate was chosen by: at its three rates around the optimum, in the first
+    edition at all that it tried. Counted in the runs, for a study file may ask for fewer than are trained there.
+
+    Returns:
+        None where an arm's tuning runs were not kept.
+    """
+    fewest = []
+    for arm in study["arms"]:
+        seeds: dict[float, set[int]] = {}
+        for run in arm.get("tuning") or ():
+            seeds.setdefault(run["lr"], set()).add(run["seed"])
+        fewest += [len(seeds.get(rate, ())) for rate in arm.get("near") or seeds] or [0]
+    return min(fewest) or None
 
 
 def _opposed(pair: Mapping[str, Any], measures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -56,7 +56,10 @@ def study_notes(spec: StudySpec, about: Mapping[str, Any], state: Schedule) -> l
         )
     listed = spec.learning_rates if spec.protocol == 1 else candidates(spec)
     if spec.protocol == 2 and not spec.demonstration and spec.tuning.seeds < FEWEST_NEAR:
-        notes.append(f"{FEWEST_NEAR} tuning seeds near each optimum, for {spec.tuning.seeds} are too few.")
+        notes.append(
+            f"{FEWEST_NEAR} tuning seeds were trained near each optimum, where the study's file asks for "
+            f"{spec.tuning.seeds}: fewer do not settle a rate."
+        )
     if len(state.rates) > len(listed):
         added = [f"{rate:g}" for rate in state.rates if rate not in listed]
         notes.append(f"An optimum lay at the edge of the grid: all arms also tried {', '.join(added)}.")
