@@ -48,7 +48,7 @@ def scanned(tmp_path_factory) -> Path:
 
 def test_json_keeps_the_contract(scanned: Path):
     told = json.loads(scanned.read_text())
-    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "probe_yield")
+    assert (told["schema"], told["version"], told["by"]) == ("loratlas.scan", 1, "probe_energy")
     assert {"path", "signal", "value", "unit", "error"} == set(told["scores"][0])
     columns = {signal["name"] for signal in told["signals"]}
     assert columns == {
@@ -90,14 +90,16 @@ def test_people_get_a_map_in_80_columns(cli):
 
 
 def test_trials_come_without_the_passes_of_the_others(cli):
-    outcome = cli("scan", MODEL, DATA, *FEW, "--signal", "probe_yield", "--by", "probe_energy", "--json").json
+    outcome = cli(
+        "scan", MODEL, DATA, *FEW, "--signal", "probe_yield", "--by", "probe_descent", "--json"
+    ).json
     columns = {signal["name"]: signal for signal in outcome["signals"]}
     assert set(columns) == {"probe_energy", "probe_descent", "probe_yield"}
     assert outcome["cost_in_steps"] * 16 == outcome["visits"] == 2 * 8 * 16
     assert outcome["rows"] == 64
     assert outcome["loss"] is None
     assert outcome["settled"] in (True, False)
-    signal = columns["probe_energy"]
+    signal = columns["probe_descent"]
     assert outcome["settled"] == (min(signal["repeats"], signal["repeats_top"]) >= 0.9)
     assert outcome["settled"] or any("two trials" in note for note in outcome["notes"])
 
@@ -176,7 +178,7 @@ def test_ranks_are_rounded_by_scan_train_and_python(cli, scanned: Path, tmp_path
     assert trained.code == 0, trained.err
     assert trained.json["trainable"] == rounded["trainable"] < exact["trainable"]
     assert loratlas.place(MODEL, exact["text"], round_ranks=True).digest == rounded["digest"]
-    assert load_scan(scanned).by == "probe_yield"
+    assert load_scan(scanned).by == "probe_energy"
     cheap = ("scan", MODEL, DATA, *FEW, "--signal", "spectrum", "--by", "spectrum", *budget, "--round-ranks")
     outcome = cli(*cheap, "--json").json
     assert {site["rank"] for site in outcome["plan"]["sites"]} <= ROUND

@@ -24,7 +24,7 @@ from benchmarks.dynamic.judging.judge import (
     verdict,
 )
 from benchmarks.dynamic.judging.picture import pictures
-from benchmarks.dynamic.judging.scans import scans
+from benchmarks.dynamic.judging.scans import said, scans
 from benchmarks.dynamic.preregistration import Preregistered
 from benchmarks.dynamic.queue import FIRST_FRESH, Protocol, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
@@ -127,11 +127,9 @@ def summary(result: Mapping[str, Any], moves: Mapping[str, Any]) -> dict[str, An
         for case in result["cases"]
         if case["unseen"]
     ]
-    columns = {column: entry["share_lost"] for column, entry in result["scans"]["columns"].items()}
-    names = [name.removesuffix("-all1").replace("mini-", "mini ") for name in result["scans"]["cases"]]
     alone = moves["pooled_unseen"] or {}
     counts = {key: alone.get(key) for key in ("better", "worse", "cases", "finer")}
-    return {"inside": {"cases": cases, "moves": counts}, "scans": {"cases": names, "columns": columns}}
+    return {"inside": {"cases": cases, "moves": counts}, "scans": said(result["scans"])}
 
 
 def _of_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

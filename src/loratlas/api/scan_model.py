@@ -60,7 +60,7 @@ def scan(
             :func:`loratlas.train`.
         budget: what the plan may cost; as much as ``all`` at rank 16 unless given.
         signals, all_signals: what else is measured, by name, or everything that does not train.
-        by: the score that decides; ``probe_yield``, of two short trials, unless given.
+        by: the score that decides; ``probe_energy``, of two short trials, unless given.
         among: the sites to choose from, as a placement.
         rows: that signals read at most.
         fisher: also measure per-example second moments.

@@ -143,7 +143,7 @@ By = Annotated[
     typer.Option(
         "--by",
         metavar="COLUMN",
-        help="The score that decides, e.g. gradient, alignment, spectrum; probe_yield unless given, or the "
+        help="The score that decides, e.g. gradient, alignment, spectrum; probe_energy unless given, or the "
         "one that --scores were scanned by.",
         show_default=False,
         rich_help_panel=PLACEMENT,

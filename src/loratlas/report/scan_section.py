@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratlas.report.quotes import Phrase, QuotedStudy
 from loratlas.report.tables import Table
-from loratlas.scan.advice import DECIDES
+from loratlas.scan.advice import DECIDED_BEFORE
 from loratlas.signals.registry import TRIAL_COLUMNS
 
 
@@ -28,7 +28,7 @@ def lead(ledger: QuotedStudy) -> Phrase:
 
 def deciding(ledger: QuotedStudy) -> int:
     """Index of the score that decided, among the scan's signals."""
-    by = ledger.at("/scan/by") or DECIDES
+    by = ledger.at("/scan/by") or DECIDED_BEFORE
     return next((i for i in ledger.items("/scan/signals") if ledger.at(f"/scan/signals/{i}/name") == by), 0)
 
 

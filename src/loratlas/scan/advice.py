@@ -13,8 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-DECIDES = "probe_yield"
+DECIDES = "probe_energy"
 """The column that places adapters unless another is asked for."""
+
+DECIDED_BEFORE = "probe_yield"
+"""The column that decided scans whose files do not say which: they were written while this one was `DECIDES`."""
 
 JUDGED = Path(__file__).with_name("judged.json")
 """``inside``: of ``auto``, which places inside the run, by case, and ``moves``: counts of the same where adapters begin
@@ -63,58 +66,89 @@ def auto_record() -> str:
     )
 
 
-LENGTHS: Mapping[int, tuple[float, float]] = {80: (3.45, 2.05), 40: (3.46, 2.30), 20: (3.65, 2.25)}
-"""Steps of a trial → losses that plans by its scores ended at, on the embedded tasks retrieval and facts. Shorter
-trials have not seen what overshoots."""
+LENGTHS: Mapping[int, Mapping[str, tuple[float, float]]] = {
+    80: {"probe_energy": (3.76, 2.16), "probe_yield": (3.45, 2.05)},
+    40: {"probe_energy": (3.67, 2.07), "probe_yield": (3.46, 2.30)},
+    20: {"probe_energy": (3.84, 2.19), "probe_yield": (3.65, 2.25)},
+}
+"""Steps of a trial → losses that plans by a column ended at, on the embedded tasks retrieval and facts."""
 
 
-def about_length(steps: int) -> str | None:
-    """What trials shorter than usual are worth, in a sentence; None for trials of the usual length.
+def about_length(steps: int, by: str = DECIDES) -> str | None:
+    """What is known of trials shorter than usual, in a sentence; None for trials of the usual length.
 
     Args:
         steps: of a trial.
+        by: the column that places.
 
     >>> about_length(80)
     >>> about_length(40)[:47]
-    'Trials of 40 steps instead of 80 give worse pla'
+    'Trials of 40 steps instead of 80 give other pla'
     """
     usual = max(LENGTHS)
     if steps >= usual:
         return None
     measured = min((length for length in LENGTHS if length >= steps), default=usual)
-    a, b = LENGTHS[measured]
-    c, d = LENGTHS[usual]
+    by = by if by in LENGTHS[usual] else DECIDES
+    a, b = LENGTHS[measured][by]
+    c, d = LENGTHS[usual][by]
     return (
-        f"Trials of {steps} steps instead of {usual} give worse plans: on two embedded tasks plans after {measured} "
-        f"steps ended at {a:.2f} and {b:.2f} nats, after {usual} at {c:.2f} and {d:.2f} (--trial-steps {usual})."
+        f"Trials of {steps} steps instead of {usual} give other plans: on two embedded tasks plans by {by} after "
+        f"{measured} steps ended at {a:.2f} and {b:.2f} nats, after {usual} at {c:.2f} and {d:.2f} "
+        f"(--trial-steps {usual})."
     )
 
 
 def track_record(by: str) -> str:
-    """What plans by a scan's score have lost, in a sentence.
+    """What plans by a scan's score have lost, in a sentence or a few.
 
     Args:
         by: the column that placed.
 
     Example:
-        >>> track_record("probe_yield")[:36]
-        'Measured by training, on 2 held-out '
+        >>> track_record("probe_energy")[:42]
+        'Measured by training, on 3 held-out cases:'
     """
     scans = judged()["scans"]
-    if by not in scans["columns"]:
+    columns, third, seen = scans["columns"], scans["third"], scans["seen"]
+    if by not in columns:
         return f"What plans by {by} lose was not measured on held-out cases."
-    lost = scans["columns"][by]
-    where = f"{len(scans['cases'])} held-out cases ({', '.join(scans['cases'])})"
-    interval = f"{_percent(lost['value'])} ({_percent(lost['low'])} to {_percent(lost['high'])})"
-    return (
-        f"Measured by training, on {where}: plans by {by} lost {interval} of what the same rank everywhere loses "
-        "against the best plan. The scan's own steps are not counted; other models and tasks may differ."
+    lost, to_all = columns[by], third["minus_all"].get(by)
+    held_out = len(scans["cases"]) + (to_all is not None)
+    said = (
+        f"Measured by training, on {held_out} held-out cases: plans by {by} lost {_share(lost)} of what the same rank "
+        f"everywhere loses against the best plan ({', '.join(scans['cases'])})"
     )
+    if to_all is not None:
+        where = f"{third['case']}, {third['plans']} plans"
+        said += f", and against the same rank everywhere ended at {_nats(to_all, where)}"
+    said += "."
+    if by in seen["columns"]:
+        lost = seen["columns"][by]
+        said += (
+            f" On the {seen['cases']} cases by which {seen['chose']} was chosen they lost {_share(lost)}, and ended at "
+            f"worst at {_nats(lost['worst'], lost['worst']['case'])}."
+        )
+    if by == DECIDES:
+        said += (
+            f" {by} decides because it lost less on the held-out cases than {seen['chose']}, which lost "
+            f"{_share(columns[seen['chose']])} there."
+        )
+    return said + " The scan's own steps are not counted; other models and tasks may differ."
 
 
 def _difference(case: Mapping[str, Any]) -> float:
     return float(case["auto_minus_all"]["value"])
 
 
+def _share(lost: Mapping[str, Any]) -> str:
+    return f"{_percent(lost['value'])} ({round(100 * lost['low'])} to {_percent(lost['high'])})"
+
+
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{round(100 * share)} %"
+
+
+def _nats(to_all: Mapping[str, Any], where: str) -> str:
+    """A difference to the same rank everywhere."""
+    return f"{to_all['value']:+.3f} nats per token ({to_all['low']:+.3f} to {to_all['high']:+.3f}; {where})"

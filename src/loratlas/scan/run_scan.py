@@ -178,7 +178,7 @@ def scan(
                 if folder is not None:
                     folder.shorten(steps)
                 pace = paced(error.passed)
-                pace.say("trials", about_length(steps) or "")
+                pace.say("trials", about_length(steps, by) or "")
         read = set([row for batch in batches for row in batch.rows][: scanned.visits])
         return _finished(
             _with_trials(scanned, trials, read, steps=steps, seconds=time.perf_counter() - began), folder

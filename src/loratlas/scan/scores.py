@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from loratlas.errors import RequestError
-from loratlas.scan.advice import DECIDES, about_length
+from loratlas.scan.advice import DECIDED_BEFORE, about_length
 from loratlas.sealed_json import read_sealed
 from loratlas.signals.rank_correlation import tau
 from loratlas.signals.registry import TRIAL_COLUMNS
@@ -83,7 +83,7 @@ class Scan:
                 two, more = "two trials, each on rows of its own, agree", ""
             said.append(f"The order by {by} has not settled: {two} with τ = {reading.repeats:.2f}.{more}")
         if by in TRIAL_COLUMNS and self.trial_steps is not None:
-            shorter = about_length(self.trial_steps)
+            shorter = about_length(self.trial_steps, by)
             said += [shorter] if shorter else []
         for name, one in self.readings.items():
             if one.silent is not None:
@@ -156,7 +156,7 @@ class Scan:
                 gains=data.get("gains", {}).get(entry["name"]),
             )
         # Older files have none of these.
-        known = {"by": DECIDES, "visits": data.get("rows"), "trial_steps": None} | dict(data)
+        known = {"by": DECIDED_BEFORE, "visits": data.get("rows"), "trial_steps": None} | dict(data)
         return cls(**{name: known[name] for name in _PLAIN}, readings=readings)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from loratlas.dynamic.policies.known_policies import DEFAULT
 from loratlas.models.task import CAUSAL
-from loratlas.scan.advice import DECIDES, auto_record, track_record
+from loratlas.scan.advice import DECIDED_BEFORE, auto_record, track_record
 from loratlas.study.execution.schedule_state import Schedule
 from loratlas.study.inputs.match_budgets import moving_of
 from loratlas.study.spec.rates_and_seeds import FEWEST_NEAR, candidates
@@ -99,7 +99,7 @@ def scan_record(scan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decided_by(scan: Mapping[str, Any]) -> str:
-    """The score that decided a scan; those that were written down before they said so were decided by `DECIDES`.
+    """The score that decided a scan; `DECIDED_BEFORE` of those that were written down before they said so.
 
     >>> decided_by({"by": "gradient"}), decided_by({"signals": [{"name": "probe_energy"}, {"name": "probe_yield"}]})
     ('gradient', 'probe_yield')
@@ -107,7 +107,7 @@ def decided_by(scan: Mapping[str, Any]) -> str:
     'gradient'
     """
     names = [signal["name"] for signal in scan.get("signals", ())]
-    return scan.get("by") or (DECIDES if DECIDES in names or not names else names[0])
+    return scan.get("by") or (DECIDED_BEFORE if DECIDED_BEFORE in names or not names else names[0])
 
 
 def _where_cut(about: Mapping[str, Any]) -> str:
