@@ -148,6 +148,54 @@ def test_gradients_are_those_of_the_mean_loss_and_leave_the_base_as_it_was(opene
     )
 
 
+class Calibrated:
+    """Stands for a calibration batch: its loss is Σ G ⊙ W per labelled token, so that its gradient is G."""
+
+    labelled = 3
+
+    def __init__(self, gradient: list[list[float]]) -> None:
+        self.gradient = torch.tensor(gradient)
+
+    def to(self, _: object) -> Calibrated:
+        return self
+
+
+@pytest.mark.parametrize("flags", [frozenset(), frozenset({"transposed"})])
+def test_fisher_and_page_of_two_gradients_as_on_paper(flags, monkeypatch: pytest.MonkeyPatch):
+    """W = (1 −1; ½ 2), √2 A = (1 0; 1 1), gradients (1 2; 3 4) and (3 0; 1 2), with mean (2 1; 2 3).
+
+    √2 G Aᵀ is (1 3; 3 7) and (3 3; 1 3), of the mean (2 3; 2 5). So fisher is ½ (68/8 + 28/8) = 6, page 42/2 = 21,
+    the norm √18, and importance (2 + 1 + 1 + 6)/4.
+    """
+    turned = "transposed" in flags
+
+    def losses(model: torch.nn.Module, batch: Calibrated) -> torch.Tensor:
+        weight = model.get_parameter("a.weight")
+        return batch.labelled * batch.gradient * (weight.t() if turned else weight)
+
+    weight = torch.tensor([[1.0, -1.0], [0.5, 2.0]])
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2, bias=False)}).requires_grad_(False)
+    with torch.no_grad():
+        model["a"].weight.copy_(weight.t() if turned else weight)
+    monkeypatch.setattr("loratlas.evaluation.token_losses.token_losses", losses)
+    monkeypatch.setattr(statistics, "PROJECTED", 2)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([[1.0, 0.5], [1.0, 1.0]]))
+    one = replace(site("a", shape=(2, 2)), flags=flags)
+    batches = [Calibrated([[1.0, 2.0], [3.0, 4.0]]), Calibrated([[3.0, 0.0], [1.0, 2.0]])]
+    found = statistics.gradients(model, [one], batches)
+    wanted = {"fisher": 6.0, "page": 21.0, "norm": math.sqrt(18), "importance": 2.5}
+    assert {name: by_path[one.path] for name, by_path in found.items()} == pytest.approx(wanted)
+
+
+def test_a_stable_rank_as_on_paper():
+    """W = (3 0; 4 5): ‖W‖²_F = 50, WᵀW = (25 20; 20 25) has eigenvalues 45 and 5."""
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2, bias=False)})
+    with torch.no_grad():
+        model["a"].weight.copy_(torch.tensor([[3.0, 0.0], [4.0, 5.0]]))
+    one = site("a", shape=(2, 2))
+    assert statistics.stable_ranks(model, [one]) == pytest.approx({one.path: 50 / 45})
+
+
 def test_a_stable_rank_lies_between_one_and_the_matrix_size(opened: Opened):
     sites = candidates(opened.anatomy)[:4]
     result = statistics.stable_ranks(opened.model, sites)
