@@ -156,13 +156,13 @@ def test_a_run_that_decides_begins_along_inputs_that_are_spread_and_as_peft_does
     assert LEAST_SPREAD < result.start.spread <= 1
     assert equal(trained, begun("eva")[1])
     assert not equal(trained, begun(True)[1])
-    assert "adapters began along their inputs" in result.start.sentence()
+    assert "adapters begin along their inputs" in result.start.sentence()
     result, trained = begun("auto", drowned())
     assert result.start is not None
     assert result.start.init is True
     assert result.start.spread < LEAST_SPREAD
     assert equal(trained, begun(True, drowned())[1])
-    assert "began as PEFT begins them" in result.start.sentence()
+    assert "begin as PEFT begins them" in result.start.sentence()
 
 
 def test_a_start_that_was_asked_for_is_no_decision():

@@ -182,7 +182,8 @@ def _decided_inside(evidence: ClaimEvidence) -> list[Advice]:
             f"`all` in {pooled['better']} and worse in {pooled['worse']} of {pooled['cases']} held-out cases of small "
             "bases"
             + (f", the moves among that in {moves['better']} and {moves['worse']}" if moves else "")
-            + "; two pretrained ones of 135 and 270 million parameters begin as PEFT begins, and gain nothing from it",
+            + "; two pretrained ones of 135 and 270 million parameters begin as PEFT begins, since that start harmed "
+            "them, and moves were not judged there",
         )
     ]
 

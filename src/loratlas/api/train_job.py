@@ -273,15 +273,15 @@ def fit_job(
             on_step=on_step,
             hooks=() if hook is None else (hook,),
             on_trial=on_trial,
+            on_start=lambda decided: listener.note(decided.sentence()),
             packed=packed,
         )
     except Interrupted as stopped:
         raise Interrupted(
             given=stopped.given, found=stopped.found, instead="the same command with --resume"
         ) from None
-    for decided in (result.start, result.rates):
-        if decided is not None:
-            listener.note(decided.sentence())
+    if result.rates is not None:
+        listener.note(result.rates.sentence())
     return result
 
 

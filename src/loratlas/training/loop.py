@@ -18,7 +18,7 @@ from loratlas.training.input_start import begin
 from loratlas.training.master_weights import MasterWeights
 from loratlas.training.rate_search import RateSearch, rate_search
 from loratlas.training.run import RunState
-from loratlas.training.run_events import FitResult, StepEvent
+from loratlas.training.run_events import ChosenStart, FitResult, StepEvent
 from loratlas.training.run_hooks import RunHook
 from loratlas.training.settings import Settings
 from loratlas.training.site_rates import site_rate_hooks
@@ -39,6 +39,7 @@ def fit(
     resume: bool = False,
     on_step: Callable[[StepEvent], None] | None = None,
     on_trial: Callable[[float, StepEvent], None] | None = None,
+    on_start: Callable[[ChosenStart], None] | None = None,
     hooks: Sequence[RunHook] = (),
     packed: bool | None = None,
 ) -> FitResult:
@@ -58,6 +59,7 @@ def fit(
         on_step: called after every step, in order.
         on_trial: called with a learning rate and a step that was taken at it, before one is chosen; the chosen one's
             steps are then reported to ``on_step``.
+        on_start: called before the first step where the run has decided itself how its adapters begin.
         hooks: take part in every step (`loratlas.training.run_hooks.RunHook`); their state is in the checkpoint.
         packed: whether batches are packed; None decides by ``settings.packing`` and the model's own proof.
 
@@ -78,6 +80,8 @@ def fit(
     packed, reason = _packing(model, data, settings, packed)
     steps = settings.steps_for(len(data))
     start = begin(model, data, settings, packed=packed, steps=steps)  # a resumed run overwrites it
+    if start is not None and on_start is not None:
+        on_start(start)
     masters = MasterWeights(model, loraplus=settings.loraplus)
     hooks = (*site_rate_hooks(settings, steps), *hooks)
     search = rate_search(settings, width=sizes(model.config).hidden, steps=steps)

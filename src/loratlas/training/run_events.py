@@ -118,8 +118,8 @@ class ChosenStart:
         """For people, without its full stop."""
         where = f"which lie in {self.spread:.1%} of the channels (median over matrices)"
         if self.init is True:
-            return f"adapters began as PEFT begins them, not along their inputs, {where}"
-        return f"adapters began along their inputs, {where}"
+            return f"adapters begin as PEFT begins them, not along their inputs, {where}"
+        return f"adapters begin along their inputs, {where}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
