@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 from loratlas import formats
 
 if TYPE_CHECKING:
+    from loratlas.anatomy.sites import Site
     from loratlas.data.rows import Rows
     from loratlas.scan.pace import ScanEvent
 
@@ -57,6 +58,10 @@ class Listener(Protocol):
         """A stretch of work that can be counted."""
         ...
 
+    def ranks(self, sites: Sequence[Site], before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """Ranks that have changed in a run, path → rank before and after; a picture beside a sentence that says so."""
+        ...
+
 
 class Silent:
     """A listener that shows nothing and keeps the sentences.
@@ -81,6 +86,9 @@ class Silent:
     def progress(self, title: str, *, total: int, unit: str) -> AbstractContextManager[Bar]:
         """Count without showing."""
         return nullcontext(_Uncounted(title, total, unit))
+
+    def ranks(self, sites: Sequence[Site], before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """Draw nothing."""
 
 
 class Held:
@@ -115,6 +123,10 @@ class Held:
         """Work has begun: nothing is kept any more."""
         self.release()
         return self._listener.progress(title, total=total, unit=unit)
+
+    def ranks(self, sites: Sequence[Site], before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """Keep a picture, or pass it on."""
+        self._say(lambda: self._listener.ranks(sites, before, after))
 
     def release(self) -> None:
         """Say what was kept, in its order."""

@@ -10,12 +10,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from typing import TYPE_CHECKING, Any, TextIO
 
-from loratlas.errors import LoratlasError, printable_lines
+from loratlas.errors import LoratlasError, printable, printable_lines
 from loratlas.files import jsonable
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from loratlas.anatomy.sites import Site
     from loratlas.data.rows import Rows
     from loratlas.display import Block
 
@@ -44,6 +45,27 @@ def note(text: str) -> None:
     """Print a remark on standard error, where the result is not."""
     with _Pipe(sys.stderr):
         _write(_safe(text), error=True)
+
+
+def ranks(sites: Sequence[Site], before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Draw a map of ranks on standard error where that is a terminal; elsewhere the sentence beside it says enough."""
+    if not sys.stderr.isatty():
+        return
+    from rich.text import Text
+
+    from loratlas.dynamic.rank_map import EDGE, rank_map
+
+    drawn = rank_map(sites, before, after, width=console(error=True).width)
+    text = Text(overflow="crop", no_wrap=True)
+    heading, scale, *_ = drawn.lines()
+    text.append(f"{printable(heading)}\n{scale}", "dim")
+    for name, cells in drawn.rows:
+        text.append(f"\n{' ' * EDGE}{printable(name)}".ljust(drawn.label + 1))
+        for cell in cells:
+            changed = "bold green" if cell.more else "bold magenta" if cell.fewer else ""
+            text.append(cell.text, changed or ("dim" if cell.none else ""))
+    with _Pipe(sys.stderr):
+        _write(text, error=True)
 
 
 def _safe(text: str) -> Text:

@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from loratlas.errors import printable
 from loratlas.time_left import TimeLeft
 
 if TYPE_CHECKING:
+    from loratlas.anatomy.sites import Site
     from loratlas.data.rows import Rows
 
 PLAIN_EVERY = 10.0
@@ -94,6 +95,10 @@ class Terminal:
     def progress(self, title: str, *, total: int, unit: str) -> Progress:
         """See :class:`Progress`."""
         return Progress(title, total=total, unit=unit)
+
+    def ranks(self, sites: Sequence[Site], before: Mapping[str, int], after: Mapping[str, int]) -> None:
+        """See :func:`loratlas.cli.output.ranks`."""
+        output.ranks(sites, before, after)
 
 
 class Progress:

@@ -134,4 +134,5 @@ class DynamicPlacement:
 
 
 def _print(decision: Decision) -> None:
-    print(f"placement, {decision.line()}", file=sys.stderr, flush=True)
+    said = decision.line() if decision.moves else decision.sentence()
+    print(f"placement, {said}", file=sys.stderr, flush=True)
