@@ -2,13 +2,16 @@
 
     python -m benchmarks.calibration                      # a few minutes of one core
     python -m benchmarks.calibration --studies 200        # to see that it works
+    python -m benchmarks.calibration --only diverge       # worlds of that name; the others' rows are kept
 
-Writes `benchmarks/results/calibration-protocol.json` (both editions) and `benchmarks/results/protocol.json`.
+Writes `benchmarks/results/calibration-protocol.json` (both editions) and `benchmarks/results/protocol.json`. A world's
+seed is that of its position, so that its row is the same in a run of all and in one of it alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -23,6 +26,7 @@ from benchmarks.common import machine
 from loratlas.files import write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+FILE = "calibration-protocol.json"
 MOST, LEAST = 0.06, 0.75
 """Familywise false positives and power that the protocol is held to."""
 
@@ -32,8 +36,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--studies", type=int, default=4000, help="of each world")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="a part of the names of the worlds to simulate")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     asked = parser.parse_args()
+    if not any(asked.only in world.name for world in (*worlds(), *limits())):
+        parser.error(f"--only {asked.only}: no world has that in its name")
     about = {
         "machine": machine.machine(),
         "versions": machine.versions(),
@@ -41,14 +48,24 @@ def main() -> int:
         "command": " ".join(["python -m benchmarks.calibration", *sys.argv[1:]]),
     }
     begun = time.perf_counter()
-    simulated = [_simulate(world, asked.studies, asked.seed + index) for index, world in enumerate(worlds())]
-    beyond = [
-        _simulate(world, asked.studies, asked.seed + 1000 + index) for index, world in enumerate(limits())
-    ]
+    kept: dict[str, Any] = {"worlds": [], "beyond": [], "seconds": 0.0}
+    if asked.only:
+        kept = json.loads((asked.out / FILE).read_text(encoding="utf-8"))
+        about = {name: kept[name] for name in about} | {"added": [*kept.get("added", []), about]}
+
+    def rows(listed: list[World], before: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+        known = {row["name"]: row for row in before}
+        return [
+            _simulate(world, asked.studies, seed + index) if asked.only in world.name else known[world.name]
+            for index, world in enumerate(listed)
+        ]
+
+    simulated = rows(worlds(), kept["worlds"], asked.seed)
+    beyond = rows(limits(), kept["beyond"], asked.seed + 1000)
     fits = [row["second"]["familywise"] <= MOST and row["second"]["power"] >= LEAST for row in simulated]
     asked.out.mkdir(parents=True, exist_ok=True)
     write_json(
-        asked.out / "calibration-protocol.json",
+        asked.out / FILE,
         {
             "schema": "loratlas.calibration.protocol",
             "version": 1,
@@ -57,7 +74,7 @@ def main() -> int:
             "passed": all(fits),
             "worlds": simulated,
             "beyond": beyond,
-            "seconds": round(time.perf_counter() - begun, 1),
+            "seconds": round(kept["seconds"] + time.perf_counter() - begun, 1),
         },
     )
     write_json(

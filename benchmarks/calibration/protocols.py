@@ -31,7 +31,7 @@ class Tuned:
     Args:
         rate: logarithm of the chosen rate. runs: how many were trained. share: rate share.
         near: losses [studies, arms, 3, seeds] around the optimum, None in the first edition.
-        undetermined: optimum at an edge after the last move.
+        undetermined: optimum at an edge after the last move, or beside a rate that diverged however near.
     """
 
     rate: np.ndarray
@@ -57,40 +57,57 @@ def tune_first(world: World, random: np.random.Generator, optima: np.ndarray) ->
 
 
 def tune_second(world: World, random: np.random.Generator, optima: np.ndarray) -> Tuned:
-    """The second edition: one seed on a grid 1.6 apart, then 1.26 apart around each arm's best, then three seeds."""
+    """The second edition: one seed on a grid 1.6 apart, then 1.26 apart around each arm's best, then three seeds.
+
+    Where a neighbour diverged, the distance is halved once.
+    """
     studies = len(optima)
-    ends = GRID - 1 + 4  # half steps from the middle; rates beyond the grid are its extensions
+    fine = 1 if np.isinf(world.cliff) else 2  # points of the lattice in half a step of the grid
+    ends = (GRID - 1 + 4) * fine  # rates beyond the grid are its extensions
     lattice = np.arange(-ends, ends + 1)
     y = world.tuning(
-        random, lattice * STEP - optima[..., None], world.seeds(random, studies, TUNING_SEEDS)
+        random, lattice * STEP / fine - optima[..., None], world.seeds(random, studies, TUNING_SEEDS)
     )  # [studies, arms, rates, seeds]: all that could be run
     ran = np.zeros(y.shape, dtype=bool)
-    ran[:, :, (np.abs(lattice) <= GRID - 1) & (lattice % 2 == 0), 0] = True
+    ran[:, :, (np.abs(lattice) <= (GRID - 1) * fine) & (lattice % (2 * fine) == 0), 0] = True
     best = np.where(ran[..., 0], y[..., 0], np.inf).argmin(axis=-1)
     k, a = np.ogrid[:studies, :ARMS]
-    best = np.clip(best, 1, len(lattice) - 2)
+    best = np.clip(best, fine, len(lattice) - 1 - fine)
+    half = np.full((studies, ARMS), fine)
 
     def around(count: int) -> np.ndarray:
         for side in (-1, 0, 1):
-            ran[k, a, best + side, :count] = True
-        return np.stack([y[k, a, best + side, :count] for side in (-1, 0, 1)], axis=-2)
+            ran[k, a, best + side * half, :count] = True
+        return np.stack([y[k, a, best + side * half, :count] for side in (-1, 0, 1)], axis=-2)
 
     moved = np.zeros((studies, ARMS), dtype=int)
     for count in (1, TUNING_SEEDS):
         for left in range(MOVES, -1, -1):
             near = around(count)
-            moved = np.median(near - near.mean(axis=-2, keepdims=True), axis=-1).argmin(axis=-1) - 1
+            moved, edge = _lowest(near), ~np.isfinite(near).all(axis=(-2, -1))
             if left:
-                best = np.clip(best + moved, 1, len(lattice) - 2)
+                best = np.clip(best + moved * half, fine, len(lattice) - 1 - fine)
+                half = np.where(edge & (moved == 0) & (half > 1), half // 2, half)
     near = around(TUNING_SEEDS)
-    chosen = choose(near, STEP)
+    chosen = choose(near, STEP * half / fine)
+    beyond = (moved != 0) & (near[k, a, moved + 1] < near[:, :, 1]).all(axis=-1)
     return Tuned(
-        rate=lattice[best] * STEP + chosen.shift,
+        rate=lattice[best] * STEP / fine + chosen.shift,
         runs=ran.sum(axis=(-2, -1)),
         share=chosen.share,
-        near=near,
-        undetermined=(moved != 0) & (near[k, a, moved + 1] < near[:, :, 1]).all(axis=-1),
+        near=np.where(np.isfinite(near), near, np.nan),
+        undetermined=beyond | ~np.isfinite(near).all(axis=(-2, -1)),
     )
+
+
+def _lowest(near: np.ndarray) -> np.ndarray:
+    """[studies, arms] which of three rates is best: −1, 0 or 1, by the median over seeds without what a seed gives to
+    all its runs. A rate at which one diverged is not; 0 where all three are such."""
+    finite = np.isfinite(near).all(axis=-1, keepdims=True)
+    known = np.where(finite, near, 0.0)
+    centred = known - known.sum(axis=-2, keepdims=True) / np.maximum(finite.sum(axis=-2, keepdims=True), 1)
+    middles = np.where(finite[..., 0], np.median(centred, axis=-1), np.inf)
+    return np.where(finite.any(axis=(-2, -1)), middles.argmin(axis=-1) - 1, 0)
 
 
 @lru_cache(maxsize=1)
@@ -111,10 +128,11 @@ def run(world: World, edition: int, studies: int, seed: int, chunk: int = 200) -
         runs += float(tuned.runs.sum()) + SEEDS * ARMS * count
         lost += float(world.curve.excess(tuned.rate - optima).sum())
         x, n, prompts = world.evaluation(random, tuned.rate - optima, SEEDS)
+        open_arms = tuned.undetermined | world.diverged(random, tuned.rate - optima, SEEDS).any(axis=-1)
         wrong = np.zeros(count, dtype=bool)
         for arm in range(ARMS - 1):
             p, size, p_with = _judge(x[:, arm], n, prompts, tuned, arm + 1, edition, random)
-            decided = ~(tuned.undetermined[:, 0] | tuned.undetermined[:, arm + 1])
+            decided = ~(open_arms[:, 0] | open_arms[:, arm + 1])
             wrong |= (p < ALPHA / (ARMS - 1)) & decided
             hits += int(((p_with < ALPHA / (ARMS - 1)) & decided).sum())
             asked += int(decided.sum())
@@ -124,7 +142,7 @@ def run(world: World, edition: int, studies: int, seed: int, chunk: int = 200) -
     return {
         "familywise": false / studies,
         "power": hits / max(asked, 1),
-        "printed_difference": float(np.median(np.concatenate(sizes))),
+        "printed_difference": float(np.nanmedian(np.concatenate(sizes))),
         "runs_per_arm": runs / studies / ARMS,
         "lost_by_rate": lost / studies / ARMS,
         "undetermined_by_rate": open_ends / studies / (ARMS - 1),

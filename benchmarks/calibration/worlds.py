@@ -18,6 +18,9 @@ BAD = 0.2
 BAD_SIZE = 15.0
 """How far a run that came apart is off, in standard deviations of the runs of its study."""
 
+CLIFF_SPREAD = 0.05
+"""Standard deviation between runs of the logarithm of the rate at which they diverge, in the world where they do."""
+
 ARMS = 3
 """The reference and two others."""
 
@@ -33,6 +36,7 @@ class World:
             seed that is bad is so at every rate.
         bad_size: nats per token.
         prompts: how many different prompts the examples have; their rows share an effect. 0: as many as examples.
+        cliff: runs at rates about this much above the best one diverge, as logarithm; infinite: none does.
         length: effect per token of an example, times its length over the mean, centred so that the token mean is 0.
     """
 
@@ -43,6 +47,7 @@ class World:
     bad: str = ""
     bad_size: float = 0.15
     prompts: int = 0
+    cliff: float = np.inf
     length: float = 0.0
 
     def optima(self, random: np.random.Generator, studies: int) -> np.ndarray:
@@ -58,11 +63,19 @@ class World:
         return shared + own
 
     def tuning(self, random: np.random.Generator, distance: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """Tuning losses [studies, arms, rates, seeds] at distances [studies, arms, rates] from the best rates."""
+        """Tuning losses [studies, arms, rates, seeds] at distances [studies, arms, rates] from the best rates; infinite
+        where a run diverged."""
         above = self.curve.excess(distance)[..., None]
         shape = (*distance.shape, seeds.shape[-1])
         noise = random.normal(0, self.curve.run / np.sqrt(2), shape) * (1 + 10 * np.minimum(above, 2))
-        return above + seeds + noise + (0.0 if self.bad == "seed" else self._bad(random, shape))
+        losses = above + seeds + noise + (0.0 if self.bad == "seed" else self._bad(random, shape))
+        return np.where(self.diverged(random, distance, shape[-1]), np.inf, losses)
+
+    def diverged(self, random: np.random.Generator, distance: np.ndarray, count: int) -> np.ndarray:
+        """[..., count] which of so many runs at each distance diverge."""
+        if np.isinf(self.cliff):  # draws nothing, so that worlds without a cliff stay what they were
+            return np.zeros((*distance.shape, count), dtype=bool)
+        return distance[..., None] + random.normal(0, CLIFF_SPREAD, (*distance.shape, count)) > self.cliff
 
     def _bad(self, random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         if not self.bad:
@@ -145,6 +158,13 @@ def worlds() -> list[World]:
             bad="one arm",
             bad_size=BAD_SIZE * steep.run,
             length=0.1,
+        ),
+        World(
+            name="steep, runs diverge from 1.28 times the best rate on, N 500",
+            curve=steep,
+            rows=nl2bash,
+            examples=500,
+            cliff=0.25,
         ),
     ]
 

@@ -211,7 +211,7 @@ class Recorded:
     """A world that keeps the tuning losses it drew."""
 
     def __init__(self, world):
-        self.curve, self.seeds, self._world = world.curve, world.seeds, world
+        self.curve, self.seeds, self.cliff, self._world = world.curve, world.seeds, world.cliff, world
         self.drawn = np.zeros(0)
 
     def tuning(self, random, distance, drawn):
@@ -219,15 +219,20 @@ class Recorded:
         return self.drawn
 
 
-def test_the_calibration_walks_as_the_schedule_does():
+@pytest.mark.parametrize(
+    ("name", "fine"),
+    [("steep curve, N 500", 1), ("steep, runs diverge from 1.28 times the best rate on, N 500", 2)],
+)
+def test_the_calibration_walks_as_the_schedule_does(name: str, fine: int):
+    """Where runs diverge, the distance of neighbours is halved in both, and what stays beside such a rate is open."""
     from benchmarks.calibration.protocols import GRID, STEP, tune_second
     from benchmarks.calibration.worlds import worlds
 
-    world = Recorded(next(world for world in worlds() if world.name == "steep curve, N 500"))
+    world = Recorded(next(world for world in worlds() if world.name == name))
     rates = [1e-3 * 1.6**k for k in range(GRID)]
     spec = parse_spec({**VALUES, "arms": {"full": "all:8", "a": "q", "b": "k"}, "learning_rates": rates})
     tuning, _ = seeds(spec)
-    arms, middle, compared = list(spec.arms), rates[GRID // 2], 0
+    arms, middle, open_arms, halved = list(spec.arms), rates[GRID // 2], 0, 0
     for seed in range(15):
         random = np.random.default_rng(seed)
         optima = random.uniform(-0.3, 0.3, (1, 3))
@@ -237,14 +242,14 @@ def test_the_calibration_walks_as_the_schedule_does():
         def loss(key, y=world.drawn[0], ends=ends):
             if key.phase != "tuning":
                 return 99.0
-            return float(
-                y[arms.index(key.arm), round(math.log(key.lr / middle) / STEP) + ends, tuning.index(key.seed)]
-            )
+            at = round(math.log(key.lr / middle) / STEP * fine) + ends
+            return float(y[arms.index(key.arm), at, tuning.index(key.seed)])
 
         state, finished = run(loss, spec)
-        assert np.log(list(state.chosen.values())) - math.log(middle) == pytest.approx(
-            simulated.rate[0], abs=5e-3
-        )
+        chosen = [state.chosen.get(arm, math.nan) for arm in arms]
+        assert np.log(chosen) - math.log(middle) == pytest.approx(simulated.rate[0], abs=5e-3)
         assert len([key for key in finished if key.phase == "tuning"]) == simulated.runs.sum()
-        compared += 1
-    assert compared == 15
+        assert {arms[at] for at in np.flatnonzero(simulated.undetermined[0])} == set(state.at_edge)
+        open_arms += len(state.at_edge)
+        halved += sum(state.near[arm][2] / state.near[arm][1] < 1.2 for arm in arms)
+    assert (open_arms > 0, halved > 0) == (fine > 1, fine > 1)
