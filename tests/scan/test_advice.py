@@ -13,6 +13,7 @@ from benchmarks.dynamic.judging.scans import SEEN, UNSEEN, over_seeds, said, sca
 from loratlas.scan import advice
 from loratlas.scan.advice import DECIDED_BEFORE, DECIDES, about_length, auto_record, judged, track_record
 from loratlas.scan.scores import SCHEMA, VERSION, Scan
+from loratlas.scan.trial_runs import LR
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 
@@ -46,6 +47,11 @@ def test_what_is_printed_of_the_deciding_score_has_both_sides_of_its_choice():
     assert found["seen"]["chose"] == DECIDED_BEFORE not in found["seen"]["columns"]
     assert "by which" not in track_record(DECIDED_BEFORE)
     assert "decides" not in track_record("gradient")
+
+
+def test_a_score_of_trials_says_at_which_rate_they_train():
+    assert f"Its trials train at a learning rate of {LR:g}, whatever the run's is." in track_record(DECIDES)
+    assert "rate" not in track_record("gradient")
 
 
 def test_the_third_case_counts_only_where_its_plans_were_trained():

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from loratlas.signals.registry import TRIAL_COLUMNS
+
 DECIDES = "probe_energy"
 """The column that places adapters unless another is asked for."""
 
@@ -65,6 +67,9 @@ def auto_record() -> str:
         f"{open_cases}; between {bounds} nats per token.{alone} A study compares both on your rows."
     )
 
+
+TRIAL_LR = 1e-2
+"""Learning rate of a scan's trials. The run's is not known to a scan; what trials at another say was not measured."""
 
 LENGTHS: Mapping[int, Mapping[str, tuple[float, float]]] = {
     80: {"probe_energy": (3.76, 2.16), "probe_yield": (3.45, 2.05)},
@@ -134,6 +139,8 @@ def track_record(by: str) -> str:
             f" {by} decides because it lost less on the held-out cases than {seen['chose']}, which lost "
             f"{_share(columns[seen['chose']])} there."
         )
+    if by in TRIAL_COLUMNS:
+        said += f" Its trials train at a learning rate of {TRIAL_LR:g}, whatever the run's is."
     return said + " The scan's own steps are not counted; other models and tasks may differ."
 
 

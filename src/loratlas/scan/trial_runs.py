@@ -12,7 +12,7 @@ import numpy as np
 
 from loratlas.adapters.plan_row import PlanRow
 from loratlas.errors import SettingsError
-from loratlas.scan.advice import LENGTHS
+from loratlas.scan.advice import LENGTHS, TRIAL_LR
 from loratlas.scan.scan_folder import SAVE_EVERY, go_on
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ EARLY = 1 / 2
 """Share of a trial whose descent is not counted. The first steps fall furthest, and any adapter would have made them:
 counted too, ρ with the truth is 0.60 instead of 0.93 on embedded facts."""
 
-LR = 1e-2
+LR = TRIAL_LR
 BATCH = 16
 """Rows of a trial's step."""
 
