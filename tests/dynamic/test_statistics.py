@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from tests.dynamic.test_controller import SITES, settings
+from tests.dynamic.test_controller import SITES, hook, settings
+from tests.tiny import HEADS
 from tests.training.small import adapted, encoded
 
 from loratlas.adapters.peft_targets import adapted as layers_of
@@ -144,7 +147,7 @@ def test_patterns_move_by_as_much_as_they_differ():
             if "lora_B" in name:
                 p.mul_(10)
     (batch,) = microbatches(encoded(20), range(3), packed=False)
-    moved = patterns_moved(model, [batch])
+    moved, _ = patterns_moved(model, [batch])
     base = model.get_base_model()
     base.config._attn_implementation = "eager"
 
@@ -162,3 +165,40 @@ def test_patterns_move_by_as_much_as_they_differ():
             gone = (now[layer][row, :, :n, :n] - before[layer][row, :, :n, :n]).abs().sum((0, 2)).mean() / 2
             assert moved[f"model.layers.{layer}.self_attn"][row] == pytest.approx(float(gone), rel=1e-3)
     assert len(layers_of(model)) == 21
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_entropy_of_heads_where_every_pattern_is_known(packed):
+    """Queries of zero look at all tokens so far alike: ln t at the t-th, whatever the keys. Adapters look closer."""
+    model = adapted()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "q_proj.base_layer" in name:
+                p.zero_()
+            if "lora_B" in name:
+                p.mul_(30)
+    batches = list(microbatches(encoded(20), range(6), packed=packed, size=4))
+    _, entropy = patterns_moved(model, batches)
+    lengths = [
+        len(encoded(20).examples[row]) for row in range(6)
+    ]  # what fills a packed batch up is none of them
+    expected = sum(math.log(t) for n in lengths for t in range(1, n + 1)) / sum(lengths)
+    assert list(entropy) == [f"model.layers.{layer}.self_attn" for layer in range(3)]
+    for heads in entropy.values():
+        assert heads["base"] == pytest.approx([expected] * HEADS, rel=1e-5)
+        assert len(heads["adapted"]) == HEADS
+        assert max(heads["adapted"]) < expected
+        assert len(set(heads["adapted"])) == HEADS
+
+
+def test_a_decision_by_attention_keeps_the_entropy_of_every_head():
+    controller = hook("attention")
+    fit(adapted(), encoded(20), settings(), hooks=[controller], packed=True)
+    (decision,) = controller.decisions
+    kept = decision.to_json()["head_entropy"]
+    assert list(kept) == [f"model.layers.{layer}.self_attn" for layer in range(3)]
+    assert {len(heads[which]) for heads in kept.values() for which in ("base", "adapted")} == {HEADS}
+    assert all(heads["base"] != heads["adapted"] for heads in kept.values())
+    other = hook("random")
+    fit(adapted(), encoded(20), settings(), hooks=[other], packed=True)
+    assert "head_entropy" not in other.decisions[0].to_json()

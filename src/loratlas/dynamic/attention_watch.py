@@ -1,13 +1,14 @@
-"""How far a run has moved the base's attention, measured by two passes over a few rows."""
+"""How far a run has moved the base's attention, and how spread its heads are: two passes over a few rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loratlas.anatomy.role_table import ATTENTION_FAMILIES
 from loratlas.anatomy.sites import Site
-from loratlas.dynamic.run_evidence import Measured
+from loratlas.dynamic.run_evidence import HeadEntropy, Measured
 from loratlas.errors import SettingsError
 from loratlas.modeling import modes_kept, unwrap
 from loratlas.signals.attention import AttentionHeads, watched_attention
@@ -18,10 +19,23 @@ if TYPE_CHECKING:
     from loratlas.data.batches.batch import Batch
 
 
-def attention_movement(model: Any, batches: Sequence[Batch], sites: Sequence[Site]) -> Measured | None:
+class AttentionSeen(NamedTuple):
+    """What two passes have seen.
+
+    Args:
+        movement: of patterns, by site.
+        entropy: attention's module → of its heads.
+    """
+
+    movement: Measured
+    entropy: dict[str, HeadEntropy]
+
+
+def attention_seen(model: Any, batches: Sequence[Batch], sites: Sequence[Site]) -> AttentionSeen | None:
     """Probability that attention patterns have moved by, and with it which layers the run has turned elsewhere.
 
-        moved = Σ_h mean over queries t of ½ Σ_s |P_ts − P⁰_ts|
+        moved   = Σ_h mean over queries t of ½ Σ_s |P_ts − P⁰_ts|
+        entropy = mean over queries t of −Σ_s P_ts ln P_ts, of every head: of P and of P⁰
 
     P with the adapters, P⁰ without them. Every site of a layer's attention has its layer's number.
 
@@ -33,7 +47,7 @@ def attention_movement(model: Any, batches: Sequence[Batch], sites: Sequence[Sit
     Returns:
         None where no attention was seen at work.
     """
-    moved = patterns_moved(model, batches)
+    moved, entropy = patterns_moved(model, batches)
     modules = {
         site.path: name
         for site in sites
@@ -48,33 +62,49 @@ def attention_movement(model: Any, batches: Sequence[Batch], sites: Sequence[Sit
         means = {name: sum(own[rows]) / max(1, len(own[rows])) for name, own in moved.items()}
         return {path: means[name] for path, name in modules.items()}
 
-    return Measured(whole=of(slice(None)), first=of(slice(0, None, 2)), second=of(slice(1, None, 2)))
+    movement = Measured(whole=of(slice(None)), first=of(slice(0, None, 2)), second=of(slice(1, None, 2)))
+    return AttentionSeen(movement, entropy)
 
 
-def patterns_moved(model: Any, batches: Sequence[Batch]) -> dict[str, list[float]]:
-    """Attention's module → movement of every row, summed over heads."""
+def patterns_moved(
+    model: Any, batches: Sequence[Batch]
+) -> tuple[dict[str, list[float]], dict[str, HeadEntropy]]:
+    """Attention's module → movement of every row, summed over heads; and → entropy of every head."""
     import torch
 
     base = unwrap(model)
     names = {id(module): name for name, module in base.named_modules()}
     moved: dict[str, list[float]] = {}
+    sums: dict[tuple[str, str], torch.Tensor] = {}
+    queries: dict[tuple[str, str], int] = {}
+
+    def add(name: str, which: str, heads: AttentionHeads) -> None:
+        sums[name, which] = sums.get((name, which), 0) + heads.entropy().double()
+        queries[name, which] = queries.get((name, which), 0) + heads.tokens
+
     for batch in batches:
         before: dict[str, AttentionHeads] = {}
 
         def keep(module: Any, heads: AttentionHeads, _out: torch.Tensor, before: Any = before) -> None:
             before[names[id(module)]] = heads
+            add(names[id(module)], "base", heads)
 
         def compare(module: Any, heads: AttentionHeads, _out: torch.Tensor, before: Any = before) -> None:
             name = names[id(module)]
             moved.setdefault(name, []).extend(before[name].distances(heads))
+            add(name, "adapted", heads)
 
         with torch.no_grad(), modes_kept(model):
             model.eval()
-            with model.disable_adapter(), watched_attention(batch, keep):
+            looked_at = _without_filler(batch)
+            with model.disable_adapter(), watched_attention(looked_at, keep):
                 _pass(model, batch)
-            with watched_attention(batch, compare):
+            with watched_attention(looked_at, compare):
                 _pass(model, batch)
-    return moved
+    entropy: dict[str, HeadEntropy] = {}
+    for (name, which), total in sums.items():
+        entropy.setdefault(name, {})[which] = (total / queries[name, which]).tolist()
+    return moved, entropy
 
 
 def check_attention(model: Any, batch: Batch) -> None:
@@ -95,6 +125,14 @@ def check_attention(model: Any, batch: Batch) -> None:
             found=f"a {type(unwrap(model)).__name__} in which no attention pattern can be seen",
             instead="--signal weighted, energy or gradient",
         )
+
+
+def _without_filler(batch: Batch) -> Batch:
+    """The same without the tokens that only fill a packed batch up: their patterns are nobody's."""
+    from loratlas.training.step.microbatches import FILLER
+
+    kept = sum(row != FILLER for row in batch.rows)
+    return replace(batch, lengths=batch.lengths[:kept])
 
 
 def _pass(model: Any, batch: Batch) -> None:

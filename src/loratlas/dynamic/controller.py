@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from loratlas.adapters.resize import Resized, resize
@@ -15,7 +15,7 @@ from loratlas.dynamic.moves import Decided, Move
 from loratlas.dynamic.next_rows import NextRows, ProbedRows
 from loratlas.dynamic.peers import Peers
 from loratlas.dynamic.policies.base import Policy
-from loratlas.dynamic.run_evidence import Evidence, ceiling_of
+from loratlas.dynamic.run_evidence import Evidence, HeadEntropy, ceiling_of
 from loratlas.dynamic.site_statistics import SiteStatistics
 from loratlas.dynamic.within_budget import within_budget
 from loratlas.errors import SettingsError
@@ -38,6 +38,7 @@ class Decision:
         parameters: trainable afterwards.
         note: a sentence about the evidence.
         loss_before, loss_after: mean loss of the next step's rows, right before and right after.
+        head_entropy: attention's module → entropy of its heads right before, on the same rows; where it was watched.
     """
 
     step: int
@@ -46,11 +47,13 @@ class Decision:
     note: str
     loss_before: float
     loss_after: float
+    head_entropy: dict[str, HeadEntropy] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the moves."""
         kept = ("step", "parameters", "note", "loss_before", "loss_after")
-        return {name: getattr(self, name) for name in kept} | {"moved": len(self.moves)}
+        watched = {"head_entropy": self.head_entropy} if self.head_entropy else {}
+        return {name: getattr(self, name) for name in kept} | {"moved": len(self.moves)} | watched
 
     def sentence(self) -> str:
         """The decision in words."""
@@ -248,7 +251,15 @@ class PlacementController(RunHook):
         used = sum(prices[path] * rank for path, rank in decided.ranks.items())
         note = decided.note or f"by {self.policy.name}"
         self._keep(
-            Decision(step=step, moves=moves, parameters=used, note=note, loss_before=before, loss_after=after)
+            Decision(
+                step=step,
+                moves=moves,
+                parameters=used,
+                note=note,
+                loss_before=before,
+                loss_after=after,
+                head_entropy=dict(evidence.head_entropy),
+            )
         )
         later = due[number] - step if number < len(due) else 0
         self._gradient.begin()
@@ -300,10 +311,9 @@ class PlacementController(RunHook):
         gradient = self._gradient.measured()
         if gradient is not None:
             measured["gradient"] = gradient
-        if "attention" in self.policy.needs:
-            attention = rows.attention(self.sites)
-            if attention is not None:
-                measured["attention"] = attention
+        attention = rows.attention(self.sites) if "attention" in self.policy.needs else None
+        if attention is not None:
+            measured["attention"] = attention.movement
         return Evidence(
             step=step,
             sites=self.sites,
@@ -313,6 +323,7 @@ class PlacementController(RunHook):
             spectra=self._statistics.spectra(run),
             seed=run.settings.seed,
             ceiling=self.ceiling,
+            head_entropy={} if attention is None else attention.entropy,
         )
 
     def state(self) -> tuple[Tensors, dict[str, Any]]:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from loratlas.anatomy.sites import Site
-from loratlas.dynamic.attention_watch import attention_movement, check_attention
-from loratlas.dynamic.run_evidence import Measured
+from loratlas.dynamic.attention_watch import AttentionSeen, attention_seen, check_attention
 from loratlas.modeling import device_of, modes_kept
 from loratlas.training.run_hooks import HookedRun
 
@@ -22,8 +21,8 @@ class ProbedRows(Protocol):
         """Their mean loss now."""
         ...
 
-    def attention(self, sites: Sequence[Site]) -> Measured | None:
-        """How far the run has moved the base's attention on them, by site."""
+    def attention(self, sites: Sequence[Site]) -> AttentionSeen | None:
+        """How far the run has moved the base's attention on them, by site, and how spread its heads are."""
         ...
 
     def check_attention(self) -> None:
@@ -61,9 +60,9 @@ class NextRows:
             )
         return total / sum(batch.labelled for batch in self._batches)
 
-    def attention(self, sites: Sequence[Site]) -> Measured | None:
-        """See `loratlas.dynamic.attention_watch.attention_movement`."""
-        return attention_movement(self._model, self._batches, sites)
+    def attention(self, sites: Sequence[Site]) -> AttentionSeen | None:
+        """See `loratlas.dynamic.attention_watch.attention_seen`."""
+        return attention_seen(self._model, self._batches, sites)
 
     def check_attention(self) -> None:
         """See `loratlas.dynamic.attention_watch.check_attention`."""

@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from loratlas.anatomy.sites import Site
 
 Values = Mapping[str, float]
 """Path → number."""
+
+HeadEntropy: TypeAlias = dict[str, list[float]]
+"""``"base"`` and ``"adapted"`` → mean entropy of every head's pattern over queries, nats, without and with adapters."""
 
 CEILING = 64
 """Most ranks that a policy gives to one site, where it does not begin with more than half of them."""
@@ -45,6 +49,7 @@ class Evidence:
         spectra: path → singular values of the site's ΔW, falling.
         seed: of whatever is drawn.
         ceiling: most ranks of a site, as far as its matrix allows.
+        head_entropy: attention's module → entropy of its heads, where a policy watches attention; no policy follows it.
     """
 
     step: int
@@ -55,6 +60,7 @@ class Evidence:
     spectra: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seed: int = 0
     ceiling: int = CEILING
+    head_entropy: Mapping[str, HeadEntropy] = field(default_factory=dict)
 
     @property
     def prices(self) -> dict[str, int]:

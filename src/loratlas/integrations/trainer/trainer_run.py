@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratlas.adapters.adam_moments import Moments
 from loratlas.anatomy.sites import Site
-from loratlas.dynamic.run_evidence import Measured
+from loratlas.dynamic.attention_watch import AttentionSeen
 from loratlas.errors import SettingsError
 from loratlas.integrations.trainer.processes import Processes, rebuild_wrapper
 from loratlas.integrations.trainer.torch_adam import MovedAdam
@@ -113,7 +113,7 @@ class LastRows:
                     )
             return float(self._peers.mean(torch.stack(losses).mean()))
 
-    def attention(self, sites: Sequence[Site]) -> Measured | None:
+    def attention(self, sites: Sequence[Site]) -> AttentionSeen | None:
         """Patterns are not watched in a trainer."""
         return None
 
