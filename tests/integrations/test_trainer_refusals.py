@@ -45,6 +45,7 @@ WISHES = [
     ({"budget": "params=1B"}, "ranks from 1 at one site"),
     ({"budget": "time=1.1"}, "a budget of time"),
     ({"budget": "much"}, "no quantity"),
+    ({"budget": 2500.5}, "no whole number of parameters"),
     ({"placement": "attn.nothing"}, "attn.nothing"),
 ]
 
@@ -136,7 +137,7 @@ def test_something_else_than_a_trainer():
         loratlas.DynamicPlacement().install("trainer")
 
 
-@pytest.mark.parametrize("budget", [3000, "params=3000", "like=q,v:4"])
+@pytest.mark.parametrize("budget", [3000, 3000.0, "params=3000", "like=q,v:4"])
 def test_a_smaller_budget_is_reached(tmp_path, budget):
     own = trainer(tmp_path)
     placement = placed(own, policy="energy", budget=budget)

@@ -8,8 +8,17 @@ from hypothesis import strategies as st
 from tests.placement.toy import decoder
 from tests.tiny import tiny_anatomy
 
+import loratlas
 from loratlas.errors import BudgetError, PlacementError
-from loratlas.placement.budget import Budget, allowance, cost_of_ranks, parse_budget, solve, spread
+from loratlas.placement.budget import (
+    Budget,
+    allowance,
+    budget_text,
+    cost_of_ranks,
+    parse_budget,
+    solve,
+    spread,
+)
 from loratlas.placement.language import parse
 from loratlas.placement.plan import place
 from loratlas.placement.resolve import resolve
@@ -55,6 +64,18 @@ def test_what_is_no_budget(text):
     with pytest.raises((BudgetError, PlacementError)) as caught:
         parse_budget(text)
     assert caught.value.instead
+
+
+@pytest.mark.parametrize("number", [0, -5, 2500.5, True, float("nan"), float("inf"), [3]])
+def test_a_number_that_is_no_count_of_parameters(number):
+    with pytest.raises(BudgetError, match="no whole number of parameters"):
+        budget_text(number)
+
+
+def test_a_whole_number_is_one_of_parameters():
+    plans = [loratlas.place(MODEL, "all", budget=budget) for budget in (40_000, 4e4, "params=40000")]
+    assert plans[0] == plans[1] == plans[2]
+    assert plans[0].trainable <= 40_000
 
 
 def test_a_share_is_of_the_whole_model():

@@ -21,7 +21,7 @@ def place(
     model: Any,
     placement: str,
     *,
-    budget: str | None = None,
+    budget: str | float | None = None,
     alpha: float | None = None,
     rslora: bool = False,
     dora: bool = False,
@@ -34,7 +34,8 @@ def place(
         model: as in :func:`loratlas.read`, or an anatomy.
         placement: in the placement language, ``"q,v:8 + feedforward.down:4"``; parts without a rank get 16, or what
             the budget leaves them.
-        budget: ``"params=2M"``, ``"params=0.5%"``, ``"time=…"``, ``"memory=6GB"`` or ``"like=all:8"``.
+        budget: ``"params=2M"``, ``"params=0.5%"``, ``"time=…"``, ``"memory=6GB"`` or ``"like=all:8"``; a number is
+            one of parameters.
         alpha: of every site; twice its rank unless given.
         rslora: scale by α/√r (arXiv:2312.03732) instead of α/r.
         dora: train a length for each row of the adapted matrices as well (DoRA, arXiv:2402.09353); a budget of
@@ -54,6 +55,7 @@ def place(
     (14336, 16)
     """
     from loratlas.anatomy.sites import Anatomy
+    from loratlas.placement.budget import budget_text
     from loratlas.placement.plan import place as place_anatomy
     from loratlas.placement.round_ranks import round_ranks as rounded
     from loratlas.sources import read
@@ -62,7 +64,7 @@ def place(
     plan = place_anatomy(
         anatomy,
         placement,
-        budget=budget,
+        budget=budget_text(budget),
         alpha=alpha,
         rslora=rslora,
         dora=dora,

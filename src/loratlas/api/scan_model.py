@@ -27,7 +27,7 @@ def scan(
     model: Any,
     data: Any,
     *,
-    budget: str | None = None,
+    budget: str | float | None = None,
     signals: Sequence[str] = (),
     all_signals: bool = False,
     by: str | None = None,
@@ -58,7 +58,7 @@ def scan(
     Args:
         model, data, split, columns, limit, loss, max_length, quantize, tokenizer, listener: see
             :func:`loratlas.train`.
-        budget: what the plan may cost; as much as ``all`` at rank 16 unless given.
+        budget: what the plan may cost, as text or a number of parameters; as much as ``all`` at rank 16 unless given.
         signals, all_signals: what else is measured, by name, or everything that does not train.
         by: the score that decides; ``probe_energy``, of two short trials, unless given.
         among: the sites to choose from, as a placement.
@@ -89,7 +89,7 @@ def scan(
     from loratlas.models.load import native_dtype
     from loratlas.models.task import CAUSAL, recognise
     from loratlas.placement.allocate import Limits
-    from loratlas.placement.budget import LIKE, parse_budget
+    from loratlas.placement.budget import LIKE, budget_text, parse_budget
     from loratlas.scan.plan_from_scores import candidates, check_budget, plan_from
     from loratlas.scan.run_scan import scan as run
     from loratlas.sources import base_config, open_base, open_rows
@@ -99,6 +99,7 @@ def scan(
     hear, limits = Held(listener or Silent()), limits or Limits()
     model = announced_base(model, hear).model
     out = None if out is None else Path(out)
+    budget = budget_text(budget)
     if budget is not None:
         parse_budget(budget)  # before the model is looked at
     by, dtype = by or DECIDES, dtype or native_dtype()

@@ -42,6 +42,7 @@ from loratlas.api.train_job import (
 from loratlas.dynamic.moving_plan import Moving, moved_plan
 from loratlas.errors import Interrupted, SettingsError
 from loratlas.interruption import asked_by
+from loratlas.placement.budget import budget_text
 from loratlas.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def train(
     data: Any,
     *,
     placement: str | None = None,
-    budget: str | None = None,
+    budget: str | float | None = None,
     lr: float | Literal["auto"] | Sequence[float] | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -103,7 +104,7 @@ def train(
         data: rows: a file, a Hub id, ``demo:…``, a `datasets.Dataset`, or a list of dicts.
         placement: where adapters go, ``"q,v:8 + ffn.down:4"``, or ``"auto"``: the run begins with all linear layers and
             decides in its own first steps where adapters go on, with the parameters of ``budget``.
-        budget: what the ranks may cost, ``"params=1M"``; see :func:`loratlas.place`.
+        budget: what the ranks may cost, ``"params=1M"`` or a number of parameters; see :func:`loratlas.place`.
         lr, steps, epochs, batch_size, seed: of ``settings``, by name; steps or epochs has to be given. ``lr="auto"``,
             as where no rate is given, tries neighbouring rates in the first steps and goes on with the best, for at
             most a tenth of the run's steps; a list names the rates to try, in rising order. Runs too short for that
@@ -168,7 +169,7 @@ def train(
         data=data,
         out=Path(out),
         placement=placement,
-        budget=budget,
+        budget=budget_text(budget),
         scores=None if scores is None else Path(scores),
         by=by,
         alpha=alpha,

@@ -116,6 +116,23 @@ def parse_budget(text: str) -> Budget:
     return Budget(quantity=name, amount=amount * units[unit])  # pyright: ignore[reportArgumentType]
 
 
+def budget_text(budget: str | float | None) -> str | None:
+    """A budget as text, from what a program may give: a whole number is one of parameters.
+
+    Raises:
+        BudgetError: something else.
+
+    >>> budget_text(40_000), budget_text("like=all:8"), budget_text(None)
+    ('params=40000', 'like=all:8', None)
+    """
+    if budget is None or isinstance(budget, str):
+        return budget
+    number = isinstance(budget, (int, float)) and not isinstance(budget, bool) and math.isfinite(budget)
+    if not number or budget != int(budget) or budget < 1:
+        raise BudgetError(given=f"budget={budget!r}", found="no whole number of parameters", instead=_FORMS)
+    return f"params={int(budget)}"
+
+
 def cost_of_ranks(
     anatomy: Anatomy, ranks: Mapping[str, int], quantity: Quantity, memory: Memory | None = None
 ) -> int:

@@ -53,7 +53,7 @@ class DynamicPlacement:
     def __init__(
         self,
         *,
-        budget: str | int | None = None,
+        budget: str | float | None = None,
         policy: str | None = None,
         head: str | float | None = "10%",
         decide: str | int | None = "once",

@@ -44,7 +44,7 @@ class Installed:
         policy: Policy,
         schedule: DecisionSchedule,
         *,
-        budget: str | int | None,
+        budget: str | float | None,
         placement: str,
         on_decision: Callable[[Decision], None],
     ) -> None:

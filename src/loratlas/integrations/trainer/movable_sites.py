@@ -12,7 +12,7 @@ from loratlas.dynamic.moving_plan import can_move
 from loratlas.dynamic.run_evidence import parameters_at
 from loratlas.errors import BudgetError
 from loratlas.modeling import unwrap
-from loratlas.placement.budget import allowance, parse_budget
+from loratlas.placement.budget import allowance, budget_text, parse_budget
 from loratlas.placement.plan import place
 
 
@@ -40,7 +40,7 @@ def movable_sites(model: Any, placement: str) -> tuple[list[Site], Anatomy]:
     return sites, anatomy
 
 
-def budget_of(budget: str | int | None, sites: list[Site], anatomy: Anatomy, model: Any, peak: float) -> int:
+def budget_of(budget: str | float | None, sites: list[Site], anatomy: Anatomy, model: Any, peak: float) -> int:
     """Parameters of these sites after the last decision.
 
     Args:
@@ -55,7 +55,8 @@ def budget_of(budget: str | int | None, sites: list[Site], anatomy: Anatomy, mod
     now = sum(site.lora_parameters(ranks.get(site.module, 0)) for site in sites)
     if budget is None:
         return int(now / peak)
-    text = f"params={budget}" if isinstance(budget, int) else budget
+    text = budget_text(budget)
+    assert text is not None
     parsed = parse_budget(text)
     if parsed.quantity != "params":
         raise BudgetError(
