@@ -10,7 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import loratlas
+from loratlas.api.listener import Silent
+from loratlas.api.moving_placement import controller
+from loratlas.dynamic.moving_plan import Moving, start
 from loratlas.errors import Interrupted
+from loratlas.models.config import load_config
+from loratlas.sources import base_config, read
 from loratlas.training.run import RunState
 
 MODEL, DATA = "demo:llama-mini", "demo:facts-300"
@@ -89,23 +94,32 @@ def test_a_run_that_places_itself_decides_how_to_begin_unless_told(cli, tmp_path
     assert outcome.code == 0, outcome.err
     assert outcome.json["start"]["init"] == "eva"
     assert outcome.json["settings"]["init"] == "auto"
-    assert "adapters began along their inputs" in " ".join(outcome.err.split())
+    said = " ".join(outcome.err.split())
+    known = ["adapters begin along their inputs", "adapters begun along their inputs", "placement, step 4:"]
+    assert sorted(known, key=said.index) == known
     plain = cli(*AUTO, "--init", "true", "--out", tmp_path / "plain", "--json")
     assert plain.code == 0, plain.err
     assert plain.json["start"] is None
     assert plain.json["settings"]["init"] is True
-    assert "adapters began" not in plain.err
+    assert "adapters begin" not in plain.err
+    assert "begun along their inputs" not in plain.err
+    assert "adapters begun as PEFT begins them: moves alone were better in 1, worse in 0 of 12" in plain.err
 
 
 REFUSED = [
     (("--head", "10"), "a run of 10"),
     (("--head", "2"), "too few"),
+    (("--head", "1"), "a head of 1 step "),
+    (("--head", "500%"), "--head 500% found: a share that leaves nothing of the run"),
+    (("--head", "100%"), "a share that leaves nothing of the run"),
+    (("--head", "150%"), "--head 150% found: a share"),
     (("--head", "much"), "neither a share nor a count"),
     (("--decide", "often"), "not understood"),
     (("--signal", "magic"), "no such policy"),
     (("--by", "gradient"), "a column of a scan, and no scan"),
     (("--init", "olora"), "whose ranks cannot change"),
     (("--budget", "params=10"), "rank 1 at each site, which costs 38,912"),
+    (("--budget", "params=10B"), "sites, as far as matrices allow, which take 9,175,040"),
     (
         ("--placement", "all:2", "--signal", "energy", "--budget", "params=1M"),
         "a placement that stays as it is",
@@ -119,6 +133,16 @@ def test_what_cannot_be_done_is_a_sentence_before_the_first_step(cli, words, sai
     assert outcome.code == 2, outcome.err
     assert said in outcome.words
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("budget", "full"), [("like=all:64", False), ("params=9175040", True)])
+def test_where_all_sites_have_their_most_ranks_it_is_said_that_none_can_move(budget, full):
+    moving, listener, anatomy = Moving.read(None, None, None), Silent(), read(MODEL)
+    begun = start(moving, anatomy, budget=budget)
+    assert set(begun.plan.ranks.values()) == ({64} if not full else {128, 256})
+    hook = controller(moving, begun, load_config(base_config(MODEL)), steps=100, init=True, listener=listener)
+    assert any("so that none can move" in note for note in listener.notes) is full
+    assert hook.ceiling == (128 if not full else 256)
 
 
 def test_a_budget_below_one_rank_everywhere_is_reached_by_the_decision(cli, tmp_path: Path):

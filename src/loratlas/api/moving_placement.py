@@ -8,9 +8,10 @@ from loratlas.api.listener import Listener
 from loratlas.dynamic.moving_plan import Moving, Start, controller_of, unmovable_parameters
 from loratlas.dynamic.policies.known_policies import DEFAULT
 from loratlas.errors import SettingsError
+from loratlas.training.settings import AUTO, EVA
 
 if TYPE_CHECKING:
-    from loratlas.dynamic.controller import PlacementController
+    from loratlas.dynamic.controller import Decision, PlacementController
     from loratlas.training.settings import Settings
 
 
@@ -34,7 +35,7 @@ def check_moving(moving: Moving, settings: Settings) -> None:
 
 
 def controller(
-    moving: Moving, begun: Start, base: Any, *, steps: int, listener: Listener
+    moving: Moving, begun: Start, base: Any, *, steps: int, init: bool | str | None, listener: Listener
 ) -> PlacementController:
     """What moves adapters in the run, after saying what it will do.
 
@@ -42,32 +43,62 @@ def controller(
         moving: how. begun: the plan that the run begins with, and its budget.
         base: the bare model, or its config.
         steps: of the run.
+        init: how its adapters begin; where the run decides that, `note_record` is called when it has.
         listener: hears of decisions.
 
     Raises:
         SettingsError, BudgetError: as `loratlas.dynamic.moving_plan.controller_of`.
     """
-    from loratlas.scan.advice import auto_record
+    ranks = dict(begun.plan.ranks)
 
-    hook = controller_of(
-        moving,
-        begun,
-        base,
-        steps=steps,
-        on_decision=lambda decision: listener.note(f"placement, {decision.line()}"),
-    )
+    def decided(decision: Decision) -> None:
+        # A decision that moves nothing has its reason as its only news.
+        listener.note(f"placement, {decision.line() if decision.moves else decision.sentence()}")
+        before = dict(ranks)
+        ranks.update({move.path: move.after for move in decision.moves})
+        if decision.moves:
+            listener.ranks(hook.sites, before, ranks)
+
+    hook = controller_of(moving, begun, base, steps=steps, on_decision=decided)
     due, plan = hook.schedule.steps(steps), begun.plan
     times = f"after {due[0]} of {steps} steps" + (f", and {len(due) - 1} times later" if due[1:] else "")
     listener.note(
         f"auto: the run begins with {plan.trainable:,} parameters at {len(plan.rows)} sites and decides {times} by "
         f"{moving.signal or DEFAULT} which ranks move; no step is added"
     )
+    if hook.full(plan.ranks):
+        listener.note(
+            "auto: every site begins with the most ranks that it can have, so that none can move; a lower --budget "
+            "leaves room"
+        )
     if begun.peak > 1:
         listener.note(f"auto: {begun.budget:,} parameters are left at the end")
     kept = unmovable_parameters(plan, base)
     if kept:
         stacks = len(plan.rows) - len(hook.sites)
         listener.note(f"auto: {stacks} sites with {kept:,} parameters keep their ranks: stacks of experts")
-    if moving.signal in (None, DEFAULT):
-        listener.note(auto_record())
+    if init != AUTO:
+        note_record(moving, init, listener)
     return hook
+
+
+def note_record(moving: Moving, init: bool | str | None, listener: Listener) -> None:
+    """Say what runs that place themselves were worth where that was judged, of those that begin as this one does.
+
+    Args:
+        moving: what decides. init: how the run's adapters begin, once that is known. listener: hears it.
+    """
+    from loratlas.scan.advice import auto_record, judged
+
+    moves = judged()["inside"]["moves"]
+    if moving.signal not in (None, DEFAULT) or init == EVA or not moves or not moves["cases"]:
+        if moving.signal in (None, DEFAULT):
+            listener.note(auto_record())
+        return
+    again = moves["finer"]
+    finer = f" ({again['better']} and {again['worse']} with rates tuned finer)" if again else ""
+    listener.note(
+        "Measured against `all` at equal steps and parameters, adapters begun as PEFT begins them: moves alone were "
+        f"better in {moves['better']}, worse in {moves['worse']} of {moves['cases']} held-out cases of small "
+        f"bases{finer}. A study compares both on your rows."
+    )

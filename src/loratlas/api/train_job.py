@@ -14,7 +14,7 @@ from loratlas.adapters.stored.run_files import RUN, write_run_json
 from loratlas.api.checks import check_head, rows_to_judge
 from loratlas.api.folders import adapter_folder, check_out
 from loratlas.api.listener import Bar, Listener, known
-from loratlas.api.moving_placement import check_moving
+from loratlas.api.moving_placement import check_moving, note_record
 from loratlas.api.place_model import check_scores, placed
 from loratlas.dynamic.moving_plan import Moving, Start, start
 from loratlas.dynamic.policies.known_policies import DEFAULT
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from loratlas.models.task import Task
     from loratlas.placement.plan import Plan
     from loratlas.training.loop import FitResult, StepEvent
+    from loratlas.training.run_events import ChosenStart
     from loratlas.training.settings import Settings
 
 PLAN = "plan.json"
@@ -262,6 +263,11 @@ def fit_job(
             left=known(event.seconds_left),
         )
 
+    def on_start(decided: ChosenStart) -> None:
+        listener.note(decided.sentence())
+        if hook is not None:
+            note_record(job.moving, decided.init, listener)
+
     try:
         result = fit(
             model,
@@ -273,7 +279,7 @@ def fit_job(
             on_step=on_step,
             hooks=() if hook is None else (hook,),
             on_trial=on_trial,
-            on_start=lambda decided: listener.note(decided.sentence()),
+            on_start=on_start,
             packed=packed,
         )
     except Interrupted as stopped:

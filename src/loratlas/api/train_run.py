@@ -257,7 +257,14 @@ def _run(job: Job, listener: Held, temporary: Any) -> Run:
         if places_itself(job):
             begun = start_of(job, anatomy, memory)
             plan, steps = begun.plan, job.settings.steps_for(len(train))
-            hook = controller(job.moving, begun, config or source, steps=steps, listener=listener)
+            hook = controller(
+                job.moving,
+                begun,
+                config or source,
+                steps=steps,
+                init=job.settings.init,
+                listener=listener,
+            )
         else:
             plan = plan_of(job, anatomy, memory, listener)
     listener.release()

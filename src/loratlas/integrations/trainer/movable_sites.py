@@ -40,7 +40,9 @@ def movable_sites(model: Any, placement: str) -> tuple[list[Site], Anatomy]:
     return sites, anatomy
 
 
-def budget_of(budget: str | float | None, sites: list[Site], anatomy: Anatomy, model: Any, peak: float) -> int:
+def budget_of(
+    budget: str | float | None, sites: list[Site], anatomy: Anatomy, model: Any, peak: float
+) -> int:
     """Parameters of these sites after the last decision.
 
     Args:
