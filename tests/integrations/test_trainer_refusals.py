@@ -40,6 +40,7 @@ WISHES = [
     ({"head": "much"}, "neither a share nor a count"),
     ({"head": 2}, "too few"),
     ({"head": 12}, "a run of 12"),
+    ({"head": "400%"}, "leaves nothing of the run"),
     ({"decide": "often"}, "not understood"),
     ({"budget": 10}, "ranks from 1 at one site"),
     ({"budget": "params=1B"}, "ranks from 1 at one site"),
@@ -145,6 +146,15 @@ def test_a_smaller_budget_is_reached(tmp_path, budget):
     used = sum(p.numel() for p in weights(own.model).values())
     assert used <= (3000 if "like" not in str(budget) else loratlas.place(own.model, "q,v:4").trainable)
     assert placement.decisions[-1].parameters == used
+
+
+def test_a_smaller_budget_is_reached_where_nothing_else_moves(tmp_path):
+    own = trainer(tmp_path)
+    placement = placed(own, policy="none", budget=3000)
+    own.train()
+    used = sum(p.numel() for p in weights(own.model).values())
+    assert placement.decisions[0].parameters == used <= 3000
+    assert {move.reason for move in placement.moves} == {"the budget"}
 
 
 def test_every_refusal_of_a_budget_says_one_that_works(tmp_path):
