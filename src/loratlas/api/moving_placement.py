@@ -72,7 +72,7 @@ def controller(
             "leaves room"
         )
     if begun.peak > 1:
-        listener.note(f"auto: {begun.budget:,} parameters are left at the end")
+        listener.note(f"auto: at most {begun.budget:,} parameters are left at the end")
     kept = unmovable_parameters(plan, base)
     if kept:
         stacks = len(plan.rows) - len(hook.sites)
