@@ -17,6 +17,7 @@ from loratlas.study.execution.schedule_state import Schedule, nll
 from loratlas.study.results.estimator import Estimate, estimate
 from loratlas.study.results.metric_disagreement import Judged, Measure
 from loratlas.study.results.side_metrics import read_forgetting, read_metrics, same_rows
+from loratlas.study.results.trainable_counts import budget_match, ended_with
 from loratlas.study.spec.rates_and_seeds import seeds
 from loratlas.study.spec.study_spec import StudySpec
 
@@ -168,7 +169,7 @@ def _moving(about: Mapping[str, Any], losses: ArmLosses) -> dict[str, Any]:
     """Decisions and moves of an arm's evaluation runs, where its adapters move."""
     if losses.arm not in about.get("moving", {}):
         return {}
-    kept = ("decisions", "moves", "steps")
+    kept = ("decisions", "moves", "steps", "trainable")
     runs = [
         {"seed": seed, **{name: record[name] for name in kept}} for seed, record in losses.records.items()
     ]
@@ -202,6 +203,7 @@ def arm_result(
     ]
     measured = _largest([record.get("peak_bytes") for record in losses.records.values()])
     predicted = about.get("predicted_peak", {}).get(name)
+    counts, others = (ended_with(one.arm, about, one.records) for one in (losses, reference))
     return {
         "name": name,
         "placement": spec.arms[name].placement,
@@ -210,13 +212,13 @@ def arm_result(
         "lr": state.chosen.get(name),
         "nll": loss and loss.value,
         "ci": interval_of(loss),
-        "trainable": about["trainable"][name],
+        "trainable": max(counts),
         "step_time_ratio": _median(ratios),
         "step_seconds": _median([record["step_seconds"] for record in losses.records.values()]),
         "peak_bytes": predicted if measured is None else measured,
         "peak_source": "predicted" if measured is None else "measured",
         "diverged": losses.diverged,
-        "match": about["matches"].get(name),
+        "match": budget_match(about["matches"].get(name), arm=counts, reference=others),
         **_moving(about, losses),
         "tuning": [
             {"lr": lr, "seed": seed, "nll": record["nll"], "diverged": bool(record["diverged"])}

@@ -36,6 +36,7 @@ from loratlas.study.results.findings import Comparison, Finding, judge, pareto
 from loratlas.study.results.metric_disagreement import Judged, Measure, by_measure, measures, ranks
 from loratlas.study.results.side_metrics import reported_metrics
 from loratlas.study.results.study_notes import budget_sentence, reach, scan_record, study_notes
+from loratlas.study.results.trainable_counts import ended_with, spread_notes
 from loratlas.study.spec.rates_and_seeds import seeds
 from loratlas.study.spec.spec_file import parse_spec
 from loratlas.study.spec.study_spec import StudySpec
@@ -154,6 +155,7 @@ def build(
     )
     for arm, one in zip(arms, losses.values(), strict=True):
         arm |= side_results(judged[one.arm], one, by, before)
+    counts = {arm: ended_with(arm, about, one.records) for arm, one in losses.items()}
     data = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -185,7 +187,7 @@ def build(
         "pareto": _pareto(arms),
         "anatomy": about["anatomy"],
         **({"scan": scan_record(about["scan"])} if "scan" in about else {}),
-        "notes": [*about["notes"], *study_notes(spec, about, state)],
+        "notes": [*about["notes"], *study_notes(spec, about, state), *spread_notes(counts)],
         "runs": {"finished": len(finished), "planned": state.planned},
         "machine": about["machine"],
         "versions": about["versions"],
