@@ -6,7 +6,7 @@ All that can be wrong with a request is found here, before a folder is made.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,27 +16,16 @@ import numpy as np
 
 from loratlas.errors import DataError, OutputError
 from loratlas.placement.plan import Plan
-from loratlas.scan.plan_from_scores import is_auto, is_scan
 from loratlas.sources import DEMO, judged_split, model_source, named_base, open_rows, open_task
+from loratlas.study.inputs.arm_checks import check_arms, check_patterns, check_task
 from loratlas.study.inputs.clusters import clusters_of
-from loratlas.study.inputs.match_budgets import (
-    BudgetMatch,
-    arms_of_scan,
-    check_written,
-    moving_of,
-    naming,
-    plans,
-    shared_budget,
-    started,
-)
+from loratlas.study.inputs.match_budgets import BudgetMatch, arms_of_scan, check_written, plans
 from loratlas.study.inputs.preference_pairs import memory_of, read_pairs
 from loratlas.study.inputs.row_splits import draw_rows, hold_out
 from loratlas.study.results import side_metrics
 from loratlas.study.spec.study_spec import StudySpec
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from loratlas.anatomy.sites import Anatomy
     from loratlas.cost.peak_memory import PeakMemory
     from loratlas.data.examples import Encoded
@@ -188,7 +177,7 @@ def prepare(
             data.train, split=data.split, mapping=data.map or None, limit=data.limit, folder=spec.folder
         )
         task, its_config = open_task(source, train_rows, tokenizer, asked=spec.task)
-        _check_task(spec, task)
+        check_task(spec, task, scanned_arms)
         config = its_config or base_config
         anatomy = replace(read(its_config or source), model=spec.model)
         judged_rows = open_rows(
@@ -205,7 +194,7 @@ def prepare(
     # Of tuning rows, which are held out from them, there are few: what a run sees is close to all of them.
     memory = memory_of(config, anatomy, whole, _settings(spec))
     resolved, matches = ({}, {}) if scanned_arms else plans(spec, anatomy, memory)
-    moving = _check_arms(spec, resolved, config, anatomy, memory, scanned_arms)
+    moving = check_arms(spec, resolved, config, anatomy, memory, scanned_arms, shared=training(spec))
     held_out, chosen = np.random.SeedSequence([spec.seed, 3]).spawn(2)
     train, tuning = hold_out(whole, spec.tuning.rows, held_out, spec)
     evaluation = draw_rows(judged, spec.evaluation.rows, chosen)
@@ -216,7 +205,8 @@ def prepare(
         scan = None if begun else _scan(spec, anatomy, train, source, on_scan, scan_folder)
         scanned = begun["scan"] if begun else scan and scan.to_json(gains=False)
         resolved, matches = plans(spec, anatomy, memory, scan=scan, known=kept)
-        moving = _check_arms(spec, resolved, config, anatomy, memory, scanned_arms)
+        moving = check_arms(spec, resolved, config, anatomy, memory, scanned_arms, shared=training(spec))
+    check_patterns(spec, resolved, scanned_arms, config, whole, _settings(spec))
     if len(evaluation) < spec.evaluation.rows:
         notes.append(
             f"{len(evaluation):,} evaluation rows, all there are; {spec.evaluation.rows:,} were asked for."
@@ -334,55 +324,6 @@ def evaluation_source(spec: StudySpec) -> str:
     source = spec.data.eval or spec.data.train
     split = judged_split(source, spec.data.eval_split)
     return f"{source} [{split}]" if split else source
-
-
-def _check_task(spec: StudySpec, task: Task) -> None:
-    """Refuse what the task does not have: a metric of another, or rows laid end to end."""
-    from loratlas.errors import SpecError
-
-    side_metrics.check_metric(spec, task)
-    for name, arm in spec.arms.items():
-        if (is_auto(arm.placement) or is_scan(arm.placement)) and task.name != "causal":
-            raise SpecError(
-                given=f"arms.{name}: {arm.placement}, for {task.name}",
-                found="signals are measured on causal language models",
-                instead="a placement in words, such as all:8",
-            )
-    if spec.packing == "on" and task.why_padded is not None:
-        raise SpecError(given="packing: on", found=task.why_padded, instead="packing: auto")
-
-
-def _check_arms(
-    spec: StudySpec,
-    plans: dict[str, Plan],
-    config: PretrainedConfig,
-    anatomy: Anatomy,
-    memory: PeakMemory,
-    scanned: Sequence[str],
-) -> dict[str, int]:
-    """Refuse here what would otherwise end a worker: settings, dropout, initialisation and moves of every arm.
-
-    Returns:
-        Arm → parameters at the end, of arms whose adapters move.
-    """
-    from loratlas.dynamic.moving_plan import controller_of
-    from loratlas.training.settings import Settings
-    from loratlas.training.site_rates import site_rate_hooks
-
-    moving: dict[str, int] = {}
-    for name, plan in plans.items():
-        arm = spec.arms[name]
-        with naming(name):
-            special = {"loraplus": arm.loraplus, "site_rates": arm.site_rates, "dropout": arm.dropout}
-            own = Settings(**training(spec), lr=spec.learning_rates[0], init=arm.init, **special)
-            site_rate_hooks(own, spec.steps)
-            plan.to_peft(config, dropout=own.dropout, init=own.drawn, prove=False)
-            if is_auto(arm.placement) and name not in scanned:
-                wanted = shared_budget(spec, name, plans[spec.reference])
-                begun = started(spec, name, anatomy, budget=wanted, memory=memory)
-                controller_of(moving_of(arm), begun, config, steps=spec.steps)
-                moving[name] = begun.budget
-    return moving
 
 
 def _data(encoded: Encoded, source: str) -> dict[str, Any]:
