@@ -281,6 +281,7 @@ def fit_job(
             on_trial=on_trial,
             on_start=on_start,
             packed=packed,
+            asked={"model": model_name(job.model), "placement": job.placement, "budget": job.budget},
         )
     except Interrupted as stopped:
         raise Interrupted(

@@ -14,9 +14,9 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loratlas.errors import OutputError
 from loratlas.files import parse_json, read_json, remove_leftovers, storing, whole_folder
@@ -26,6 +26,32 @@ if TYPE_CHECKING:
 
 FOLDER, TENSORS, STATE, SHA256 = "checkpoint", "state.safetensors", "state.json", "sha256.json"
 SCHEMA, VERSION = "loratlas.checkpoint", 2
+
+
+class Group(NamedTuple):
+    """What of a run's identity follows from some words that people type.
+
+    Args:
+        leaves: names, or beginnings of names up to a point or a blank; those first that say it best.
+        words: names of what was typed.
+    """
+
+    leaves: tuple[str, ...]
+    words: tuple[str, ...] = ()
+
+
+GROUPS = (
+    Group(("settings.dtype", "base.quantization", "base.weights"), ("model",)),
+    Group(
+        ("base.adapter", "hooks.placement.budget", "hooks.placement.sites", "parameters", "base.scaling"),
+        ("placement", "budget"),
+    ),
+    Group(("hooks",)),
+)
+"""What is compared first: another base has other sites, and other sites have other scales and shapes."""
+
+SHORT = 80
+"""Characters of a value that a sentence has room for."""
 
 
 class SaveSchedule:
@@ -63,11 +89,15 @@ class Checkpoints:
     Args:
         out: the run's folder.
         identity: plain data that another run would not share; a checkpoint is only taken up by its own run.
+        asked: name → what was typed (``model``, ``placement``, ``budget``), which is not compared but said where it is
+            why an identity differs.
     """
 
-    def __init__(self, out: Path, *, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, out: Path, *, identity: dict[str, Any], asked: Mapping[str, str | None] | None = None
+    ) -> None:
         self.folder = out / FOLDER
-        self._identity = json.loads(json.dumps(identity))
+        self._identity, self._asked = json.loads(json.dumps(identity)), dict(asked or {})
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint, then remove older ones.
@@ -82,6 +112,7 @@ class Checkpoints:
             "schema": SCHEMA,
             "version": VERSION,
             "identity": self._identity,
+            "asked": self._asked,
             "step": step,
             "state": state,
         }
@@ -125,11 +156,12 @@ class Checkpoints:
                 raise _damaged(last, f"another version wrote it ({document['schema']} {document['version']})")
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(last, f"it cannot be read ({type(error).__name__})") from error
-        differing = _differences(document["identity"], self._identity)
-        if differing:
+        before = document.get("asked", {})
+        found = difference(document["identity"], self._identity, GROUPS, before=before, asked=self._asked)
+        if found is not None:
             raise OutputError(
                 given=f"--resume with the checkpoint {last}",
-                found=f"it belongs to another run: {differing[0]}",
+                found=f"it belongs to another run: {found}",
                 instead="the settings, model and rows it began with, or another output folder",
             )
         return load(contents[TENSORS]), document["state"]
@@ -210,13 +242,64 @@ def _damaged(folder: Path, found: str) -> OutputError:
     )
 
 
-def _differences(kept: dict[str, Any], wanted: dict[str, Any], at: str = "") -> list[str]:
-    """Leaves that differ, in words."""
-    differing: list[str] = []
-    for name in sorted(kept.keys() | wanted.keys()):
-        before, now = kept.get(name), wanted.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            differing += _differences(before, now, f"{at}{name}.")
-        elif before != now:
-            differing.append(f"{at}{name} was {before!r}, now {now!r}")
-    return differing
+def difference(
+    kept: Mapping[str, Any],
+    now: Mapping[str, Any],
+    groups: Sequence[Group],
+    *,
+    before: Mapping[str, Any],
+    asked: Mapping[str, Any],
+) -> str | None:
+    """How a run differs from another one, in words; None where it does not.
+
+    Args:
+        kept, now: identities of both.
+        groups: what is looked at first, in this order; all else comes after.
+        before, asked: what was typed for both; of words that one of them lacks nothing is said.
+
+    >>> groups = [Group(("sites", "rank"), ("placement",))]
+    >>> typed = {"before": {"placement": "all:1"}, "asked": {"placement": "all:2"}}
+    >>> difference({"lr": 0.1, "rank": 1}, {"lr": 0.2, "rank": 2}, groups, **typed)
+    "placement was 'all:1', now 'all:2'"
+    >>> difference({"lr": 0.1, "rank": 1}, {"lr": 0.2, "rank": 1}, groups, **typed)
+    'lr was 0.1, now 0.2'
+    """
+    leaves = _leaves(kept, now)
+    for group in groups:
+        own = [name for leaf in group.leaves for name in leaves if _under(name, leaf)]
+        if not own:
+            continue
+        typed = [
+            _was(word, before[word], asked[word])
+            for word in group.words
+            if word in before and word in asked and before[word] != asked[word]
+        ]
+        return "; ".join(typed) or _was(own[0], *leaves[own[0]])
+    return next((_was(name, *pair) for name, pair in leaves.items()), None)
+
+
+def _leaves(kept: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> dict[str, tuple[Any, Any]]:
+    """Name → (before, now) of what differs; what one of both lacks is None there."""
+    leaves: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(kept.keys() | now.keys()):
+        pair = kept.get(name), now.get(name)
+        if any(isinstance(one, dict) for one in pair) and all(
+            one is None or isinstance(one, dict) for one in pair
+        ):
+            leaves |= _leaves(pair[0] or {}, pair[1] or {}, f"{at}{name}.")
+        elif pair[0] != pair[1]:
+            leaves[f"{at}{name}"] = pair
+    return leaves
+
+
+def _under(name: str, leaf: str) -> bool:
+    return name == leaf or name.startswith((f"{leaf}.", f"{leaf} "))
+
+
+def _was(name: str, before: Any, now: Any) -> str:
+    return f"{name} was {_short(before)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else repr(value)
+    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,7 @@ def fit(
     on_start: Callable[[ChosenStart], None] | None = None,
     hooks: Sequence[RunHook] = (),
     packed: bool | None = None,
+    asked: Mapping[str, str | None] | None = None,
 ) -> FitResult:
     """Train whatever of a model requires a gradient.
 
@@ -62,6 +63,7 @@ def fit(
         on_start: called before the first step where the run has decided itself how its adapters begin.
         hooks: take part in every step (`loratlas.training.run_hooks.RunHook`); their state is in the checkpoint.
         packed: whether batches are packed; None decides by ``settings.packing`` and the model's own proof.
+        asked: what was typed for the run, of :class:`loratlas.training.checkpoint.Checkpoints`.
 
     Returns:
         What was trained, how fast, and how it ended. A loss, gradient or weight that is NaN or infinite ends the run
@@ -102,6 +104,7 @@ def fit(
         evaluate=evaluate,
         out=out,
         hooks=hooks,
+        asked=asked,
     )
     with ExitStack() as stack:
         stack.enter_context(gradients.open())

@@ -44,6 +44,7 @@ class RunState:
         evaluate: rows to measure the loss on within the run.
         out: folder for checkpoints; None writes none.
         hooks: take part in every step, in this order.
+        asked: what was typed for the run, for its checkpoints to say.
 
     Attributes:
         order: rows of every step, [steps, batch size].
@@ -70,6 +71,7 @@ class RunState:
         evaluate: Encoded | None = None,
         out: Path | None = None,
         hooks: Sequence[RunHook] = (),
+        asked: Mapping[str, str | None] | None = None,
     ) -> None:
         self.model, self.data, self.settings = model, data, settings
         self.gradients, self.masters, self.hooks = gradients, gradients.masters, tuple(hooks)
@@ -94,7 +96,7 @@ class RunState:
         self._previous = self.masters.copy()
         self._save_schedule = SaveSchedule(settings.save_every, settings.save_seconds)
         identity = None if out is None else self._identity() | {"base": dict(base())}
-        self.checkpoints = None if out is None else Checkpoints(out, identity=identity or {})
+        self.checkpoints = None if out is None else Checkpoints(out, identity=identity or {}, asked=asked)
 
     def _check(self) -> None:
         if not len(self.data):
