@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def work_through(
     Returns:
         Whether nothing is missing.
     """
-    if (kept := tokens_of(folder)) is not None and missing(protocol, read_records(folder), kept) is None:
+    kept = held_out_of(folder)
+    if kept is not None and missing(protocol, read_records(folder), kept.tokens) is None:
         return True
     opened = Opened(case, device=device)
     describe(opened, folder)
@@ -82,14 +84,27 @@ def work_through(
     return True
 
 
-def tokens_of(folder: Path) -> np.ndarray | None:
-    """Counted tokens of each held-out row [N]; None where the case was not begun."""
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What is kept of the rows that a case is judged on.
+
+    Args:
+        tokens: counted ones of each row [N].
+        clusters: numbers [N], equal for rows that belong together; None where none do.
+    """
+
+    tokens: np.ndarray
+    clusters: np.ndarray | None = None
+
+
+def held_out_of(folder: Path) -> HeldOut | None:
+    """Of a case's records; None where it was not begun."""
     path = folder / CASE
-    return (
-        np.array(json.loads(path.read_text(encoding="utf-8"))["tokens"], dtype=float)
-        if path.exists()
-        else None
-    )
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    clusters = kept.get("clusters")
+    return HeldOut(np.array(kept["tokens"], dtype=float), None if clusters is None else np.array(clusters))
 
 
 def describe(opened: Opened, folder: Path) -> None:
@@ -99,6 +114,7 @@ def describe(opened: Opened, folder: Path) -> None:
         SystemExit: rows or base are others than those that the kept runs were trained on.
     """
     from benchmarks.common.machine import versions
+    from loratlas.study.inputs.clusters import clusters_of
 
     case = opened.case
     shared = {
@@ -110,13 +126,16 @@ def describe(opened: Opened, folder: Path) -> None:
         "train_digest": opened.train.digest,
         "held_out_digest": opened.held_out.digest,
         "tokens": opened.tokens.tolist(),
+        "clusters": clusters_of(opened.held_out),
     }
     path = folder / CASE
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = {"clusters": shared["clusters"]} | kept  # cases described before clusters were kept
         other = [key for key, value in shared.items() if kept[key] != value]
         if other:
             raise SystemExit(f"{path} was made with other {', '.join(other)}; give --results another folder")
+        write_json(path, kept)
         return
     base = opened.evaluate(opened.model)
     write_json(path, {**shared, "base_nll": [round(float(x), 3) for x in base], "versions": versions()})

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.dynamic.judging import judge
 from benchmarks.dynamic.judging.judge import (
     CaseLosses,
-    after_more_steps,
+    at_equal_cost,
     best_by_others,
     chosen_elsewhere,
     difference,
@@ -108,9 +108,37 @@ def test_steps_are_read_off_the_curve_of_all():
     assert steps_saved(case(), "auto").value == pytest.approx(100 * 2**0.25 - 100)
 
 
+def test_steps_and_nats_agree_on_what_is_undetermined():
+    # D of 3 seeds is -0.1, 0.3 and -0.15: undetermined, and so are the steps.
+    apart = case(losses={"all": table(2.0, 2.2, 2.1), "auto": table(1.9, 2.5, 1.95)})
+    nats, steps = difference(apart, "auto"), steps_saved(apart, "auto")
+    assert nats.low < 0 < nats.high
+    assert steps.low < 0 < steps.high
+    assert steps.low == pytest.approx(steps_for(2.1 + nats.high, [100, 200], [2.1, 1.7]) - 100)
+
+
 def test_what_remains_when_all_has_trained_longer():
-    assert after_more_steps(case(), "auto", 0) == pytest.approx(-0.1)
-    assert after_more_steps(case(), "auto", 100) == pytest.approx(2.0 - 1.7)
+    assert at_equal_cost(case(), "auto", 0).value == pytest.approx(-0.1)
+    assert at_equal_cost(case(), "auto", 100).value == pytest.approx(2.0 - 1.7)
+    half = 100 * 2**0.5 - 100  # half of the way in the logarithm: all is at 1.9
+    assert at_equal_cost(case(), "auto", half).value == pytest.approx(2.0 - 1.9)
+    assert at_equal_cost(case(curve={100: case().losses["all"]}), "auto", 5).value == pytest.approx(-0.1)
+
+
+def test_rows_of_one_prompt_count_once():
+    random = np.random.default_rng(0)
+    of_prompt = random.normal(size=8) + 0.1 * random.normal(size=(5, 8))  # what all seeds make of it, and one
+    by_prompt = np.repeat(of_prompt, 4, axis=1)
+    losses = {"all": np.full((5, 32), 2.0), "auto": 2.0 + by_prompt}
+    rows = {"losses": losses, "tokens": np.ones(32), "curve": {100: losses["all"]}}
+    alone, together = case(**rows), case(**rows, clusters=np.repeat(np.arange(8), 4))
+    wide, narrow = difference(together, "auto"), difference(alone, "auto")
+    assert wide.value == pytest.approx(narrow.value)
+    assert wide.high - wide.low > 1.3 * (narrow.high - narrow.low)
+    drawn = together.resampled(random).clusters
+    assert drawn is None  # of a resampled case only values are asked, never intervals
+    picked = together.resampled(random).losses["auto"].reshape(5, 8, 4)
+    assert np.all(picked == picked[:, :, :1])  # all rows of a prompt, or none
 
 
 def test_the_noise_floor_is_what_luck_is_worth():

@@ -17,6 +17,7 @@ from benchmarks.dynamic.pages.further_pages import sections
 from benchmarks.dynamic.pages.placement_page import earlier_page, page
 from benchmarks.dynamic.preregistration import FILE, Preregistered, first_fresh, load
 from benchmarks.dynamic.records import Record, read_records
+from benchmarks.dynamic.work import HeldOut
 
 from loratlas.dynamic.controller import PlacementController
 from loratlas.files import write_json
@@ -43,11 +44,11 @@ def case_of(task: str, *, unseen: bool = True) -> dict[str, object]:
     }
 
 
-def registered(*tasks: str) -> Preregistered:
+def registered(*tasks: str, **auto: object) -> Preregistered:
     content = {
         "cases": [case_of(task) for task in tasks],
         "arms": [["all", "auto"], ["half"]],
-        "policies": {"auto": {"policy": "weighted", "head": 0.1}},
+        "policies": {"auto": {"policy": "weighted", "head": 0.1, **auto}},
         "rates": [0.008, 0.0128],
         "tuning_seeds": 1,
         "fresh_seeds": 2,
@@ -100,7 +101,11 @@ def test_a_case_is_told_in_nats_steps_and_shares(tmp_path: Path):
     assert case["verdict"] == "better"
     assert case["arms"]["all"]["rate"] == 0.008
     assert result["registered_cases"] == 2
-    assert result["preregistered"] == {"digest": "d" * 64, "commit": "c" * 40}
+    assert result["preregistered"] == {
+        "digest": "d" * 64,
+        "commit": "c" * 40,
+        "code_changed": [],
+    }
 
 
 def test_no_judged_case_is_left_out_of_the_pool(tmp_path: Path):
@@ -114,6 +119,7 @@ def test_no_judged_case_is_left_out_of_the_pool(tmp_path: Path):
     written = page(result, tmp_path)
     assert "Not measured yet: `python -m benchmarks.dynamic.rates`" in written
     assert "better than `all` in 1 of 2, worse in 1" in written
+    assert "The best is that of all, auto, half." in " ".join(written.split())
     assert "llama-mini style" in written
 
 
@@ -178,7 +184,7 @@ def test_a_later_registration_has_a_folder_of_its_own_and_its_start_alone_is_a_s
     keep(tmp_path / FOLDERS["run"] / case.name, "begun", 1.85, first_fresh(case) + 1, 100)
     (tmp_path / FOLDERS["run"]).rename(tmp_path / FOLDERS["auto"])
     assert assembled(tmp_path)["pooled_unseen"] is None
-    result = assemble(registered("sorting", "style"), tmp_path, trained="auto")
+    result = assemble(registered("sorting", "style", init="eva"), tmp_path, trained="auto")
     assert result["cases"][0]["best_static"]["arm"] == "begun"
     written = " ".join(page(result, tmp_path).split())
     assert "| case | all | begun |" in written
@@ -212,14 +218,38 @@ def test_what_other_benches_found_stands_on_the_page(tmp_path: Path):
     assert "Not measured yet: `python -m benchmarks.moving_cost`" in written
 
 
+def test_what_reading_costs_is_given_to_all(tmp_path: Path):
+    judged(tmp_path, "sorting")
+    (tmp_path / FOLDERS["run"]).rename(tmp_path / FOLDERS["auto"])
+    free, read = (
+        assemble(registered("sorting", **auto), tmp_path, trained="auto") for auto in ({}, {"init": "eva"})
+    )
+    (case,) = free["cases"]
+    assert case["auto_minus_all_at_equal_cost"] == case["auto_minus_all"]
+    assert "at equal cost" not in page(free, tmp_path)
+    (case,) = read["cases"]
+    # Of the 0.1 nats that all falls by until 150 steps, those of 1.67 steps more: a 24th in the logarithm.
+    gained = case["auto_minus_all_at_equal_cost"]["value"] - case["auto_minus_all"]["value"]
+    assert gained == pytest.approx(0.1 * np.log(1 + 1 / 60) / np.log(1.5), abs=1e-3)
+    assert read["pooled_unseen"]["at_equal_cost"]["better"] == 1
+    written = " ".join(page(read, tmp_path).split())
+    assert "| case | steps | auto − all | at equal cost |" in written
+    assert "costs `auto` 1.7 % of the run's work" in written
+    assert "| share lost ≤ 5 %, its upper end ≤ 10 % | 50 %" in written
+    assert (
+        "| better than `all` in two thirds of the cases, worse in none | 1 of 1, worse in 0 | reached |"
+        in written
+    )
+
+
 def test_an_arm_without_all_seeds_is_unfinished_and_one_that_diverged_cannot_win(tmp_path: Path):
     case = judged(tmp_path, "sorting", halves=1)
     folder = tmp_path / FOLDERS["run"] / case.name
-    measured = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
+    measured = losses_of(read_records(folder), HeldOut(TOKENS), 100, first_fresh(case))
     assert measured is not None
     assert set(measured.losses) == {"all", "auto"}
     keep(folder, "half", 1.8, first_fresh(case) + 1)
-    measured = losses_of(read_records(folder), TOKENS, 100, first_fresh(case))
+    measured = losses_of(read_records(folder), HeldOut(TOKENS), 100, first_fresh(case))
     assert measured is not None
     assert np.isinf(measured.by_seed("half")[1])
 

@@ -88,24 +88,28 @@ def test_a_scan_of_before_was_decided_by_the_score_of_its_time():
     assert Scan.from_json(old).by == "probe_yield" != DECIDES
 
 
-def test_what_auto_is_worth_names_all_verdicts_and_both_ends(monkeypatch: pytest.MonkeyPatch):
-    def case(name: str, value: float, verdict: str) -> dict[str, object]:
-        ends = {"value": value, "low": value - 0.01, "high": value + 0.01}
-        return {"name": name, "auto_minus_all": ends, "verdict": verdict}
-
-    cases = [case("a", -0.05, "better"), case("b", 0.2, "worse"), case("c", 0.0, "undetermined")]
-    none = {"better": None, "worse": None, "cases": None, "finer": None}
-    monkeypatch.setattr(advice, "judged", lambda: {"inside": {"cases": cases, "moves": none}})
+def test_what_auto_is_worth_has_counts_mean_steps_and_share(monkeypatch: pytest.MonkeyPatch):
+    mean = {"value": -0.05, "low": -0.1, "high": 0.02}
+    pooled = {"better": 3, "worse": 1, "cases": 9, "mean": mean, "steps_saved": 11.6}
+    pooled["share_lost"] = {"value": 0.07, "low": -0.03, "high": 0.14}
+    moves = {"better": 4, "worse": 3, "cases": 9}
+    found = {"pooled": pooled, "signals": {"energy": {**moves, "mean": mean}}}
+    monkeypatch.setattr(advice, "judged", lambda: {"inside": found})
     said = auto_record()
-    assert "better in 1, worse in 1, undetermined in 1" in said
-    assert "-0.050 (-0.060 to -0.040; a)" in said
-    assert "+0.200 (+0.190 to +0.210; b)" in said
+    assert "better in 3, worse in 1 of 9 held-out cases" in said
+    assert "-0.050 (-0.100 to +0.020) nats per token in the mean, 12 steps saved" in said
+    assert "7 % (-3 % to 14 %) lost of what `all` loses" in said
     assert "Moves alone" not in said
-    moves = {"better": 4, "worse": 3, "cases": 9, "finer": None}
-    monkeypatch.setattr(advice, "judged", lambda: {"inside": {"cases": cases, "moves": moves}})
-    assert "better in 4, worse in 3 of 9. A study" in auto_record()
-    finer = {**moves, "finer": {"better": 1, "worse": 2, "cases": 3}}
-    monkeypatch.setattr(advice, "judged", lambda: {"inside": {"cases": cases, "moves": finer}})
-    assert "worse in 3 of 9, with rates tuned finer in 1 and 2." in auto_record()
-    monkeypatch.setattr(advice, "judged", lambda: {"inside": {"cases": [], "moves": none}})
+    found["signals"]["weighted"] = {**moves, "mean": mean, "finer": None}
+    assert "begins them: better in 4, worse in 3 of 9. A study" in auto_record()
+    found["signals"]["weighted"] = {**moves, "mean": mean, "finer": {"better": 1, "worse": 2, "cases": 3}}
+    assert "worse in 3 of 9 (1 and 2 with rates tuned finer)." in auto_record()
+    assert "moves by weighted, adapters begun as PEFT begins them, were better in 4" in auto_record(
+        "weighted"
+    )
+    assert "moves by energy, adapters begun as PEFT begins them, were better in 4" in auto_record("energy")
+    assert "was not measured" in auto_record("attention")
+    pooled["share_lost"] = {"value": None, "low": None, "high": None}
+    assert "lost of what" not in auto_record()
+    found["pooled"] = None
     assert "not measured yet" in auto_record()

@@ -7,24 +7,20 @@ from typing import Any
 
 from benchmarks.dynamic.arms import REFERENCE
 from benchmarks.dynamic.judging.judge import (
-    after_more_steps,
+    at_equal_cost,
     difference,
     mean_difference,
     steps_saved,
     tally,
     verdict,
 )
-from benchmarks.dynamic.judging.placement import fresh_losses
+from benchmarks.dynamic.judging.placement import READING, fresh_losses
 from benchmarks.dynamic.preregistration import Preregistered
 from benchmarks.dynamic.queue import best_rate, tuned
 from benchmarks.dynamic.records import read_records
-from benchmarks.dynamic.work import tokens_of
-from loratlas.training.input_start import SHARE
+from benchmarks.dynamic.work import held_out_of
 
 BEGUN = "begun"
-
-COST = SHARE / 3
-"""Steps that reading the first rows costs, as a share of the run's: a forward pass is a third of a step's work."""
 
 
 def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | None:
@@ -35,10 +31,11 @@ def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | No
     """
     cases, losses = [], []
     for case, _ in registered.cases():
-        if (tokens := tokens_of(folder / case.name)) is None:
+        if (rows := held_out_of(folder / case.name)) is None:
             continue
         protocol, records = registered.protocol(case, [BEGUN]), read_records(folder / case.name)
-        steps, found = protocol.lengths[-1], fresh_losses(protocol, records, tokens)
+        steps = protocol.lengths[-1]
+        found = fresh_losses(protocol, records, rows)
         if found is None or BEGUN not in found.losses:
             continue
         losses.append(found)
@@ -51,11 +48,11 @@ def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | No
                 "steps": steps,
                 "loss_of_all": round(float(found.by_seed(REFERENCE).mean()), 5),
                 "minus_all": apart.to_json(),
-                "minus_all_after_its_cost": round(after_more_steps(found, BEGUN, COST * steps), 5),
+                "minus_all_at_equal_cost": at_equal_cost(found, BEGUN, READING * steps).to_json(),
                 "steps_saved": steps_saved(found, BEGUN).to_json(),
                 "verdict": verdict(apart),
                 "rates": {
-                    arm: best_rate(tuned(records, arm, steps, tokens, 1)) for arm in (REFERENCE, BEGUN)
+                    arm: best_rate(tuned(records, arm, steps, rows.tokens, 1)) for arm in (REFERENCE, BEGUN)
                 },
             }
         )

@@ -5,18 +5,20 @@ With L(arm) the token mean over held-out rows and fresh seeds, at one length:
     difference   D = L(arm) − L(all), paired by seed and row, interval by `loratlas.study.results.estimator`
     share lost   (L(arm) − L(best)) / (L(all) − L(best))
     steps saved  T' − T with L(all after T' steps) = L(arm after T steps)
+    equal cost   L(arm) − L(all after as many more steps as the arm's other work costs)
 
 **Best** is cross-fitted: for every seed it is the arm that was best on the other seeds, so that no arm profits from the
 luck it was chosen for. The share is undefined where `all` is best; sums over cases take such a case in all the same.
 **Noise floor**: what the cross-fitted best itself loses against the lowest mean of any arm, in the same unit.
-Intervals of shares and steps: bootstrap over seeds and rows within a case, and over cases where they are pooled.
+Intervals of shares: bootstrap over seeds and rows within a case, and over cases where they are pooled; of steps: the
+ends of D's interval, read off the same curve. Rows that answer one prompt are drawn together and count once.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t as student
@@ -58,16 +60,23 @@ class CaseLosses:
         tokens: counted tokens of each row [N].
         steps: the judged length.
         curve: T → summed losses of the reference [S, N], at lengths around the judged one, that one included.
+        clusters: numbers [N], equal for rows that belong together; None where none do.
         best: summed losses [S, N] of the best arm, see `best_by_others`; made from ``losses`` where it is not given.
+        units: rows of each cluster; made from ``clusters``.
     """
 
     losses: Losses
     tokens: np.ndarray
     steps: int
     curve: Mapping[int, np.ndarray]
+    clusters: np.ndarray | None = None
     best: np.ndarray | None = None
+    units: Sequence[np.ndarray] | None = None
 
     def __post_init__(self) -> None:
+        if self.clusters is not None and self.units is None:  # found once, for every draw
+            members = [np.flatnonzero(self.clusters == unit) for unit in np.unique(self.clusters)]
+            object.__setattr__(self, "units", members)
         if self.best is None:  # chosen once: a resampled seed must not choose for its own copy
             object.__setattr__(self, "best", best_by_others(self.losses, self.tokens))
 
@@ -77,9 +86,12 @@ class CaseLosses:
         return next(iter(self.losses.values())).shape[0]
 
     def resampled(self, random: np.random.Generator) -> CaseLosses:
-        """Seeds and rows drawn with replacement, the same for all arms."""
+        """Seeds and rows drawn with replacement, the same for all arms; of rows that belong together, all or none."""
         seeds = random.integers(self.seeds, size=self.seeds)
-        rows = random.integers(len(self.tokens), size=len(self.tokens))
+        count = len(self.tokens if self.units is None else self.units)
+        rows = random.integers(count, size=count)
+        if self.units is not None:
+            rows = np.concatenate([self.units[i] for i in rows])
 
         def draw(table: np.ndarray) -> np.ndarray:
             return table[np.ix_(seeds, rows)]
@@ -110,7 +122,12 @@ class CaseLosses:
 
 def difference(case: CaseLosses, arm: str, versus: str = REFERENCE) -> Interval:
     """L(arm) − L(versus) with its interval."""
-    estimated = estimate(case.losses[arm] - case.losses[versus], case.tokens)
+    return _estimated(case.losses[arm] - case.losses[versus], case)
+
+
+def _estimated(table: np.ndarray, case: CaseLosses) -> Interval:
+    """A difference of summed losses [S, N] as one of token means."""
+    estimated = estimate(table, case.tokens, clusters=case.clusters)
     low, high = estimated.interval(LEVEL)
     return Interval(value=estimated.value, low=low, high=high)
 
@@ -178,20 +195,29 @@ def share_lost(cases: Sequence[CaseLosses], arms: Sequence[str], *, seed: int = 
     return _bootstrapped(of, cases, arms, seed)
 
 
-def steps_saved(case: CaseLosses, arm: str, *, seed: int = 0) -> Interval:
+def steps_saved(case: CaseLosses, arm: str) -> Interval:
     """Steps that the reference needs more than the arm for the arm's loss; below 0 where it needs fewer.
 
     Loss against the logarithm of steps is interpolated linearly, after it was made to fall: a longer run that ends
-    higher counts as high as the shorter one.
+    higher counts as high as the shorter one. Ends beyond the curve are its last length, and half of its first.
     """
+    means = {length: table.sum() / case.tokens.sum() / case.seeds for length, table in case.curve.items()}
+    return in_steps(difference(case, arm), case.steps, means)
 
-    def of(chosen: Sequence[CaseLosses], names: Sequence[str]) -> float:
-        (one,), (name,) = chosen, names
-        lengths = sorted(one.curve)
-        means = [one.curve[length].sum() / one.tokens.sum() / one.seeds for length in lengths]
-        return steps_for(float(one.by_seed(name).mean()), lengths, means) - one.steps
 
-    return _bootstrapped(of, [case], [arm], seed)
+def in_steps(apart: Interval, steps: int, curve: Mapping[int, float]) -> Interval:
+    """A difference from the reference as steps that are saved.
+
+    Args:
+        apart: in nats, at ``steps``. curve: T → loss of the reference, that at ``steps`` among them.
+    """
+    lengths = sorted(curve)
+    # A higher loss is fewer steps: the upper end of the difference is the lower end of what is saved.
+    value, low, high = (
+        steps_for(curve[steps] + end, lengths, [curve[length] for length in lengths]) - steps
+        for end in (apart.value, apart.high, apart.low)
+    )
+    return Interval(value=value, low=low, high=high)
 
 
 def steps_for(loss: float, lengths: Sequence[int], losses: Sequence[float]) -> float:
@@ -212,12 +238,17 @@ def steps_for(loss: float, lengths: Sequence[int], losses: Sequence[float]) -> f
     return float(np.exp(np.interp(loss, falling[::-1], logs[::-1])))
 
 
-def after_more_steps(case: CaseLosses, arm: str, extra: float) -> float:
-    """L(arm) − L(all trained ``extra`` steps more): what remains at equal compute where choosing took steps."""
+def at_equal_cost(case: CaseLosses, arm: str, extra: float) -> Interval:
+    """L(arm) − L(all trained ``extra`` steps more): what remains where something took the work of so many steps.
+
+    Between the lengths that the reference was trained for its losses are straight in the logarithm of steps, row by
+    row.
+    """
     lengths = sorted(case.curve)
-    means = [case.curve[length].sum() / case.tokens.sum() / case.seeds for length in lengths]
-    reference = np.interp(math.log(case.steps + extra), np.log(lengths), means)
-    return float(case.by_seed(arm).mean() - reference)
+    after = next((length for length in lengths if length > case.steps), case.steps)
+    far = math.log(1 + extra / case.steps) / math.log(after / case.steps) if after > case.steps else 0.0
+    reference = (1 - far) * case.curve[case.steps] + far * case.curve[after]
+    return _estimated(case.losses[arm] - reference, case)
 
 
 def noise_floor(cases: Sequence[CaseLosses]) -> float:
@@ -242,13 +273,21 @@ def _bootstrapped(
     seed: int,
 ) -> Interval:
     random = np.random.Generator(np.random.PCG64(seed))
-    drawn = []
+    drawn, whole = [], cases
+    cases = [_of_two(case, arm) for case, arm in zip(cases, arms, strict=True)]
     for _ in range(DRAWS):
         picked = random.integers(len(cases), size=len(cases)) if len(cases) > 1 else np.zeros(1, dtype=int)
         drawn.append(of([cases[i].resampled(random) for i in picked], [arms[i] for i in picked]))
     known = np.array([value for value in drawn if not math.isnan(value)])
-    value = of(cases, arms)
+    value = of(whole, arms)
     if math.isnan(value) or len(known) < 0.9 * DRAWS:
         return Interval(value=math.nan, low=math.nan, high=math.nan)  # no scale to speak of
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value=value, low=float(low), high=float(high))
+
+
+def _of_two(case: CaseLosses, arm: str) -> CaseLosses:
+    """The case with what a share needs alone: drawing thirty other arms takes thirty times as long."""
+    return replace(
+        case, losses={name: case.losses[name] for name in dict.fromkeys((REFERENCE, arm))}, curve={}
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.dynamic.arms import REFERENCE
-from benchmarks.dynamic.judging.judge import LEVEL, Interval
+from benchmarks.dynamic.judging.judge import LEVEL, Interval, in_steps
 from benchmarks.dynamic.queue import FIRST_FRESH, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.work import CASE
@@ -69,16 +69,38 @@ def _points(
         seeds = [s for s in one if s in two and length in one[s].lengths and length in two[s].lengths]
         if seeds:
             table = np.stack([one[s].lengths[length] - two[s].lengths[length] for s in seeds])
+            apart = paired(table, tokens)
+            saved, reaches = _steps_saved([two[s] for s in seeds], length, apart, tokens)
             points.append(
                 {
                     "arm": arm,
                     "steps": length,
                     "seeds": len(seeds),
                     "fresh": fresh,
-                    "minus_all": paired(table, tokens).to_json(),
+                    "minus_all": apart.to_json(),
+                    "steps_saved": None if saved is None else saved.to_json(),
+                    "curve_reaches": reaches,
                 }
             )
     return points
+
+
+def _steps_saved(
+    reference: Sequence[Record], steps: int, apart: Interval, tokens: np.ndarray
+) -> tuple[Interval | None, tuple[float, float]]:
+    """A difference in steps of `all`, by its curve over the same seeds; and the most and the least it can say.
+
+    None where the curve has one length.
+    """
+    lengths = set.intersection(*(set(record.lengths) for record in reference))
+    reaches = (float(max(lengths) - steps), min(lengths) / 2 - steps)
+    if len(lengths) < 2:
+        return None, reaches
+    losses = {
+        length: float(np.mean([record.lengths[length].sum() / tokens.sum() for record in reference]))
+        for length in lengths
+    }
+    return in_steps(apart, steps, losses), reaches
 
 
 def paired(table: np.ndarray, tokens: np.ndarray) -> Interval:

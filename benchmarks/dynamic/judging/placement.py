@@ -15,6 +15,7 @@ from benchmarks.dynamic.judging.against import against, best_static, in_hindsigh
 from benchmarks.dynamic.judging.judge import (
     CaseLosses,
     Interval,
+    at_equal_cost,
     chosen_elsewhere,
     difference,
     noise_floor,
@@ -25,11 +26,14 @@ from benchmarks.dynamic.judging.judge import (
 )
 from benchmarks.dynamic.judging.picture import pictures
 from benchmarks.dynamic.judging.scans import said, scans
-from benchmarks.dynamic.preregistration import Preregistered
+from benchmarks.dynamic.preregistration import Preregistered, code_changed
 from benchmarks.dynamic.queue import FIRST_FRESH, Protocol, best_rate, tuned
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.sought import best_so_far, next_sought, sought_plan
-from benchmarks.dynamic.work import tokens_of
+from benchmarks.dynamic.work import HeldOut, held_out_of
+from loratlas.dynamic.policies.known_policies import DEFAULT, POLICIES
+from loratlas.training.input_start import SHARE
+from loratlas.training.settings import EVA
 
 AUTO = "auto"
 FOLDERS = {
@@ -42,11 +46,14 @@ FOLDERS = {
 }
 """What is trained → its folder of records."""
 
+READING = SHARE / 3
+"""Steps that reading the first rows costs, as a share of the run's: a forward pass is a third of a step's work."""
+
 SCHEMA, VERSION = "loratlas.placement", 1
 
 
 def losses_of(
-    records: Sequence[Record], tokens: np.ndarray, steps: int, first_fresh: int, *, least: int = 2
+    records: Sequence[Record], rows: HeldOut, steps: int, first_fresh: int, *, least: int = 2
 ) -> CaseLosses | None:
     """The fresh seeds that all arms share; None where the reference has fewer than ``least``.
 
@@ -61,13 +68,13 @@ def losses_of(
     for arm in dict.fromkeys(record.arm for record in fresh):
         by_seed = {record.seed: record for record in fresh if record.arm == arm}
         if all(seed in by_seed for seed in seeds):
-            losses[arm] = np.stack([_at(by_seed[seed], steps, tokens) for seed in seeds])
+            losses[arm] = np.stack([_at(by_seed[seed], steps, rows.tokens) for seed in seeds])
     reference = {record.seed: record for record in fresh if record.arm == REFERENCE}
     shared = [
         length for length in reference[seeds[0]].lengths if all(length in reference[s].lengths for s in seeds)
     ]
     curve = {length: np.stack([reference[seed].lengths[length] for seed in seeds]) for length in shared}
-    return CaseLosses(losses=losses, tokens=tokens, steps=steps, curve=curve)
+    return CaseLosses(losses=losses, tokens=rows.tokens, steps=steps, curve=curve, clusters=rows.clusters)
 
 
 def _at(record: Record, steps: int, tokens: np.ndarray) -> np.ndarray:
@@ -83,27 +90,34 @@ def assemble(registered: Preregistered, results: Path, *, trained: str = "run") 
         trained: which of these has the registered runs.
     """
     cases, judged, unseen = [], [], []
+    reading = READING if registered.content["policies"].get(AUTO, {}).get("init") == EVA else 0.0
     for case, is_unseen in registered.cases():
         folder = results / FOLDERS[trained] / case.name
-        if (tokens := tokens_of(folder)) is None:
+        if (rows := held_out_of(folder)) is None:
             continue
         protocol, records = registered.protocol(case, []), read_records(folder)
-        losses = fresh_losses(protocol, records, tokens)
+        losses = fresh_losses(protocol, records, rows)
         if losses is None or AUTO not in losses.losses:
             continue
         beside = {
-            what: told(protocol, records, read_records(results / FOLDERS[what] / case.name), tokens)
+            what: told(protocol, records, read_records(results / FOLDERS[what] / case.name), rows)
             for what, told in (("finer", _finer), ("added", _added), ("sought", _sought))
         }
-        cases.append(_case(case, is_unseen, losses, records, tokens) | beside)
+        cases.append(_case(case, is_unseen, losses, records, reading) | beside)
         judged.append(losses)
         unseen.append(is_unseen)
     chosen = [losses for losses, is_unseen in zip(judged, unseen, strict=True) if is_unseen]
     return {
         "schema": SCHEMA,
         "version": VERSION,
-        "preregistered": {"digest": registered.digest, "commit": registered.commit},
+        "preregistered": {
+            "digest": registered.digest,
+            "commit": registered.commit,
+            "code_changed": code_changed(registered),
+        },
         "earlier": registered.content.get("earlier", []),
+        "reading_costs": round(reading, 5),
+        "registered_arms": [arm for group in registered.content["arms"] for arm in group],
         "cases": cases,
         "registered_cases": len(registered.cases()),
         "pooled_unseen": _pooled(chosen) | _of_cases(cases) if chosen else None,
@@ -118,24 +132,35 @@ def summary(result: Mapping[str, Any], moves: Mapping[str, Any]) -> dict[str, An
     Args:
         result: of the newest registration. moves: of the one in which `auto` began as PEFT begins.
     """
-    cases = [
-        {
-            "name": f"{case_name(case)} {case['budget'].removeprefix('like=')}",
-            "auto_minus_all": case["auto_minus_all"],
-            "verdict": case["verdict"],
-        }
-        for case in result["cases"]
-        if case["unseen"]
-    ]
-    alone = moves["pooled_unseen"] or {}
-    counts = {key: alone.get(key) for key in ("better", "worse", "cases", "finer")}
-    return {"inside": {"cases": cases, "moves": counts}, "scans": said(result["scans"])}
+    pooled, alone = result["pooled_unseen"], moves["pooled_unseen"]
+    counted = ("better", "worse", "cases")
+    of_auto = pooled and {
+        **{count: pooled[count] for count in counted},
+        "mean": pooled["auto_minus_all"],
+        "steps_saved": pooled["steps_saved_median"],
+        "share_lost": pooled["share_lost"],
+    }
+    signals = {arm: found for arm, found in (alone or {}).get("against_all", {}).items() if arm in POLICIES}
+    if alone:  # `auto` there is its policy, begun as the others are
+        signals[DEFAULT] = {**alone["against_all"][AUTO], "finer": alone["finer"]}
+    inside = {"pooled": of_auto, "signals": signals}
+    return {"inside": inside, "scans": said(result["scans"])}
 
 
 def _of_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What is counted over the unseen cases as they were told, rather than over their losses."""
-    hindsight = [Interval(**case["best_static"]["auto_minus"]) for case in cases if case["unseen"]]
-    return {"best_static": in_hindsight(hindsight), "finer": read_again(cases)}
+    known = [case for case in cases if case["unseen"]]
+    hindsight = [Interval(**case["best_static"]["auto_minus"]) for case in known]
+    at_cost = [Interval(**case["auto_minus_all_at_equal_cost"]) for case in known]
+    values = sorted(case["auto_minus_all"]["value"] for case in known)
+    return {
+        "best_static": in_hindsight(hindsight),
+        "finer": read_again(cases),
+        "at_equal_cost": {"mean": round(float(np.mean([one.value for one in at_cost])), 5), **tally(at_cost)},
+        "auto_minus_all_median": round(float(np.median(values)), 5),
+        "auto_minus_all_without_the_largest": round(float(np.mean(values[1:])), 5) if values[1:] else None,
+        "steps_saved_median": round(float(np.median([case["steps_saved"]["value"] for case in known])), 1),
+    }
 
 
 def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
@@ -145,8 +170,9 @@ def read_again(cases: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
 
 
 def _case(
-    case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], tokens: np.ndarray
+    case: Any, unseen: bool, losses: CaseLosses, records: Sequence[Record], reading: float
 ) -> dict[str, Any]:
+    tokens = losses.tokens
     hindsight = best_static(records, losses.steps, tokens, list(losses.losses))
     to_all = difference(losses, AUTO)
     return {
@@ -156,7 +182,11 @@ def _case(
         "steps": losses.steps,
         "unseen": unseen,
         "seeds": losses.seeds,
+        "rows": len(tokens),
+        "registered_rows": case.rows.held_out,
+        "clusters": None if losses.clusters is None else len(np.unique(losses.clusters)),
         "auto_minus_all": to_all.to_json(),
+        "auto_minus_all_at_equal_cost": at_equal_cost(losses, AUTO, reading * losses.steps).to_json(),
         "steps_saved": steps_saved(losses, AUTO).to_json(),
         "share_lost": share_lost([losses], [AUTO]).to_json(),
         "verdict": verdict(to_all),
@@ -182,38 +212,38 @@ def _case(
 
 
 def _finer(
-    protocol: Protocol, registered: Sequence[Record], finer: Sequence[Record], tokens: np.ndarray
+    protocol: Protocol, registered: Sequence[Record], finer: Sequence[Record], rows: HeldOut
 ) -> dict[str, Any] | None:
     """A case at finer rates; None before all of its runs are there."""
-    if not finer or next_finer(protocol, registered, finer, tokens) is not None:
+    if not finer or next_finer(protocol, registered, finer, rows.tokens) is not None:
         return None
     records = refined(registered, finer)
-    losses = fresh_losses(protocol, records, tokens)
+    losses = fresh_losses(protocol, records, rows)
     return None if losses is None else compared(losses, records)
 
 
 def _added(
-    protocol: Protocol, registered: Sequence[Record], more: Sequence[Record], tokens: np.ndarray
+    protocol: Protocol, registered: Sequence[Record], more: Sequence[Record], rows: HeldOut
 ) -> dict[str, Any] | None:
     """A case's arms that were not registered; None before they were trained."""
-    losses = fresh_losses(protocol, [*registered, *more], tokens)
-    return None if not more or losses is None else added_arms(losses, more, tokens) or None
+    losses = fresh_losses(protocol, [*registered, *more], rows)
+    return None if not more or losses is None else added_arms(losses, more, rows.tokens) or None
 
 
 def _sought(
-    protocol: Protocol, registered: Sequence[Record], tries: Sequence[Record], tokens: np.ndarray
+    protocol: Protocol, registered: Sequence[Record], tries: Sequence[Record], rows: HeldOut
 ) -> dict[str, Any] | None:
     """What a case's search for a better plan found; None before it has ended."""
-    if not tries or next_sought(protocol, registered, tries, tokens) is not None:
+    if not tries or next_sought(protocol, registered, tries, rows.tokens) is not None:
         return None
-    best = best_so_far(registered, tries, protocol.tuning_lengths[-1], tokens)
-    losses = fresh_losses(protocol, [*registered, *tries], tokens)
+    best = best_so_far(registered, tries, protocol.tuning_lengths[-1], rows.tokens)
+    losses = fresh_losses(protocol, [*registered, *tries], rows)
     return None if best is None or losses is None else sought_plan(losses, best)
 
 
-def fresh_losses(protocol: Protocol, records: Sequence[Record], tokens: np.ndarray) -> CaseLosses | None:
+def fresh_losses(protocol: Protocol, records: Sequence[Record], rows: HeldOut) -> CaseLosses | None:
     """`losses_of` at the judged length, of whole cases."""
-    return losses_of(records, tokens, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds)
+    return losses_of(records, rows, protocol.lengths[-1], protocol.first_fresh, least=protocol.fresh_seeds)
 
 
 def case_name(case: Mapping[str, Any]) -> str:
@@ -233,6 +263,7 @@ def _pooled(cases: Sequence[CaseLosses]) -> dict[str, Any]:
         "noise_floor": _number(noise_floor(cases)),
         "by_arm": {arm: share_lost(cases, [arm] * len(cases)).to_json() for arm in rules},
         "auto_against": auto_against,
+        "against_all": {arm: against(cases, arm, REFERENCE) for arm in rules},
     }
     if len(cases) > 1:
         crossed = chosen_elsewhere(cases, rules)

@@ -88,17 +88,7 @@ def note_record(moving: Moving, init: bool | str | None, listener: Listener) -> 
     Args:
         moving: what decides. init: how the run's adapters begin, once that is known. listener: hears it.
     """
-    from loratlas.scan.advice import auto_record, judged
+    from loratlas.scan.advice import auto_record
 
-    moves = judged()["inside"]["moves"]
-    if moving.signal not in (None, DEFAULT) or init == EVA or not moves or not moves["cases"]:
-        if moving.signal in (None, DEFAULT):
-            listener.note(auto_record())
-        return
-    again = moves["finer"]
-    finer = f" ({again['better']} and {again['worse']} with rates tuned finer)" if again else ""
-    listener.note(
-        "Measured against `all` at equal steps and parameters, adapters begun as PEFT begins them: moves alone were "
-        f"better in {moves['better']}, worse in {moves['worse']} of {moves['cases']} held-out cases of small "
-        f"bases{finer}. A study compares both on your rows."
-    )
+    signal = moving.signal or DEFAULT
+    listener.note(auto_record(None if signal == DEFAULT and init == EVA else signal))

@@ -22,8 +22,8 @@ DECIDED_BEFORE = "probe_yield"
 """The column that decided scans whose files do not say which: they were written while this one was `DECIDES`."""
 
 JUDGED = Path(__file__).with_name("judged.json")
-"""``inside``: of ``auto``, which places inside the run, by case, and ``moves``: counts of the same where adapters begin
-as PEFT begins them; ``scans``: of scores, by column."""
+"""``inside``: of ``auto``, which places inside the run, pooled, and of policies where adapters begin as PEFT begins
+them (``signals``); ``scans``: of scores, by column."""
 
 
 @cache
@@ -32,40 +32,55 @@ def judged() -> Mapping[str, Any]:
     return json.loads(JUDGED.read_text(encoding="utf-8"))
 
 
-def auto_record() -> str:
-    """What ``auto`` was worth against `all` at the same steps, parameters and rows, in a sentence.
+def auto_record(signal: str | None = None) -> str:
+    """What placement inside the run was worth against `all` at the same steps and parameters, in a sentence.
+
+    Args:
+        signal: the policy that decides where adapters begin as PEFT begins them. None: ``auto`` as a whole, where they
+            begin along their inputs.
 
     Example:
         >>> auto_record()[:35]
         'Measured against `all` at equal ste'
+        >>> auto_record("attention")
+        'What placement by attention inside a run is worth was not measured on held-out cases; a study tells.'
     """
-    inside = judged()["inside"]
-    cases, moves = inside["cases"], inside["moves"]
-    if not cases:
+    found = judged()["inside"]
+    moves = found["signals"]
+    if signal is not None:
+        return (
+            f"What placement by {signal} inside a run is worth was not measured on held-out cases; a study tells."
+            if signal not in moves
+            else f"Measured against `all` at equal steps and parameters: moves by {signal}, adapters begun as PEFT "
+            f"begins them, were {_counts(moves[signal])} held-out cases of small bases, {_mean(moves[signal]['mean'])} "
+            "in the mean. A study compares both on your rows."
+        )
+    cases, alone = found["pooled"], moves.get("weighted")
+    if cases is None:
         return (
             "How well placement inside the run works was not measured yet; compare it with `all` in a study."
         )
-    count = {verdict: sum(case["verdict"] == verdict for case in cases) for verdict in ("better", "worse")}
-    ends = [min(cases, key=_difference), max(cases, key=_difference)]
-    bounds = " and ".join(
-        f"{_difference(case):+.3f} ({case['auto_minus_all']['low']:+.3f} to {case['auto_minus_all']['high']:+.3f}; "
-        f"{case['name']})"
-        for case in ends
-    )
-    again = moves["finer"]
-    finer = f", with rates tuned finer in {again['better']} and {again['worse']}" if again else ""
-    alone = (
-        f" Moves alone, as where adapters begin as PEFT begins them: better in {moves['better']}, worse in "
-        f"{moves['worse']} of {moves['cases']}{finer}."
-        if moves["cases"]
-        else ""
-    )
-    open_cases = len(cases) - count["better"] - count["worse"]
+    share, apart = cases["share_lost"], ""
+    if share["value"] is not None:
+        ends = f"{_percent(share['low'])} to {_percent(share['high'])}"
+        apart = f", {_percent(share['value'])} ({ends}) lost of what `all` loses against the best arm"
+    if alone:
+        apart += f". Moves alone, as where adapters begin as PEFT begins them: {_counts(alone)}"
     return (
-        f"Measured against `all` at equal steps and parameters, adapters begun along their inputs, on {len(cases)} "
-        f"held-out cases of small bases: better in {count['better']}, worse in {count['worse']}, undetermined in "
-        f"{open_cases}; between {bounds} nats per token.{alone} A study compares both on your rows."
+        "Measured against `all` at equal steps and parameters, adapters begun along their inputs: "
+        f"{_counts(cases)} held-out cases of small bases; {_mean(cases['mean'])} in the mean, "
+        f"{cases['steps_saved']:.0f} steps saved in the median{apart}. A study compares both on your rows."
     )
+
+
+def _counts(found: Mapping[str, Any]) -> str:
+    again = found.get("finer")
+    finer = f" ({again['better']} and {again['worse']} with rates tuned finer)" if again else ""
+    return f"better in {found['better']}, worse in {found['worse']} of {found['cases']}{finer}"
+
+
+def _mean(found: Mapping[str, Any]) -> str:
+    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}) nats per token"
 
 
 TRIAL_LR = 1e-2
@@ -142,10 +157,6 @@ def track_record(by: str) -> str:
     if by in TRIAL_COLUMNS:
         said += f" Its trials train at a learning rate of {TRIAL_LR:g}, whatever the run's is."
     return said + " The scan's own steps are not counted; other models and tasks may differ."
-
-
-def _difference(case: Mapping[str, Any]) -> float:
-    return float(case["auto_minus_all"]["value"])
 
 
 def _share(lost: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from loratlas.errors import SpecError
 from loratlas.study.spec.spec_file import load_spec, parse_spec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXT = """
 name: s
 model: demo:llama-mini
