@@ -74,8 +74,8 @@ def study_notes(spec: StudySpec, about: Mapping[str, Any], state: Schedule) -> l
             f"{spec.steps} steps{later} by {arm.signal or DEFAULT} where they go on. No step is added; its runs "
             "train alone, not in a fleet."
         )
-    if about.get("moving"):
-        notes.append(auto_record())
+    signals = [spec.arms[name].signal or DEFAULT for name in about.get("moving", {})]
+    notes += [auto_record(None if signal == DEFAULT else signal) for signal in dict.fromkeys(signals)]
     for name, match in about["matches"].items():
         if spec.match != "none" and match and not match["solved"]:
             notes.append(f"{name} names its ranks, which were used: its budget is not matched.")
