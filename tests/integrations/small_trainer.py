@@ -59,6 +59,14 @@ def placed(own, **changes):
     return loratlas.DynamicPlacement(**wanted).install(own)
 
 
+def resumable(out: Path) -> str:
+    """The folder of a checkpoint after 5 of 12 steps."""
+    own = trainer(out, save_strategy="steps", save_steps=5)
+    placed(own)
+    own.train()
+    return str(out / "checkpoint-5")
+
+
 def main(out: Path, policy: str) -> None:
     """One process of several: train with moves, write what came out. All rows make a step, whatever their order."""
     gradient_watch.SHARE = 1.0  # a tiny model's gradients would be sketched in a step of twelve

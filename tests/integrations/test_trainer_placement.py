@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.integrations.small_trainer import Rows, placed, trainer
+from tests.integrations.small_trainer import Rows, placed, resumable, trainer
 from tests.tiny import tiny_model
 from tests.training.small import adapted, weights
 from transformers import TrainerCallback
@@ -180,42 +180,6 @@ def test_a_directions_age_is_its_own():
         for each in (one, two, three):
             each.step()
     assert torch.allclose(longer.detach(), torch.cat([old, young]).detach(), rtol=0, atol=1e-6)
-
-
-def resumable(tmp_path, **changes):
-    own = trainer(tmp_path, save_strategy="steps", save_steps=5)
-    placed(own)
-    own.train()
-    return str(tmp_path / "checkpoint-5")
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"policy": "energy"}, "policy was \"random\", now \"energy\""),
-        ({"budget": 4000}, "budget was"),
-        ({"head": 5}, "schedule was"),
-    ],
-)  # fmt: skip
-def test_a_checkpoint_of_another_placement_is_refused(tmp_path, changes, said):
-    folder = resumable(tmp_path)
-    own = trainer(tmp_path)
-    placed(own, **changes)
-    with pytest.raises(OutputError, match=said):
-        own.train(resume_from_checkpoint=folder)
-
-
-def test_a_checkpoint_of_another_model_or_of_none_is_refused(tmp_path):
-    folder = resumable(tmp_path)
-    own = trainer(tmp_path, model=adapted("gpt2"))
-    placed(own)
-    with pytest.raises(OutputError, match="belongs to another run"):
-        own.train(resume_from_checkpoint=folder)
-    (tmp_path / "checkpoint-5" / "placement.json").unlink()
-    own = trainer(tmp_path)
-    placed(own)
-    with pytest.raises(OutputError, match=r"no placement\.json"):
-        own.train(resume_from_checkpoint=folder)
 
 
 @pytest.mark.parametrize("name", ["placement.safetensors", "placement.json"])

@@ -55,8 +55,9 @@ WISHES = [
 def test_wishes(tmp_path, wish, said):
     own = trainer(tmp_path)
     before = weights(own.model)
-    with pytest.raises(LoratlasError, match=said):
+    with pytest.raises(LoratlasError, match=said) as caught:
         placed(own, **wish)
+    assert not any("--" in text for text in (caught.value.given, caught.value.found, caught.value.instead))
     assert all(torch.equal(value, before[name]) for name, value in weights(own.model).items())
 
 
@@ -71,8 +72,27 @@ MODELS = [
 
 @pytest.mark.parametrize(("make", "kind", "said"), MODELS, ids=["bare", "merged", "dora", "two", "olora"])
 def test_models(tmp_path, make, kind, said):
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=said) as caught:
         placed(trainer(tmp_path, model=make()))
+    assert caught.value.given == "DynamicPlacement(…).install(trainer)"
+
+
+def test_words_are_those_of_the_trainer(tmp_path):
+    with pytest.raises(SettingsError) as caught:
+        loratlas.DynamicPlacement(head="much")
+    assert (caught.value.given, caught.value.instead) == ("head='much'", 'head="10%"')
+    with pytest.raises(SettingsError) as caught:
+        loratlas.DynamicPlacement(decide="every=0")
+    assert caught.value.given == "decide='every=0'"
+    own = trainer(tmp_path, max_steps=4)
+    with pytest.raises(SettingsError) as caught:
+        loratlas.DynamicPlacement().install(own)
+    assert "max_steps=40 or more" in caught.value.instead
+    own = trainer(tmp_path, max_steps=-1, num_train_epochs=1)  # 16 steps, which only the trainer knows
+    placed(own, head=16)
+    with pytest.raises(SettingsError) as caught:
+        own.train()
+    assert caught.value.instead == "head=4"
 
 
 def test_a_model_in_which_nothing_trains(tmp_path):

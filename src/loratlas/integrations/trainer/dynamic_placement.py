@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loratlas.dynamic.decision_schedule import DecisionSchedule, parse_every, parse_head
 from loratlas.dynamic.policies.known_policies import DEFAULT, POLICIES
 from loratlas.errors import SettingsError
-from loratlas.integrations.trainer.trainer_checks import check_trainer
+from loratlas.integrations.trainer.trainer_checks import check_trainer, trainer_names
 
 if TYPE_CHECKING:
     from loratlas.dynamic.controller import Decision
@@ -73,9 +73,7 @@ class DynamicPlacement:
                 instead='policy="weighted", policy="energy" or policy="gradient"',
             )
         self.policy = POLICIES[policy or DEFAULT]()
-        self.schedule = DecisionSchedule(
-            head=parse_head(head), every=parse_every(decide), peak=self.policy.peak
-        )
+        self.schedule = _schedule(head, decide, self.policy.peak)
         self.budget, self.placement = budget, placement
         self.on_decision = on_decision or _print
         self._installed: Installed | None = None
@@ -121,16 +119,31 @@ class DynamicPlacement:
                 instead="a new DynamicPlacement for every trainer, once",
             )
         check_trainer(trainer)
-        self._installed = Installed(
-            trainer,
-            self.policy,
-            self.schedule,
-            budget=self.budget,
-            placement=self.placement,
-            on_decision=self.on_decision,
-        )
+        with trainer_names():
+            self._installed = Installed(
+                trainer,
+                self.policy,
+                self.schedule,
+                budget=self.budget,
+                placement=self.placement,
+                on_decision=self.on_decision,
+            )
         trainer._loratlas_placement = self
         return self
+
+
+def _schedule(head: str | float | None, decide: str | int | None, peak: float) -> DecisionSchedule:
+    """When decisions fall; errors say what was typed here."""
+    try:
+        first = parse_head(head)
+        DecisionSchedule(head=first)
+    except SettingsError as error:
+        raise SettingsError(given=f"head={head!r}", found=error.found, instead='head="10%"') from None
+    try:
+        return DecisionSchedule(head=first, every=parse_every(decide), peak=peak)
+    except SettingsError as error:
+        instead = 'decide="once", or decide="every=50"'
+        raise SettingsError(given=f"decide={decide!r}", found=error.found, instead=instead) from None
 
 
 def _print(decision: Decision) -> None:

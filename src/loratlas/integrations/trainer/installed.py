@@ -13,6 +13,7 @@ from loratlas.dynamic.decision_schedule import DecisionSchedule
 from loratlas.dynamic.policies.base import Policy
 from loratlas.integrations.trainer.controller_state import (
     check_identity,
+    check_times,
     checkpoint_asked_for,
     read_state,
     read_tensors,
@@ -21,6 +22,7 @@ from loratlas.integrations.trainer.controller_state import (
 from loratlas.integrations.trainer.movable_sites import budget_of, movable_sites
 from loratlas.integrations.trainer.processes import peers_of
 from loratlas.integrations.trainer.torch_adam import MovedAdam, check_optimizer, plain_optimizer
+from loratlas.integrations.trainer.trainer_checks import trainer_names
 from loratlas.integrations.trainer.trainer_run import LastRows, TrainerRun
 
 AGES = "ages."
@@ -50,6 +52,7 @@ class Installed:
     ) -> None:
         self.trainer, self.policy, self.schedule = trainer, policy, schedule
         self._on_decision = on_decision
+        self._asked = {"placement": placement, "budget": None if budget is None else str(budget)}
         self.sites, self.anatomy = movable_sites(trainer.model, placement)
         self.budget = budget_of(budget, self.sites, self.anatomy, trainer.model, schedule.peak)
         self.peers = peers_of(trainer.accelerator)
@@ -129,7 +132,7 @@ class Installed:
             OutputError: it belongs to another run, or is damaged.
         """
         document = read_state(folder)
-        check_identity(folder, document["identity"], self._identity())
+        check_identity(folder, document, self._identity(), self._asked)
         self._resumed = folder, document
         self._give(document["ranks"])
 
@@ -156,11 +159,17 @@ class Installed:
             "processes": args.world_size,
         }
 
+    def _times(self) -> dict[str, Any]:
+        """The run's length, and when it decides."""
+        steps = int(self.trainer.state.max_steps)
+        return {"steps": steps, "decisions": list(self.controller.schedule.steps(steps))}
+
     def on_begin(self) -> None:
         """Right before the first step, everything there: the last checks.
 
         Raises:
             SettingsError: an optimizer whose state cannot be moved; a head longer than the run.
+            OutputError: a checkpoint of a run that decides at other steps.
         """
         optimizer = plain_optimizer(self.trainer.optimizer)
         check_optimizer(optimizer)
@@ -175,6 +184,7 @@ class Installed:
             return
         folder, document = self._resumed
         self._resumed = None
+        check_times(folder, document["identity"], self._identity() | self._times())
         tensors = read_tensors(folder)
         named = self.run.named()
         adam.ages = {
@@ -217,7 +227,8 @@ class Installed:
         tensors |= {f"{AGES}{name}": ages[p] for name, p in self.run.named().items() if p in ages}
         write_state(
             folder,
-            identity=self._identity(),
+            identity=self._identity() | self._times(),
+            asked=self._asked,
             ranks={site.module: rank for site, rank in self._ranks()},
             values=values,
             tensors=tensors,
@@ -234,7 +245,8 @@ def _callback(installed: Installed) -> Any:
 
     class _Moving(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            installed.on_begin()
+            with trainer_names():
+                installed.on_begin()
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             installed.on_gradient()

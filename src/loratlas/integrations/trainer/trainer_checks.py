@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from loratlas.adapters.resizable import check_resizable
-from loratlas.errors import SettingsError
+from loratlas.errors import AttachError, LoratlasError, SettingsError, python_spelling
 
 MOVABLE = ("adamw_torch", "adamw_torch_fused")
 """Names of `TrainingArguments.optim` whose optimizer can follow."""
 
 GIVEN = "DynamicPlacement(…).install(trainer)"
+
+NAMES = {"--signal": "--policy", "--steps": "--max-steps"}
+"""Option of the command line → what a trainer or `DynamicPlacement` calls the same."""
+
+
+@contextmanager
+def trainer_names() -> Iterator[None]:
+    """Errors within name arguments of `DynamicPlacement` and of the trainer, where others name options.
+
+    >>> from loratlas.errors import SettingsError
+    >>> try:
+    ...     with trainer_names():
+    ...         raise SettingsError(given="--head much", found="neither", instead="--steps 40 or more")
+    ... except SettingsError as error:
+    ...     error.given, error.instead
+    ("head='much'", 'max_steps=40 or more')
+    """
+    try:
+        yield
+    except LoratlasError as error:
+        error.given, error.found, error.instead = map(_renamed, (error.given, error.found, error.instead))
+        error.args = (error.given, error.found, error.instead)
+        raise
+
+
+def _renamed(text: str) -> str:
+    for option, name in NAMES.items():
+        text = text.replace(option, name)
+    return python_spelling(text)
 
 
 def _refused(found: str, instead: str) -> SettingsError:
@@ -62,6 +93,9 @@ def check_trainer(trainer: Any) -> None:
             "a second adapter named ref, which TRL adds to a PeftModel as the reference",
             "the bare model and peft_config=LoraConfig(…) in the trainer: its reference is the base then",
         )
-    check_resizable(model)
+    try:
+        check_resizable(model)
+    except AttachError as error:
+        raise AttachError(given=GIVEN, found=error.found, instead=error.instead) from None
     if not any(p.requires_grad for p in model.parameters()):
         raise _refused("a model in which nothing is trained", "an adapter with is_trainable=True")
