@@ -67,6 +67,15 @@ def test_moves_are_recorded_and_a_stopped_run_goes_on_to_the_same_adapter(cli, t
     assert refused.code == 2
     assert "hooks.placement.policy was 'random', now 'energy'" in refused.words
 
+    drawn = cli("report", out, "--json")
+    assert drawn.code == 0, drawn.err
+    page = (out / "report.html").read_text()
+    assert drawn.json["page"] == str(out / "report.html")
+    assert all(f"{move['path']}: rank {move['before']}" in page for move in numbers["moves"])
+    assert "<script src=" not in page  # it opens offline
+    (out / "plan.json").unlink()
+    assert "stayed where they were" in cli("report", out).words
+
 
 def test_the_api_says_and_draws_the_same():
     run = loratlas.train(

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 PLAN = "plan.json"
 """Where a run that has placed its adapters itself keeps where they ended."""
 
-MINE = ("adapter", "checkpoint", "eval", RUN, "curve.json", "samples.json", "logs", PLAN)
-"""What a run leaves in its folder."""
+MINE = ("adapter", "checkpoint", "eval", RUN, "curve.json", "samples.json", "logs", PLAN, "report.html")
+"""What a run leaves in its folder, and what `loratlas report` writes there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

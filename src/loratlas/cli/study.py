@@ -138,7 +138,7 @@ def report(
         Path,
         typer.Argument(
             metavar="STUDY",
-            help="A study's folder, or the JSON that `loratlas study --json` printed.",
+            help="A study's folder, or the JSON that `loratlas study --json` printed; or a run's folder, for its map.",
             show_default=False,
         ),
     ],
@@ -154,11 +154,13 @@ def report(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write the page of a study again from its records."""
+    """Write the page of a study again from its records, or the map of a run that placed its adapters itself."""
     from loratlas.report import build
+    from loratlas.report.run_page import is_run, run_page
 
-    data = _read(folder)
-    page = build(data, out or (folder if folder.is_dir() else folder.parent) / "report.html")
+    page = out or (folder if folder.is_dir() else folder.parent) / "report.html"
+    data = {"complete": True} if is_run(folder) else _read(folder)
+    page = run_page(folder, page) if is_run(folder) else build(data, page)
     if as_json:
         output.emit(
             {"schema": "loratlas.report", "version": 1, "page": str(page), "complete": data.get("complete")}

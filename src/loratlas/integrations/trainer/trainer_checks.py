@@ -25,10 +25,10 @@ def trainer_names() -> Iterator[None]:
     >>> from loratlas.errors import SettingsError
     >>> try:
     ...     with trainer_names():
-    ...         raise SettingsError(given="--head much", found="neither", instead="--steps 40 or more")
+    ...         raise SettingsError(given="--head 2", found="too few", instead="--steps 40 or more")
     ... except SettingsError as error:
     ...     error.given, error.instead
-    ("head='much'", 'max_steps=40 or more')
+    ('head=2', 'max_steps=40 or more')
     """
     try:
         yield
