@@ -17,13 +17,15 @@ from pathlib import Path
 
 from benchmarks.dynamic.arms import STATIC
 from benchmarks.dynamic.cases import TASKS, Case
-from benchmarks.dynamic.preregistration import THIRD
+from benchmarks.dynamic.preregistration import FILE, THIRD
 from benchmarks.dynamic.queue import Protocol
 from benchmarks.dynamic.work import work_through
 
 RESULTS = Path(__file__).parents[1] / "results" / "real_base"
 LENGTHS = (25, 50, 100, 200, 400)
 TUNING = (25, 50, 100)
+MOVES = "moves"
+"""`auto` as it is on these bases: adapters that begin as PEFT begins them, and move."""
 
 
 def main() -> int:
@@ -35,7 +37,7 @@ def main() -> int:
         "--arms",
         nargs="+",
         default=list(STATIC),
-        help="the reference first; policies are those registered last",
+        help="the reference first; policies are those registered last, and `moves`",
     )
     parser.add_argument("--rates", nargs="+", type=float, default=[0.005, 0.008], help="tried at least")
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
@@ -49,6 +51,7 @@ def main() -> int:
     asked = parser.parse_args()
     until = time.monotonic() + 60 * asked.minutes
     policies = json.loads(THIRD.read_text(encoding="utf-8"))["policies"]
+    policies[MOVES] = json.loads(FILE.read_text(encoding="utf-8"))["policies"]["auto"]
     for task in asked.tasks:
         case = Case(base=asked.base, task=task, budget=asked.budget, batch=asked.batch, held_out=asked.rows)
         protocol = Protocol(

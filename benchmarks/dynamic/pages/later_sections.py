@@ -79,8 +79,10 @@ def real(pictures: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["", "## Real bases: difference against steps", ""]
     lines += paragraph(
         "One run at a constant rate gives every length (a copy decays over its last tenth). arm − all, each at its own "
-        "rate, tuned on one seed; with one seed the interval is over rows alone. *Steps saved*: by the curve of `all` "
-        "on the same seeds, ≥ and ≤ where that curve ends. Curves: [founding study](founding-study.md)."
+        "rate, tuned on one seed; with one seed the interval is over rows alone. *moves*: `auto` as it is on these "
+        "bases, where adapters begin as PEFT begins them; it decides at a tenth of the longest length. *Steps saved*: "
+        "by the curve of `all` on the same seeds, ≥ and ≤ where that curve ends. Curves: "
+        "[founding study](founding-study.md)."
     )
     for picture in pictures:
         lines += [

@@ -96,6 +96,7 @@ def check_trainer(trainer: Any) -> None:
     try:
         check_resizable(model)
     except AttachError as error:
-        raise AttachError(given=GIVEN, found=error.found, instead=error.instead) from None
+        error.given, error.args = GIVEN, (GIVEN, *error.args[1:])
+        raise
     if not any(p.requires_grad for p in model.parameters()):
         raise _refused("a model in which nothing is trained", "an adapter with is_trainable=True")
