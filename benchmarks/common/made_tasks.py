@@ -11,8 +11,8 @@ long-copy      eight words that follow a name, out of sixty           a position
 table-to-text  a sentence about a row of a table                      a frame chosen by the values
 =============  =====================================================  =====================================
 
-`benchmarks.common.further_tasks` has six more. Rows depend on (task, seed, split) alone. A prompt belongs to the
-evaluation split if its CRC-32 is divisible by 5, so that no prompt is in both.
+`benchmarks.common.further_tasks` and `benchmarks.common.later_tasks` have six more each. Rows depend on (task, seed,
+split) alone. A prompt belongs to the evaluation split if its CRC-32 is divisible by 5, so that no prompt is in both.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from benchmarks.common.further_tasks import FURTHER
+from benchmarks.common.later_tasks import LATER
 from loratlas.demo.words import ANIMALS, COLOURS, FOODS, LANDSCAPE, TOOLS, TRADES, names, source
 
 NAMES = 400
@@ -119,6 +120,7 @@ GENERATORS: Mapping[str, Callable[[Random, list[str]], tuple[str, str]]] = {
     "long-copy": long_copy,
     "table-to-text": table_to_text,
     **FURTHER,
+    **LATER,
 }
 
 

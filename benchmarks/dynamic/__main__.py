@@ -6,10 +6,11 @@
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic sought --minutes 60  a better plan, by local search
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic start --minutes 60   where adapters begin, registered alone
     LORATLAS_SHARED=../shared python -m benchmarks.dynamic auto --minutes 60    auto with such a start, on its own cases
+    LORATLAS_SHARED=../shared python -m benchmarks.dynamic ranks --minutes 60   ranks by explained variance, so begun
     python -m benchmarks.dynamic judge                                          placement.json, placement-2.json, pages
 
-All take their orders from ``benchmarks/results/preregistered.json``, but for ``start`` and ``auto``, which have
-registrations of their own, ``preregistered_start.json`` and ``preregistered_auto.json``. Stopped anywhere, the same
+All take their orders from ``benchmarks/results/preregistered.json``, but for ``start``, ``auto`` and ``ranks``,
+which have registrations of their own, ``preregistered_start.json`` and so on. Stopped anywhere, the same
 command goes on.
 """
 
@@ -27,10 +28,10 @@ from benchmarks.dynamic.added import ADDED, next_added
 from benchmarks.dynamic.arms import Plans
 from benchmarks.dynamic.cases import Opened
 from benchmarks.dynamic.finer import ARMS, next_finer
-from benchmarks.dynamic.judging.begun import judged_start
+from benchmarks.dynamic.judging.alone import judged_alone
 from benchmarks.dynamic.judging.placement import FOLDERS, assemble, summary
 from benchmarks.dynamic.pages.placement_page import earlier_page, page
-from benchmarks.dynamic.preregistration import FILE, START, THIRD, Preregistered, load
+from benchmarks.dynamic.preregistration import FILE, RANKS, START, THIRD, Preregistered, load
 from benchmarks.dynamic.queue import Job, Protocol
 from benchmarks.dynamic.records import Record, read_records
 from benchmarks.dynamic.sought import next_sought, plans_of
@@ -54,8 +55,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the folders of records")
     asked = parser.parse_args()
     registered = load()
-    if asked.what in ("start", "auto"):
-        run(load({"start": START, "auto": THIRD}[asked.what]), asked)
+    if asked.what in (own := {"start": START, "auto": THIRD, "ranks": RANKS}):
+        run(load(own[asked.what]), asked)
         return 0
     if asked.what != "judge":
         {"run": run, "finer": finer, "added": added, "sought": sought}[asked.what](registered, asked)
@@ -64,7 +65,8 @@ def main() -> int:
     write_json(RESULTS / "earlier" / "placement-2.json", before)
     write_text(PAGE.with_stem("placement-2"), earlier_page(before))
     result = assemble(load(THIRD), asked.results, trained="auto")
-    result["start"] = judged_start(load(START), asked.results / FOLDERS["start"])
+    result["start"] = judged_alone(load(START), asked.results / FOLDERS["start"], "begun")
+    result["ranks"] = judged_alone(load(RANKS), asked.results / FOLDERS["ranks"], "eva")
     write_json(RESULTS / "placement.json", result)
     write_text(PAGE, page(result, RESULTS))
     write_json(JUDGED, summary(result, before))

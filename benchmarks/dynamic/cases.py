@@ -29,8 +29,8 @@ class Task:
         held_out: rows that are judged on.
         batch: rows of a step.
         limit: rows read of the training file.
-        skip: rows of the training file that are passed over, and of the held-out file an eighth of them, so that
-            they are others than those of the task that begins at the first row.
+        skip: rows of the training file that are passed over, so that they are others than those of the task that
+            begins at the first row. eval_skip: the same of the held-out file; None for an eighth of ``skip``.
     """
 
     train: str
@@ -40,6 +40,7 @@ class Task:
     batch: int = 16
     limit: int = 8000
     skip: int = 0
+    eval_skip: int | None = None
 
 
 def _shared(name: str, **more: Any) -> Task:
@@ -60,6 +61,9 @@ TASKS: Mapping[str, Task] = {
     "sst2": _shared("sst2", max_length=96),
     "alpaca-later": _shared("alpaca", max_length=128, skip=8000),
     "e2e-later": _shared("e2e", max_length=128, skip=8000),
+    "alpaca-last": _shared("alpaca", max_length=128, skip=24_000, eval_skip=400),
+    "e2e-last": _shared("e2e", max_length=128, skip=24_000, eval_skip=2500),
+    "nl2bash-later": _shared("nl2bash", max_length=96, skip=8000, eval_skip=500),
     **{name: Task(train=MADE + name, limit=4000, max_length=192) for name in GENERATORS},
 }
 """By name; rows of ``made:…`` come from `benchmarks.common.made_tasks`."""
@@ -150,7 +154,8 @@ def _rows_of(task: Task) -> tuple[Rows, Rows]:
     train = _after(task.train, task.skip, task.limit)
     if task.eval is None:
         return train, open_rows(task.train, split="eval", limit=task.held_out)
-    return train, _after(task.eval, task.skip // 8, task.held_out)
+    passed = task.skip // 8 if task.eval_skip is None else task.eval_skip
+    return train, _after(task.eval, passed, task.held_out)
 
 
 def _after(source: str, skip: int, limit: int) -> Rows:

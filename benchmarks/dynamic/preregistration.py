@@ -26,6 +26,9 @@ FILE = Path(__file__).parents[1] / "results" / "preregistered.json"
 START = FILE.with_name("preregistered_start.json")
 """Another question, registered by itself: where adapters begin."""
 
+RANKS = FILE.with_name("preregistered_ranks.json")
+"""A third one: ranks by the explained variance of inputs, with adapters that begin along them."""
+
 THIRD = FILE.with_name("preregistered_auto.json")
 """The third edition: `auto` with adapters that begin along their inputs, on cases of its own."""
 

@@ -43,6 +43,7 @@ FOLDERS = {
     "sought": "placement_sought",
     "start": "placement_start",
     "auto": "placement_auto",
+    "ranks": "placement_ranks",
 }
 """What is trained → its folder of records."""
 

@@ -1,4 +1,4 @@
-"""Where adapters begin, registered by itself: `all` begun along its inputs against `all` begun as LoRA begins it."""
+"""One arm that was registered by itself, against `all` begun as LoRA begins it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,24 @@ from benchmarks.dynamic.queue import best_rate, tuned
 from benchmarks.dynamic.records import read_records
 from benchmarks.dynamic.work import held_out_of
 
-BEGUN = "begun"
 
-
-def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | None:
+def judged_alone(registered: Preregistered, folder: Path, arm: str) -> dict[str, Any] | None:
     """Every case that is whole, as plain data; None before the first.
 
     Args:
-        registered: the question. folder: of the cases' folders of records.
+        registered: the question. folder: of the cases' folders of records. arm: that was registered.
     """
     cases, losses = [], []
     for case, _ in registered.cases():
         if (rows := held_out_of(folder / case.name)) is None:
             continue
-        protocol, records = registered.protocol(case, [BEGUN]), read_records(folder / case.name)
+        protocol, records = registered.protocol(case, [arm]), read_records(folder / case.name)
         steps = protocol.lengths[-1]
         found = fresh_losses(protocol, records, rows)
-        if found is None or BEGUN not in found.losses:
+        if found is None or arm not in found.losses:
             continue
         losses.append(found)
-        apart = difference(found, BEGUN)
+        apart = difference(found, arm)
         cases.append(
             {
                 "base": case.base,
@@ -48,11 +46,11 @@ def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | No
                 "steps": steps,
                 "loss_of_all": round(float(found.by_seed(REFERENCE).mean()), 5),
                 "minus_all": apart.to_json(),
-                "minus_all_at_equal_cost": at_equal_cost(found, BEGUN, READING * steps).to_json(),
-                "steps_saved": steps_saved(found, BEGUN).to_json(),
+                "minus_all_at_equal_cost": at_equal_cost(found, arm, READING * steps).to_json(),
+                "steps_saved": steps_saved(found, arm).to_json(),
                 "verdict": verdict(apart),
                 "rates": {
-                    arm: best_rate(tuned(records, arm, steps, rows.tokens, 1)) for arm in (REFERENCE, BEGUN)
+                    each: best_rate(tuned(records, each, steps, rows.tokens, 1)) for each in (REFERENCE, arm)
                 },
             }
         )
@@ -63,7 +61,7 @@ def judged_start(registered: Preregistered, folder: Path) -> dict[str, Any] | No
         "registered_cases": len(registered.cases()),
         "cases": cases,
         "pooled": {
-            "mean": mean_difference(losses, BEGUN).to_json(),
-            **tally([difference(one, BEGUN) for one in losses]),
+            "mean": mean_difference(losses, arm).to_json(),
+            **tally([difference(one, arm) for one in losses]),
         },
     }
