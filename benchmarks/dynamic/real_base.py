@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.dynamic.arms import STATIC
 from benchmarks.dynamic.cases import TASKS, Case
+from benchmarks.dynamic.judging.placement import MOVES
 from benchmarks.dynamic.preregistration import FILE, THIRD
 from benchmarks.dynamic.queue import Protocol
 from benchmarks.dynamic.work import work_through
@@ -24,8 +25,6 @@ from benchmarks.dynamic.work import work_through
 RESULTS = Path(__file__).parents[1] / "results" / "real_base"
 LENGTHS = (25, 50, 100, 200, 400)
 TUNING = (25, 50, 100)
-MOVES = "moves"
-"""`auto` as it is on these bases: adapters that begin as PEFT begins them, and move."""
 
 
 def main() -> int:

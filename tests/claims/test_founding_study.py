@@ -123,7 +123,7 @@ def test_long_runs_are_one_row_until_feedforward_stays_ahead():
             }
             for index, high in enumerate(highs)
         ]
-        return {"base": "real:some-base", "task": task, "points": points}
+        return {"base": "real:some-base", "task": task, "budget": "like=all:2", "points": points}
 
     def rows(*pictures):
         evidence = replace(packaged(), placement={"real_base": list(pictures)})

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from benchmarks.common.further_tasks import DAYS, KINDS
+from benchmarks.common.later_tasks import MEANS
 from benchmarks.common.made_tasks import GENERATORS, VERBS, generate, split_of
 
 
@@ -118,3 +119,57 @@ def test_a_record_holds_what_the_sentence_says():
         assert all(str(value) in row["prompt"] for value in fields.values() if value is not None)
         assert ("fond of" in row["prompt"]) == (fields["food"] is not None)
         assert (" with a " in row["prompt"]) == (fields["animal"] is not None)
+
+
+def test_merging_takes_turns_the_second_list_first():
+    for row in generate("merging", split="train", rows=50):
+        first, second = (part.split(": ")[1].split() for part in row["prompt"].split(". ")[:2])
+        merged = row["completion"].split()
+        assert (merged[::2], merged[1::2]) == (second, first)
+
+
+def test_a_speaker_said_what_stands_behind_the_name():
+    for row in generate("speaker", split="train", rows=50):
+        *said, question = row["prompt"].split(". ")
+        asked = question.split()[2]
+        kept = [words for person, words in (line.split(": ") for line in said) if person == asked]
+        assert row["completion"].split(", ") == kept
+
+
+def test_the_way_back_ends_where_it_began():
+    east = {"east": 1j, "west": -1j, "north": 1, "south": -1, "up": 100, "down": -100}
+    for row in generate("return", split="train", rows=50):
+        legs = row["prompt"].removesuffix(". Back:").split(" ", 3)[3].split(", ")
+        there = [int(leg.split()[0]) * east[leg.split()[1]] for leg in legs]
+        back = [int(leg.split()[0]) * east[leg.split()[1]] for leg in row["completion"].split(", ")]
+        assert back == [-leg for leg in reversed(there)]
+
+
+def test_the_invented_language_has_a_word_of_its_own_for_each():
+    assert len(set(MEANS.values())) == len(MEANS)
+    for row in generate("language", split="train", rows=50):
+        words = row["prompt"].rstrip(".").split()
+        who, verb, colour, whom, place = words[1], words[2], words[4], words[5], words[8]
+        said = row["completion"].rstrip(".").split()
+        wanted = [MEANS[place], "an", MEANS[who], "el", MEANS[whom], MEANS[colour]]
+        assert said[:-1] == wanted
+        assert said[-1] not in MEANS.values()
+        assert verb not in said
+
+
+def test_a_ledger_has_a_line_for_each_purchase():
+    for row in generate("ledger", split="train", rows=50):
+        told = row["prompt"].rstrip(".").split(". ")
+        for sentence, line in zip(told, row["completion"].split("\n"), strict=True):
+            day, who, thing, price = line.split("; ")
+            words = sentence.split()
+            assert {who, thing} < set(words)
+            assert words[words.index("day") + 1] == day
+            assert words[words.index("paid" if "paid" in words else "for") + 1] == price
+
+
+def test_unique_keeps_the_first_of_each():
+    for row in generate("unique", split="train", rows=50):
+        words, kept = row["prompt"].removeprefix("Each once: ").split(), row["completion"].split()
+        assert len(kept) == len(set(kept)) == len(set(words))
+        assert [words.index(word) for word in kept] == sorted(words.index(word) for word in kept)

@@ -93,7 +93,8 @@ def test_what_auto_is_worth_has_counts_mean_steps_and_share(monkeypatch: pytest.
     pooled = {"better": 3, "worse": 1, "cases": 9, "mean": mean, "steps_saved": 11.6}
     pooled["share_lost"] = {"value": 0.07, "low": -0.03, "high": 0.14}
     moves = {"better": 4, "worse": 3, "cases": 9}
-    found = {"pooled": pooled, "signals": {"energy": {**moves, "mean": mean}}}
+    real = {"signal": "weighted", "cases": []}
+    found = {"pooled": pooled, "signals": {"energy": {**moves, "mean": mean}}, "real": real}
     monkeypatch.setattr(advice, "judged", lambda: {"inside": found})
     said = auto_record()
     assert "better in 3, worse in 1 of 9 held-out cases" in said
@@ -107,6 +108,13 @@ def test_what_auto_is_worth_has_counts_mean_steps_and_share(monkeypatch: pytest.
     assert "moves by weighted, adapters begun as PEFT begins them, were better in 4" in auto_record(
         "weighted"
     )
+    assert "On real bases" not in auto_record("weighted")
+    tried = {"base": "smollm2-135m", "task": "nl2bash", "budget": "all:8", "steps": 200, "seeds": 1}
+    real["cases"] = [{**tried, "minus_all": {"value": 0.023, "low": 0.003, "high": 0.043}}]
+    assert "seeds: smollm2-135m nl2bash all:8, 200 steps +0.023 (+0.003 to +0.043). A study" in auto_record(
+        "weighted"
+    )
+    assert "On real bases" not in auto_record("energy")
     assert "moves by energy, adapters begun as PEFT begins them, were better in 4" in auto_record("energy")
     assert "was not measured" in auto_record("attention")
     pooled["share_lost"] = {"value": None, "low": None, "high": None}

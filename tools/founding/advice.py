@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.founding.pictures import fresh_points
+from tools.founding.pictures import case_of, fresh_points
 
 from loratlas.claims.comparisons import Contrast, contrasts, middle, tally
 from loratlas.claims.evidence_files import ClaimEvidence
@@ -159,7 +159,7 @@ def level_from(points: Sequence[Mapping[str, Any]]) -> int | None:
 def _first_and_last(picture: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
     first, last = points[0], points[-1]
     return (
-        f"{picture['task']} on {base_name(picture['base'])}, {_estimate(first['minus_all'])} after "
+        f"{case_of(picture)} on {base_name(picture['base'])}, {_estimate(first['minus_all'])} after "
         f"{first['steps']} steps and {_estimate(last['minus_all'])} after {last['steps']} "
         f"({last['seeds']} {'seed' if last['seeds'] == 1 else 'seeds'})"
     )

@@ -13,6 +13,7 @@ from tools.founding.pictures import (
     against_parameters,
     against_steps,
     at_one_rate,
+    case_of,
     forest,
     fresh_points,
     rank_of,
@@ -189,7 +190,7 @@ def _rates(evidence: ClaimEvidence) -> list[dict[str, str]]:
         rows += [
             {
                 "base": picture["base"].split(":")[-1],
-                "task": picture["task"],
+                "task": case_of(picture),
                 "steps": str(steps),
                 "rate": f"{rate:g}",
                 "loss": f"{loss:.3f}",
@@ -253,7 +254,7 @@ def _long(evidence: ClaimEvidence) -> list[Mapping[str, Any]]:
 
 
 def _slug(picture: Mapping[str, Any]) -> str:
-    return f"{base_name(picture['base'])}-{picture['task']}"
+    return f"{base_name(picture['base'])}-{case_of(picture).replace(' ', '-').replace(':', '')}"
 
 
 def _steps_words(picture: Mapping[str, Any]) -> str:
@@ -264,7 +265,7 @@ def _steps_words(picture: Mapping[str, Any]) -> str:
         " alone" if last["seeds"] == 1 else " and seeds"
     )
     return (
-        f"On {base_name(picture['base'])} with {picture['task']} feed-forward alone is "
+        f"On {base_name(picture['base'])} with {case_of(picture)} feed-forward alone is "
         f"{first['minus_all']['value']:+.3f} nats from all layers after {first['steps']} steps and "
         f"{last['minus_all']['value']:+.3f} after {last['steps']} ({seeds}): "
         + (

@@ -93,6 +93,15 @@ def fresh_points(picture: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [p for p in picture["points"] if p["fresh"] and p["arm"] == "feedforward"]
 
 
+def case_of(picture: Mapping[str, Any]) -> str:
+    """Task and budget of a picture.
+
+    >>> case_of({"task": "nl2bash", "budget": "like=all:2"})
+    'nl2bash all:2'
+    """
+    return f"{picture['task']} {picture['budget'].removeprefix('like=')}"
+
+
 def against_steps(picture: Mapping[str, Any]) -> str:
     """Feed-forward alone against all layers on a real base, as runs grow longer."""
     points = fresh_points(picture)
@@ -102,7 +111,7 @@ def against_steps(picture: Mapping[str, Any]) -> str:
     ends = [end for p in points for end in (p["minus_all"]["low"], p["minus_all"]["high"])]
     y = Scale(min(*ends, 0.0) - 0.005, max(*ends, 0.0) + 0.005, height - 44, TOP)
     title = (
-        f"feed-forward alone − all layers, {picture['task']} on {base_name(picture['base'])}, nats per token"
+        f"feed-forward alone − all layers, {case_of(picture)} on {base_name(picture['base'])}, nats per token"
     )
     body = [f'<text x="12" y="20">{escape(title)}</text>']
     body += _levels(y, _tick)

@@ -36,6 +36,9 @@ from loratlas.training.input_start import SHARE
 from loratlas.training.settings import EVA
 
 AUTO = "auto"
+MOVES = "moves"
+"""`auto` as it is on real bases: adapters that begin as PEFT begins them, and move."""
+
 FOLDERS = {
     "run": "placement",
     "finer": "placement_finer",
@@ -144,8 +147,26 @@ def summary(result: Mapping[str, Any], moves: Mapping[str, Any]) -> dict[str, An
     signals = {arm: found for arm, found in (alone or {}).get("against_all", {}).items() if arm in POLICIES}
     if alone:  # `auto` there is its policy, begun as the others are
         signals[DEFAULT] = {**alone["against_all"][AUTO], "finer": alone["finer"]}
-    inside = {"pooled": of_auto, "signals": signals}
+    inside = {"pooled": of_auto, "signals": signals, "real": _on_real_bases(result["real_base"])}
     return {"inside": inside, "scans": said(result["scans"])}
+
+
+def _on_real_bases(pictures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`auto` as it is on real bases against `all`, after the longest runs of fresh seeds."""
+    cases = []
+    for picture in pictures:
+        fresh = [point for point in picture["points"] if point["fresh"] and point["arm"] == MOVES]
+        if fresh:
+            last = max(fresh, key=lambda point: point["steps"])
+            cases.append(
+                {
+                    "base": picture["base"].split(":")[-1],
+                    "task": picture["task"],
+                    "budget": picture["budget"].removeprefix("like="),
+                    **{name: last[name] for name in ("steps", "seeds", "minus_all")},
+                }
+            )
+    return {"signal": DEFAULT, "cases": cases}
 
 
 def _of_cases(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

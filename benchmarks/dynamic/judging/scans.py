@@ -34,7 +34,7 @@ KEPT = Path(__file__).parents[2] / "results" / "oracle"
 UNSEEN = ("gpt2-mini-nl2bash-all1", "gpt2-mini-retrieval-all1")
 """Cases whose losses no score was chosen by."""
 
-THIRD = KEPT.parent / "unseen-gsm8k.json"
+THIRD = KEPT / "unseen-gsm8k.json"
 """One more, trained afterwards as a study. It has nine plans, where the others have thirty, and so a best plan that is
 easier to match; and its losses are kept by seed, not by row. So it has differences to `all`, and no share."""
 

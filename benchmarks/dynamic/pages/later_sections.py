@@ -33,6 +33,36 @@ def begun(start: Mapping[str, Any] | None) -> list[str]:
             "first rows costs a sixtieth of the run; the last column has `all` trained for so much longer."
         ),
     ]
+    return lines + _alone(start, "begun")
+
+
+def explained(ranks: Mapping[str, Any] | None) -> list[str]:
+    """Ranks by the explained variance of inputs; nothing before they were judged."""
+    if ranks is None:
+        return []
+    registered, pooled = ranks["preregistered"], ranks["pooled"]
+    lines = ["", "## Ranks by explained variance", ""]
+    lines += paragraph(
+        "Of all arms of this page `eva` loses least: adapters that begin along their inputs, and ranks that follow how "
+        "much of each input a direction explains, twice the reference at most. That was read on the cases above, so "
+        "that it was registered anew, before `auto` does so, on other cases "
+        "([preregistered_ranks.json](../../benchmarks/results/preregistered_ranks.json), SHA-256 "
+        f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`). Judged so far: {len(ranks['cases'])} "
+        f"of {ranks['registered_cases']}; those that are missing were not trained yet."
+    )
+    lines += [
+        "",
+        *paragraph(
+            f"**Better in {pooled['better']} of {pooled['cases']} unseen cases, worse in {pooled['worse']}**; "
+            f"in the mean over cases the difference is {interval(pooled['mean'], '+.4f')} nats per token. `auto` does "
+            "not follow these ranks yet."
+        ),
+    ]
+    return lines + _alone(ranks, "eva")
+
+
+def _alone(found: Mapping[str, Any], arm: str) -> list[str]:
+    """An arm that was registered by itself, case by case."""
     rows = (
         (
             f"{case_name(case)} {case['budget'].removeprefix('like=')}",
@@ -43,10 +73,10 @@ def begun(start: Mapping[str, Any] | None) -> list[str]:
             case["verdict"],
             interval(case["minus_all_at_equal_cost"], "+.4f"),
         )
-        for case in start["cases"]
+        for case in found["cases"]
     )
-    head = ["case", "steps", "loss of `all`", "begun − all", "steps saved", "verdict", "at equal cost"]
-    return lines + table(head, rows)
+    head = ["case", "steps", "loss of `all`", f"{arm} − all", "steps saved", "verdict", "at equal cost"]
+    return table(head, rows)
 
 
 def scans(found: Mapping[str, Any]) -> list[str]:

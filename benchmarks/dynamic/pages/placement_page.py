@@ -44,6 +44,7 @@ def page(result: Mapping[str, Any], results: Path) -> str:
         *(_earlier(figure) for figure in result["earlier"]),
         *_tables(result),
         *later_sections.begun(result.get("start")),
+        *later_sections.explained(result.get("ranks")),
         *later_sections.scans(result["scans"]),
         *later_sections.real(result["real_base"]),
         *sections(results),

@@ -23,7 +23,8 @@ DECIDED_BEFORE = "probe_yield"
 
 JUDGED = Path(__file__).with_name("judged.json")
 """``inside``: of ``auto``, which places inside the run, pooled, and of policies where adapters begin as PEFT begins
-them (``signals``); ``scans``: of scores, by column."""
+them (``signals``), on held-out cases of small bases; the default policy on real ones (``real``); ``scans``: of scores,
+by column."""
 
 
 @cache
@@ -53,7 +54,7 @@ def auto_record(signal: str | None = None) -> str:
             if signal not in moves
             else f"Measured against `all` at equal steps and parameters: moves by {signal}, adapters begun as PEFT "
             f"begins them, were {_counts(moves[signal])} held-out cases of small bases, {_mean(moves[signal]['mean'])} "
-            "in the mean. A study compares both on your rows."
+            f"in the mean.{_on_real_bases(found['real'], signal)} A study compares both on your rows."
         )
     cases, alone = found["pooled"], moves.get("weighted")
     if cases is None:
@@ -79,8 +80,23 @@ def _counts(found: Mapping[str, Any]) -> str:
     return f"better in {found['better']}, worse in {found['worse']} of {found['cases']}{finer}"
 
 
+def _on_real_bases(found: Mapping[str, Any], signal: str) -> str:
+    """What the policy was worth on real bases, in a sentence; empty where it was not tried."""
+    if found["signal"] != signal or not found["cases"]:
+        return ""
+    told = (
+        f"{case['base']} {case['task']} {case['budget']}, {case['steps']} steps {_ends(case['minus_all'])}"
+        for case in found["cases"]
+    )
+    return f" On real bases, each at a rate of its own, one or two seeds: {'; '.join(told)}."
+
+
+def _ends(found: Mapping[str, Any]) -> str:
+    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+
+
 def _mean(found: Mapping[str, Any]) -> str:
-    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}) nats per token"
+    return f"{_ends(found)} nats per token"
 
 
 TRIAL_LR = 1e-2
