@@ -143,7 +143,7 @@ def test_long_runs_are_one_row_until_feedforward_stays_ahead():
     row, stays = rows(level, ahead)
     assert row.situation == "a pretrained decoder and time for 50 steps or more"
     assert stays.placement == "`feedforward`"
-    assert "three on some-base, -0.030 (-0.050 to -0.010) after 25 steps" in stays.because
+    assert "three all:2 on some-base, -0.030 (-0.050 to -0.010) after 25 steps" in stays.because
 
 
 def test_figures_hold_every_finding():
