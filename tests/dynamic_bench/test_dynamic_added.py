@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.dynamic.added import next_added
-from benchmarks.dynamic.judging.begun import judged_start
+from benchmarks.dynamic.judging.alone import judged_alone
 from benchmarks.dynamic.pages.placement_page import earlier_page, page
 from benchmarks.dynamic.queue import Job
 from benchmarks.dynamic.records import Record
@@ -72,9 +72,9 @@ def test_the_page_tells_of_it_and_no_other_figure_changes(tmp_path: Path):
 
 
 def test_where_adapters_begin_is_judged_by_itself(tmp_path: Path):
-    assert judged_start(REGISTERED, tmp_path) is None
+    assert judged_alone(REGISTERED, tmp_path, "begun") is None
     keep(tmp_path, [replace(one, arm="begun") if one.arm == "auto" else one for one in coarse()])
-    found = judged_start(REGISTERED, tmp_path)
+    found = judged_alone(REGISTERED, tmp_path, "begun")
     assert found is not None
     (case,) = found["cases"]
     assert case["verdict"] == "better"
@@ -86,3 +86,7 @@ def test_where_adapters_begin_is_judged_by_itself(tmp_path: Path):
     keep(tmp_path / "placement", coarse())
     written = page(assembled(tmp_path) | {"start": found}, tmp_path)
     assert "**Better in 1 of 1 unseen cases, worse in 0**" in written
+    assert "Ranks by explained variance" not in written
+    written = page(assembled(tmp_path) | {"ranks": found}, tmp_path)
+    assert "Judged so far: 1 of 1" in written
+    assert "eva − all" in written
