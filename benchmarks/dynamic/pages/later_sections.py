@@ -15,22 +15,19 @@ def begun(start: Mapping[str, Any] | None) -> list[str]:
     """Where adapters begin; nothing before it was judged."""
     if start is None:
         return []
-    registered, pooled = start["preregistered"], start["pooled"]
     lines = ["", "## Where adapters begin", ""]
     lines += paragraph(
         "Of the arms that were [registered before](placement-2.md) `eva` alone is far below `all`. Its ranks are "
         "nearly those of `all`; its own is that A begins along the directions of each matrix's input (`--init eva`). "
         "So this was registered by itself, before `auto` began so "
-        "([preregistered_start.json](../../benchmarks/results/preregistered_start.json), SHA-256 "
-        f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`): `all` begun so against `all` begun as "
+        f"({_registration(start, 'preregistered_start.json')}): `all` begun so against `all` begun as "
         f"LoRA begins it, on other cases. Judged so far: {len(start['cases'])} of {start['registered_cases']}."
     )
     lines += [
         "",
         *paragraph(
-            f"**Better in {pooled['better']} of {pooled['cases']} unseen cases, worse in {pooled['worse']}**; "
-            f"in the mean over cases the difference is {interval(pooled['mean'], '+.4f')} nats per token. Reading the "
-            "first rows costs a sixtieth of the run; the last column has `all` trained for so much longer."
+            f"{_found(start)} Reading the first rows costs a sixtieth of the run; the last column has `all` trained "
+            "for so much longer."
         ),
     ]
     return lines + _alone(start, "begun")
@@ -40,25 +37,37 @@ def explained(ranks: Mapping[str, Any] | None) -> list[str]:
     """Ranks by the explained variance of inputs; nothing before they were judged."""
     if ranks is None:
         return []
-    registered, pooled = ranks["preregistered"], ranks["pooled"]
     lines = ["", "## Ranks by explained variance", ""]
     lines += paragraph(
         "Of all arms of this page `eva` loses least: adapters that begin along their inputs, and ranks that follow how "
         "much of each input a direction explains, twice the reference at most. That was read on the cases above, so "
         "that it was registered anew, before `auto` does so, on other cases "
-        "([preregistered_ranks.json](../../benchmarks/results/preregistered_ranks.json), SHA-256 "
-        f"`{registered['digest'][:16]}…`, commit `{registered['commit'][:12]}`). Judged so far: {len(ranks['cases'])} "
+        f"({_registration(ranks, 'preregistered_ranks.json')}). Judged so far: {len(ranks['cases'])} "
         f"of {ranks['registered_cases']}; those that are missing were not trained yet."
     )
     lines += [
         "",
-        *paragraph(
-            f"**Better in {pooled['better']} of {pooled['cases']} unseen cases, worse in {pooled['worse']}**; "
-            f"in the mean over cases the difference is {interval(pooled['mean'], '+.4f')} nats per token. `auto` does "
-            "not follow these ranks yet."
-        ),
+        *paragraph(f"{_found(ranks)} `auto` does not follow these ranks yet."),
     ]
     return lines + _alone(ranks, "eva")
+
+
+def _registration(found: Mapping[str, Any], file: str) -> str:
+    """Where an arm was registered by itself, and since when."""
+    registered = found["preregistered"]
+    return (
+        f"[{file}](../../benchmarks/results/{file}), SHA-256 `{registered['digest'][:16]}…`, commit "
+        f"`{registered['commit'][:12]}`"
+    )
+
+
+def _found(found: Mapping[str, Any]) -> str:
+    """What came of an arm that was registered by itself, in a sentence."""
+    pooled = found["pooled"]
+    return (
+        f"**Better in {pooled['better']} of {pooled['cases']} unseen cases, worse in {pooled['worse']}**; in the mean "
+        f"over cases the difference is {interval(pooled['mean'], '+.4f')} nats per token."
+    )
 
 
 def _alone(found: Mapping[str, Any], arm: str) -> list[str]:
